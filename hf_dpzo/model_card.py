@@ -1,0 +1,175 @@
+"""The guarantee, written down: `privacy.json` for machines and `README.md` for people, beside the weights.
+
+Every number about privacy is computed from the ledger. Nothing here takes an epsilon.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from hf_dpzo.accounting import NEIGHBORING_RELATION
+from hf_dpzo.ledger import Budget, round_up
+from hf_dpzo.methods import Method
+
+
+SCHEMA = "hf-dpzo/privacy@1"
+TAGS = ("differential-privacy", "zeroth-order", "hf-dpzo")
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
+NOT_COVERED = (
+    "the data that the base model was pretrained on",
+    "choices made by looking at private data: hyperparameters, templates, label words, the number of attempts",
+    "the evaluation figures, which were computed on data {evaluation}",
+    "more than one row of the same person: the unit is a row",
+    "the number of training rows, which is treated as public",
+    "what happened to the data before training, such as filtering or removing duplicates",
+    "the time and the memory that training took, and whoever could watch the machine",
+)
+ISOLATION = {
+    True: "each row is evaluated by itself, so that no other row can reach its loss",
+    False: "rows are evaluated in micro-batches that share their padding; float32 rounding may let one row move "
+    "another's loss in the last digits, which the guarantee does not count",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a card is written about.
+
+    Args:
+        method_name: the method's name in `METHODS`.
+        method: the method with its parameters.
+        budget: its plan and ledger.
+        directions: the name of the directions' distribution.
+        seed: the public seed of the directions.
+        base_model: what was fine-tuned.
+        peft: whether an adapter was trained, instead of the model's own parameters.
+        num_rows: number of training rows.
+        expected_batch_size: rows in a batch on average.
+        rows_evaluated_alone: whether a micro-batch held a single row.
+        eval_data_is_public: whether the evaluation data were declared public.
+        metrics: the metrics of the last evaluation.
+        hyperparameters: what else the card lists of how the model was trained.
+    """
+
+    method_name: str
+    method: Method
+    budget: Budget
+    directions: str
+    seed: int
+    base_model: str
+    peft: bool
+    num_rows: int
+    expected_batch_size: int
+    rows_evaluated_alone: bool
+    eval_data_is_public: bool
+    metrics: dict[str, float]
+    hyperparameters: dict[str, Any]
+
+
+def write_card(run: Run, folder: str | Path) -> None:
+    """Write `privacy.json` and `README.md` into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    statement = privacy_statement(run)
+    (folder / "privacy.json").write_text(json.dumps(statement, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    render(run, statement).save(folder / "README.md")
+
+
+def privacy_statement(run: Run) -> dict[str, Any]:
+    """Return what `privacy.json` says: what is claimed, for what, and from which facts it follows."""
+    return {
+        "schema": SCHEMA,
+        "status": "differentially_private" if run.budget.private else "NOT_PRIVATE",
+        "claim": _claim(run.budget) if run.budget.private else None,
+        "mechanism": _mechanism(run),
+        "sampling": {
+            "scheme": "Poisson: each row joins each batch independently",
+            "sampling_rate": run.expected_batch_size / run.num_rows,
+            "expected_batch_size": run.expected_batch_size,
+            "num_rows": run.num_rows,
+            "randomness": "operating system (os.urandom), kept nowhere",
+        },
+        "accounting": _accounting(run.budget) if run.budget.private else None,
+        "directions": {"distribution": run.directions, "seed": run.seed, "public": True},
+        "numerical_isolation": ISOLATION[run.rows_evaluated_alone],
+        "not_covered": _not_covered(run),
+        "base_model": run.base_model,
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _claim(budget: Budget) -> dict[str, Any]:
+    return {
+        "definition": "(epsilon, delta)-differential privacy",
+        "epsilon": round_up(budget.spent().epsilon),
+        "delta": budget.delta,
+        "unit": "one row of the training data",
+        "neighboring_relation": NEIGHBORING_RELATION.name,
+        "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
+        "planned_steps": budget.planned_steps,
+        "steps_taken": len(budget.ledger),
+        "steps_claimed": sum(count for _, count in budget.claimed),
+        "best_membership_accuracy": round_up(budget.membership_accuracy()),
+    }
+
+
+def _accounting(budget: Budget) -> dict[str, Any]:
+    spent = budget.spent()
+    return {
+        "ledger": [
+            {**dataclasses.asdict(query), "query": type(query).__name__, "count": n} for query, n in budget.claimed
+        ],
+        "epsilon_pld": None if spent.pld is None else round_up(spent.pld),
+        "epsilon_rdp": round_up(spent.rdp),
+        "reported": "the smaller of two upper bounds, rounded up",
+    }
+
+
+def _mechanism(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.method_name,
+        "title": run.method.paper.title,
+        "url": run.method.paper.url,
+        **dataclasses.asdict(run.method),
+        **({"noise_multiplier": run.budget.query.noise_multiplier} if run.budget.private else {}),
+        "num_directions": run.method.estimator.num_directions,
+        "noise": "discrete Gaussian (OpenDP), one draw for each direction and step" if run.budget.private else "none",
+        "sensitivity": "clip_norm, exact on a lattice of clip_norm * 2**-40" if run.budget.private else "unbounded",
+    }
+
+
+def _not_covered(run: Run) -> list[str]:
+    evaluation = "declared public" if run.eval_data_is_public else "that were not declared public"
+    return [line.format(evaluation=evaluation) for line in NOT_COVERED]
+
+
+def render(run: Run, statement: dict[str, Any]) -> ModelCard:
+    """Return the card for people."""
+    data = ModelCardData(
+        base_model=run.base_model or None,
+        library_name="peft" if run.peft else "transformers",
+        tags=list(TAGS),
+    )
+    if run.budget.private:
+        claim = statement["claim"]
+        data.differential_privacy = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        run=run,
+        title=f"{run.base_model.split('/')[-1] or 'Model'}, fine-tuned by {run.method_name}",
+        paper=run.method.paper,
+        statement=statement,
+        metrics={name: value for name, value in run.metrics.items() if not math.isnan(value)},
+    )

@@ -1,0 +1,75 @@
+"""Secret randomness: the noise of a release and the membership of a batch.
+
+Everything here comes from the operating system's cryptographic generator: the noise through OpenDP's exact samplers,
+the membership through `os.urandom`. Nothing takes a seed, keeps a state or can be replayed, and nothing here shares a
+type or a generator with the public directions of `perturbation.py`.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import opendp.prelude as opendp
+
+
+# OpenDP keeps every constructor whose proof has not been vetted by its committee behind this switch.
+opendp.enable_features("contrib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteGaussian:
+    """Adds exact discrete Gaussian noise to a vector of integers (Canonne, Kamath and Steinke 2020).
+
+    Args:
+        scale: the standard deviation, in lattice steps. An integer, so that it is exact wherever it is written down.
+
+    Guarantee: for two vectors at L2 distance `r`, the outputs satisfy `r**2 / (2 * scale**2)`-zCDP, in any dimension.
+
+    >>> noisy = DiscreteGaussian(scale=1 << 20).add([0, 10])
+    >>> len(noisy), all(isinstance(value, int) for value in noisy)
+    (2, True)
+    """
+
+    scale: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < 2**53:
+            raise ValueError(f"scale={self.scale}: the noise needs an integer scale between 1 and 2**53 - 1.")
+
+    def add(self, values: list[int]) -> list[int]:
+        """Return `values` plus one independent draw for each of them."""
+        return self._measurement(values)
+
+    @cached_property
+    def _measurement(self) -> opendp.Measurement:
+        domain, metric = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
+        return opendp.m.make_gaussian(domain, metric, scale=float(self.scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BernoulliMask:
+    """Decides for each of `size` rows, independently and secretly, whether it takes part.
+
+    Args:
+        size: how many rows there are.
+        rate: the probability of each, in (0, 1].
+
+    >>> BernoulliMask(size=3, rate=1.0).draw().tolist()
+    [True, True, True]
+    """
+
+    size: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate={self.rate}: a sampling rate lies in (0, 1].")
+
+    def draw(self) -> np.ndarray:
+        """Return fresh booleans `[size]`."""
+        if self.rate == 1:
+            return np.ones(self.size, dtype=bool)
+        # A 64-bit uniform below floor(rate * 2**64): never more likely than `rate`, and less by under 2**-64.
+        threshold = np.uint64(int(self.rate * 2**64))
+        return np.frombuffer(os.urandom(8 * self.size), dtype=np.uint64) < threshold

@@ -1,0 +1,132 @@
+"""Public random directions, added to parameters in place.
+
+A direction z is a function of (run seed, step, direction number, parameter number, coordinate) and of nothing else:
+it is never stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
+nothing about the data, and must never be counted on to hide them.
+
+The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+# Coordinates a chunk. Two float32 buffers of it (512 KiB) fit a second-level cache. Part of the format: the Gaussian
+# directions are drawn chunk by chunk.
+CHUNK = 1 << 16
+# Keys the streams of this library apart from anybody else's use of Philox with the same seed.
+_DOMAIN = int.from_bytes(b"hf_dpzo", "big")
+_SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
+
+
+class Directions(ABC):
+    """The directions z of a run, one for each (step, direction) pair.
+
+    Args:
+        seed: the run's public seed.
+        sizes: number of coordinates of each parameter, in order.
+    """
+
+    def __init__(self, *, seed: int, sizes: Sequence[int]) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed={seed}: the public seed of the directions is an integer from 0 to 2**64 - 1.")
+        self.seed = seed
+        self.sizes = tuple(sizes)
+
+    @torch.no_grad()
+    def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
+        """Add `sum_k weights[k] * z_k` to `parameter`, the `index`-th one, in place.
+
+        Each coordinate is rounded once, after the sum over k has been taken in float32.
+        """
+        for chunk, piece in enumerate(parameter.detach().view(-1).split(CHUNK)):
+            piece.add_(self._combination(chunk, index=index, step=step, weights=weights).to(piece.device))
+
+    def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return coordinates `start` to `stop` of one direction, float32.
+
+        >>> z = Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0)
+        >>> z.tolist() == Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0).tolist(), z.abs().tolist()
+        (True, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+        """
+        stop = self.sizes[index] if stop is None else stop
+        chunks = range(start // CHUNK, math.ceil(stop / CHUNK))
+        pieces = [self._combination(c, index=index, step=step, weights={direction: 1.0}) for c in chunks]
+        whole = torch.cat(pieces) if pieces else torch.empty(0)
+        offset = (start // CHUNK) * CHUNK
+        return whole[start - offset : stop - offset]
+
+    def _combination(self, chunk: int, *, index: int, step: int, weights: Mapping[int, float]) -> torch.Tensor:
+        size = min(CHUNK, self.sizes[index] - chunk * CHUNK)
+        total = None
+        for direction, weight in weights.items():
+            address = (chunk, index, direction, step)
+            scaled = self._scaled(weight, size=size, address=address)
+            total = scaled if total is None else total.add_(scaled)
+        return torch.zeros(size) if total is None else total
+
+    @abstractmethod
+    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
+        """Return `weight * z` on one chunk, a new float32 tensor `[size]`."""
+
+    def _philox(self, address: tuple[int, int, int, int]) -> np.random.Philox:
+        """The counter-based generator of a chunk: each chunk owns 2**32 counts, far more than it uses."""
+        chunk, index, direction, step = address
+        return np.random.Philox(
+            key=np.array([self.seed, _DOMAIN], dtype=np.uint64),
+            counter=np.array([chunk << 32, index, direction, step], dtype=np.uint64),
+        )
+
+
+class Rademacher(Directions):
+    """Independent fair signs (Spall 1992): `||z||**2` is exactly the number of coordinates.
+
+    The signs are the bits of Philox's output, in order, so they are the same on every device.
+    """
+
+    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
+        words = self._philox(address).random_raw(math.ceil(size / 64)).astype("<u8", copy=False)
+        # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
+        signed = np.take(_SIGNS_OF_BYTE * np.float32(weight), words.view(np.uint8), axis=0, mode="clip")
+        return torch.from_numpy(signed).view(-1)[:size]
+
+
+class Gaussian(Directions):
+    """Independent standard normal coordinates, as in MeZO (Malladi et al. 2023).
+
+    Each chunk has a `torch.Generator` of its own, seeded from Philox.
+    """
+
+    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(int(self._philox(address).random_raw()))
+        return torch.empty(size).normal_(generator=generator).mul_(weight)
+
+
+class Sphere(Gaussian):
+    """Uniform on the sphere of radius `sqrt(d)` over all d coordinates of all parameters, as in DPZero's theory."""
+
+    def __init__(self, *, seed: int, sizes: Sequence[int]) -> None:
+        super().__init__(seed=seed, sizes=sizes)
+        self._stretch = lru_cache(maxsize=256)(self._compute_stretch)
+
+    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
+        _, _, direction, step = address
+        return super()._scaled(weight * self._stretch(direction, step), size=size, address=address)
+
+    def _compute_stretch(self, direction: int, step: int) -> float:
+        """What takes the Gaussian vector of a direction to the sphere."""
+        squares = 0.0
+        for index, numel in enumerate(self.sizes):
+            for chunk in range(math.ceil(numel / CHUNK)):
+                size = min(CHUNK, numel - chunk * CHUNK)
+                piece = super()._scaled(1.0, size=size, address=(chunk, index, direction, step))
+                squares += float(piece.double().square().sum())
+        return math.sqrt(sum(self.sizes) / squares)
+
+
+DIRECTIONS: dict[str, type[Directions]] = {"rademacher": Rademacher, "gaussian": Gaussian, "sphere": Sphere}

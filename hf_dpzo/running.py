@@ -1,0 +1,71 @@
+"""Runs a recipe from beginning to end: load, evaluate, train, evaluate, save."""
+
+import time
+
+import numpy as np
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction
+
+from hf_dpzo.ledger import round_up
+from hf_dpzo.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe import Recipe
+from hf_dpzo.trainer import ZOTrainer
+from hf_dpzo.training_args import ZOTrainingArguments
+
+
+def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
+    """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report."""
+    trainer = build_trainer(recipe, args)
+    before = _metric(trainer, recipe)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    after = _metric(trainer, recipe)
+    trainer.save_model()
+    name = "evaluation loss" if recipe.task == "causal-lm" else "accuracy"
+    return [
+        *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
+        *_guarantee(trainer),
+        ("steps", str(trainer.state.global_step)),
+        ("seconds of training", f"{seconds:.0f}"),
+        ("model" if recipe.adapter == "none" else "adapter", args.output_dir),
+    ]
+
+
+def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
+    """Load everything that the recipe names, and put the trainer together."""
+    tokenizer = load_tokenizer(recipe)
+    train, evaluation = load_rows(recipe, tokenizer)
+    model = load_model(recipe, tokenizer)
+    causal = recipe.task == "causal-lm"
+    return ZOTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer),
+        compute_metrics=None if causal else accuracy,
+        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.task == "prompt-classification" else None,
+    )
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """The share of rows whose highest score is that of their class.
+
+    >>> accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
+    {'accuracy': 0.5}
+    """
+    return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
+
+
+def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
+    if trainer.eval_dataset is None:
+        return None
+    metrics = trainer.evaluate()
+    return f"{metrics['eval_loss' if recipe.task == 'causal-lm' else 'eval_accuracy']:.4f}"
+
+
+def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
+    if not trainer.budget.private:
+        return [("privacy", "none: the method adds no noise")]
+    return [("epsilon", f"{round_up(trainer.budget.spent().epsilon):g}"), ("delta", f"{trainer.budget.delta:g}")]

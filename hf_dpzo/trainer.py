@@ -1,0 +1,297 @@
+"""`ZOTrainer`: the stock Trainer, with the training step of differentially private zeroth-order optimization.
+
+Nothing but hooks is overridden. One step is `training_step` below, followed by the stock loop's `optimizer.step()`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_utils import PredictionOutput, TrainOutput
+
+from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
+from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
+from hf_dpzo.ledger import round_up
+from hf_dpzo.losses import FunctionLoss, Inputs, PerExampleLoss, loss_of_head, unwrapped
+from hf_dpzo.model_card import TAGS, Run, write_card
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.progress import EpsilonProgressCallback
+from hf_dpzo.refusals import refuse_callbacks, refuse_model, refuse_parts
+from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler
+from hf_dpzo.training_args import ZOTrainingArguments
+
+
+# Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
+COPIED_SHARE = 0.1
+SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
+# What the stock loop may log about training. Everything else that it computes is a function of unreleased data.
+RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon", "train_runtime", "train_steps_per_second"})
+
+
+class ZOTrainer(Trainer):
+    """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
+
+    Takes what the Trainer takes, and:
+
+    Args:
+        args: `ZOTrainingArguments`. per_example_loss: a `PerExampleLoss`, or any function `(model, inputs) ->
+        [batch]`, differentiable or not. Defaults
+            to the loss of the model's head.
+
+    Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
+
+    Raises:
+        ValueError: for whatever would break that, in one sentence, before any data are touched.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: ZOTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list | None = None,
+        optimizers: tuple = (None, None),
+        preprocess_logits_for_metrics: Callable | None = None,
+        *,
+        per_example_loss: PerExampleLoss | Callable[[torch.nn.Module, Inputs], torch.Tensor] | None = None,
+    ) -> None:
+        if not isinstance(args, ZOTrainingArguments):
+            raise ValueError(
+                f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
+            )
+        refuse_parts(
+            dataset=train_dataset,
+            data_collator=data_collator,
+            callbacks=callbacks or [],
+            compute_loss_func=compute_loss_func,
+            optimizers=optimizers,
+            args=args,
+        )
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=(
+                ZOOptimizer,
+                {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate},
+            ),
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        refuse_model(self.model, private=args.private)
+        self.per_example_loss = _as_loss(per_example_loss, self.model)
+        self.method, self.budget = (None, None) if train_dataset is None else args.plan(len(train_dataset))
+        self._metric_prefixes = {"eval", "test"}
+        if self.method is not None:
+            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing))
+        if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(EpsilonProgressCallback)
+        if isinstance(unwrapped(self.model), PreTrainedModel):
+            # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
+            unwrapped(self.model).add_model_tags(list(TAGS))
+
+    # ---- One step ----
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Release one step and stage its update; return zero, for the loss is not released."""
+        self.budget.require()
+        model.eval()
+        step = len(self.budget.ledger)
+        micro_batches = self._prepare_inputs(inputs)["micro_batches"]
+        differences = self.method.estimator.differences(
+            walk=functools.partial(self._walk, step), losses=functools.partial(self._losses, model, micro_batches)
+        )
+        release = self.method.mechanism.release(differences)
+        del inputs, micro_batches, differences  # What follows is post-processing.
+        self.budget.spend()
+        unwrapped_optimizer(self.optimizer).stage(step=step, coefficients=release.coefficients)
+        return torch.zeros((), device=self.args.device)
+
+    def _walk(self, step: int, direction: int) -> Walk:
+        optimizer = unwrapped_optimizer(self.optimizer)
+        parameters = optimizer.parameters()
+        trained, total = (sum(p.numel() for p in some) for some in (parameters, self.model.parameters()))
+        walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
+        return walk(parameters, optimizer.directions, step=step, direction=direction)
+
+    @torch.no_grad()
+    def _losses(self, model: torch.nn.Module, micro_batches: list[Inputs]) -> torch.Tensor:
+        """One loss for each row of the batch where the parameters are now, `[batch]`. SENSITIVE."""
+        losses = [_checked(self.per_example_loss(model, inputs), inputs) for inputs in micro_batches]
+        return torch.cat(losses) if losses else torch.empty(0, device=self.args.device)
+
+    # ---- Hooks of the stock loop ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As stock, but without DDP, whose gradient buckets nothing would fill, and without a gradient scaler."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.scaler = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
+        stock = super().get_train_dataloader()
+        return DataLoader(
+            stock.dataset,
+            batch_sampler=PoissonBatchSampler(
+                size=len(stock.dataset), sampling_rate=self.args.expected_batch_size / len(stock.dataset)
+            ),
+            collate_fn=LogicalBatchCollator(stock.collate_fn, micro_batch_size=self._train_batch_size),
+            num_workers=stock.num_workers,
+            pin_memory=stock.pin_memory,
+            worker_init_fn=stock.worker_init_fn,
+            persistent_workers=stock.persistent_workers,
+            prefetch_factor=stock.prefetch_factor,
+            multiprocessing_context=stock.multiprocessing_context,
+        )
+
+    def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
+        """The expected batch size; the actual ones are secret."""
+        return args.expected_batch_size
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Zero: the count would tell how many tokens were drawn."""
+        return 0
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> None:
+        """None, which is not logged: there is no gradient."""
+
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """As stock. All planned steps count as spent when it ends, also when it is stopped early.
+
+        Raises:
+            ValueError: when asked to resume, which would spend steps that the checkpoint's ledger does not hold.
+            BudgetExceededError: when called again.
+        """
+        if resume_from_checkpoint:
+            raise ValueError(
+                f"resume_from_checkpoint={resume_from_checkpoint}: a checkpoint does not hold the ledger of what was "
+                "spent; start a new run."
+            )
+        if self.budget is None:
+            raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
+        self.budget.require(self.budget.planned_steps)
+        refuse_callbacks(self.callback_handler.callbacks, self.args)
+        try:
+            output = super().train(trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+        finally:
+            self.budget.close()
+        return TrainOutput(output.global_step, math.nan, self._released(output.metrics))
+
+    # ---- Evaluation ----
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The mean of the per-example losses, for evaluation. Training does not come here."""
+        losses, scores = self.per_example_loss.evaluate(model, inputs)
+        return (losses.mean(), {"logits": scores}) if return_outputs else losses.mean()
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple:
+        """As stock; rows without labels are scored as labelled ones are."""
+        if any(name in inputs for name in self.label_names):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad():
+            return None, self.per_example_loss.scores(model, self._prepare_inputs(inputs)), None
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """As stock, on data that are not the training data."""
+        self._refuse_training_data(eval_dataset)
+        self._metric_prefixes.add(metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """As stock, on data that are not the training data."""
+        self._refuse_training_data(test_dataset)
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def _refuse_training_data(self, dataset: Any) -> None:
+        dataset = self.eval_dataset if dataset is None else dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if self.args.private and dataset is not None and dataset is self.train_dataset:
+            raise ValueError(
+                "eval_dataset: it is the training data, whose losses are not released; hold some rows out."
+            )
+
+    # ---- What leaves ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent."""
+        logs = self._released(logs)
+        if "learning_rate" in logs and self.args.private:
+            logs["epsilon"] = round_up(self.budget.spent().epsilon)
+        super().log(logs, start_time)
+
+    def _released(self, logs: dict[str, Any]) -> dict[str, Any]:
+        evaluated = tuple(f"{prefix}_" for prefix in self._metric_prefixes)
+        return {key: value for key, value in logs.items() if key in RELEASED or key.startswith(evaluated)}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As stock, with the guarantee written beside the weights: `README.md` and `privacy.json`."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and self.budget is not None:
+            write_card(self._run(), output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write this library's card, in place of one that names an optimizer that never ran."""
+        write_card(self._run(), self.args.output_dir)
+
+    def _run(self) -> Run:
+        evaluations = [log for log in self.state.log_history if "eval_loss" in log]
+        return Run(
+            method_name=self.args.method,
+            method=self.method,
+            budget=self.budget,
+            directions=self.args.directions,
+            seed=self.args.seed,
+            base_model=unwrapped(self.model).config.name_or_path,
+            peft=isinstance(self.model, PeftModel),
+            num_rows=len(self.train_dataset),
+            expected_batch_size=self.args.expected_batch_size,
+            rows_evaluated_alone=self._train_batch_size == 1,
+            eval_data_is_public=self.args.eval_data_is_public,
+            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
+            hyperparameters={name: str(getattr(self.args, name)) for name in SHOWN_ARGUMENTS},
+        )
+
+
+def _as_loss(loss: Any, model: torch.nn.Module) -> PerExampleLoss:
+    if loss is None:
+        return loss_of_head(model)
+    return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
+
+
+def _checked(losses: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Return `losses` as float32, or raise unless there is one for each row, without saying how many there are."""
+    rows = len(next(iter(inputs.values())))
+    if not isinstance(losses, torch.Tensor) or losses.shape != (rows,):
+        raise ValueError("per_example_loss: it must return one loss for each row of its inputs, shape [batch].")
+    return losses.float()

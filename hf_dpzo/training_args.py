@@ -1,0 +1,182 @@
+"""The flags of a run: everything that `transformers.TrainingArguments` has, and what zeroth-order training adds."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_dpzo.accounting import GaussianQuery, calibrate, check_delta
+from hf_dpzo.ledger import Budget
+from hf_dpzo.methods import METHODS, Method
+from hf_dpzo.methods.method import is_private, parameters_of
+from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.refusals import refuse_arguments
+from hf_dpzo.sampling import steps_per_epoch
+
+
+# Flags that are parameters of methods: which of them may be given depends on the method.
+METHOD_FLAGS = ("smoothing", "num_directions", "clip_norm", "noise_multiplier")
+
+
+@dataclass
+class ZOTrainingArguments(TrainingArguments):
+    """`TrainingArguments` for differentially private zeroth-order training.
+
+    The privacy of a run is set by `target_epsilon` and `target_delta`, or by `noise_multiplier` and `target_delta`.
+    `seed` is public: it makes the directions, never the noise. `per_device_train_batch_size` is how many rows are
+    evaluated at once; it changes memory and speed, not what is learned.
+
+    Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
+
+    >>> args = ZOTrainingArguments(output_dir="out", method="dpzero", target_epsilon=2, target_delta=1e-5,
+    max_steps=100)
+    >>> method, budget = args.plan(num_rows=5000)
+    >>> round(method.noise_multiplier, 2), budget.planned_steps
+    (0.69, 100)
+    """
+
+    method: str = field(
+        default="dpzero",
+        metadata={"help": "The published method.", "choices": sorted(METHODS)},
+    )
+    target_epsilon: float | None = field(
+        default=None, metadata={"help": "The epsilon that the noise is calibrated for. Excludes noise_multiplier."}
+    )
+    target_delta: float | None = field(
+        default=None, metadata={"help": "The delta of the guarantee; well below one over the number of rows."}
+    )
+    noise_multiplier: float | None = field(
+        default=None, metadata={"help": "The noise's standard deviation, in clip norms. Excludes target_epsilon."}
+    )
+    clip_norm: float | None = field(
+        default=None,
+        metadata={"help": "The largest norm of one example's coefficients. Small values act like signs; default 1."},
+    )
+    smoothing: float | None = field(
+        default=None, metadata={"help": "Distance from the parameters to a probe point, in directions; default 1e-3."}
+    )
+    num_directions: int | None = field(
+        default=None, metadata={"help": "Directions per step (K); default 16 for aggzo and 1 for mezo."}
+    )
+    expected_batch_size: int = field(
+        default=64, metadata={"help": "Rows in a batch on average; a public constant. Each batch is a Poisson sample."}
+    )
+    directions: str = field(
+        default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
+    )
+    eval_data_is_public: bool = field(
+        default=False,
+        metadata={"help": "Declares that nobody's privacy depends on the evaluation data, so they may steer the run."},
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate, per unit of coefficient."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X steps."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Unused: there is no gradient. See clip_norm."})
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        super().__post_init__()
+        refuse_arguments(self)
+
+    @property
+    def private(self) -> bool:
+        """Whether the method adds noise."""
+        return is_private(METHODS[self.method])
+
+    def plan(self, num_rows: int) -> tuple[Method, Budget]:
+        """Return the method with its noise set, and the budget of its run over `num_rows` rows.
+
+        Raises:
+            ValueError: the data are fewer than a batch, or delta is too large for them.
+        """
+        if not 0 < self.expected_batch_size <= num_rows:
+            raise ValueError(
+                f"expected_batch_size={self.expected_batch_size}: the training data have {num_rows} rows; lower it."
+            )
+        sampling_rate = self.expected_batch_size / num_rows
+        steps = self._planned_steps(sampling_rate)
+        given = {name: getattr(self, name) for name in METHOD_FLAGS if getattr(self, name) is not None}
+        if self.private:
+            if self.target_delta >= 1 / num_rows:
+                raise ValueError(
+                    f"target_delta={self.target_delta}: with {num_rows} rows it would allow one to be published whole; "
+                    f"choose at most {0.1 / num_rows:.0e}."
+                )
+            given["noise_multiplier"] = self._noise_multiplier(sampling_rate, steps)
+            given["expected_batch_size"] = self.expected_batch_size
+        method = METHODS[self.method](**given)
+        query = method.mechanism.query(sampling_rate)
+        return method, Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
+
+    def _planned_steps(self, sampling_rate: float) -> int:
+        if self.max_steps > 0:
+            return self.max_steps
+        # Rounded up, as Trainer.set_initial_training_values does.
+        return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
+
+    def _noise_multiplier(self, sampling_rate: float, steps: int) -> float:
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        return calibrate(
+            GaussianQuery(noise_multiplier=1.0, sampling_rate=sampling_rate),
+            steps=steps,
+            target_epsilon=self.target_epsilon,
+            target_delta=self.target_delta,
+        ).noise_multiplier
+
+    def _check_values(self) -> None:
+        """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
+        for name in ("target_epsilon", "target_delta", *METHOD_FLAGS, "learning_rate"):
+            setattr(self, name, _positive(name, getattr(self, name)))
+        for name in ("num_directions", "expected_batch_size"):
+            setattr(self, name, _whole(name, getattr(self, name)))
+        _one_of("method", self.method, METHODS)
+        _one_of("directions", self.directions, DIRECTIONS)
+        self._check_method_flags()
+        if self.private:
+            self._check_privacy()
+        elif self.target_epsilon is not None or self.target_delta is not None:
+            raise ValueError(f"method={self.method}: it adds no noise, so no epsilon or delta holds; remove them.")
+
+    def _check_method_flags(self) -> None:
+        taken = parameters_of(METHODS[self.method])
+        for name in METHOD_FLAGS:
+            if getattr(self, name) is not None and name not in taken:
+                others = ", ".join(sorted(other for other in METHODS if name in parameters_of(METHODS[other])))
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: method={self.method} has no such parameter; "
+                    f"remove it, or choose a method that has it: {others}."
+                )
+
+    def _check_privacy(self) -> None:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError(
+                f"target_epsilon={self.target_epsilon}, noise_multiplier={self.noise_multiplier}: "
+                "give one of the two; the other follows from it."
+            )
+        if self.target_delta is None:
+            raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
+        check_delta(self.target_delta)
+
+
+def _positive(name: str, value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r}: it must be a number.") from None
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name}={number:g}: it must be positive and finite.")
+    return number
+
+
+def _whole(name: str, value: int | str | None) -> int | None:
+    number = _positive(name, value)
+    if number is not None and number != int(number):
+        raise ValueError(f"{name}={value}: it must be a whole number.")
+    return None if number is None else int(number)
+
+
+def _one_of(name: str, value: str, known: dict) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")

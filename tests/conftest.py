@@ -1,0 +1,119 @@
+"""Tiny models, built from config classes, and tiny data."""
+
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from hf_dpzo import ZOTrainingArguments
+
+
+WORDS = [f"w{i}" for i in range(40)] + ["bad", "good", "very", ":"]
+
+
+@pytest.fixture(autouse=True)
+def _public_seed():
+    """Weights of tiny models are the same in each test. Nothing in the library may depend on this."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[MASK]", "[EOS]", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        eos_token="[EOS]",
+        padding_side="left",
+    )
+
+
+def llama_config(**changes) -> LlamaConfig:
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "num_labels": 2,
+    }
+    return LlamaConfig(**{**sizes, **changes})
+
+
+def classifier(**changes) -> LlamaForSequenceClassification:
+    return LlamaForSequenceClassification(llama_config(**changes)).eval()
+
+
+def causal_lm(**changes) -> LlamaForCausalLM:
+    return LlamaForCausalLM(llama_config(**changes)).eval()
+
+
+def masked_lm() -> BertForMaskedLM:
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+        )
+    ).eval()
+
+
+def with_lora(model: torch.nn.Module, task: TaskType = TaskType.SEQ_CLS) -> torch.nn.Module:
+    return get_peft_model(model, LoraConfig(task_type=task, r=2, target_modules=["q_proj", "v_proj"]))
+
+
+def labelled_rows(count: int, seed: int = 0) -> Dataset:
+    """Rows whose class is the half of the vocabulary that their first token comes from."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        ids = [draw.randrange(4, 48) for _ in range(draw.randrange(3, 10))]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(ids[0] >= 26)})
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(**changes) -> ZOTrainingArguments:
+        settings = {
+            "output_dir": str(tmp_path / "run"),
+            "method": "dpzero",
+            "noise_multiplier": 1.0,
+            "target_delta": 1e-4,
+            "expected_batch_size": 8,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "smoothing": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        given = {**settings, **changes}
+        return ZOTrainingArguments(**{name: value for name, value in given.items() if value != "absent"})
+
+    return make

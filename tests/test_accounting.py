@@ -1,0 +1,189 @@
+"""Epsilon: against golden values, against the analytic Gaussian, and against what dp-accounting gets wrong."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from hf_dpzo.accounting import GaussianQuery, Guarantee, NonPrivateQuery, calibrate, guarantee, membership_accuracy
+from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
+
+
+def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:
+    return GaussianQuery(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate)
+
+
+def epsilon(noise_multiplier, sampling_rate, steps, delta) -> float:
+    return guarantee(((query(noise_multiplier, sampling_rate), steps),), delta=delta).epsilon
+
+
+def analytic_gaussian_epsilon(mu: float, delta: float) -> float:
+    """Balle and Wang 2018, theorem 8, solved for epsilon."""
+
+    def excess(value: float) -> float:
+        first = stats.norm.cdf(mu / 2 - value / mu)
+        return first - math.exp(value) * stats.norm.cdf(-mu / 2 - value / mu) - delta
+
+    return optimize.brentq(excess, 0, 100)
+
+
+# PLD and RDP of dp-accounting 0.6.0, and where there is one an independent figure (PRV of Opacus 1.6.0).
+GOLDEN = [
+    (1.26344, 0.016, 1, 1e-5, 0.160, 0.643),
+    (1.26344, 0.016, 10, 1e-5, 0.298, 0.695),
+    (1.26344, 0.016, 100, 1e-5, 0.664, 0.909),
+    (1.26344, 0.016, 500, 1e-5, 1.404, 1.568),
+    (1.26344, 0.016, 1000, 1e-5, 2.000, 2.203),
+    (0.6, 0.01, 500, 1e-5, 5.80, None),
+    (0.8, 0.005, 1000, 1e-5, 1.59, None),
+    (1.0, 0.0064, 1000, 1e-5, 1.128, None),
+]
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta", "pld", "rdp"), GOLDEN)
+def test_epsilon_matches_the_golden_table(noise, rate, steps, delta, pld, rdp):
+    spent = guarantee(((query(noise, rate), steps),), delta=delta)
+    assert spent.pld == pytest.approx(pld, abs=0.006)
+    assert rdp is None or spent.rdp == pytest.approx(rdp, abs=0.006)
+    assert spent.epsilon == min(spent.pld, spent.rdp)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (4.0, 16), (20.0, 100)])
+def test_without_sampling_epsilon_is_that_of_the_analytic_gaussian(noise, steps):
+    expected = analytic_gaussian_epsilon(math.sqrt(steps) / noise, 1e-5)
+    assert expected <= epsilon(noise, 1.0, steps, 1e-5) <= expected * 1.01 + 1e-3
+
+
+@pytest.mark.parametrize("kind", [int, np.float32, np.int64])
+def test_type_of_the_multiplier_does_not_matter(kind):
+    """dp-accounting 0.6.0 reports 0.686 instead of 15.47 for an int inside a sampled composition."""
+    assert epsilon(kind(2), 0.01, 100, 1e-5) == epsilon(2.0, 0.01, 100, 1e-5)
+    assert isinstance(query(kind(2)).noise_multiplier, float)
+
+
+@pytest.mark.parametrize("noise", [0, -1.0, float("nan"), float("inf")])
+def test_impossible_noise_is_refused(noise):
+    with pytest.raises(ValueError, match="noise_multiplier="):
+        query(noise)
+
+
+@pytest.mark.parametrize("rate", [0, 1.5, float("nan")])
+def test_impossible_sampling_rate_is_refused(rate):
+    with pytest.raises(ValueError, match="sampling_rate="):
+        query(1.0, rate)
+
+
+@pytest.mark.parametrize("delta", [0, 1, -1, 2, float("nan")])
+def test_impossible_delta_is_refused(delta):
+    with pytest.raises(ValueError, match="delta"):
+        guarantee(((query(), 1),), delta=delta)
+
+
+def test_no_noise_has_no_epsilon():
+    assert guarantee(((NonPrivateQuery(), 1),), delta=1e-5).epsilon == math.inf
+    assert membership_accuracy(((NonPrivateQuery(), 1),), delta=1e-5) == 1.0
+
+
+def test_nothing_released_costs_nothing():
+    assert guarantee((), delta=1e-5).epsilon == 0
+    assert membership_accuracy((), delta=1e-5) == 0.5
+
+
+def test_tiny_noise_is_left_to_the_renyi_accountant():
+    spent = guarantee(((query(0.1, 0.01), 10),), delta=1e-5)
+    assert spent.pld is None
+    assert spent.epsilon == spent.rdp < math.inf
+
+
+def test_tiny_delta_is_left_to_the_renyi_accountant():
+    assert guarantee(((query(1.0, 0.01), 10),), delta=1e-15).pld is None
+
+
+@pytest.mark.parametrize(
+    ("target", "delta", "rate", "steps"),
+    [
+        (0.5, 1e-5, 0.016, 200),
+        (2.0, 1e-5, 0.002, 100),
+        (8.0, 1e-6, 0.1, 50),
+        (2.0, 1e-5, 1.0, 10),
+        (1.0, 1e-14, 0.01, 10),
+    ],
+)
+def test_calibration_meets_its_target_and_wastes_little(target, delta, rate, steps):
+    calibrated = calibrate(query(1.0, rate), steps=steps, target_epsilon=target, target_delta=delta)
+    achieved = guarantee(((calibrated, steps),), delta=delta).epsilon
+    assert 0.97 * target <= achieved <= target
+    assert round_up(achieved) <= target
+
+
+@pytest.mark.parametrize("target", [0, -1, float("nan"), float("inf")])
+def test_impossible_target_is_refused(target):
+    with pytest.raises(ValueError, match="target_epsilon="):
+        calibrate(query(), steps=1, target_epsilon=target, target_delta=1e-5)
+
+
+def test_best_guess_is_that_of_the_exact_gaussian():
+    exact = (1 + 2 * stats.norm.cdf(0.4) - 1) / 2
+    assert exact <= membership_accuracy(((query(1.25, 1.0), 1),), delta=1e-5) <= exact + 1e-3
+
+
+def test_epsilon_of_two_halves_is_epsilon_of_the_whole():
+    halves = ((query(), 5), (query(), 5))
+    assert guarantee(halves, delta=1e-5).epsilon == pytest.approx(epsilon(1.0, 0.01, 10, 1e-5), rel=1e-3)
+
+
+def test_changed_noise_is_composed_as_it_ran():
+    mixed = guarantee(((query(1.0), 10), (query(2.0), 10)), delta=1e-5).epsilon
+    assert epsilon(2.0, 0.01, 20, 1e-5) < mixed < epsilon(1.0, 0.01, 20, 1e-5)
+
+
+def test_reported_epsilon_is_the_smaller_bound():
+    assert Guarantee(delta=1e-5, rdp=2.0, pld=3.0).epsilon == 2.0
+    assert Guarantee(delta=1e-5, rdp=2.0, pld=None).epsilon == 2.0
+
+
+def test_ledger_counts_equal_neighbours_together():
+    ledger = Ledger()
+    for one in (query(1.0), query(1.0), query(2.0), query(1.0)):
+        ledger.append(one)
+    assert ledger.releases == ((query(1.0), 2), (query(2.0), 1), (query(1.0), 1))
+    assert len(ledger) == 4
+
+
+def test_budget_refuses_the_step_after_the_last():
+    budget = Budget(query=query(), planned_steps=2, delta=1e-5)
+    budget.spend()
+    budget.spend()
+    assert budget.spent() == budget.planned()
+    with pytest.raises(BudgetExceededError, match="of which 0 are left"):
+        budget.spend()
+    assert len(budget.ledger) == 2
+
+
+def test_budget_states_what_was_spent_so_far():
+    budget = Budget(query=query(), planned_steps=100, delta=1e-5)
+    budget.spend()
+    assert budget.spent().epsilon < budget.planned().epsilon
+
+
+def test_closed_budget_claims_the_whole_plan():
+    budget = Budget(query=query(), planned_steps=100, delta=1e-5)
+    budget.spend()
+    budget.close()
+    assert budget.spent().epsilon == pytest.approx(budget.planned().epsilon, rel=1e-2)
+    assert sum(count for _, count in budget.claimed) == 100
+    assert len(budget.ledger) == 1
+    with pytest.raises(BudgetExceededError):
+        budget.require()
+
+
+def test_budget_without_privacy_has_no_epsilon():
+    budget = Budget(query=NonPrivateQuery(), planned_steps=1, delta=None)
+    with pytest.raises(ValueError, match="no epsilon"):
+        budget.spent()
+
+
+def test_budget_needs_steps():
+    with pytest.raises(ValueError, match="planned_steps=0"):
+        Budget(query=query(), planned_steps=0, delta=1e-5)

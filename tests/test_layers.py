@@ -1,0 +1,127 @@
+"""The layers: a module imports only from modules above it, and only the libraries of its own business."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hf_dpzo
+
+
+PACKAGE = Path(hf_dpzo.__file__).parent
+
+# In order: each module may import those above it, and of the heavy libraries those named beside it.
+LAYERS = {
+    "_version": set(),
+    "noise": {"opendp"},
+    "accounting": {"dp_accounting"},
+    "ledger": set(),
+    "perturbation": {"torch"},
+    "mechanism": {"torch"},
+    "sampling": {"torch"},
+    "estimator": {"torch"},
+    "optimizer": {"torch"},
+    "methods.method": set(),
+    "methods.mezo": set(),
+    "methods.dpzero": set(),
+    "methods.aggzo": set(),
+    "methods": set(),
+    "losses": {"torch", "transformers", "peft"},
+    "prompting": {"torch", "transformers", "peft"},
+    "refusals": {"torch", "transformers"},
+    "training_args": {"transformers"},
+    "guard": {"torch", "transformers", "accelerate"},
+    "progress": {"transformers"},
+    "model_card": {"huggingface_hub"},
+    "trainer": {"torch", "transformers", "peft"},
+    "recipe": {"transformers"},
+    "loading": {"torch", "transformers", "peft", "datasets"},
+    "running": {"transformers"},
+    "cli": set(),
+    "__main__": set(),
+    "": set(),
+}
+HEAVY = {"opendp", "dp_accounting", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"}
+# Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
+FORBIDDEN = {
+    "noise": {"perturbation"},
+    "perturbation": {"noise", "mechanism", "accounting", "ledger"},
+    "estimator": {"noise", "mechanism", "accounting", "ledger"},
+    "optimizer": {"noise", "mechanism", "accounting", "ledger"},
+    "mechanism": {"perturbation", "estimator"},
+    "accounting": {"noise"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+def inner(imported: str) -> str | None:
+    return imported.removeprefix("hf_dpzo").removeprefix(".") if imported.split(".")[0] == "hf_dpzo" else None
+
+
+FILES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def test_every_module_has_a_layer():
+    assert set(FILES) == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_module_imports_only_from_above(name):
+    order = list(LAYERS)
+    inside = {inner(imported) for imported in imports_of(FILES[name])} - {None}
+    if name == "":
+        return  # The package's own file names what users import.
+    assert all(order.index(other) < order.index(name) for other in inside), inside
+    assert not inside & FORBIDDEN.get(name, set())
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_module_imports_no_foreign_library(name):
+    outside = {imported.split(".")[0] for imported in imports_of(FILES[name])} & HEAVY
+    assert outside <= LAYERS[name]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_files_are_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 320
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_functions_fit_a_screen(name):
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "refuse_arguments"):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or body[-1].end_lineno - body[0].lineno < 50, node.name
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_no_global_generator_is_seeded_or_drawn_from(name):
+    """Directions own their generators, and noise comes from the operating system."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    drawn = {
+        "torch.manual_seed",
+        "torch.randn",
+        "torch.rand",
+        "torch.normal",
+        "torch.randint",
+        "random.seed",
+        "set_seed",
+    }
+    assert not called & drawn
+    assert not {call for call in called if call.startswith("np.random.") and call != "np.random.Philox"}
+    assert "random" not in imports_of(FILES[name])
