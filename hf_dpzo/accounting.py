@@ -108,7 +108,15 @@ def guarantee(releases: Releases, *, delta: float) -> Guarantee:
     if any(isinstance(query, NonPrivateQuery) for query, _ in releases):
         return Guarantee(delta=delta, rdp=math.inf, pld=math.inf)
     pld = _pld_epsilon(releases, delta) if _suits_pld(releases, delta) else None
-    return Guarantee(delta=delta, rdp=_rdp_epsilon(releases, delta), pld=pld)
+    return Guarantee(delta=delta, rdp=renyi_epsilon(releases, delta=delta), pld=pld)
+
+
+def renyi_epsilon(releases: Releases, *, delta: float) -> float:
+    """The epsilon of the Rényi accountant alone: looser by a tenth or so, and a hundred times faster."""
+    if not releases:
+        return 0.0
+    accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
+    return float(accountant.compose(_composed(releases)).get_epsilon(delta))
 
 
 def membership_accuracy(releases: Releases, *, delta: float) -> float:
@@ -192,11 +200,6 @@ def _composed(releases: Sequence[tuple[Query, int]]) -> dp_accounting.DpEvent:
 
 def _suits_pld(releases: Releases, delta: float) -> bool:
     return delta >= SMALLEST_PLD_DELTA and all(query.noise_multiplier >= SMALLEST_PLD_NOISE for query, _ in releases)
-
-
-def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
-    return float(accountant.compose(_composed(releases)).get_epsilon(delta))
 
 
 @lru_cache(maxsize=8)

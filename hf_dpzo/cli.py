@@ -60,8 +60,8 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
 def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQuery:
     if not 0 < arguments.expected_batch_size <= arguments.num_rows:
         raise ValueError(
-            f"expected_batch_size={arguments.expected_batch_size}: there are {arguments.num_rows} rows; choose 1 or more, "
-            "and no more than that."
+            f"expected_batch_size={arguments.expected_batch_size}: with {arguments.num_rows} rows "
+            "it must lie between 1 and that."
         )
     if arguments.max_steps < 1:
         raise ValueError(f"max_steps={arguments.max_steps}: there must be at least one step.")

@@ -6,6 +6,7 @@ so that a flag can replace whatever the recipe says.
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -80,7 +81,7 @@ class _Parser(HfArgumentParser):
     """Raises one sentence, where argparse prints every flag there is and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}.")
+        raise ValueError(f"{re.sub(r'^argument --(.+?)(/.+?)?: ', r'\1: ', message)}.")
 
 
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
@@ -119,7 +120,7 @@ def _as_flags(name: str, value: Any) -> list[str]:
 def _refuse_unknown(arguments: Sequence[str]) -> None:
     known = {one.name for kind in (Recipe, ZOTrainingArguments) for one in fields(kind) if one.init}
     for argument in arguments:
-        name = argument.removeprefix("--").split("=")[0]
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
         if argument.startswith("--") and name.removeprefix("no_") not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."

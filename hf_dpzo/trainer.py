@@ -247,7 +247,7 @@ class ZOTrainer(Trainer):
         """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent."""
         logs = self._released(logs)
         if "learning_rate" in logs and self.args.private:
-            logs["epsilon"] = round_up(self.budget.spent().epsilon)
+            logs["epsilon"] = round_up(self.budget.running_epsilon())
         super().log(logs, start_time)
 
     def _released(self, logs: dict[str, Any]) -> dict[str, Any]:

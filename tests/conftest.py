@@ -19,6 +19,9 @@ from transformers import (
 from hf_dpzo import ZOTrainingArguments
 
 
+# Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
+torch.set_num_threads(1)
+
 WORDS = [f"w{i}" for i in range(40)] + ["bad", "good", "very", ":"]
 
 

@@ -167,6 +167,17 @@ def test_budget_states_what_was_spent_so_far():
     assert budget.spent().epsilon < budget.planned().epsilon
 
 
+def test_running_epsilon_bounds_what_was_spent_and_ends_at_the_plan():
+    budget = Budget(query=query(), planned_steps=50, delta=1e-5)
+    running = []
+    for _ in range(50):
+        budget.spend()
+        running.append(budget.running_epsilon())
+        assert running[-1] >= budget.spent().epsilon if len(running) % 10 == 0 else True
+    assert running == sorted(running)
+    assert running[-1] == budget.planned().epsilon
+
+
 def test_closed_budget_claims_the_whole_plan():
     budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     budget.spend()

@@ -1,0 +1,112 @@
+"""Walking through the probe points, and back."""
+
+import pytest
+import torch
+
+from hf_dpzo.estimator import AddingWalk, CentralDifference, CopyingWalk
+from hf_dpzo.perturbation import DIRECTIONS, Rademacher
+
+
+WALKS = [AddingWalk, CopyingWalk]
+
+
+def parameters() -> list[torch.Tensor]:
+    return [torch.randn(6, 5), torch.randn(11)]
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def rows(count=4, width=41) -> torch.Tensor:
+    return torch.randn(count, width)
+
+
+def estimate(kind, walk, theta, data, *, smoothing=1e-2, num_directions=3, step=0):
+    """Coefficients for the losses `sin(x . theta)`, one for each row x."""
+    directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
+    coefficients = CentralDifference(smoothing=smoothing, num_directions=num_directions).differences(
+        walk=lambda k: walk(theta, directions, step=step, direction=k), losses=lambda: torch.sin(data @ flat(theta))
+    )
+    z = torch.stack(
+        [
+            flat([directions.values(index=i, step=step, direction=k) for i in range(len(theta))])
+            for k in range(num_directions)
+        ]
+    )
+    return coefficients, z
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
+def test_coefficients_agree_with_dense_directions(kind, walk):
+    theta, data = parameters(), rows()
+    start = flat(theta)
+    coefficients, z = estimate(kind, walk, theta, data)
+    for k in range(3):
+        plus, minus = (torch.sin(data @ (start + sign * 1e-2 * z[k])) for sign in (1, -1))
+        expected = (plus.double() - minus.double()) / (2 * 1e-2 * 3)
+        torch.testing.assert_close(coefficients[:, k], expected, rtol=0, atol=2e-4)
+
+
+def test_sum_over_directions_estimates_the_gradient():
+    theta, data = parameters(), rows(count=1)
+    start = flat(theta)
+    coefficients, z = estimate("rademacher", CopyingWalk, theta, data, num_directions=4000, smoothing=1e-3)
+    gradient = (torch.cos(data @ start)[:, None] * data)[0]
+    estimated = (coefficients.float() @ z)[0]
+    assert torch.nn.functional.cosine_similarity(estimated, gradient, dim=0) > 0.97
+    assert estimated.norm() == pytest.approx(float(gradient.norm()), rel=0.1)
+
+
+def test_losses_are_subtracted_in_float64():
+    coefficients, _ = estimate("rademacher", CopyingWalk, parameters(), rows())
+    assert coefficients.dtype == torch.float64
+    assert coefficients.shape == (4, 3)
+
+
+def test_copying_walk_ends_where_it_began_to_the_last_bit():
+    theta = parameters()
+    before = flat(theta)
+    estimate("gaussian", CopyingWalk, theta, rows())
+    assert torch.equal(flat(theta), before)
+
+
+def test_adding_walk_ends_within_rounding_of_where_it_began():
+    theta = parameters()
+    before = flat(theta)
+    estimate("gaussian", AddingWalk, theta, rows())
+    assert (flat(theta) - before).abs().max() < 1e-6
+
+
+def test_adding_walk_leaves_the_same_bits_whatever_the_data_are():
+    """Empty batches are walked too: what is left in the weights must not tell that a batch was empty."""
+    ends = []
+    for data in (rows(count=0), rows(count=1), rows(count=9)):
+        torch.manual_seed(1)
+        theta = parameters()
+        estimate("rademacher", AddingWalk, theta, data)
+        ends.append(flat(theta))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_empty_batch_has_no_rows_and_all_columns():
+    coefficients, _ = estimate("rademacher", AddingWalk, parameters(), rows(count=0))
+    assert coefficients.shape == (0, 3)
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_an_error_at_a_probe_point_brings_the_parameters_back(walk):
+    theta = parameters()
+    before = flat(theta)
+    directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
+
+    def broken() -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CentralDifference(smoothing=1e-2, num_directions=1).differences(
+            walk=lambda k: walk(theta, directions, step=0, direction=k), losses=broken
+        )
+    assert (flat(theta) - before).abs().max() < 1e-6

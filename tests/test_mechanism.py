@@ -1,0 +1,181 @@
+"""The one door, without a model: exact sensitivity, noise of the stated scale, and nothing else coming through."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from hf_dpzo.accounting import GaussianQuery, NonPrivateQuery
+from hf_dpzo.mechanism import SENSITIVITY, GaussianSum, PlainMean, Release, clip_to_lattice
+from hf_dpzo.noise import DiscreteGaussian
+
+
+AWKWARD = [0.0, -0.0, 1e-320, 1e-30, 0.5, 1.0, 1 + 2**-52, 3.7, -2.0, 1e20, 1e200, 1.7e308, -1.7e308]
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+
+
+@pytest.fixture
+def no_noise(monkeypatch):
+    monkeypatch.setattr(DiscreteGaussian, "add", lambda self, values: list(values))
+
+
+def mechanism(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=8) -> GaussianSum:
+    return GaussianSum(clip_norm=clip_norm, noise_multiplier=noise_multiplier, expected_batch_size=expected_batch_size)
+
+
+def random_rows(batch, directions, seed=0) -> torch.Tensor:
+    """Rows of very different lengths, some of them awkward."""
+    draw = np.random.default_rng(seed)
+    rows = draw.normal(size=(batch, directions)) * 10.0 ** draw.integers(-6, 7, size=(batch, 1))
+    rows[draw.random(rows.shape) < 0.1] = draw.choice(AWKWARD + NOT_FINITE)
+    return torch.tensor(rows)
+
+
+def exact_row(row: list[float], clip_norm: float) -> list[Fraction]:
+    """The plain twin: clip one row in rational arithmetic, in lattice steps, without truncation."""
+    values = [Fraction(value) if math.isfinite(value) else Fraction(0) for value in row]
+    squares = sum(value**2 for value in values)
+    limit = Fraction(clip_norm)
+    if squares > limit**2:
+        # The root to 200 bits, far beyond what the lattice shows.
+        root = Fraction(math.isqrt(int(squares * 2**400)), 2**200)
+        values = [value * limit / root for value in values]
+    return [value / limit * SENSITIVITY for value in values]
+
+
+@pytest.mark.parametrize("directions", [1, 2, 16])
+@pytest.mark.parametrize("clip_norm", [1e-3, 1.0, 200.0])
+def test_clipping_agrees_with_rational_arithmetic(directions, clip_norm):
+    rows = random_rows(40, directions)
+    for row, integers in zip(rows.tolist(), clip_to_lattice(rows, clip_norm).tolist(), strict=True):
+        for exact, integer in zip(exact_row(row, clip_norm), integers, strict=True):
+            assert abs(integer) <= abs(exact) * (1 + Fraction(1, 2**44)) + Fraction(1, 2**10)
+            assert abs(exact - integer) < 3
+
+
+@pytest.mark.parametrize("directions", [1, 2, 3, 16, 64])
+def test_no_row_is_longer_than_the_clip_norm_in_exact_arithmetic(directions):
+    rows = torch.cat([random_rows(300, directions, seed=seed) for seed in range(5)])
+    for integers in clip_to_lattice(rows, 0.7).tolist():
+        assert sum(integer * integer for integer in integers) <= SENSITIVITY**2
+
+
+def test_rows_at_the_clip_norm_are_not_carried_beyond_it():
+    """3-4-5 triangles and equal entries, whose norms float64 rounds up as often as down."""
+    draw = np.random.default_rng(0)
+    rows = np.concatenate([draw.choice([3, 4, 5, 12, 13, 1], size=(2000, 4)), np.ones((10, 4))])
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) * draw.choice([1, 1 + 2**-52, 1 - 2**-53], size=(2010, 1))
+    for integers in clip_to_lattice(torch.tensor(rows), 1.0).tolist():
+        assert sum(integer * integer for integer in integers) <= SENSITIVITY**2
+
+
+def test_rows_within_the_clip_norm_are_kept():
+    rows = torch.tensor([[0.3, -0.4], [1e-6, 0.0]])
+    expected = rows.double().numpy() / 2.0
+    assert np.abs(clip_to_lattice(rows, 2.0) / SENSITIVITY - expected).max() < 2**-40
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_non_finite_values_count_as_zero(value):
+    assert clip_to_lattice(torch.tensor([[value]]), 1.0).tolist() == [[0]]
+    assert clip_to_lattice(torch.tensor([[value, 0.5]]), 1.0).tolist() == [[0, SENSITIVITY // 2]]
+
+
+def test_huge_values_are_clipped_and_not_lost():
+    assert clip_to_lattice(torch.tensor([[1.7e308], [-1e200]], dtype=torch.float64), 1e-3).tolist() == [
+        [SENSITIVITY - 1],
+        [1 - SENSITIVITY],
+    ]
+
+
+def test_overflowing_losses_count_as_zero():
+    overflow = torch.tensor([70.0], dtype=torch.float16) * 1000 - torch.tensor([1.0], dtype=torch.float16)
+    assert clip_to_lattice((overflow / 1e-3).double().unsqueeze(1), 1.0).tolist() == [[0]]
+
+
+def test_sum_ignores_order_and_grouping(no_noise):
+    rows = random_rows(30, 4)
+    whole = mechanism().release(rows).integers
+    assert mechanism().release(rows.flip(0)).integers == whole
+    for size in (1, 3, 7):
+        parts = [mechanism().release(part).integers for part in rows.split(size)]
+        assert tuple(np.sum(parts, axis=0).tolist()) == whole
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_neighbours_differ_by_at_most_the_clip_norm(no_noise, seed):
+    rows = random_rows(12, 5, seed=seed)
+    everybody = mechanism().release(rows).integers
+    for left_out in range(len(rows)):
+        others = mechanism().release(torch.cat([rows[:left_out], rows[left_out + 1 :]])).integers
+        squares = sum((a - b) ** 2 for a, b in zip(everybody, others, strict=True))
+        assert squares <= SENSITIVITY**2
+
+
+@pytest.mark.parametrize("value", [1.0, 1e30])
+def test_the_bound_is_reached(no_noise, value):
+    """A looser clip would waste privacy: one row does move the sum by a clip norm, less one part in 2**40."""
+    with_row, without = (mechanism().release(rows).integers for rows in (torch.tensor([[value]]), torch.zeros(0, 1)))
+    assert with_row[0] - without[0] == SENSITIVITY - 1
+
+
+def released(rows: torch.Tensor, count: int, **settings) -> np.ndarray:
+    return np.array([mechanism(**settings).release(rows).coefficients for _ in range(count)])
+
+
+@pytest.mark.parametrize("directions", [1, 8])
+def test_noise_of_a_release_is_noise_multiplier_times_clip_norm_over_expected_batch(directions):
+    """In the same units whatever K is; two thirds and three halves of it are told apart."""
+    values = released(torch.zeros(5, directions), 3000 // directions, clip_norm=3.0, noise_multiplier=0.7)
+    standard = values.flatten() / (0.7 * 3.0 / 8)
+    assert stats.kstest(standard, "norm").pvalue > 1e-4
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(standard / wrong, "norm").pvalue < 1e-9
+
+
+def test_empty_batch_is_noise_alone():
+    values = released(torch.zeros(0, 1), 2000).flatten() * 8
+    assert stats.kstest(values, "norm").pvalue > 1e-4
+
+
+def test_scale_does_not_depend_on_how_many_rows_there_are(no_noise):
+    one, many = (mechanism().release(torch.full((rows, 1), 0.5)).coefficients[0] for rows in (1, 40))
+    assert many == pytest.approx(40 * one)
+
+
+def test_release_is_integers_for_every_input():
+    for rows in (torch.zeros(0, 3), random_rows(9, 3)):
+        assert all(type(integer) is int for integer in mechanism().release(rows).integers)
+
+
+def test_two_releases_of_the_same_rows_differ():
+    assert mechanism().release(torch.zeros(1, 1)).integers != mechanism().release(torch.zeros(1, 1)).integers
+
+
+def test_stated_noise_is_the_drawn_one():
+    stated = mechanism(noise_multiplier=0.1).query(0.5)
+    assert stated == GaussianQuery(noise_multiplier=math.ceil(0.1 * SENSITIVITY) / SENSITIVITY, sampling_rate=0.5)
+    assert stated.noise_multiplier >= 0.1
+
+
+def test_rows_without_a_direction_axis_are_refused():
+    with pytest.raises(ValueError, match="ndim=1"):
+        mechanism().release(torch.zeros(3))
+
+
+def test_plain_mean_is_the_mean_and_claims_nothing():
+    rows = torch.tensor([[1.0, 200.0], [3.0, -100.0]])
+    release = PlainMean().release(rows)
+    assert release.coefficients == pytest.approx([2.0, 50.0])
+    assert PlainMean().query(0.5) == NonPrivateQuery()
+
+
+def test_plain_mean_of_nothing_is_zero():
+    assert PlainMean().release(torch.zeros(0, 2)).coefficients == [0.0, 0.0]
+
+
+def test_coefficients_are_integers_times_unit():
+    assert Release(integers=(4, -8), unit=0.5).coefficients == [2.0, -4.0]

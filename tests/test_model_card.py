@@ -1,0 +1,150 @@
+"""The card and privacy.json: what they say follows from the ledger, and survives being handled by other libraries."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import classifier, labelled_rows, with_lora
+from huggingface_hub import ModelCard
+from transformers import DataCollatorWithPadding, TrainerCallback
+
+from hf_dpzo import ZOTrainer
+from hf_dpzo.ledger import round_up
+from hf_dpzo.running import accuracy
+
+
+@pytest.fixture
+def train(make_args, tokenizer):
+    def run(*, lora=True, callbacks=None, **changes) -> tuple[ZOTrainer, Path]:
+        args = make_args(**changes)
+        trainer = ZOTrainer(
+            model=with_lora(classifier()) if lora else classifier(),
+            args=args,
+            train_dataset=labelled_rows(40),
+            eval_dataset=labelled_rows(8, seed=1),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=accuracy,
+            callbacks=callbacks,
+        )
+        trainer.train()
+        trainer.evaluate()
+        trainer.save_model()
+        return trainer, Path(args.output_dir)
+
+    return run
+
+
+def statement(folder: Path) -> dict:
+    return json.loads((folder / "privacy.json").read_text())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_card_states_what_the_ledger_says(train, lora):
+    trainer, folder = train(lora=lora, method="aggzo", num_directions=3, clip_norm=0.5)
+    spent = trainer.budget.spent()
+    claim, mechanism = statement(folder)["claim"], statement(folder)["mechanism"]
+    assert claim["epsilon"] == round_up(spent.epsilon)
+    assert claim["delta"] == 1e-4
+    assert claim["neighboring_relation"] == "ADD_OR_REMOVE_ONE"
+    assert claim["steps_taken"] == claim["steps_claimed"] == claim["planned_steps"] == 4
+    assert mechanism["method"] == "aggzo"
+    assert (mechanism["clip_norm"], mechanism["noise_multiplier"], mechanism["num_directions"]) == (0.5, 1.0, 3)
+    assert statement(folder)["sampling"]["sampling_rate"] == 0.2
+    text = (folder / "README.md").read_text()
+    assert f"(ε = {claim['epsilon']}, δ = 0.0001)" in text
+    assert "on each row's 3 coefficients" in text
+    assert "\n\n\n" not in text
+
+
+def test_first_line_states_the_guarantee(train):
+    _, folder = train()
+    first = ModelCard.load(folder / "README.md").text.strip().splitlines()[0]
+    assert first.startswith(
+        f"**Fine-tuned with ({statement(folder)['claim']['epsilon']}, 0.0001)-differential privacy**"
+    )
+
+
+def test_first_line_of_a_run_without_noise_says_that_there_is_no_guarantee(train):
+    _, folder = train(method="mezo", noise_multiplier="absent", target_delta="absent")
+    card = ModelCard.load(folder / "README.md")
+    assert card.text.strip().startswith("**This model has no privacy guarantee.**")
+    assert statement(folder)["status"] == "NOT_PRIVATE"
+    assert statement(folder)["claim"] is None
+    assert "differential_privacy" not in card.data.to_dict()
+    assert "ε" not in card.text
+
+
+def test_ledger_in_the_file_gives_the_claim_again(train):
+    from hf_dpzo.accounting import GaussianQuery, guarantee
+
+    _, folder = train()
+    said = statement(folder)
+    releases = tuple(
+        (GaussianQuery(noise_multiplier=one["noise_multiplier"], sampling_rate=one["sampling_rate"]), one["count"])
+        for one in said["accounting"]["ledger"]
+    )
+    assert round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon) == said["claim"]["epsilon"]
+
+
+def test_a_run_that_stopped_early_claims_its_whole_plan(train):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer, folder = train(callbacks=[Stop()])
+    claim = statement(folder)["claim"]
+    assert (claim["steps_taken"], claim["steps_claimed"]) == (1, 4)
+    assert claim["epsilon"] == pytest.approx(trainer.budget.planned().epsilon, rel=1e-2)
+    assert "ended after 1 of 4 planned steps" in (folder / "README.md").read_text()
+
+
+def test_checkpoint_states_what_was_spent_until_then(train):
+    _, folder = train(save_strategy="steps", save_steps=2)
+    early, late = (statement(folder / f"checkpoint-{step}")["claim"] for step in (2, 4))
+    assert early["steps_claimed"] == 2
+    assert early["epsilon"] < late["epsilon"] == statement(folder)["claim"]["epsilon"]
+
+
+def test_card_survives_pefts_own_card_writing(train):
+    trainer, folder = train()
+    trainer.model.save_pretrained(folder)
+    card = ModelCard.load(folder / "README.md")
+    assert "**Guarantee.**" in card.text
+    assert card.data.to_dict()["differential_privacy"]["epsilon"] == statement(folder)["claim"]["epsilon"]
+    assert {"differential-privacy", "zeroth-order", "hf-dpzo"} <= set(card.data.tags)
+    assert card.data.library_name == "peft"
+
+
+def test_trainers_own_card_writing_writes_this_card(train):
+    trainer, folder = train()
+    (folder / "README.md").unlink()
+    trainer.create_model_card(tags="mine", model_name="x")
+    assert "**Guarantee.**" in (folder / "README.md").read_text()
+    assert "ADAMW" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("public", "phrase"), [(True, "data declared public"), (False, "data that were not declared")])
+def test_card_says_whether_the_evaluation_data_are_public(train, public, phrase):
+    _, folder = train(eval_data_is_public=public)
+    assert any(phrase in line for line in statement(folder)["not_covered"])
+    assert "eval_accuracy" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("size", "phrase"), [(1, "evaluated by itself"), (4, "float32 rounding")])
+def test_card_says_how_rows_are_kept_apart(train, size, phrase):
+    _, folder = train(per_device_train_batch_size=size)
+    assert phrase in statement(folder)["numerical_isolation"]
+
+
+def test_card_holds_no_training_loss(train):
+    _, folder = train()
+    assert "Training Loss" not in (folder / "README.md").read_text()
+    assert not {"loss", "train_loss"} & set(statement(folder))
+
+
+def test_no_card_is_written_where_nothing_was_to_be_trained(make_args, tokenizer):
+    args = make_args()
+    trainer = ZOTrainer(model=classifier(), args=args, data_collator=DataCollatorWithPadding(tokenizer))
+    trainer.save_model()
+    assert not (Path(args.output_dir) / "privacy.json").exists()

@@ -1,0 +1,248 @@
+"""Recipes and the command line, as a user types them."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import causal_lm, classifier, masked_lm
+
+from hf_dpzo.cli import main
+from hf_dpzo.loading import resolve
+from hf_dpzo.recipe import Recipe, read_recipe
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def workplace(tmp_path, tokenizer):
+    """A folder with a model of each kind and a small labelled file."""
+    models = {"causal": causal_lm(), "classifier": classifier(), "masked": masked_lm()}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "source"])
+        writer.writerows([f"w{i % 40} w{i % 7}", i % 2, "a" if i % 4 else "b"] for i in range(80))
+    return tmp_path
+
+
+@pytest.fixture
+def write(workplace):
+    def recipe(**changes) -> str:
+        fields = {
+            "model_name_or_path": str(workplace / "causal"),
+            "data": str(workplace / "rows.csv"),
+            "eval_rows": 10,
+            "template": "{text} :",
+            "label_words": {0: "bad", 1: "good"},
+            "lora_target_modules": ["q_proj", "v_proj"],
+            "lora_r": 2,
+            "method": "dpzero",
+            "target_epsilon": 2,
+            "target_delta": "1e-3",
+            "expected_batch_size": 8,
+            "max_steps": 2,
+            "smoothing": "1e-2",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "output_dir": str(workplace / "out"),
+        }
+        path = workplace / "recipe.yaml"
+        path.write_text(
+            yaml.safe_dump({name: value for name, value in {**fields, **changes}.items() if value != "absent"})
+        )
+        return str(path)
+
+    return recipe
+
+
+def table(text: str) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if "  " in line and not line.startswith("{")]
+    return {line.split("  ")[0]: line.split("  ")[-1].strip() for line in lines}
+
+
+def refused(capsys, *argv) -> str:
+    assert main(argv) == 2
+    # Progress bars of other libraries may come before it, and nothing after.
+    message = capsys.readouterr().err.rpartition("hf-dpzo: ")[2]
+    assert message.count("\n") == 1
+    return message
+
+
+def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
+    assert main(["train", write()]) == 0
+    printed = table(capsys.readouterr().out)
+    assert {"accuracy before", "accuracy after", "epsilon", "delta", "steps", "adapter"} <= set(printed)
+    assert float(printed["epsilon"]) <= 2
+    assert (printed["delta"], printed["steps"]) == ("0.001", "2")
+    assert (Path(printed["adapter"]) / "adapter_model.safetensors").is_file()
+    said = json.loads((workplace / "out" / "privacy.json").read_text())
+    assert said["claim"]["epsilon"] == pytest.approx(float(printed["epsilon"]), abs=1e-3)
+    assert said["base_model"] == str(workplace / "causal")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "causal-lm", "label_words": "absent"},
+        {"task": "causal-lm", "label_words": "absent", "template": "{text} :", "response": "{source}"},
+        {"label_words": {0: "very bad", 1: "good"}},
+        {"adapter": "none"},
+        {"method": "mezo", "target_epsilon": "absent", "target_delta": "absent"},
+        {"method": "aggzo", "num_directions": 2, "directions": "sphere"},
+        {"where": {"source": "a"}},
+    ],
+    ids=str,
+)
+def test_recipes_of_every_kind_run(write, capsys, changes):
+    assert main(["train", write(**changes)]) == 0
+    printed = table(capsys.readouterr().out)
+    assert ("privacy" in printed) == ("mezo" in changes.values())
+
+
+def test_classification_heads_run(write, workplace, capsys):
+    changes = {
+        "model_name_or_path": str(workplace / "classifier"),
+        "task": "sequence-classification",
+        "template": "{text}",
+    }
+    assert main(["train", write(**changes)]) == 0
+
+
+def test_masked_language_models_run(write, workplace, capsys):
+    changes = {"model_name_or_path": str(workplace / "masked"), "template": "{text} very {mask} :"}
+    assert main(["train", write(**changes, lora_target_modules=["query", "value"])]) == 0
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+def test_other_files_are_read(write, workplace, kind, capsys):
+    import datasets
+
+    rows = datasets.Dataset.from_csv(str(workplace / "rows.csv"))
+    path = str(workplace / f"rows.{kind}")
+    rows.to_parquet(path) if kind == "parquet" else rows.to_json(path)
+    assert main(["train", write(data=path)]) == 0
+
+
+def test_evaluation_file_is_used(write, workplace, capsys):
+    assert main(["train", write(eval_rows="absent", eval_data=str(workplace / "rows.csv"))]) == 0
+
+
+def test_flags_replace_what_the_recipe_says(write):
+    _, args = read_recipe(write(), ["--max_steps", "7", "--directions=gaussian"])
+    assert (args.max_steps, args.directions) == (7, "gaussian")
+
+
+def test_values_are_read_as_what_they_are(write):
+    recipe, args = read_recipe(write(target_delta="1e-6", eval_data_is_public=True, weight_decay=0))
+    assert args.target_delta == 1e-6
+    assert args.eval_data_is_public is True
+    assert recipe.lora_target_modules == ["q_proj", "v_proj"]
+    assert recipe.labels == ("0", "1")
+    assert recipe.words == ("bad", "good")
+
+
+REFUSED = [
+    ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
+    ({"max_steps": "many"}, "max_steps: invalid int value: 'many'"),
+    ({"target_epsilon": -1}, "target_epsilon=-1: it must be positive"),
+    ({"target_epsilon": "absent"}, "give one of the two"),
+    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4"),
+    ({"method": "sgd"}, "invalid choice: 'sgd'"),
+    ({"adapter": "dora"}, "invalid choice: 'dora'"),
+    ({"model_name_or_path": "absent"}, "--model_name_or_path"),
+    ({"data": "absent"}, "data: missing"),
+    ({"data": "/nowhere/rows.csv"}, "data=/nowhere/rows.csv: no such file"),
+    ({"template": "{words} :"}, "the data have no column words, only text, label, source"),
+    ({"label_column": "class"}, "the data have no column class"),
+    ({"where": {"origin": "a"}}, "the data have no column origin"),
+    ({"label_words": {0: "bad", 2: "good"}}, "a row has another label"),
+    ({"label_words": {0: "bad"}}, "needs two classes or more"),
+    ({"label_words": "bad,good"}, "it must be a mapping"),
+    ({"eval_rows": 80}, "eval_rows=80: the data have 80 rows"),
+    ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
+    ({"target_delta": "0.1"}, "target_delta=0.1: with 70 rows"),
+    ({"model_name_or_path": "package://no_such_package"}, "the Python package no_such_package is not installed"),
+    ({"push_to_hub": True}, "push_to_hub=True"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
+def test_bad_recipes_get_one_sentence(write, capsys, changes, message):
+    assert message in refused(capsys, "train", write(**changes))
+
+
+def test_bad_files_get_one_sentence(workplace, capsys):
+    assert "no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
+    (workplace / "list.yaml").write_text("- a\n- b\n")
+    assert "it must be a mapping" in refused(capsys, "train", str(workplace / "list.yaml"))
+    (workplace / "broken.yaml").write_text("a: [1\n")
+    assert "it is not valid YAML" in refused(capsys, "train", str(workplace / "broken.yaml"))
+    assert "recipe: missing" in refused(capsys, "train")
+
+
+def test_unknown_flags_get_one_sentence(write, capsys):
+    assert "max_step: there is no such field; did you mean max_steps?" in refused(
+        capsys, "train", write(), "--max_step=3"
+    )
+
+
+PLAN = ["--target_delta", "1e-5", "--num_rows", "4000", "--expected_batch_size", "64", "--max_steps", "1000"]
+
+
+def test_epsilon_answers_without_a_model(capsys):
+    assert main(["epsilon", "--noise_multiplier", "1.26344", *PLAN]) == 0
+    assert float(table(capsys.readouterr().out)["epsilon"]) == pytest.approx(2.0, abs=0.005)
+
+
+def test_calibrate_is_the_inverse_of_epsilon(capsys):
+    assert main(["calibrate", "--target_epsilon", "2", *PLAN]) == 0
+    printed = table(capsys.readouterr().out)
+    assert float(printed["noise multiplier"]) == pytest.approx(1.2634, abs=0.002)
+    assert float(printed["epsilon"]) <= 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--noise_multiplier", "0"], "noise_multiplier=0.0"),
+        (["--noise_multiplier", "1", "--target_delta", "0"], "target_delta=0.0"),
+        (["--noise_multiplier", "1", "--expected_batch_size", "5000"], "expected_batch_size=5000"),
+        (["--noise_multiplier", "1", "--max_steps", "0"], "max_steps=0"),
+        (["--noise_multiplier", "1", "--steps", "3"], "--steps: there is no such option"),
+    ],
+)
+def test_impossible_plans_get_one_sentence(capsys, changed, message):
+    assert message in refused(capsys, "epsilon", *PLAN, *changed)
+
+
+def test_python_m_runs_the_same_command():
+    command = [sys.executable, "-m", "hf_dpzo", "epsilon", "--noise_multiplier", "2", *PLAN]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "noise multiplier" in result.stdout
+
+
+def test_help_lists_every_field(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--target_epsilon" in text and "--label_words" in text and "--learning_rate" in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path):
+    recipe, args = read_recipe(path)
+    assert isinstance(recipe, Recipe)
+    assert args.target_epsilon is None or args.target_epsilon <= 4
+
+
+def test_package_paths_are_resolved_without_importing():
+    assert Path(resolve("package://hf_dpzo/templates/model_card.md")).is_file()
+    assert resolve("org/name") == "org/name"

@@ -1,0 +1,203 @@
+"""Flags: what is planned from them, and what is refused, each in one clear sentence before data are touched."""
+
+import pytest
+import torch
+from conftest import causal_lm, classifier, labelled_rows, with_lora
+from peft import TaskType
+from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, MixtralConfig, MixtralForCausalLM
+
+from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo.accounting import guarantee
+from hf_dpzo.refusals import refuse_model
+
+
+def test_target_epsilon_is_met_by_the_plan(make_args):
+    args = make_args(noise_multiplier="absent", target_epsilon=2.0, max_steps=50)
+    method, budget = args.plan(num_rows=1000)
+    assert 1.9 < budget.planned().epsilon <= 2.0
+    assert budget.query.sampling_rate == 0.008
+    assert method.noise_multiplier <= budget.query.noise_multiplier < method.noise_multiplier * (1 + 1e-9)
+
+
+def test_given_noise_multiplier_is_kept(make_args):
+    method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_rows=1000)
+    assert method.noise_multiplier == 0.9
+    assert budget.planned() == guarantee(((budget.query, 50),), delta=1e-4)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 125), (0.5, 63), (3, 375)])
+def test_epochs_are_planned_as_the_trainer_counts_them(make_args, epochs, steps):
+    _, budget = make_args(max_steps=-1, num_train_epochs=epochs).plan(num_rows=1000)
+    assert budget.planned_steps == steps
+
+
+def test_numbers_written_as_text_are_read(make_args):
+    args = make_args(smoothing="1e-3", target_delta="1e-6", expected_batch_size="16", learning_rate="1e-2")
+    assert (args.smoothing, args.target_delta, args.expected_batch_size) == (1e-3, 1e-6, 16)
+    assert args.learning_rate == 1e-2
+
+
+REFUSED = [
+    ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2: .* set expected_batch_size"),
+    ({"auto_find_batch_size": True}, "auto_find_batch_size=True: .* lower per_device_train_batch_size"),
+    ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: .* per_example_loss"),
+    ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0: .* remove it"),
+    ({"optim": "sgd"}, "optim=sgd: there are no gradients"),
+    ({"max_grad_norm": 1.0}, "max_grad_norm=1.0: .* set clip_norm"),
+    ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+    ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length: .* Poisson"),
+    ({"dataloader_drop_last": True}, "dataloader_drop_last=True"),
+    ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches=True"),
+    ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches=True"),
+    ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen=all: .* which rows"),
+    ({"push_to_hub": True}, "push_to_hub=True: .* upload the folder"),
+    ({"bf16": True}, "bf16=True: 16-bit rounding"),
+    ({"load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end=True: .* eval_data_is_public"),
+    (
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},
+        "lr_scheduler_type=reduce_lr_on_plateau: .* eval_data_is_public",
+    ),
+    ({"method": "adam"}, "method='adam': choose one of aggzo, dpzero, mezo"),
+    ({"directions": "cauchy"}, "directions='cauchy': choose one of gaussian, rademacher, sphere"),
+    ({"target_epsilon": 1.0}, "give one of the two"),
+    ({"noise_multiplier": "absent"}, "target_epsilon=None, noise_multiplier=None"),
+    ({"target_delta": "absent"}, "target_delta=None: a guarantee needs a delta"),
+    ({"target_delta": 1.0}, "target_delta=1.0"),
+    ({"target_delta": "soon"}, "target_delta='soon': it must be a number"),
+    ({"noise_multiplier": 0.0}, "noise_multiplier=0: it must be positive"),
+    ({"noise_multiplier": float("nan")}, "noise_multiplier=nan: it must be positive"),
+    ({"clip_norm": -1}, "clip_norm=-1: it must be positive"),
+    ({"smoothing": 0}, "smoothing=0: it must be positive"),
+    ({"expected_batch_size": 2.5}, "expected_batch_size=2.5: it must be a whole number"),
+    ({"num_directions": 4}, "num_directions=4: method=dpzero has no such parameter; .* aggzo, mezo"),
+    ({"method": "mezo"}, "noise_multiplier=1.0: method=mezo has no such parameter; .* aggzo, dpzero"),
+    ({"method": "mezo", "noise_multiplier": "absent"}, "method=mezo: it adds no noise, so no epsilon or delta holds"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
+def test_refused_arguments(make_args, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_args(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_devices_and_processes_are_refused(make_args, monkeypatch):
+    monkeypatch.setattr(ZOTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match=r"n_gpu=2: nn\.DataParallel"):
+        make_args()
+    monkeypatch.undo()
+    monkeypatch.setattr(ZOTrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(ValueError, match="world_size=2: several processes"):
+        make_args()
+
+
+def test_packing_is_refused_in_configurations_that_have_it(make_args):
+    class Packed(ZOTrainingArguments):
+        packing = True
+
+    with pytest.raises(ValueError, match="packing=True: a packed row holds several examples"):
+        Packed(output_dir="x", noise_multiplier=1.0, target_delta=1e-5, report_to="none", use_cpu=True)
+
+
+def test_deepspeed_and_fsdp_are_refused(make_args, monkeypatch):
+    """Their plugins want libraries and devices that are not here, so the flags are set on finished arguments."""
+    from hf_dpzo.refusals import refuse_arguments
+
+    for name, value in (("deepspeed", {"zero_optimization": {"stage": 2}}), ("fsdp", True), ("fp16", True)):
+        args = make_args()
+        setattr(args, name, value)
+        with pytest.raises(ValueError, match=f"{name}="):
+            refuse_arguments(args)
+
+
+def test_public_evaluation_data_may_choose_the_model(make_args):
+    args = make_args(
+        load_best_model_at_end=True, eval_data_is_public=True, eval_strategy="steps", save_strategy="steps"
+    )
+    assert args.load_best_model_at_end
+
+
+@pytest.mark.parametrize(("rows", "message"), [(4, "the training data have 4 rows"), (20_000, "choose at most 5e-06")])
+def test_data_that_do_not_fit_the_plan_are_refused(make_args, rows, message):
+    with pytest.raises(ValueError, match=message):
+        make_args().plan(num_rows=rows)
+
+
+# ---- What the trainer is given ----
+
+
+def refused_part(make_args, message, **parts):
+    given = {"model": classifier(), "args": make_args(), "train_dataset": labelled_rows(40), **parts}
+    with pytest.raises(ValueError, match=message):
+        ZOTrainer(**given)
+
+
+def test_iterable_data_are_refused(make_args):
+    refused_part(make_args, "train_dataset=IterableDataset", train_dataset=labelled_rows(40).to_iterable_dataset())
+
+
+def test_flattening_collators_are_refused(make_args):
+    refused_part(make_args, "DataCollatorWithFlattening: it joins", data_collator=DataCollatorWithFlattening())
+
+
+def test_batch_losses_are_refused(make_args):
+    refused_part(make_args, "pass per_example_loss", compute_loss_func=lambda *_: 0)
+
+
+def test_optimizers_are_refused(make_args):
+    refused_part(make_args, "optimizers: the update is made by", optimizers=(object(), None))
+
+
+@pytest.mark.parametrize("callback", [EarlyStoppingCallback, EarlyStoppingCallback()])
+def test_early_stopping_on_private_data_is_refused(make_args, callback):
+    refused_part(make_args, r"EarlyStoppingCallback: .* eval_data_is_public", callbacks=[callback])
+
+
+def test_plain_training_arguments_are_refused():
+    with pytest.raises(ValueError, match="args=NoneType: ZOTrainer needs ZOTrainingArguments"):
+        ZOTrainer(model=classifier())
+
+
+# ---- Models ----
+
+
+def test_nothing_to_train_is_refused(make_args):
+    refused_part(make_args, "none of its parameters requires grad", model=classifier().requires_grad_(False))
+
+
+def test_parameters_on_meta_are_refused():
+    with pytest.raises(ValueError, match="it is on the meta device"):
+        refuse_model(classifier().to("meta"), private=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_trainable_parameters_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"it is trained in {dtype}.*dtype=torch.float32"):
+        refuse_model(classifier().to(dtype), private=False)
+
+
+def test_16_bit_base_under_an_adapter_is_refused_for_privacy_alone():
+    model = with_lora(causal_lm().to(torch.bfloat16), TaskType.CAUSAL_LM)
+    refuse_model(model, private=False)
+    with pytest.raises(ValueError, match="16-bit rounding"):
+        refuse_model(model, private=True)
+
+
+def test_parameters_that_are_not_contiguous_are_refused():
+    model = classifier()
+    model.score.weight = torch.nn.Parameter(torch.randn(16, 2).t())
+    with pytest.raises(ValueError, match=r"score.weight: it is not contiguous"):
+        refuse_model(model, private=False)
+
+
+def test_router_losses_are_refused():
+    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, output_router_logits=True))
+    with pytest.raises(ValueError, match=r"output_router_logits=True: .* set it to False"):
+        refuse_model(model, private=True)
+
+
+def test_float32_models_are_accepted():
+    refuse_model(causal_lm(), private=True)
