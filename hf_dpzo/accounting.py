@@ -19,7 +19,8 @@ from dp_accounting.rdp import RdpAccountant
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 # Below this multiplier a PLD needs minutes and gigabytes (8.7 s at 0.1), below this delta it answers infinity.
 SMALLEST_PLD_NOISE, SMALLEST_PLD_DELTA = 0.2, 1e-12
-PLD_GRIDS = (1e-3, 1e-4)
+# A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
+COARSE, FINE = 1e-3, 1e-4
 
 # The Rényi accountant warns for each order that it leaves out; the orders that remain still give an upper bound.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -133,7 +134,8 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
         return 0.5 if not releases else 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
     if _suits_pld(releases, delta):
-        bounds += [(1 + float(_pld(releases, grid).get_delta(0.0))) / 2 for grid in PLD_GRIDS]
+        grids = _grids(sum(count for _, count in releases), epsilon)
+        bounds += [(1 + float(_pld(releases, grid).get_delta(0.0))) / 2 for grid in grids]
     return min(bounds)
 
 
@@ -163,7 +165,7 @@ def calibrate(query: GaussianQuery, *, steps: int, target_epsilon: float, target
         target_delta,
         bracket_interval=dp_accounting.LowerEndpointAndGuess(0.05, 1.0),
     )
-    for grid in PLD_GRIDS:
+    for grid in _grids(steps, target_epsilon):
         best = _tighten(releases, best, grid, target_epsilon, target_delta)
     achieved = guarantee(releases(best), delta=target_delta).epsilon
     if achieved > target_epsilon:
@@ -208,11 +210,11 @@ def _pld(releases: Releases, grid: float) -> PLDAccountant:
 
 
 def _pld_epsilon(releases: Releases, delta: float) -> float:
-    """Refine the grid until it stops mattering: a coarser grid is still an upper bound, only a wasteful one."""
-    best = math.inf
-    for grid in PLD_GRIDS:
-        epsilon = float(_pld(releases, grid).get_epsilon(delta))
-        converged, best = best - epsilon <= 0.01 * epsilon, min(best, epsilon)
-        if converged:
-            break
-    return best
+    epsilon = float(_pld(releases, COARSE).get_epsilon(delta))
+    steps = sum(count for _, count in releases)
+    return min(epsilon, *(float(_pld(releases, grid).get_epsilon(delta)) for grid in _grids(steps, epsilon)))
+
+
+def _grids(steps: int, epsilon: float) -> tuple[float, ...]:
+    """The grids to ask: the fine one, ten times slower, only where it could lower epsilon by a hundredth."""
+    return (COARSE,) if 30 * steps * COARSE**2 < 0.01 * epsilon else (COARSE, FINE)

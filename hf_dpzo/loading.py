@@ -103,6 +103,7 @@ def _lora(recipe: Recipe) -> LoraConfig:
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.lora_target_modules,
+        layers_to_transform=recipe.lora_layers,
     )
 
 

@@ -42,6 +42,7 @@ class Recipe:
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
+    lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
     data: str = field(default="", metadata={"help": "A data set on the Hub, or a CSV, JSON (lines) or Parquet file."})
     data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
@@ -81,7 +82,8 @@ class _Parser(HfArgumentParser):
     """Raises one sentence, where argparse prints every flag there is and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{re.sub(r'^argument --(.+?)(/.+?)?: ', r'\1: ', message)}.")
+        named = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        raise ValueError(f"{named}.")
 
 
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:

@@ -97,7 +97,8 @@ class ZOTrainer(Trainer):
         )
         refuse_model(self.model, private=args.private)
         self.per_example_loss = _as_loss(per_example_loss, self.model)
-        self.method, self.budget = (None, None) if train_dataset is None else args.plan(len(train_dataset))
+        self._num_rows = 0 if train_dataset is None else len(train_dataset)
+        self.method, self.budget = args.plan(self._num_rows) if self._num_rows else (None, None)
         self._metric_prefixes = {"eval", "test"}
         if self.method is not None:
             self.add_callback(FirstStepGuard(smoothing=self.method.smoothing))
@@ -151,10 +152,12 @@ class ZOTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
         stock = super().get_train_dataloader()
+        if len(stock.dataset) != self._num_rows:
+            raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
         return DataLoader(
             stock.dataset,
             batch_sampler=PoissonBatchSampler(
-                size=len(stock.dataset), sampling_rate=self.args.expected_batch_size / len(stock.dataset)
+                size=self._num_rows, sampling_rate=self.args.expected_batch_size / self._num_rows
             ),
             collate_fn=LogicalBatchCollator(stock.collate_fn, micro_batch_size=self._train_batch_size),
             num_workers=stock.num_workers,
@@ -274,7 +277,7 @@ class ZOTrainer(Trainer):
             seed=self.args.seed,
             base_model=unwrapped(self.model).config.name_or_path,
             peft=isinstance(self.model, PeftModel),
-            num_rows=len(self.train_dataset),
+            num_rows=self._num_rows,
             expected_batch_size=self.args.expected_batch_size,
             rows_evaluated_alone=self._train_batch_size == 1,
             eval_data_is_public=self.args.eval_data_is_public,

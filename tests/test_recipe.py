@@ -44,7 +44,7 @@ def write(workplace):
             "lora_target_modules": ["q_proj", "v_proj"],
             "lora_r": 2,
             "method": "dpzero",
-            "target_epsilon": 2,
+            "noise_multiplier": 1,
             "target_delta": "1e-3",
             "expected_batch_size": 8,
             "max_steps": 2,
@@ -78,7 +78,7 @@ def refused(capsys, *argv) -> str:
 
 
 def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
-    assert main(["train", write()]) == 0
+    assert main(["train", write(noise_multiplier="absent", target_epsilon=2)]) == 0
     printed = table(capsys.readouterr().out)
     assert {"accuracy before", "accuracy after", "epsilon", "delta", "steps", "adapter"} <= set(printed)
     assert float(printed["epsilon"]) <= 2
@@ -96,7 +96,7 @@ def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
         {"task": "causal-lm", "label_words": "absent", "template": "{text} :", "response": "{source}"},
         {"label_words": {0: "very bad", 1: "good"}},
         {"adapter": "none"},
-        {"method": "mezo", "target_epsilon": "absent", "target_delta": "absent"},
+        {"method": "mezo", "noise_multiplier": "absent", "target_delta": "absent"},
         {"method": "aggzo", "num_directions": 2, "directions": "sphere"},
         {"where": {"source": "a"}},
     ],
@@ -154,7 +154,7 @@ REFUSED = [
     ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
     ({"max_steps": "many"}, "max_steps: invalid int value: 'many'"),
     ({"target_epsilon": -1}, "target_epsilon=-1: it must be positive"),
-    ({"target_epsilon": "absent"}, "give one of the two"),
+    ({"noise_multiplier": "absent"}, "give one of the two"),
     ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4"),
     ({"method": "sgd"}, "invalid choice: 'sgd'"),
     ({"adapter": "dora"}, "invalid choice: 'dora'"),
