@@ -76,7 +76,7 @@ def unwrapped_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
 def _outputs_respond(model: PreTrainedModel, optimizer: ZOOptimizer, smoothing: float) -> bool:
     """Perturb one parameter after the other, the smallest first, until the outputs on made-up tokens differ."""
     parameters = optimizer.parameters()
-    tokens = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
+    tokens = {name: value[:1].to(model.device) for name, value in model.dummy_inputs.items()}
     for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
         parameter, copy = parameters[index], parameters[index].detach().clone()
         outputs = []

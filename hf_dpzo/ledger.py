@@ -1,12 +1,12 @@
 """What a run has spent, and what it may spend.
 
 The ledger records every release at the moment it happens. Every epsilon that is shown, logged or written to a card is
-computed from it, never from a configuration.
+computed from it, together with the steps of the plan that are still to come.
 """
 
 import math
 
-from hf_dpzo.accounting import Guarantee, Query, Releases, guarantee, membership_accuracy, renyi_epsilon
+from hf_dpzo.accounting import Guarantee, Query, Releases, guarantee, membership_accuracy
 
 
 class BudgetExceededError(RuntimeError):
@@ -70,7 +70,7 @@ class Budget:
         if steps > left:
             raise BudgetExceededError(
                 f"steps={steps}: the budget was planned for {self.planned_steps} steps, of which {left} are left; "
-                "plan all the steps of a run at once with max_steps, in a new trainer."
+                "plan all the steps of a run at once, with max_steps."
             )
 
     def spend(self) -> None:
@@ -79,35 +79,37 @@ class Budget:
         self.ledger.append(self.query)
 
     def close(self) -> None:
-        """Take no more steps, and claim for all that were planned, taken or not.
-
-        A run may have stopped early because of what its releases showed. The guarantee for the whole plan covers every
-        such rule; the guarantee for the steps taken does not.
-        """
+        """Take no more steps."""
         self.closed = True
 
     @property
     def claimed(self) -> Releases:
-        """The releases that the guarantee is stated for."""
+        """The releases that a guarantee is stated for: those in the ledger, and those planned and not taken.
+
+        A run may stop, or a checkpoint be chosen, because of what the releases showed. The guarantee for the whole plan
+        covers every such choice; the guarantee for the steps taken does not.
+        """
         untaken = self.planned_steps - len(self.ledger)
-        if not self.closed or untaken == 0:
+        if untaken == 0:
             return self.ledger.releases
+        last, count = self.ledger.releases[-1] if len(self.ledger) else (self.query, 0)
+        if last == self.query:
+            return (*self.ledger.releases[:-1], (self.query, count + untaken))
         return (*self.ledger.releases, (self.query, untaken))
 
-    def spent(self) -> Guarantee:
-        """The guarantee for what is claimed."""
+    def stated(self) -> Guarantee:
+        """The guarantee to state: for all that is claimed."""
         return guarantee(self.claimed, delta=self._stated_delta)
 
     def running_epsilon(self) -> float:
-        """An upper bound on the epsilon spent so far that is cheap enough to log: a tighter one is `spent()`.
+        """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
 
-        Rényi DP takes milliseconds where privacy loss distributions take seconds, and no part costs more than the plan.
+        So that however often it is asked for, the accountants, which may take seconds, are asked twenty times a run.
         """
-        return min(renyi_epsilon(self.claimed, delta=self._stated_delta), self.planned().epsilon)
-
-    def planned(self) -> Guarantee:
-        """The guarantee for the whole plan."""
-        return guarantee(((self.query, self.planned_steps),), delta=self._stated_delta)
+        share = math.ceil(self.planned_steps / 20)
+        steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
+        releases = ((self.query, steps),) if steps else ()
+        return guarantee(releases, delta=self._stated_delta).epsilon
 
     def membership_accuracy(self) -> float:
         """The best accuracy of a guess whether one row was used, from even odds, after what is claimed."""

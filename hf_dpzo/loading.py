@@ -46,8 +46,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.model_name_or_path), **_source(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if recipe.task == "prompt-classification" and not recipe.prompt.masked:
-        tokenizer.padding_side = "left"
+    continued = recipe.task == "prompt-classification" and not recipe.prompt.masked
+    tokenizer.padding_side = "left" if continued else "right"
     return tokenizer
 
 
@@ -71,8 +71,14 @@ def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datas
     train = _load(recipe.data, recipe.data_config, recipe.train_split)
     evaluation = None
     if recipe.eval_data is not None:
+        if resolve(recipe.eval_data) == resolve(recipe.data):
+            raise ValueError(
+                f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
+            )
         evaluation = _load(recipe.eval_data, None, "train")
     elif recipe.eval_split is not None:
+        if recipe.eval_split == recipe.train_split:
+            raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
         evaluation = _load(recipe.data, recipe.data_config, recipe.eval_split)
     train, evaluation = (None if rows is None else _kept(rows, recipe) for rows in (train, evaluation))
     if evaluation is None and recipe.eval_rows is not None:
@@ -80,7 +86,8 @@ def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datas
             raise ValueError(f"eval_rows={recipe.eval_rows}: the data have {len(train)} rows; hold out fewer.")
         halves = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
         train, evaluation = halves["train"], halves["test"]
-    return _encoded(train, recipe, tokenizer), None if evaluation is None else _encoded(evaluation, recipe, tokenizer)
+    train, evaluation = (None if rows is None else _encoded(rows, recipe, tokenizer) for rows in (train, evaluation))
+    return train, None if evaluation is None else _in_order_of_length(evaluation)
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
@@ -114,6 +121,8 @@ def _load(path: str, config: str | None, split: str) -> datasets.Dataset:
         return datasets.load_dataset(resolved, config, split=split)
     if not Path(resolved).is_file():
         raise ValueError(f"data={path}: no such file.")
+    if split != "train":
+        raise ValueError(f"split={split}: a file has no splits; name the other file as eval_data, or set eval_rows.")
     return datasets.load_dataset(kind, data_files=resolved, split="train")
 
 
@@ -138,6 +147,12 @@ def _encoded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokeni
     encode = _encode_text if recipe.task == "causal-lm" else _encode_example
     options = {"recipe": recipe, "tokenizer": tokenizer}
     return rows.map(encode, fn_kwargs=options, remove_columns=rows.column_names, desc="Tokenizing")
+
+
+def _in_order_of_length(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows, so that those of a batch are padded little. No metric depends on their order."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    return rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
 
 
 def _encode_example(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

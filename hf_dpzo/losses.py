@@ -4,6 +4,7 @@ A loss that is reduced over the batch has no sensitivity to clip. So none of the
 they take its outputs, and reduce within each row by itself.
 """
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
+
+from hf_dpzo.sealed import sealed
 
 
 Inputs = Mapping[str, Any]
@@ -40,22 +43,45 @@ class PerExampleLoss(ABC):
         return self.losses(scores, inputs), scores
 
 
+class Forward:
+    """Calls a model without labels, and with positions that do not depend on how far a row was padded.
+
+    With labels, a model would compute its own loss over the batch. Without positions, a decoder counts left padding as
+    tokens, and a long row would move the losses of the short rows beside it.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        base = unwrapped(model)
+        # Prompt tuning computes positions of its own.
+        virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+        self._positions = is_decoder(base) and accepts(base, "position_ids") and not virtual
+
+    def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """The logits, float32."""
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        if self._positions and "attention_mask" in given and "position_ids" not in given:
+            given["position_ids"] = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return model(**given).logits.float()
+
+
 class SequenceClassificationLoss(PerExampleLoss):
     """Cross-entropy of a classification head; squared error for one output; binary cross-entropy for many labels."""
 
-    def __init__(self, *, num_labels: int, multi_label: bool = False) -> None:
-        self.num_labels, self.multi_label = num_labels, multi_label
+    def __init__(self, model: torch.nn.Module) -> None:
+        config = unwrapped(model).config
+        self._forward = Forward(model)
+        self._num_labels, self._multi_label = config.num_labels, config.problem_type == "multi_label_classification"
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits `[batch, labels]`."""
-        return model(**without_labels(inputs)).logits.float()
+        return self._forward(model, inputs)
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
         labels = inputs["labels"]
-        if self.num_labels == 1:
+        if self._num_labels == 1:
             return F.mse_loss(scores.squeeze(-1), labels.float(), reduction="none")
-        if self.multi_label:
+        if self._multi_label:
             return F.binary_cross_entropy_with_logits(scores, labels.float(), reduction="none").mean(dim=-1)
         return F.cross_entropy(scores, labels, reduction="none")
 
@@ -63,10 +89,13 @@ class SequenceClassificationLoss(PerExampleLoss):
 class CausalLMLoss(PerExampleLoss):
     """Mean cross-entropy of a row's own target tokens, those whose label is not -100. A row without any scores zero."""
 
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._forward = Forward(model)
+
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Next-token logits `[batch, tokens, vocabulary]`."""
         # Prompt tuning puts virtual tokens in front, which have no labels.
-        return model(**without_labels(inputs)).logits[:, -inputs["input_ids"].shape[1] :].float()
+        return self._forward(model, inputs)[:, -inputs["input_ids"].shape[1] :]
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
@@ -83,7 +112,7 @@ class FunctionLoss(PerExampleLoss):
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The model's logits."""
-        return model(**without_labels(inputs)).logits
+        return model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Not available from scores: the function takes the model."""
@@ -98,15 +127,45 @@ class FunctionLoss(PerExampleLoss):
         return self.fn(model, inputs), self.scores(model, inputs)
 
 
+def as_loss(loss: PerExampleLoss | Callable[..., torch.Tensor] | None, model: torch.nn.Module) -> PerExampleLoss:
+    """Return `loss`, a function wrapped, or where there is none the loss of the model's head."""
+    if loss is None:
+        return loss_of_head(model)
+    return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
+
+
+@torch.no_grad()
+def losses_of_rows(
+    loss: PerExampleLoss, model: torch.nn.Module, micro_batches: list[dict[str, Any]], device: torch.device
+) -> torch.Tensor:
+    """One loss for each row of a logical batch, float32 `[batch]`. SENSITIVE.
+
+    Args:
+        loss: the loss of a micro-batch.
+        model: with its parameters at a probe point.
+        micro_batches: each says how many `rows` were drawn for it, and what `inputs` the collator made of them.
+        device: where an empty batch's losses are.
+
+    Raises:
+        ValueError: unless there is one loss for each row drawn; it does not say how many there were.
+    """
+    losses = [torch.empty(0, device=device)]
+    for micro_batch in micro_batches:
+        of_rows = sealed("per_example_loss", functools.partial(loss, model, micro_batch["inputs"]))
+        if not isinstance(of_rows, torch.Tensor) or of_rows.shape != (micro_batch["rows"],):
+            raise ValueError("per_example_loss: it must return one loss for each row drawn, shape [batch].")
+        losses.append(of_rows.float())
+    return torch.cat(losses)
+
+
 def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:
     """Return the per-example loss that belongs to the head of `model`, or raise if it is not known."""
     base = unwrapped(model)
     name = type(base).__name__
     if name in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        multi_label = base.config.problem_type == "multi_label_classification"
-        return SequenceClassificationLoss(num_labels=base.config.num_labels, multi_label=multi_label)
+        return SequenceClassificationLoss(model)
     if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return CausalLMLoss()
+        return CausalLMLoss(model)
     raise ValueError(
         f"model={name}: no per-example loss is known for this head; pass per_example_loss, a function "
         "(model, inputs) that returns one loss for each row, shape [batch]."
@@ -120,10 +179,11 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 def accepts(model: torch.nn.Module, argument: str) -> bool:
     """Whether the model's forward takes `argument`."""
-    base = unwrapped(model)
-    return isinstance(base, PreTrainedModel) and argument in inspect.signature(base.forward).parameters
+    return isinstance(model, PreTrainedModel) and argument in inspect.signature(model.forward).parameters
 
 
-def without_labels(inputs: Inputs) -> dict[str, Any]:
-    """What the model is given: with labels, it would compute its own batch-reduced loss."""
-    return {name: value for name, value in inputs.items() if name != "labels"}
+def is_decoder(model: torch.nn.Module) -> bool:
+    """Whether the model is a causal one, whose positions count from its first token."""
+    kind = model.config.model_type if isinstance(model, PreTrainedModel) else None
+    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in causal and kind not in masked

@@ -26,11 +26,12 @@ PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "acce
 NOT_COVERED = (
     "the data that the base model was pretrained on",
     "choices made by looking at private data: hyperparameters, templates, label words, the number of attempts",
-    "the evaluation figures, which were computed on data {evaluation}",
+    "the evaluation figures, which were computed on data {evaluation}; that these hold no training row was not checked",
+    "other runs on the same rows: a card counts its own run alone",
     "more than one row of the same person: the unit is a row",
     "the number of training rows, which is treated as public",
     "what happened to the data before training, such as filtering or removing duplicates",
-    "the time and the memory that training took, and whoever could watch the machine",
+    "the time and the memory that training took, whether it crashed, and whoever could watch the machine",
 )
 ISOLATION = {
     True: "each row is evaluated by itself, so that no other row can reach its loss",
@@ -112,12 +113,11 @@ def privacy_statement(run: Run) -> dict[str, Any]:
 def _claim(budget: Budget) -> dict[str, Any]:
     return {
         "definition": "(epsilon, delta)-differential privacy",
-        "epsilon": round_up(budget.spent().epsilon),
+        "epsilon": round_up(budget.stated().epsilon),
         "delta": budget.delta,
         "unit": "one row of the training data",
         "neighboring_relation": NEIGHBORING_RELATION.name,
         "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
-        "planned_steps": budget.planned_steps,
         "steps_taken": len(budget.ledger),
         "steps_claimed": sum(count for _, count in budget.claimed),
         "best_membership_accuracy": round_up(budget.membership_accuracy()),
@@ -125,7 +125,7 @@ def _claim(budget: Budget) -> dict[str, Any]:
 
 
 def _accounting(budget: Budget) -> dict[str, Any]:
-    spent = budget.spent()
+    spent = budget.stated()
     return {
         "ledger": [
             {**dataclasses.asdict(query), "query": type(query).__name__, "count": n} for query, n in budget.claimed
@@ -145,7 +145,9 @@ def _mechanism(run: Run) -> dict[str, Any]:
         **({"noise_multiplier": run.budget.query.noise_multiplier} if run.budget.private else {}),
         "num_directions": run.method.estimator.num_directions,
         "noise": "discrete Gaussian (OpenDP), one draw for each direction and step" if run.budget.private else "none",
-        "sensitivity": "clip_norm, exact on a lattice of clip_norm * 2**-40" if run.budget.private else "unbounded",
+        "sensitivity": "clip_norm: exact, on a lattice of clip_norm * 2**-40, given each row's losses"
+        if run.budget.private
+        else "unbounded",
     }
 
 

@@ -99,12 +99,12 @@ class Rademacher(Directions):
 class Gaussian(Directions):
     """Independent standard normal coordinates, as in MeZO (Malladi et al. 2023).
 
-    Each chunk has a `torch.Generator` of its own, seeded from Philox.
+    Each chunk is drawn by NumPy from the chunk's own Philox stream.
     """
 
     def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(int(self._philox(address).random_raw()))
-        return torch.empty(size).normal_(generator=generator).mul_(weight)
+        normal = np.random.Generator(self._philox(address)).standard_normal(size, dtype=np.float32)
+        return torch.from_numpy(normal).mul_(weight)
 
 
 class Sphere(Gaussian):

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.losses import Inputs, PerExampleLoss, accepts, without_labels
+from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, accepts, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,9 @@ class Prompt(Template):
                 raise ValueError(
                     f"label_words={list(self.label_words)}: at a mask each must be one token of this model."
                 )
-            return MaskedWordLoss(words=[tokens[0] for tokens in words], mask_token_id=tokenizer.mask_token_id)
+            return MaskedWordLoss(
+                words=[tokens[0] for tokens in words], mask_token_id=tokenizer.mask_token_id, model=model
+            )
         if tokenizer.padding_side != "left":
             raise ValueError(
                 "padding_side='right': prompts are continued at their end; set tokenizer.padding_side='left'."
@@ -119,63 +120,55 @@ class LabelScoreLoss(PerExampleLoss):
 class MaskedWordLoss(LabelScoreLoss):
     """Label-word logits at the mask."""
 
-    def __init__(self, *, words: Sequence[int], mask_token_id: int) -> None:
-        self.words, self.mask_token_id = list(words), mask_token_id
+    def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
+        self._words, self._mask_token_id, self._forward = list(words), mask_token_id, Forward(model)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits of the label words at each row's mask."""
-        at = (inputs["input_ids"] == self.mask_token_id).int().argmax(dim=1)
-        logits = model(**without_labels(inputs)).logits
-        return logits[torch.arange(len(at), device=at.device), at][:, self.words].float()
+        at = (inputs["input_ids"] == self._mask_token_id).int().argmax(dim=1)
+        logits = self._forward(model, inputs)
+        return logits[torch.arange(len(at), device=at.device), at][:, self._words]
 
 
-class CausalScores:
-    """Runs a causal model on left-padded prompts, for the logits of the last positions alone."""
+class LastLogits:
+    """Runs a causal model on left-padded prompts, for the logits of the last positions alone where it can."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        # Prompt tuning computes positions of its own. Elsewhere the first real token is position 0, however far a row
-        # was padded, so that padding does not reach the numbers.
-        self._positions = accepts(model, "position_ids") and not virtual
-        self._keep = accepts(model, "logits_to_keep")
+        self._forward, self._keeps = Forward(model), accepts(unwrapped(model), "logits_to_keep")
 
-    def logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], last: int) -> torch.Tensor:
+    def __call__(self, model: torch.nn.Module, inputs: Inputs, last: int) -> torch.Tensor:
         """Next-token logits at the `last` positions, float32 `[batch, last, vocabulary]`."""
-        if self._positions:
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        if self._keep:
-            return model(**inputs, logits_to_keep=last).logits.float()
-        return model(**inputs).logits[:, -last:].float()
+        kept = {"logits_to_keep": last} if self._keeps else {}
+        return self._forward(model, {**inputs, **kept})[:, -last:]
 
 
 class NextWordLoss(LabelScoreLoss):
     """Label-word logits of the token that comes after the prompt."""
 
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
-        self.words, self._causal = list(words), CausalScores(model)
+        self._words, self._last_logits = list(words), LastLogits(model)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits of the label words after each prompt."""
-        return self._causal.logits(model, without_labels(inputs), 1)[:, -1, self.words]
+        return self._last_logits(model, inputs, 1)[:, -1, self._words]
 
 
 class LabelStringLoss(LabelScoreLoss):
     """Mean log-probability of the tokens of each label string, as a continuation of the prompt."""
 
     def __init__(self, *, strings: Sequence[Sequence[int]], model: torch.nn.Module) -> None:
-        self.strings, self._causal = [list(tokens) for tokens in strings], CausalScores(model)
+        self._strings, self._last_logits = [list(tokens) for tokens in strings], LastLogits(model)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """One forward pass for each label: mean log-probabilities of their tokens."""
-        prompt = without_labels(inputs)
-        return torch.stack([self._score(model, prompt, tokens) for tokens in self.strings], dim=1)
+        return torch.stack([self._score(model, inputs, tokens) for tokens in self._strings], dim=1)
 
-    def _score(self, model: torch.nn.Module, prompt: dict[str, torch.Tensor], tokens: list[int]) -> torch.Tensor:
+    def _score(self, model: torch.nn.Module, prompt: Inputs, tokens: list[int]) -> torch.Tensor:
         ids = prompt["input_ids"]
         label = torch.tensor(tokens, device=ids.device).expand(len(ids), -1)
         extended = {
             "input_ids": torch.cat([ids, label], dim=1),
             "attention_mask": torch.cat([prompt["attention_mask"], torch.ones_like(label)], dim=1),
         }
-        logits = self._causal.logits(model, extended, len(tokens) + 1)[:, :-1]
+        logits = self._last_logits(model, extended, len(tokens) + 1)[:, :-1]
         return logits.log_softmax(dim=-1).gather(2, label.unsqueeze(2)).squeeze(2).mean(dim=1)

@@ -3,15 +3,27 @@
 Every message is one sentence: the value, the reason, the remedy.
 """
 
-from collections.abc import Iterable, Sized
+import weakref
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
-from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from peft import PeftModel
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hf_dpzo.losses import is_decoder
 
+
+_TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
@@ -72,6 +84,8 @@ def refuse_arguments(args: TrainingArguments) -> None:
             args.include_num_input_tokens_seen != "no",
             "the number of tokens tells which rows were drawn; remove it",
         ),
+        "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
+        "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
         # Arguments of TRL's configurations, which subclasses may add.
         "packing": (
             _added(args, "packing"),
@@ -86,9 +100,15 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 def _refuse_for_privacy(args: TrainingArguments) -> None:
     steers = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
+    rounds = "16-bit rounding lets rows of a batch move each other's losses; train in float32"
     refused = {
-        "fp16": (args.fp16, "16-bit rounding lets rows of a batch move each other's losses; train in float32"),
-        "bf16": (args.bf16, "16-bit rounding lets rows of a batch move each other's losses; train in float32"),
+        "fp16": (args.fp16, rounds),
+        "bf16": (args.bf16, rounds),
+        "mixed_precision": (args.mixed_precision != "no", rounds),
+        "fp16_full_eval": (args.fp16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
+        "bf16_full_eval": (args.bf16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
+        "tf32": (bool(args.tf32), "it rounds to 10 bits, which lets rows move each other's losses; remove it"),
+        "save_strategy": (args.save_strategy == SaveStrategy.BEST and not args.eval_data_is_public, steers),
         "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steers),
         "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steers),
     }
@@ -121,22 +141,35 @@ def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
 
 def _refuse_coupling(model: torch.nn.Module) -> None:
     """Refuse models in which one row's loss is known to depend on the other rows of its batch."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.element_size() < 4:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.element_size() < 4:
             raise ValueError(
-                f"parameter={name}: it is {parameter.dtype}, and 16-bit rounding lets rows of a batch move each "
-                "other's losses; load the model with dtype=torch.float32."
+                f"{name}: it is {tensor.dtype}, and 16-bit rounding lets rows of a batch move each other's losses; "
+                "load the model with dtype=torch.float32."
             )
-    config = model.config.to_dict() if hasattr(model, "config") else {}
+    if torch.get_float32_matmul_precision() != "highest":
+        raise ValueError(
+            f"float32_matmul_precision={torch.get_float32_matmul_precision()}: rounded products let the rows of a "
+            'batch move each other\'s losses; call torch.set_float32_matmul_precision("highest").'
+        )
+    config = model.config.to_dict() if isinstance(model, PreTrainedModel | PeftModel) else {}
+    if config.get("quantization_config"):
+        raise ValueError(
+            "quantization_config: quantized layers may scale a row by the others of its batch; load it in float32."
+        )
     if config.get("output_router_logits"):
         raise ValueError(
             "output_router_logits=True: the router's auxiliary loss couples the rows of a batch; set it to False."
         )
+    for rope_type in ("dynamic", "longrope"):
+        if f"'rope_type': '{rope_type}'" in str(config):
+            raise ValueError(
+                f"rope_type={rope_type}: the positions of a row depend on the longest row of its batch; choose another "
+                "rope_type, such as linear or yarn."
+            )
 
 
-def refuse_parts(
-    *, dataset: Any, data_collator: Any, callbacks: Iterable[Any], compute_loss_func: Any, optimizers: tuple, args: Any
-) -> None:
+def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], args: Any) -> None:
     """Raise `ValueError` for parts handed to the trainer that would break the claim or be ignored."""
     if dataset is not None and (
         isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized)
@@ -149,6 +182,21 @@ def refuse_parts(
         raise ValueError(
             "data_collator=DataCollatorWithFlattening: it joins the rows of a batch; use a padding collator."
         )
+    if isinstance(data_collator, DataCollatorForLanguageModeling) and data_collator.mlm:
+        raise ValueError(
+            "data_collator=DataCollatorForLanguageModeling: its random masks make one row depend on the others; mask "
+            "rows once, when they are tokenized."
+        )
+    early = any(isinstance(one, EarlyStoppingCallback) or one is EarlyStoppingCallback for one in callbacks)
+    if early and args.private and not args.eval_data_is_public:
+        raise ValueError(
+            "callbacks=EarlyStoppingCallback: it lets the evaluation data end the run; set eval_data_is_public=True if "
+            "they are."
+        )
+
+
+def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:
+    """Raise `ValueError` for parts of the stock Trainer that zeroth-order training replaces."""
     if compute_loss_func is not None:
         raise ValueError(
             "compute_loss_func: it returns one number for a batch; pass per_example_loss, which returns one for each."
@@ -157,16 +205,29 @@ def refuse_parts(
         raise ValueError(
             "optimizers: the update is made by ZOOptimizer; set learning_rate and lr_scheduler_type instead."
         )
-    refuse_callbacks(callbacks, args)
 
 
-def refuse_callbacks(callbacks: Iterable[Any], args: Any) -> None:
-    """Raise `ValueError` for callbacks that let unreleased data steer the run."""
-    early = any(isinstance(one, EarlyStoppingCallback) or one is EarlyStoppingCallback for one in callbacks)
-    if early and args.private and not args.eval_data_is_public:
+def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where `args` no longer hold the values that a budget was planned from."""
+    for name, value in planned.items():
+        now = getattr(args, name)
+        if now != value:
+            raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
+
+
+def refuse_trained(model: torch.nn.Module) -> None:
+    """Raise `ValueError` for a model that a trainer of this process has trained, and remember this one."""
+    if model in _TRAINED:
+        raise ValueError("model: another trainer has trained it, and a card counts one run; load the model anew.")
+    _TRAINED.add(model)
+
+
+def refuse_padding(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Raise `ValueError` where left padding would move the positions of a row, and with them its loss."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.padding_side == "left" and not is_decoder(model):
         raise ValueError(
-            "callbacks=EarlyStoppingCallback: it lets the evaluation data end the run; set eval_data_is_public=True if "
-            "they are."
+            f"padding_side=left: positions in {type(model).__name__} would depend on the longest row of a batch; set "
+            "tokenizer.padding_side='right'."
         )
 
 
@@ -178,7 +239,7 @@ def _value(args: TrainingArguments, name: str) -> Any:
     value = args
     for part in name.split("."):
         value = getattr(value, part)
-    return value.value if isinstance(value, OptimizerNames | SchedulerType) else value
+    return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy) else value
 
 
 def _raise_first(refused: Iterable[tuple[str, Any, str]]) -> None:

@@ -68,4 +68,4 @@ def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
 def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
     if not trainer.budget.private:
         return [("privacy", "none: the method adds no noise")]
-    return [("epsilon", f"{round_up(trainer.budget.spent().epsilon):g}"), ("delta", f"{trainer.budget.delta:g}")]
+    return [("epsilon", f"{round_up(trainer.budget.stated().epsilon):g}"), ("delta", f"{trainer.budget.delta:g}")]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from hf_dpzo.noise import BernoulliMask
+from hf_dpzo.sealed import sealed
 
 
 class PoissonBatchSampler(Sampler[list[int]]):
@@ -45,6 +46,20 @@ def steps_per_epoch(sampling_rate: float) -> int:
     return max(1, round(1 / sampling_rate))
 
 
+class SealedRows(Dataset):
+    """The rows of a data set, fetched under seal."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """The rows at `indices`: what a dataloader asks for a batch with."""
+        return sealed("train_dataset", lambda: [self._dataset[index] for index in indices])
+
+
 class LogicalBatchCollator:
     """Makes one dataloader item of one logical batch: a list of physical micro-batches.
 
@@ -59,10 +74,17 @@ class LogicalBatchCollator:
         self.collate, self.micro_batch_size = collate, micro_batch_size
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, list[Any]]:
-        """Return `{"micro_batches": [...]}`; the list is empty for an empty batch."""
+        """Return `{"micro_batches": [...]}`; the list is empty for an empty batch.
+
+        A micro-batch is `{"rows": how many, "inputs": what collate made of them}`: a loss is owed for each row that was
+        drawn, whatever the collator made of it.
+        """
         ordered = sorted(rows, key=_length)
         starts = range(0, len(ordered), self.micro_batch_size)
-        return {"micro_batches": [self.collate(ordered[start : start + self.micro_batch_size]) for start in starts]}
+        return {"micro_batches": [self._micro_batch(ordered[i : i + self.micro_batch_size]) for i in starts]}
+
+    def _micro_batch(self, rows: list[Any]) -> dict[str, Any]:
+        return {"rows": len(rows), "inputs": sealed("data_collator", lambda: self.collate(rows))}
 
 
 def _length(row: Any) -> int:

@@ -17,13 +17,21 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.ledger import round_up
-from hf_dpzo.losses import FunctionLoss, Inputs, PerExampleLoss, loss_of_head, unwrapped
+from hf_dpzo.losses import Inputs, PerExampleLoss, as_loss, losses_of_rows, unwrapped
 from hf_dpzo.model_card import TAGS, Run, write_card
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.progress import EpsilonProgressCallback
-from hf_dpzo.refusals import refuse_callbacks, refuse_model, refuse_parts
-from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler
+from hf_dpzo.refusals import (
+    refuse_arguments,
+    refuse_changed,
+    refuse_model,
+    refuse_padding,
+    refuse_parts,
+    refuse_replaced,
+    refuse_trained,
+)
+from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler, SealedRows
 from hf_dpzo.training_args import ZOTrainingArguments
 
 
@@ -31,7 +39,7 @@ from hf_dpzo.training_args import ZOTrainingArguments
 COPIED_SHARE = 0.1
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
 # What the stock loop may log about training. Everything else that it computes is a function of unreleased data.
-RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon", "train_runtime", "train_steps_per_second"})
+RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon"})
 
 
 class ZOTrainer(Trainer):
@@ -71,14 +79,8 @@ class ZOTrainer(Trainer):
             raise ValueError(
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
-        refuse_parts(
-            dataset=train_dataset,
-            data_collator=data_collator,
-            callbacks=callbacks or [],
-            compute_loss_func=compute_loss_func,
-            optimizers=optimizers,
-            args=args,
-        )
+        refuse_replaced(compute_loss_func, optimizers)
+        refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
         super().__init__(
             model=model,
             args=args,
@@ -95,10 +97,11 @@ class ZOTrainer(Trainer):
             ),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        refuse_model(self.model, private=args.private)
-        self.per_example_loss = _as_loss(per_example_loss, self.model)
+        self._refuse_model()
+        self.per_example_loss = as_loss(per_example_loss, self.model)
         self._num_rows = 0 if train_dataset is None else len(train_dataset)
         self.method, self.budget = args.plan(self._num_rows) if self._num_rows else (None, None)
+        self._planned_values = args.planned_values
         self._metric_prefixes = {"eval", "test"}
         if self.method is not None:
             self.add_callback(FirstStepGuard(smoothing=self.method.smoothing))
@@ -118,9 +121,10 @@ class ZOTrainer(Trainer):
         self.budget.require()
         model.eval()
         step = len(self.budget.ledger)
-        micro_batches = self._prepare_inputs(inputs)["micro_batches"]
+        micro_batches = [self._prepare_inputs(micro_batch) for micro_batch in inputs["micro_batches"]]
         differences = self.method.estimator.differences(
-            walk=functools.partial(self._walk, step), losses=functools.partial(self._losses, model, micro_batches)
+            walk=functools.partial(self._walk, step),
+            losses=functools.partial(losses_of_rows, self.per_example_loss, model, micro_batches, self.args.device),
         )
         release = self.method.mechanism.release(differences)
         del inputs, micro_batches, differences  # What follows is post-processing.
@@ -135,12 +139,6 @@ class ZOTrainer(Trainer):
         walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
         return walk(parameters, optimizer.directions, step=step, direction=direction)
 
-    @torch.no_grad()
-    def _losses(self, model: torch.nn.Module, micro_batches: list[Inputs]) -> torch.Tensor:
-        """One loss for each row of the batch where the parameters are now, `[batch]`. SENSITIVE."""
-        losses = [_checked(self.per_example_loss(model, inputs), inputs) for inputs in micro_batches]
-        return torch.cat(losses) if losses else torch.empty(0, device=self.args.device)
-
     # ---- Hooks of the stock loop ----
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -151,11 +149,12 @@ class ZOTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
+        self._refuse_model()  # Again: `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
         if len(stock.dataset) != self._num_rows:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
         return DataLoader(
-            stock.dataset,
+            SealedRows(stock.dataset),
             batch_sampler=PoissonBatchSampler(
                 size=self._num_rows, sampling_rate=self.args.expected_batch_size / self._num_rows
             ),
@@ -176,6 +175,9 @@ class ZOTrainer(Trainer):
         """Zero: the count would tell how many tokens were drawn."""
         return 0
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: there is nothing to resume, and a generator's position may count what was drawn from it."""
+
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> None:
         """None, which is not logged: there is no gradient."""
 
@@ -193,15 +195,32 @@ class ZOTrainer(Trainer):
                 f"resume_from_checkpoint={resume_from_checkpoint}: a checkpoint does not hold the ledger of what was "
                 "spent; start a new run."
             )
+        if trial is not None:
+            raise ValueError(
+                "trial: a search would spend a budget for each trial, and state one; train each by itself."
+            )
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
         self.budget.require(self.budget.planned_steps)
-        refuse_callbacks(self.callback_handler.callbacks, self.args)
+        self._refuse_changes()
         try:
-            output = super().train(trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+            output = super().train(ignore_keys_for_eval=ignore_keys_for_eval)
         finally:
             self.budget.close()
         return TrainOutput(output.global_step, math.nan, self._released(output.metrics))
+
+    def _refuse_model(self) -> None:
+        refuse_model(self.model, private=self.args.private)
+        refuse_padding(unwrapped(self.model), self.processing_class)
+
+    def _refuse_changes(self) -> None:
+        """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
+        refuse_arguments(self.args)
+        refuse_changed(self.args, self._planned_values)
+        callbacks = self.callback_handler.callbacks
+        refuse_parts(dataset=self.train_dataset, data_collator=self.data_collator, callbacks=callbacks, args=self.args)
+        if self.args.private and self.model_init is None:
+            refuse_trained(unwrapped(self.model))
 
     # ---- Evaluation ----
 
@@ -228,6 +247,8 @@ class ZOTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """As stock, on data that are not the training data."""
         self._refuse_training_data(eval_dataset)
+        if metric_key_prefix.startswith("train"):
+            raise ValueError(f"metric_key_prefix={metric_key_prefix}: it names training metrics; choose another.")
         self._metric_prefixes.add(metric_key_prefix)
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
@@ -284,17 +305,3 @@ class ZOTrainer(Trainer):
             metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
             hyperparameters={name: str(getattr(self.args, name)) for name in SHOWN_ARGUMENTS},
         )
-
-
-def _as_loss(loss: Any, model: torch.nn.Module) -> PerExampleLoss:
-    if loss is None:
-        return loss_of_head(model)
-    return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
-
-
-def _checked(losses: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """Return `losses` as float32, or raise unless there is one for each row, without saying how many there are."""
-    rows = len(next(iter(inputs.values())))
-    if not isinstance(losses, torch.Tensor) or losses.shape != (rows,):
-        raise ValueError("per_example_loss: it must return one loss for each row of its inputs, shape [batch].")
-    return losses.float()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -16,6 +17,17 @@ from hf_dpzo.sampling import steps_per_epoch
 
 # Flags that are parameters of methods: which of them may be given depends on the method.
 METHOD_FLAGS = ("smoothing", "num_directions", "clip_norm", "noise_multiplier")
+PLANNED_FLAGS = (
+    "method",
+    "target_epsilon",
+    "target_delta",
+    "expected_batch_size",
+    "directions",
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    *METHOD_FLAGS,
+)
 
 
 @dataclass
@@ -76,6 +88,11 @@ class ZOTrainingArguments(TrainingArguments):
         self._check_values()
         super().__post_init__()
         refuse_arguments(self)
+
+    @property
+    def planned_values(self) -> dict[str, Any]:
+        """What a budget was planned from. Once it has been, none of it may change."""
+        return {name: getattr(self, name) for name in PLANNED_FLAGS}
 
     @property
     def private(self) -> bool:

@@ -13,6 +13,7 @@ PACKAGE = Path(hf_dpzo.__file__).parent
 # In order: each module may import those above it, and of the heavy libraries those named beside it.
 LAYERS = {
     "_version": set(),
+    "sealed": {"torch"},
     "noise": {"opendp"},
     "accounting": {"dp_accounting"},
     "ledger": set(),
@@ -28,7 +29,7 @@ LAYERS = {
     "methods": set(),
     "losses": {"torch", "transformers", "peft"},
     "prompting": {"torch", "transformers", "peft"},
-    "refusals": {"torch", "transformers"},
+    "refusals": {"torch", "transformers", "peft"},
     "training_args": {"transformers"},
     "guard": {"torch", "transformers", "accelerate"},
     "progress": {"transformers"},
@@ -41,6 +42,8 @@ LAYERS = {
     "__main__": set(),
     "": set(),
 }
+# Generators of one's own, and a look at the global one.
+OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state")
 HEAVY = {"opendp", "dp_accounting", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"}
 # Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
 FORBIDDEN = {
@@ -123,5 +126,5 @@ def test_no_global_generator_is_seeded_or_drawn_from(name):
         "set_seed",
     }
     assert not called & drawn
-    assert not {call for call in called if call.startswith("np.random.") and call != "np.random.Philox"}
-    assert "random" not in imports_of(FILES[name])
+    assert not {call for call in called if call.startswith("np.random.") and not call.startswith(OWN)}
+    assert "random" not in imports_of(FILES[name]) or name == "sealed"

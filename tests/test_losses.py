@@ -4,7 +4,15 @@ import pytest
 import torch
 from conftest import causal_lm, classifier, llama_config, masked_lm, with_lora
 from peft import PromptTuningConfig, TaskType, get_peft_model
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, LlamaForSequenceClassification, LlamaModel
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
 
 from hf_dpzo.losses import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, loss_of_head
 from hf_dpzo.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
@@ -79,9 +87,9 @@ def test_causal_loss_is_the_mean_over_a_rows_own_targets(tokenizer):
 @torch.no_grad()
 def test_more_targets_in_one_row_do_not_change_another(tokenizer):
     model, inputs = causal_lm(), causal_batch(tokenizer)
-    before = CausalLMLoss()(model, inputs)
+    before = CausalLMLoss(model)(model, inputs)
     inputs["labels"][1] = -100
-    after = CausalLMLoss()(model, inputs)
+    after = CausalLMLoss(model)(model, inputs)
     assert torch.equal(before[[0, 2]], after[[0, 2]])
     assert after[1] == 0
 
@@ -93,6 +101,16 @@ def test_virtual_tokens_have_no_targets(tokenizer):
     model, inputs = get_peft_model(base, config).eval(), causal_batch(tokenizer)
     losses = loss_of_head(model)(model, inputs)
     torch.testing.assert_close(losses, each_alone(model, inputs), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+def test_left_padding_does_not_move_absolute_positions(tokenizer, head):
+    """GPT-2 would count padding as tokens: a long row would then move the losses of the short rows beside it."""
+    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, num_labels=2)
+    model = head(config).eval()
+    inputs = causal_batch(tokenizer) if head is GPT2LMHeadModel else padded(tokenizer)
+    torch.testing.assert_close(loss_of_head(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_any_function_is_a_loss(tokenizer):

@@ -133,7 +133,9 @@ def test_other_files_are_read(write, workplace, kind, capsys):
 
 
 def test_evaluation_file_is_used(write, workplace, capsys):
-    assert main(["train", write(eval_rows="absent", eval_data=str(workplace / "rows.csv"))]) == 0
+    other = workplace / "other.csv"
+    other.write_text((workplace / "rows.csv").read_text())
+    assert main(["train", write(eval_rows="absent", eval_data=str(other))]) == 0
 
 
 def test_flags_replace_what_the_recipe_says(write):
@@ -168,6 +170,7 @@ REFUSED = [
     ({"label_words": {0: "bad"}}, "needs two classes or more"),
     ({"label_words": "bad,good"}, "it must be a mapping"),
     ({"eval_rows": 80}, "eval_rows=80: the data have 80 rows"),
+    ({"eval_split": "test"}, "split=test: a file has no splits"),
     ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
     ({"target_delta": "0.1"}, "target_delta=0.1: with 70 rows"),
     ({"model_name_or_path": "package://no_such_package"}, "the Python package no_such_package is not installed"),
@@ -178,6 +181,10 @@ REFUSED = [
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
 def test_bad_recipes_get_one_sentence(write, capsys, changes, message):
     assert message in refused(capsys, "train", write(**changes))
+
+
+def test_training_file_is_not_for_evaluation(write, workplace, capsys):
+    assert "it is the training data" in refused(capsys, "train", write(eval_data=str(workplace / "rows.csv")))
 
 
 def test_bad_files_get_one_sentence(workplace, capsys):

@@ -4,7 +4,15 @@ import pytest
 import torch
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from peft import TaskType
-from transformers import DataCollatorWithFlattening, EarlyStoppingCallback, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    EarlyStoppingCallback,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.accounting import guarantee
@@ -14,7 +22,7 @@ from hf_dpzo.refusals import refuse_model
 def test_target_epsilon_is_met_by_the_plan(make_args):
     args = make_args(noise_multiplier="absent", target_epsilon=2.0, max_steps=50)
     method, budget = args.plan(num_rows=1000)
-    assert 1.9 < budget.planned().epsilon <= 2.0
+    assert 1.9 < budget.stated().epsilon <= 2.0
     assert budget.query.sampling_rate == 0.008
     assert method.noise_multiplier <= budget.query.noise_multiplier < method.noise_multiplier * (1 + 1e-9)
 
@@ -22,7 +30,7 @@ def test_target_epsilon_is_met_by_the_plan(make_args):
 def test_given_noise_multiplier_is_kept(make_args):
     method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_rows=1000)
     assert method.noise_multiplier == 0.9
-    assert budget.planned() == guarantee(((budget.query, 50),), delta=1e-4)
+    assert budget.stated() == guarantee(((budget.query, 50),), delta=1e-4)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 125), (0.5, 63), (3, 375)])
@@ -57,6 +65,14 @@ REFUSED = [
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},
         "lr_scheduler_type=reduce_lr_on_plateau: .* eval_data_is_public",
     ),
+    ({"debug": "underflow_overflow"}, "debug=.*: it prints what the model computes"),
+    ({"skip_memory_metrics": False}, "skip_memory_metrics=False"),
+    ({"bf16_full_eval": True}, "bf16_full_eval=True"),
+    ({"fp16_full_eval": True}, "fp16_full_eval=True"),
+    (
+        {"save_strategy": "best", "eval_strategy": "steps", "metric_for_best_model": "loss"},
+        "save_strategy=best: .* eval_data_is_public",
+    ),
     ({"method": "adam"}, "method='adam': choose one of aggzo, dpzero, mezo"),
     ({"directions": "cauchy"}, "directions='cauchy': choose one of gaussian, rademacher, sphere"),
     ({"target_epsilon": 1.0}, "give one of the two"),
@@ -80,6 +96,13 @@ def test_refused_arguments(make_args, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_args(**changes)
     assert "\n" not in str(caught.value)
+
+
+def test_mixed_precision_from_the_environment_is_refused(make_args, monkeypatch):
+    """accelerate launch sets it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="mixed_precision=bf16: 16-bit rounding"):
+        make_args()
 
 
 def test_several_devices_and_processes_are_refused(make_args, monkeypatch):
@@ -141,6 +164,17 @@ def test_flattening_collators_are_refused(make_args):
     refused_part(make_args, "DataCollatorWithFlattening: it joins", data_collator=DataCollatorWithFlattening())
 
 
+def test_random_masks_are_refused(make_args, tokenizer):
+    refused_part(make_args, "its random masks", data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=True))
+
+
+def test_left_padding_is_refused_where_it_moves_positions(make_args, tokenizer):
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    refused_part(make_args, "padding_side=left: .*padding_side='right'", model=model, processing_class=tokenizer)
+
+
 def test_batch_losses_are_refused(make_args):
     refused_part(make_args, "pass per_example_loss", compute_loss_func=lambda *_: 0)
 
@@ -197,6 +231,30 @@ def test_router_losses_are_refused():
     model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, output_router_logits=True))
     with pytest.raises(ValueError, match=r"output_router_logits=True: .* set it to False"):
         refuse_model(model, private=True)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_longest_row_are_refused(rope_type):
+    model = causal_lm()
+    model.config.rope_parameters = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ValueError, match=f"rope_type={rope_type}"):
+        refuse_model(model, private=True)
+
+
+def test_quantized_models_are_refused():
+    model = causal_lm()
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(ValueError, match="quantization_config: quantized layers"):
+        refuse_model(model, private=True)
+
+
+def test_rounded_products_are_refused():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ValueError, match="float32_matmul_precision=medium"):
+            refuse_model(causal_lm(), private=True)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_float32_models_are_accepted():
