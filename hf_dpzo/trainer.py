@@ -48,9 +48,9 @@ class ZOTrainer(Trainer):
     Takes what the Trainer takes, and:
 
     Args:
-        args: `ZOTrainingArguments`. per_example_loss: a `PerExampleLoss`, or any function `(model, inputs) ->
-        [batch]`, differentiable or not. Defaults
-            to the loss of the model's head.
+        args: `ZOTrainingArguments`.
+        per_example_loss: a `PerExampleLoss`, or any function `(model, inputs) -> [batch]`, differentiable or not.
+            Defaults to the loss of the model's head.
 
     Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
 
@@ -268,7 +268,10 @@ class ZOTrainer(Trainer):
     # ---- What leaves ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent."""
+        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent.
+
+        Anything else that it is given is dropped.
+        """
         logs = self._released(logs)
         if "learning_rate" in logs and self.args.private:
             logs["epsilon"] = round_up(self.budget.running_epsilon())
@@ -289,6 +292,7 @@ class ZOTrainer(Trainer):
         write_card(self._run(), self.args.output_dir)
 
     def _run(self) -> Run:
+        base, arguments = unwrapped(self.model), self.args.to_dict()
         evaluations = [log for log in self.state.log_history if "eval_loss" in log]
         return Run(
             method_name=self.args.method,
@@ -296,12 +300,12 @@ class ZOTrainer(Trainer):
             budget=self.budget,
             directions=self.args.directions,
             seed=self.args.seed,
-            base_model=unwrapped(self.model).config.name_or_path,
+            base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",
             peft=isinstance(self.model, PeftModel),
             num_rows=self._num_rows,
             expected_batch_size=self.args.expected_batch_size,
             rows_evaluated_alone=self._train_batch_size == 1,
             eval_data_is_public=self.args.eval_data_is_public,
             metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
-            hyperparameters={name: str(getattr(self.args, name)) for name in SHOWN_ARGUMENTS},
+            hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
         )

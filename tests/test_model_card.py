@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
+from hf_dpzo.accounting import GaussianQuery, guarantee
 from hf_dpzo.ledger import round_up
 from hf_dpzo.running import accuracy
 
@@ -37,6 +38,15 @@ def train(make_args, tokenizer):
 
 def statement(folder: Path) -> dict:
     return json.loads((folder / "privacy.json").read_text())
+
+
+def recomputed(said: dict) -> float:
+    """Epsilon, from the ledger in the file."""
+    releases = tuple(
+        (GaussianQuery(noise_multiplier=one["noise_multiplier"], sampling_rate=one["sampling_rate"]), one["count"])
+        for one in said["accounting"]["ledger"]
+    )
+    return round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon)
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -76,15 +86,8 @@ def test_first_line_of_a_run_without_noise_says_that_there_is_no_guarantee(train
 
 
 def test_ledger_in_the_file_gives_the_claim_again(train):
-    from hf_dpzo.accounting import GaussianQuery, guarantee
-
     _, folder = train()
-    said = statement(folder)
-    releases = tuple(
-        (GaussianQuery(noise_multiplier=one["noise_multiplier"], sampling_rate=one["sampling_rate"]), one["count"])
-        for one in said["accounting"]["ledger"]
-    )
-    assert round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon) == said["claim"]["epsilon"]
+    assert recomputed(statement(folder)) == statement(folder)["claim"]["epsilon"]
 
 
 def test_a_run_that_stopped_early_claims_its_whole_plan(train):
@@ -149,3 +152,13 @@ def test_no_card_is_written_where_nothing_was_to_be_trained(make_args, tokenizer
     trainer = ZOTrainer(model=classifier(), args=args, data_collator=DataCollatorWithPadding(tokenizer))
     trainer.save_model()
     assert not (Path(args.output_dir) / "privacy.json").exists()
+
+
+GALLERY = sorted((Path(__file__).parent.parent / "model_cards").glob("*/privacy.json"))
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
+def test_claims_of_the_gallery_follow_from_their_ledgers(path):
+    said = json.loads(path.read_text())
+    assert recomputed(said) == said["claim"]["epsilon"]
+    assert f"ε = {said['claim']['epsilon']}" in (path.parent / "README.md").read_text()
