@@ -23,19 +23,27 @@ Inputs = Mapping[str, Any]
 
 
 class PerExampleLoss(ABC):
-    """A loss in two halves, so that evaluation can use the first one by itself."""
+    """One loss for each row of a micro-batch; row i's depends on row i alone."""
 
     @abstractmethod
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """What predictions are made from, `[batch, ...]`."""
 
     @abstractmethod
-    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """One loss for each row, float32 `[batch]`; row i depends on row i alone."""
+    def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses, float32 `[batch]`, and the scores."""
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """Both halves: one loss for each row, `[batch]`."""
+        """The losses alone."""
         return self.evaluate(model, inputs)[0]
+
+
+class ScoreLoss(PerExampleLoss):
+    """A loss that is computed from the scores."""
+
+    @abstractmethod
+    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """One loss for each row, float32 `[batch]`."""
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """The losses `[batch]`, and the scores that they come from."""
@@ -64,7 +72,7 @@ class Forward:
         return model(**given).logits.float()
 
 
-class SequenceClassificationLoss(PerExampleLoss):
+class SequenceClassificationLoss(ScoreLoss):
     """Cross-entropy of a classification head; squared error for one output; binary cross-entropy for many labels."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -86,7 +94,7 @@ class SequenceClassificationLoss(PerExampleLoss):
         return F.cross_entropy(scores, labels, reduction="none")
 
 
-class CausalLMLoss(PerExampleLoss):
+class CausalLMLoss(ScoreLoss):
     """Mean cross-entropy of a row's own target tokens, those whose label is not -100. A row without any scores zero."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -113,10 +121,6 @@ class FunctionLoss(PerExampleLoss):
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The model's logits."""
         return model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-
-    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Not available from scores: the function takes the model."""
-        raise NotImplementedError("a loss given as a function is evaluated on the model: call it instead.")
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """One loss for each row, `[batch]`."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, accepts, unwrapped
+from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, ScoreLoss, accepts, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class Prompt(Template):
         return LabelStringLoss(strings=words, model=model)
 
 
-class LabelScoreLoss(PerExampleLoss):
+class LabelScoreLoss(ScoreLoss):
     """Cross-entropy over the scores of the labels, `[batch, labels]`."""
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -306,6 +306,10 @@ class ZOTrainer(Trainer):
             expected_batch_size=self.args.expected_batch_size,
             rows_evaluated_alone=self._train_batch_size == 1,
             eval_data_is_public=self.args.eval_data_is_public,
-            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
+            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_") and not _is_timing(k)},
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
         )
+
+
+def _is_timing(metric: str) -> bool:
+    return metric.endswith(("_runtime", "_per_second", "_preparation_time"))

@@ -40,8 +40,7 @@ class ZOTrainingArguments(TrainingArguments):
 
     Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
 
-    >>> args = ZOTrainingArguments(output_dir="out", method="dpzero", target_epsilon=2, target_delta=1e-5,
-    max_steps=100)
+    >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
     >>> method, budget = args.plan(num_rows=5000)
     >>> round(method.noise_multiplier, 2), budget.planned_steps
     (0.69, 100)

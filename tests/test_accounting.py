@@ -169,7 +169,7 @@ def test_budget_refuses_the_step_after_the_last():
 @pytest.mark.parametrize("taken", [0, 1, 99, 100])
 def test_budget_states_the_guarantee_of_its_whole_plan(taken):
     """Whoever stops a run, or picks a checkpoint, may do so because of what was released."""
-    budget = Budget(query=query(), planned_steps=500, delta=1e-5)
+    budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     for _ in range(taken):
         budget.spend()
     assert budget.claimed == ((query(), 100),)
@@ -190,7 +190,7 @@ def test_running_epsilon_bounds_what_was_spent_and_ends_at_the_plan():
 
 
 def test_closed_budget_takes_no_more_steps():
-    budget = Budget(query=query(), planned_steps=500, delta=1e-5)
+    budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     budget.spend()
     budget.close()
     with pytest.raises(BudgetExceededError, match="of which 0 are left"):
