@@ -43,7 +43,7 @@ class ZOTrainingArguments(TrainingArguments):
     >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
     >>> method, budget = args.plan(num_rows=5000)
     >>> round(method.noise_multiplier, 2), budget.planned_steps
-    (0.69, 100)
+    (0.78, 100)
     """
 
     method: str = field(
