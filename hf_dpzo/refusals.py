@@ -23,6 +23,7 @@ from transformers.training_args import OptimizerNames
 from hf_dpzo.losses import is_decoder
 
 
+# Models that a trainer of this process has trained: another one's card would not count what was spent on them.
 _TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default

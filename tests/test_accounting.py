@@ -28,7 +28,7 @@ def analytic_gaussian_epsilon(mu: float, delta: float) -> float:
     return optimize.brentq(excess, 0, 100)
 
 
-# PLD and RDP of dp-accounting 0.6.0, and where there is one an independent figure (PRV of Opacus 1.6.0).
+# PLD and, where it was noted, RDP: what dp-accounting 0.6.0 gave when asked directly.
 GOLDEN = [
     (1.26344, 0.016, 1, 1e-5, 0.160, 0.643),
     (1.26344, 0.016, 10, 1e-5, 0.298, 0.695),

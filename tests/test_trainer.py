@@ -169,7 +169,7 @@ def test_an_interrupted_run_spends_the_whole_plan_and_keeps_its_weights(make_tra
         calls.append(1)
         if len(calls) > 2:
             raise KeyboardInterrupt
-        return CLASSIFICATION(model, inputs)
+        return classification_loss(model, inputs)
 
     trainer = make_trainer(per_example_loss=interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -177,7 +177,7 @@ def test_an_interrupted_run_spends_the_whole_plan_and_keeps_its_weights(make_tra
     assert trainer.budget.closed
 
 
-def CLASSIFICATION(model, inputs):
+def classification_loss(model, inputs):
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
@@ -209,7 +209,7 @@ def test_training_losses_reach_no_log_no_file_and_no_stream(make_trainer, make_a
     caplog.set_level(logging.DEBUG)
 
     def sentinel(model, inputs):
-        return torch.full((len(inputs["labels"]),), SENTINEL) + 0 * CLASSIFICATION(model, inputs)
+        return torch.full((len(inputs["labels"]),), SENTINEL) + 0 * classification_loss(model, inputs)
 
     args = make_args(save_strategy="steps", save_steps=2, disable_tqdm=False, log_level="debug")
     trainer = make_trainer(args=args, per_example_loss=sentinel, eval_dataset=None)
@@ -332,7 +332,7 @@ def test_code_that_draws_from_a_global_generator_is_refused(make_trainer, tokeni
         return pad(rows)
 
     def random_loss(model, inputs):
-        return CLASSIFICATION(model, inputs) * torch.rand(1)
+        return classification_loss(model, inputs) * torch.rand(1)
 
     parts = {"data_collator": random_collator} if part == "data_collator" else {"per_example_loss": random_loss}
     with pytest.raises(RuntimeError, match=f"{part}: it draws from a global random generator"):
@@ -534,7 +534,7 @@ def test_dropout_is_off_while_losses_are_compared(make_trainer):
 
     def watching(model, inputs):
         modes.append(model.training)
-        return CLASSIFICATION(model, inputs)
+        return classification_loss(model, inputs)
 
     trainer = make_trainer(per_example_loss=watching)
     trainer.model.train()
