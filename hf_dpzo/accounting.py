@@ -122,12 +122,14 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     >>> round(membership_accuracy(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1),), delta=1e-5), 3)
     0.691
     """
+    if not releases:
+        return 0.5
     epsilon = guarantee(releases, delta=delta).epsilon
-    if not releases or math.isinf(epsilon):
-        return 0.5 if not releases else 1.0
+    if math.isinf(epsilon):
+        return 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
     if _suits_pld(releases, delta):
-        grids = _grids(sum(count for _, count in releases), epsilon)
+        grids = _grids(_steps(releases), epsilon)
         bounds += [(1 + float(_pld(releases, grid).get_delta(0.0))) / 2 for grid in grids]
     return min(bounds)
 
@@ -217,8 +219,13 @@ def _pld(releases: Releases, grid: float) -> PLDAccountant:
 
 def _pld_epsilon(releases: Releases, delta: float) -> float:
     epsilon = float(_pld(releases, COARSE).get_epsilon(delta))
-    steps = sum(count for _, count in releases)
-    return min(epsilon, *(float(_pld(releases, grid).get_epsilon(delta)) for grid in _grids(steps, epsilon)))
+    if FINE in _grids(_steps(releases), epsilon):
+        epsilon = min(epsilon, float(_pld(releases, FINE).get_epsilon(delta)))
+    return epsilon
+
+
+def _steps(releases: Releases) -> int:
+    return sum(count for _, count in releases)
 
 
 def _grids(steps: int, epsilon: float) -> tuple[float, ...]:

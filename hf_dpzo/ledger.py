@@ -24,15 +24,15 @@ class Ledger:
     (3, 1)
     """
 
-    def __init__(self) -> None:
-        self._releases: list[tuple[Query, int]] = []
+    def __init__(self, releases: Releases = ()) -> None:
+        self._releases = list(releases)
 
-    def append(self, query: Query) -> None:
-        """Record one release."""
+    def append(self, query: Query, count: int = 1) -> None:
+        """Record `count` releases of `query`."""
         if self._releases and self._releases[-1][0] == query:
-            self._releases[-1] = (query, self._releases[-1][1] + 1)
-        else:
-            self._releases.append((query, 1))
+            self._releases[-1] = (query, self._releases[-1][1] + count)
+        elif count:
+            self._releases.append((query, count))
 
     @property
     def releases(self) -> Releases:
@@ -89,13 +89,9 @@ class Budget:
         A run may stop, or a checkpoint be chosen, because of what the releases showed. The guarantee for the whole plan
         covers every such choice; the guarantee for the steps taken does not.
         """
-        untaken = self.planned_steps - len(self.ledger)
-        if untaken == 0:
-            return self.ledger.releases
-        last, count = self.ledger.releases[-1] if len(self.ledger) else (self.query, 0)
-        if last == self.query:
-            return (*self.ledger.releases[:-1], (self.query, count + untaken))
-        return (*self.ledger.releases, (self.query, untaken))
+        whole = Ledger(self.ledger.releases)
+        whole.append(self.query, count=self.planned_steps - len(self.ledger))
+        return whole.releases
 
     def stated(self) -> Guarantee:
         """The guarantee to state: for all that is claimed."""

@@ -46,8 +46,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(resolve(recipe.model_name_or_path), **_source(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    continued = recipe.task == "prompt-classification" and not recipe.prompt.masked
-    tokenizer.padding_side = "left" if continued else "right"
+    tokenizer.padding_side = "left" if recipe.prompts and not recipe.fills_mask else "right"
     return tokenizer
 
 
@@ -98,15 +97,13 @@ def _source(recipe: Recipe) -> dict[str, Any]:
 def _auto_class(recipe: Recipe) -> type:
     if recipe.task == "sequence-classification":
         return AutoModelForSequenceClassification
-    masked = recipe.task == "prompt-classification" and recipe.prompt.masked
-    return AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    return AutoModelForMaskedLM if recipe.fills_mask else AutoModelForCausalLM
 
 
 def _lora(recipe: Recipe) -> LoraConfig:
-    tasks = {"sequence-classification": TaskType.SEQ_CLS, "causal-lm": TaskType.CAUSAL_LM}
-    masked = recipe.task == "prompt-classification" and recipe.prompt.masked
+    causal_or_head = TaskType.SEQ_CLS if recipe.task == "sequence-classification" else TaskType.CAUSAL_LM
     return LoraConfig(
-        task_type=None if masked else tasks.get(recipe.task, TaskType.CAUSAL_LM),
+        task_type=None if recipe.fills_mask else causal_or_head,
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.lora_target_modules,

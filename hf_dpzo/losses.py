@@ -66,7 +66,7 @@ class Forward:
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The logits, float32."""
-        given = {name: value for name, value in inputs.items() if name != "labels"}
+        given = without_labels(inputs)
         if self._positions and "attention_mask" in given and "position_ids" not in given:
             given["position_ids"] = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return model(**given).logits.float()
@@ -120,7 +120,7 @@ class FunctionLoss(PerExampleLoss):
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The model's logits."""
-        return model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        return model(**without_labels(inputs)).logits
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """One loss for each row, `[batch]`."""
@@ -174,6 +174,11 @@ def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:
         f"model={name}: no per-example loss is known for this head; pass per_example_loss, a function "
         "(model, inputs) that returns one loss for each row, shape [batch]."
     )
+
+
+def without_labels(inputs: Inputs) -> dict[str, Any]:
+    """What a model is given: with labels, it would compute a loss of its own."""
+    return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -54,6 +54,7 @@ class Run:
         peft: whether an adapter was trained, instead of the model's own parameters.
         num_rows: number of training rows.
         expected_batch_size: rows in a batch on average.
+        sampling_rate: the probability with which each row joined a batch.
         rows_evaluated_alone: whether a micro-batch held a single row.
         eval_data_is_public: whether the evaluation data were declared public.
         metrics: the metrics of the last evaluation.
@@ -69,6 +70,7 @@ class Run:
     peft: bool
     num_rows: int
     expected_batch_size: int
+    sampling_rate: float
     rows_evaluated_alone: bool
     eval_data_is_public: bool
     metrics: dict[str, float]
@@ -93,7 +95,7 @@ def privacy_statement(run: Run) -> dict[str, Any]:
         "mechanism": _mechanism(run),
         "sampling": {
             "scheme": "Poisson: each row joins each batch independently",
-            "sampling_rate": run.expected_batch_size / run.num_rows,
+            "sampling_rate": run.sampling_rate,
             "expected_batch_size": run.expected_batch_size,
             "num_rows": run.num_rows,
             "randomness": "operating system (os.urandom), kept nowhere",
@@ -173,5 +175,10 @@ def render(run: Run, statement: dict[str, Any]) -> ModelCard:
         title=f"{run.base_model.split('/')[-1] or 'Model'}, fine-tuned by {run.method_name}",
         paper=run.method.paper,
         statement=statement,
-        metrics={name: value for name, value in run.metrics.items() if not math.isnan(value)},
+        metrics={name: value for name, value in run.metrics.items() if _is_shown(name, value)},
     )
+
+
+def _is_shown(metric: str, value: float) -> bool:
+    """Whether a metric says something of the model, and not of the machine."""
+    return not (math.isnan(value) or metric.endswith(("_runtime", "_per_second", "_preparation_time")))

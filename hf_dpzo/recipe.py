@@ -77,6 +77,16 @@ class Recipe:
         """The template with its label words."""
         return Prompt(template=self.template, label_words=self.words)
 
+    @property
+    def prompts(self) -> bool:
+        """Whether classes are told by label words."""
+        return self.task == "prompt-classification"
+
+    @property
+    def fills_mask(self) -> bool:
+        """Whether a label word goes where a masked language model has its mask."""
+        return self.prompts and self.prompt.masked
+
 
 class _Parser(HfArgumentParser):
     """Raises one sentence, where argparse prints every flag there is and exits."""

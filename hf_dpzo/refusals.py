@@ -94,7 +94,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ),
         "padding_free": (_added(args, "padding_free"), "it joins the rows of a batch; remove it"),
     }
-    _raise_first((name, _value(args, name), reason) for name, (refuse, reason) in refused.items() if refuse)
+    _raise_first(args, refused)
     if args.private:
         _refuse_for_privacy(args)
 
@@ -113,7 +113,7 @@ def _refuse_for_privacy(args: TrainingArguments) -> None:
         "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steers),
         "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steers),
     }
-    _raise_first((name, _value(args, name), reason) for name, (refuse, reason) in refused.items() if refuse)
+    _raise_first(args, refused)
 
 
 def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
@@ -243,6 +243,8 @@ def _value(args: TrainingArguments, name: str) -> Any:
     return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy) else value
 
 
-def _raise_first(refused: Iterable[tuple[str, Any, str]]) -> None:
-    for name, value, reason in refused:
-        raise ValueError(f"{name}={value}: {reason}.")
+def _raise_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
+    """Raise for the first argument whose condition holds; `refused` gives each one's condition and reason."""
+    for name, (condition, reason) in refused.items():
+        if condition:
+            raise ValueError(f"{name}={_value(args, name)}: {reason}.")

@@ -45,7 +45,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer),
         compute_metrics=None if causal else accuracy,
-        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.task == "prompt-classification" else None,
+        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.prompts else None,
     )
 
 

@@ -123,7 +123,7 @@ class ZOTrainer(Trainer):
         step = len(self.budget.ledger)
         micro_batches = [self._prepare_inputs(micro_batch) for micro_batch in inputs["micro_batches"]]
         differences = self.method.estimator.differences(
-            walk=functools.partial(self._walk, step),
+            walk=self._walk(step),
             losses=functools.partial(losses_of_rows, self.per_example_loss, model, micro_batches, self.args.device),
         )
         release = self.method.mechanism.release(differences)
@@ -132,12 +132,13 @@ class ZOTrainer(Trainer):
         unwrapped_optimizer(self.optimizer).stage(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
-    def _walk(self, step: int, direction: int) -> Walk:
+    def _walk(self, step: int) -> Callable[[int], Walk]:
+        """What makes the walk along a direction of that number."""
         optimizer = unwrapped_optimizer(self.optimizer)
         parameters = optimizer.parameters()
         trained, total = (sum(p.numel() for p in some) for some in (parameters, self.model.parameters()))
         walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
-        return walk(parameters, optimizer.directions, step=step, direction=direction)
+        return lambda direction: walk(parameters, optimizer.directions, step=step, direction=direction)
 
     # ---- Hooks of the stock loop ----
 
@@ -156,7 +157,7 @@ class ZOTrainer(Trainer):
         return DataLoader(
             SealedRows(stock.dataset),
             batch_sampler=PoissonBatchSampler(
-                size=self._num_rows, sampling_rate=self.args.expected_batch_size / self._num_rows
+                size=self._num_rows, sampling_rate=self.args.sampling_rate(self._num_rows)
             ),
             collate_fn=LogicalBatchCollator(stock.collate_fn, micro_batch_size=self._train_batch_size),
             num_workers=stock.num_workers,
@@ -304,12 +305,9 @@ class ZOTrainer(Trainer):
             peft=isinstance(self.model, PeftModel),
             num_rows=self._num_rows,
             expected_batch_size=self.args.expected_batch_size,
+            sampling_rate=self.args.sampling_rate(self._num_rows),
             rows_evaluated_alone=self._train_batch_size == 1,
             eval_data_is_public=self.args.eval_data_is_public,
-            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_") and not _is_timing(k)},
+            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
         )
-
-
-def _is_timing(metric: str) -> bool:
-    return metric.endswith(("_runtime", "_per_second", "_preparation_time"))

@@ -98,6 +98,10 @@ class ZOTrainingArguments(TrainingArguments):
         """Whether the method adds noise."""
         return is_private(METHODS[self.method])
 
+    def sampling_rate(self, num_rows: int) -> float:
+        """The probability with which each of `num_rows` rows joins a batch: what is sampled, accounted and stated."""
+        return self.expected_batch_size / num_rows
+
     def plan(self, num_rows: int) -> tuple[Method, Budget]:
         """Return the method with its noise set, and the budget of its run over `num_rows` rows.
 
@@ -108,7 +112,7 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: the training data have {num_rows} rows; lower it."
             )
-        sampling_rate = self.expected_batch_size / num_rows
+        sampling_rate = self.sampling_rate(num_rows)
         steps = self._planned_steps(sampling_rate)
         given = {name: getattr(self, name) for name in METHOD_FLAGS if getattr(self, name) is not None}
         if self.private:
