@@ -5,8 +5,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from hf_dpzo.accounting import GaussianQuery, calibrate, guarantee
+from hf_dpzo.accounting import guarantee
+from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import BudgetExceededError, round_up
+from hf_dpzo.queries import GaussianQuery
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ class FirstStepGuard(TrainerCallback):
     ) -> None:
         """Before the first update that should change anything: remember a sample of each parameter."""
         optimizer = unwrapped_optimizer(kwargs["optimizer"])
-        if not self._done and any(optimizer.staged) and any(group["lr"] for group in optimizer.param_groups):
+        if not self._done and any(optimizer.received) and any(group["lr"] for group in optimizer.param_groups):
             self._before = _sample(optimizer)
 
     def on_optimizer_step(
@@ -90,4 +90,9 @@ def _outputs_respond(model: PreTrainedModel, optimizer: ZOOptimizer, smoothing: 
 
 
 def _sample(optimizer: ZOOptimizer) -> list[torch.Tensor]:
-    return [parameter.detach().view(-1)[:SAMPLE].clone() for parameter in optimizer.parameters()]
+    mask, sample = optimizer.directions.mask, []
+    for index, parameter in enumerate(optimizer.parameters()):
+        flat = parameter.detach().view(-1)
+        movable = slice(SAMPLE) if mask is None else mask.coordinates(index, limit=SAMPLE).to(flat.device)
+        sample.append(flat[movable].clone())
+    return sample

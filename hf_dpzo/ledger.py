@@ -6,7 +6,8 @@ computed from it, together with the steps of the plan that are still to come.
 
 import math
 
-from hf_dpzo.accounting import Guarantee, Query, Releases, guarantee, membership_accuracy
+from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
+from hf_dpzo.queries import Query, Releases
 
 
 class BudgetExceededError(RuntimeError):
@@ -16,7 +17,7 @@ class BudgetExceededError(RuntimeError):
 class Ledger:
     """The releases of a run, in order; equal neighbours are counted together.
 
-    >>> from hf_dpzo.accounting import GaussianQuery
+    >>> from hf_dpzo.queries import GaussianQuery
     >>> ledger = Ledger()
     >>> for _ in range(3):
     ...     ledger.append(GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01))

@@ -1,20 +1,22 @@
 """The one door: sensitive rows go in, released integers come out.
 
-Each example's row is clipped to an L2 norm of `clip_norm`, put on the lattice of step `clip_norm * 2**-40` by
+Each example's row is clipped to a norm of `clip_norm`, put on the lattice of step `clip_norm * 2**-40` by
 truncation towards zero, and summed in int64. So the sum does not depend on the order of the rows or on how they were
 grouped, and one row moves it by at most 2**40 lattice steps: exactly, not up to rounding. One draw of discrete noise
 is added, always, even to the sum of no rows.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 
-from hf_dpzo.accounting import GaussianQuery, NonPrivateQuery
-from hf_dpzo.noise import DiscreteGaussian
+from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
 LATTICE_BITS = 40
@@ -41,8 +43,56 @@ class Release:
         return [integer * self.unit for integer in self.integers]
 
 
+class Mechanism(ABC):
+    """What releases a step."""
+
+    @abstractmethod
+    def release(self, differences: torch.Tensor) -> Release:
+        """Release `differences`, `[batch, K]`."""
+
+    @abstractmethod
+    def query(self, sampling_rate: float) -> Query:
+        """What one release costs when each row joins the batch with that probability."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class GaussianSum:
+class ClippedSum(Mechanism):
+    """The sum of jointly clipped rows, without noise. NO PRIVACY: to be used where clipping alone is studied.
+
+    Args:
+        clip_norm: C, the largest norm of one example's row of K coefficients.
+        expected_batch_size: the public constant that the sum is divided by.
+    """
+
+    clip_norm: float
+    expected_batch_size: int
+
+    def release(self, differences: torch.Tensor) -> Release:
+        """Release the sum of `differences`, `[batch, K]`.
+
+        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
+        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
+        3
+        """
+        sums = self._clipped(differences).sum(axis=0, dtype=np.int64)
+        return Release(
+            integers=tuple(self._noisy(sums.tolist())), unit=self.clip_norm / SENSITIVITY / self.expected_batch_size
+        )
+
+    def query(self, sampling_rate: float) -> Query:
+        """What one release costs: everything, at any sampling rate."""
+        return NonPrivateQuery()
+
+    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
+        """Each row on the lattice, int64 `[batch, K]`."""
+        return clip_to_lattice(differences, self.clip_norm)
+
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSum(ClippedSum):
     """The sum of jointly clipped rows with Gaussian noise (Bao et al. 2025, eq. 21; Zhang et al. 2024, alg. 2).
 
     Args:
@@ -53,24 +103,14 @@ class GaussianSum:
     Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
     """
 
-    clip_norm: float
     noise_multiplier: float
-    expected_batch_size: int
-
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release the noisy sum of `differences`, `[batch, K]`.
-
-        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
-        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
-        3
-        """
-        sums = clip_to_lattice(differences, self.clip_norm).sum(axis=0, dtype=np.int64)
-        noisy = self._noise.add(sums.tolist())
-        return Release(integers=tuple(noisy), unit=self.clip_norm / SENSITIVITY / self.expected_batch_size)
 
     def query(self, sampling_rate: float) -> GaussianQuery:
         """What one release costs. The noise is the one that is drawn: `noise_multiplier` rounded up to the lattice."""
         return GaussianQuery(noise_multiplier=self._noise.scale / SENSITIVITY, sampling_rate=sampling_rate)
+
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return self._noise.add(sums)
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
@@ -78,7 +118,82 @@ class GaussianSum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainMean:
+class SeparateGaussianSum(ClippedSum):
+    """The sum of rows of which each coefficient was clipped by itself, with Gaussian noise (Liu et al. 2025).
+
+    K coefficients of up to C each make a row of up to `sqrt(K) * C`, and that is the sensitivity. So K directions ask
+    for `sqrt(K)` times the noise on each.
+
+    Args:
+        clip_norm: C, the largest absolute value of one example's coefficient.
+        noise_multiplier: the noise's standard deviation, in units of `sqrt(K) * clip_norm`.
+        num_directions: K.
+        expected_batch_size: the public constant that the sum is divided by.
+
+    Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
+
+    >>> mechanism = SeparateGaussianSum(clip_norm=1.0, noise_multiplier=2.0, num_directions=4, expected_batch_size=8)
+    >>> mechanism.query(0.5).noise_multiplier
+    2.0
+    """
+
+    noise_multiplier: float
+    num_directions: int
+
+    def query(self, sampling_rate: float) -> GaussianQuery:
+        """What one release of all K costs. The noise that is drawn is this much or, by a few lattice steps, more."""
+        return GaussianQuery(noise_multiplier=self.noise_multiplier, sampling_rate=sampling_rate)
+
+    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
+        if differences.shape[1] != self.num_directions:
+            raise ValueError(f"num_directions={self.num_directions}: a row has {differences.shape[1]} coefficients.")
+        return clip_to_lattice(differences.reshape(-1, 1), self.clip_norm).reshape(differences.shape)
+
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return self._noise.add(sums)
+
+    @cached_property
+    def _noise(self) -> DiscreteGaussian:
+        scale = self.noise_multiplier * SENSITIVITY * math.sqrt(self.num_directions)
+        return DiscreteGaussian(scale=math.ceil(scale) + 2)  # Two steps for the roundings of float64, below 2**53.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaplaceSum(ClippedSum):
+    """The sum of rows clipped in L1 norm, with Laplace noise, for pure epsilon (Tang et al. 2025).
+
+    Args:
+        clip_norm: C, the largest L1 norm of one example's row of K coefficients.
+        noise_multiplier: the noise's scale, in clip norms, for each coefficient.
+        expected_batch_size: the public constant that the sum is divided by.
+
+    Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
+    """
+
+    noise_multiplier: float
+
+    def query(self, sampling_rate: float) -> LaplaceQuery:
+        """What one release costs, accounted as continuous noise for a sensitivity of two more lattice steps.
+
+        That dominates the discrete noise that is drawn. With scale s, the discrete loss is at least (D - 2j) / s with
+        probability 1 - a**(j + 1) / (1 + a), where a = exp(-1 / s); the continuous one, for sensitivity D + 2, with
+        probability 1 - a**(j + 1) / 2, which is no less.
+        """
+        return LaplaceQuery(noise_multiplier=self._noise.scale / (SENSITIVITY + 2), sampling_rate=sampling_rate)
+
+    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
+        return clip_to_lattice(differences, self.clip_norm, order=1)
+
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return self._noise.add(sums)
+
+    @cached_property
+    def _noise(self) -> DiscreteLaplace:
+        return DiscreteLaplace(scale=math.ceil(self.noise_multiplier * (SENSITIVITY + 2)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainMean(Mechanism):
     """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines."""
 
     def release(self, differences: torch.Tensor) -> Release:
@@ -92,13 +207,13 @@ class PlainMean:
         return NonPrivateQuery()
 
 
-Mechanism = GaussianSum | PlainMean
+NOISES: dict[str, type[GaussianSum] | type[LaplaceSum]] = {"gaussian": GaussianSum, "laplace": LaplaceSum}
 
 
-def clip_to_lattice(differences: torch.Tensor, clip_norm: float) -> np.ndarray:
-    """Clip each row to `clip_norm` and truncate it to integers, int64 `[batch, K]` with L2 norm at most 2**40.
+def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[1, 2] = 2) -> np.ndarray:
+    """Clip each row to `clip_norm` and truncate it to integers, int64 `[batch, K]` with norm at most 2**40.
 
-    Non-finite values count as zero.
+    Non-finite values count as zero. `order` is that of the norm: L2, or L1.
 
     >>> clip_to_lattice(torch.tensor([[3.0, 4.0], [float("nan"), 0.5]]), clip_norm=1.0) * 2.0**-40
     array([[0.6, 0.8],
@@ -111,7 +226,7 @@ def clip_to_lattice(differences: torch.Tensor, clip_norm: float) -> np.ndarray:
     # Dividing by the largest entry first keeps the squares of huge and of tiny rows from leaving the range of float64.
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
     shape = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
-    norm_of_shape = np.sqrt(np.square(shape).sum(axis=1, keepdims=True))
+    norm_of_shape = np.linalg.norm(shape, ord=order, axis=1, keepdims=True)
     # One lattice step short of the clip norm, so that no rounding of float64 (some 2**-50) can carry a row beyond it.
     with np.errstate(over="ignore"):
         allowed = np.minimum(largest / clip_norm, (1 - 2.0**-LATTICE_BITS) / np.maximum(norm_of_shape, 1.0))

@@ -5,14 +5,16 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.perturbation import Directions
+from hf_dpzo.constraints import Constraint, Unconstrained
+from hf_dpzo.perturbation import CHUNK, Directions, Mask
+from hf_dpzo.updates import SGD, Update
 
 
 class ZOOptimizer(torch.optim.Optimizer):
     """Moves parameters along replayed directions: `theta -= lr * (sum_k coefficient_k z_k + weight_decay * theta)`.
 
-    There are no gradients. The training step stages the coefficients that were released, and `step()` applies them
-    once.
+    There is no backpropagation. The training step hands over the coefficients that were released, and `step()` applies
+    them once, in the way of `update`; then `constraint` pulls. Weight decay is decoupled from the update.
 
     Args:
         params: parameters or parameter groups. Their order is the order of the directions' parameter numbers.
@@ -20,11 +22,14 @@ class ZOOptimizer(torch.optim.Optimizer):
         seed: the run's public seed.
         lr: learning rate, per unit of coefficient.
         weight_decay: how much of theta is added to the estimated gradient, as in MeZO.
+        update: what becomes of the coefficients.
+        constraint: where the parameters may go.
 
     >>> from hf_dpzo.perturbation import Rademacher
     >>> theta = torch.nn.Parameter(torch.zeros(3))
     >>> optimizer = ZOOptimizer([theta], directions=Rademacher, seed=0, lr=0.5)
-    >>> optimizer.stage(step=0, coefficients=[2.0])
+    >>> optimizer.begin_stage()
+    >>> optimizer.receive(step=0, coefficients=[2.0])
     >>> optimizer.step()
     >>> theta.abs().tolist()
     [1.0, 1.0, 1.0]
@@ -38,37 +43,98 @@ class ZOOptimizer(torch.optim.Optimizer):
         seed: int,
         lr: float,
         weight_decay: float = 0.0,
+        update: Update | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self.directions = directions(seed=seed, sizes=[parameter.numel() for parameter in self.parameters()])
-        self._staged: tuple[int, Sequence[float]] | None = None
+        self._kind, self._seed = directions, seed
+        self._update, self._constraint = update or SGD(), constraint or Unconstrained()
+        self._origin: list[torch.Tensor] | None = None
+        self._received: tuple[int, Sequence[float]] | None = None
+        self.rate_factor = 1.0
+        self._restrict(None)
 
     def parameters(self) -> list[torch.Tensor]:
         """The parameters in the order of the directions. Read anew each time: wrappers exchange the objects."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    @property
-    def staged(self) -> Sequence[float]:
-        """The coefficients that wait for the next `step()`; empty when there are none."""
-        return () if self._staged is None else self._staged[1]
+    @torch.no_grad()
+    def begin_stage(self, *, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
+        """Begin a stage, and the first one too, with its own learning rate, mask and anchor. Moments start anew.
 
-    def stage(self, *, step: int, coefficients: Sequence[float]) -> None:
+        Args:
+            rate_factor: what the learning rate is multiplied by.
+            mask: the coordinates that may move; by default all.
+        """
+        self.rate_factor = rate_factor
+        self._restrict(mask)
+        self._origin = self._constraint.origin(self.parameters(), self._origin)
+
+    @property
+    def received(self) -> Sequence[float]:
+        """The coefficients that wait for the next `step()`; empty when there are none."""
+        return () if self._received is None else self._received[1]
+
+    def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
         """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
-        if self._staged is not None:
-            raise RuntimeError(f"step={step}: the coefficients of step {self._staged[0]} were never applied.")
-        self._staged = (step, tuple(coefficients))
+        if self._received is not None:
+            raise RuntimeError(f"step={step}: the coefficients of step {self._received[0]} were never applied.")
+        self._received = (step, tuple(coefficients))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Apply what was staged."""
-        if self._staged is None:
-            raise RuntimeError("nothing was staged: a zeroth-order optimizer steps after ZOTrainer.training_step.")
-        (step, coefficients), self._staged = self._staged, None
+        """Apply what was received."""
+        if self._received is None:
+            raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
+        if self._origin is None:
+            raise RuntimeError("no stage has begun: call begin_stage before the first step.")
+        (step, coefficients), self._received = self._received, None
+        self._decay_()
+        scaled = self._update.scaled(coefficients)
+        if self._inner is None:
+            self._move_(step, scaled)
+        else:
+            self._move_by_inner_(step, scaled)
+        rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        self._constraint.apply_(self.parameters(), self._origin, rates)
+
+    def _restrict(self, mask: Mask | None) -> None:
+        sizes = [parameter.numel() for parameter in self.parameters()]
+        self.directions = self._kind(seed=self._seed, sizes=sizes, mask=mask)
+        self._inner = self._update.inner([{"params": group["params"]} for group in self.param_groups])
+        if self._inner is not None:
+            self.state = self._inner.state  # One state, so that saving this optimizer saves it.
+
+    def _rate(self, group: dict[str, Any]) -> float:
+        return group["lr"] * self.rate_factor
+
+    def _decay_(self) -> None:
         index = 0
         for group in self.param_groups:
-            weights = {k: -group["lr"] * coefficient for k, coefficient in enumerate(coefficients)}
+            share = self._rate(group) * group["weight_decay"]
             for parameter in group["params"]:
-                if group["weight_decay"] != 0:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                if share != 0 and self.directions.mask is None:
+                    parameter.mul_(1 - share)
+                elif share != 0:
+                    for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
+                        piece.sub_(piece * self.directions.mask.chunk(index, chunk).to(piece.device), alpha=share)
+                index += 1
+
+    def _move_(self, step: int, coefficients: Sequence[float]) -> None:
+        index = 0
+        for group in self.param_groups:
+            weights = {k: -self._rate(group) * coefficient for k, coefficient in enumerate(coefficients)}
+            for parameter in group["params"]:
                 self.directions.add_(parameter, index=index, step=step, weights=weights)
                 index += 1
+
+    def _move_by_inner_(self, step: int, coefficients: Sequence[float]) -> None:
+        weights = dict(enumerate(coefficients))
+        for index, parameter in enumerate(self.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+            self.directions.add_(parameter.grad, index=index, step=step, weights=weights)
+        for own, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner["params"], inner["lr"] = own["params"], self._rate(own)
+        self._inner.step()
+        for parameter in self.parameters():
+            parameter.grad = None

@@ -24,19 +24,54 @@ _DOMAIN = int.from_bytes(b"hf_dpzo", "big")
 _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
 
 
+class Mask:
+    """Which coordinates of the parameters may move; one bit for each.
+
+    Args:
+        selected: booleans for each parameter, in order.
+
+    >>> mask = Mask([np.array([True, False, True])])
+    >>> mask.count, mask.chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
+    (2, [1.0, 0.0, 1.0], [0])
+    """
+
+    def __init__(self, selected: Sequence[np.ndarray]) -> None:
+        self._sizes = tuple(one.size for one in selected)
+        self._bits = [np.packbits(one.reshape(-1), bitorder="little") for one in selected]
+        self.count = int(sum(np.count_nonzero(one) for one in selected))
+
+    def chunk(self, index: int, number: int) -> torch.Tensor:
+        """Return ones and zeros for one chunk of the `index`-th parameter, float32."""
+        size = min(CHUNK, self._sizes[index] - number * CHUNK)
+        bits = self._bits[index][number * CHUNK // 8 :][: math.ceil(size / 8)]
+        return torch.from_numpy(np.unpackbits(bits, count=size, bitorder="little").astype(np.float32))
+
+    def coordinates(self, index: int, *, limit: int) -> torch.Tensor:
+        """Return the numbers of the first `limit` coordinates of the `index`-th parameter that may move."""
+        bits = np.unpackbits(self._bits[index], count=self._sizes[index], bitorder="little")
+        return torch.from_numpy(np.flatnonzero(bits)[:limit])
+
+
 class Directions(ABC):
     """The directions z of a run, one for each (step, direction) pair.
 
     Args:
         seed: the run's public seed.
         sizes: number of coordinates of each parameter, in order.
+        mask: the coordinates that the directions have; the others are zero. By default all.
     """
 
-    def __init__(self, *, seed: int, sizes: Sequence[int]) -> None:
+    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed={seed}: the public seed of the directions is an integer from 0 to 2**64 - 1.")
         self.seed = seed
         self.sizes = tuple(sizes)
+        self.mask = mask
+
+    @property
+    def dimension(self) -> int:
+        """How many coordinates the directions have."""
+        return sum(self.sizes) if self.mask is None else self.mask.count
 
     @torch.no_grad()
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
@@ -68,7 +103,9 @@ class Directions(ABC):
             address = (chunk, index, direction, step)
             scaled = self._scaled(weight, size=size, address=address)
             total = scaled if total is None else total.add_(scaled)
-        return torch.zeros(size) if total is None else total
+        if total is None:
+            return torch.zeros(size)
+        return total if self.mask is None else total.mul_(self.mask.chunk(index, chunk))
 
     @abstractmethod
     def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
@@ -110,8 +147,8 @@ class Gaussian(Directions):
 class Sphere(Gaussian):
     """Uniform on the sphere of radius `sqrt(d)` over all d coordinates of all parameters, as in DPZero's theory."""
 
-    def __init__(self, *, seed: int, sizes: Sequence[int]) -> None:
-        super().__init__(seed=seed, sizes=sizes)
+    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
+        super().__init__(seed=seed, sizes=sizes, mask=mask)
         self._stretch = lru_cache(maxsize=256)(self._compute_stretch)
 
     def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
@@ -125,8 +162,9 @@ class Sphere(Gaussian):
             for chunk in range(math.ceil(numel / CHUNK)):
                 size = min(CHUNK, numel - chunk * CHUNK)
                 piece = super()._scaled(1.0, size=size, address=(chunk, index, direction, step))
+                piece = piece if self.mask is None else piece.mul_(self.mask.chunk(index, chunk))
                 squares += float(piece.double().square().sum())
-        return math.sqrt(sum(self.sizes) / squares)
+        return math.sqrt(self.dimension / squares)
 
 
 DIRECTIONS: dict[str, type[Directions]] = {"rademacher": Rademacher, "gaussian": Gaussian, "sphere": Sphere}

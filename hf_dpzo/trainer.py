@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
+from hf_dpzo.descent import Descent
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import Inputs, PerExampleLoss, as_loss, losses_of_rows, unwrapped
@@ -35,8 +35,6 @@ from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler, SealedRo
 from hf_dpzo.training_args import ZOTrainingArguments
 
 
-# Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
-COPIED_SHARE = 0.1
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
 # What the stock loop may log about training. Everything else that it computes is a function of unreleased data.
 RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon"})
@@ -91,10 +89,6 @@ class ZOTrainer(Trainer):
             model_init=model_init,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
-            optimizer_cls_and_kwargs=(
-                ZOOptimizer,
-                {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate},
-            ),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self._refuse_model()
@@ -102,6 +96,7 @@ class ZOTrainer(Trainer):
         self._num_rows = 0 if train_dataset is None else len(train_dataset)
         self.method, self.budget = args.plan(self._num_rows) if self._num_rows else (None, None)
         self._planned_values = args.planned_values
+        self.optimizer_cls_and_kwargs = (ZOOptimizer, self._optimizer_settings())
         self._metric_prefixes = {"eval", "test"}
         if self.method is not None:
             self.add_callback(FirstStepGuard(smoothing=self.method.smoothing))
@@ -112,6 +107,15 @@ class ZOTrainer(Trainer):
             # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
             unwrapped(self.model).add_model_tags(list(TAGS))
 
+    def _optimizer_settings(self) -> dict[str, Any]:
+        return {
+            "directions": DIRECTIONS[self.args.directions],
+            "seed": self.args.seed,
+            "lr": self.args.learning_rate,
+            "update": self.args.update_rule,
+            "constraint": None if self.method is None else self.method.constraint,
+        }
+
     # ---- One step ----
 
     def training_step(
@@ -120,25 +124,24 @@ class ZOTrainer(Trainer):
         """Release one step and stage its update; return zero, for the loss is not released."""
         self.budget.require()
         model.eval()
-        step = len(self.budget.ledger)
+        step, descent = len(self.budget.ledger), self._descent()
         micro_batches = [self._prepare_inputs(micro_batch) for micro_batch in inputs["micro_batches"]]
-        differences = self.method.estimator.differences(
-            walk=self._walk(step),
-            losses=functools.partial(losses_of_rows, self.per_example_loss, model, micro_batches, self.args.device),
-        )
+        losses = functools.partial(losses_of_rows, self.per_example_loss, model, micro_batches, self.args.device)
+        differences = descent.differences(step, losses)
         release = self.method.mechanism.release(differences)
-        del inputs, micro_batches, differences  # What follows is post-processing.
+        del inputs, micro_batches, losses, differences  # What follows is post-processing.
         self.budget.spend()
-        unwrapped_optimizer(self.optimizer).stage(step=step, coefficients=release.coefficients)
+        descent.receive(step, release.coefficients)
         return torch.zeros((), device=self.args.device)
 
-    def _walk(self, step: int) -> Callable[[int], Walk]:
-        """What makes the walk along a direction of that number."""
-        optimizer = unwrapped_optimizer(self.optimizer)
-        parameters = optimizer.parameters()
-        trained, total = (sum(p.numel() for p in some) for some in (parameters, self.model.parameters()))
-        walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
-        return lambda direction: walk(parameters, optimizer.directions, step=step, direction=direction)
+    def _descent(self) -> Descent:
+        """What moves the parameters. Made anew, since wrappers exchange models and optimizers."""
+        return Descent(
+            model=self.model,
+            optimizer=unwrapped_optimizer(self.optimizer),
+            method=self.method,
+            planned_steps=self.budget.planned_steps,
+        )
 
     # ---- Hooks of the stock loop ----
 
@@ -175,6 +178,10 @@ class ZOTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Zero: the count would tell how many tokens were drawn."""
         return 0
+
+    def _get_learning_rate(self) -> float:
+        """As stock, times the share of it that the method's present stage takes."""
+        return super()._get_learning_rate() * unwrapped_optimizer(self.optimizer).rate_factor
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Nothing: there is nothing to resume, and a generator's position may count what was drawn from it."""

@@ -6,17 +6,27 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_dpzo.accounting import GaussianQuery, calibrate, check_delta
+from hf_dpzo.accounting import check_delta
+from hf_dpzo.calibration import calibrate
+from hf_dpzo.estimator import DIFFERENCES
 from hf_dpzo.ledger import Budget
-from hf_dpzo.methods import METHODS, Method
-from hf_dpzo.methods.method import is_private, parameters_of
+from hf_dpzo.mechanism import NOISES
+from hf_dpzo.methods import METHODS, Method, PrivateMethod
+from hf_dpzo.methods.method import parameters_of, required_parameters_of
+from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
+from hf_dpzo.updates import UPDATES, Adam, Momentum, Update
 
 
 # Flags that are parameters of methods: which of them may be given depends on the method.
-METHOD_FLAGS = ("smoothing", "num_directions", "clip_norm", "noise_multiplier")
+NUMBERS = ("smoothing", "clip_norm", "noise_multiplier", "final_smoothing", "anchor_strength", "pruning_ratio", "radius")
+COUNTS = ("num_directions", "num_stages")
+CHOICES = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASKS}
+METHOD_FLAGS = (*NUMBERS, *COUNTS, *CHOICES, "paper_noise")
+# Given by the plan, not by a flag of that name alone.
+PLANNED_PARAMETERS = {"noise_multiplier", "expected_batch_size"}
 PLANNED_FLAGS = (
     "method",
     "target_epsilon",
@@ -61,14 +71,65 @@ class ZOTrainingArguments(TrainingArguments):
     )
     clip_norm: float | None = field(
         default=None,
-        metadata={"help": "The largest norm of one example's coefficients. Small values act like signs; default 1."},
+        metadata={
+            "help": "The largest norm of one example's coefficients; small values act like signs; default 1. For dpzo "
+            "the largest difference of its losses; default 0.05."
+        },
     )
     smoothing: float | None = field(
         default=None, metadata={"help": "Distance from the parameters to a probe point, in directions; default 1e-3."}
     )
     num_directions: int | None = field(
-        default=None, metadata={"help": "Directions per step (K); default 16 for aggzo and 1 for mezo."}
+        default=None, metadata={"help": "Directions per step (K); default 16 for aggzo and 1 for the others."}
     )
+    difference: str | None = field(
+        default=None,
+        metadata={
+            "help": "central, or forward: biased, but K + 1 forward passes instead of 2K; default central.",
+            "choices": sorted(DIFFERENCES),
+        },
+    )
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "dpzo: gaussian, or laplace, for which target_epsilon is pure, with delta 0; default gaussian.",
+            "choices": sorted(NOISES),
+        },
+    )
+    paper_noise: bool | None = field(
+        default=None, metadata={"help": "dpzero: twice the noise, as in the paper, for less epsilon than the target."}
+    )
+    num_stages: int | None = field(
+        default=None, metadata={"help": "zoso, zopo: stages, each twice as long as the one before; default 3."}
+    )
+    final_smoothing: float | None = field(
+        default=None, metadata={"help": "zoso, zopo: smoothing of the last stage; default that of the first."}
+    )
+    anchor_strength: float | None = field(
+        default=None, metadata={"help": "zoso, zopo: pull towards where a stage began (rho); default 5e-4."}
+    )
+    pruning_ratio: float | None = field(
+        default=None, metadata={"help": "zopo: the share of coordinates that are trained; default 0.01."}
+    )
+    mask: str | None = field(
+        default=None,
+        metadata={
+            "help": "zopo: choose them once (static) or for each stage (dynamic); default static.",
+            "choices": sorted(MASKS),
+        },
+    )
+    radius: float | None = field(
+        default=None, metadata={"help": "projected: of the ball around the initial parameters, L2."}
+    )
+    update: str = field(
+        default="sgd",
+        metadata={
+            "help": "What released coefficients do: sgd; momentum or adam, which keep state, so for adapters (adam reads "
+            "the flags adam_beta1, adam_beta2, adam_epsilon); or normalized, by the spread of the K coefficients.",
+            "choices": sorted(UPDATES),
+        },
+    )
+    momentum: float | None = field(default=None, metadata={"help": "update=momentum: what a step keeps; default 0.9."})
     expected_batch_size: int = field(
         default=64, metadata={"help": "Rows in a batch on average; a public constant. Each batch is a Poisson sample."}
     )
@@ -96,7 +157,7 @@ class ZOTrainingArguments(TrainingArguments):
     @property
     def private(self) -> bool:
         """Whether the method adds noise."""
-        return is_private(METHODS[self.method])
+        return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
     def sampling_rate(self, num_rows: int) -> float:
         """The probability with which each of `num_rows` rows joins a batch: what is sampled, accounted and stated."""
@@ -115,17 +176,28 @@ class ZOTrainingArguments(TrainingArguments):
         sampling_rate = self.sampling_rate(num_rows)
         steps = self._planned_steps(sampling_rate)
         given = {name: getattr(self, name) for name in METHOD_FLAGS if getattr(self, name) is not None}
+        if issubclass(METHODS[self.method], PrivateMethod):
+            given["expected_batch_size"] = self.expected_batch_size
         if self.private:
             if self.target_delta >= 1 / num_rows:
                 raise ValueError(
                     f"target_delta={self.target_delta}: with {num_rows} rows it would allow one to be published whole; "
                     f"choose at most {0.1 / num_rows:.0e}."
                 )
-            given["noise_multiplier"] = self._noise_multiplier(sampling_rate, steps)
-            given["expected_batch_size"] = self.expected_batch_size
+            given["noise_multiplier"] = self._noise_multiplier(given, sampling_rate, steps)
         method = METHODS[self.method](**given)
+        method.check_plan(steps)
         query = method.mechanism.query(sampling_rate)
         return method, Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
+
+    @property
+    def update_rule(self) -> Update:
+        """What becomes of released coefficients, with its parameters."""
+        if self.update == "momentum":
+            return Momentum() if self.momentum is None else Momentum(momentum=self.momentum)
+        if self.update == "adam":
+            return Adam(betas=(self.adam_beta1, self.adam_beta2), epsilon=self.adam_epsilon)
+        return UPDATES[self.update]()
 
     def _planned_steps(self, sampling_rate: float) -> int:
         if self.max_steps > 0:
@@ -133,11 +205,12 @@ class ZOTrainingArguments(TrainingArguments):
         # Rounded up, as Trainer.set_initial_training_values does.
         return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
 
-    def _noise_multiplier(self, sampling_rate: float, steps: int) -> float:
+    def _noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
         if self.noise_multiplier is not None:
             return self.noise_multiplier
+        trial = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
         return calibrate(
-            GaussianQuery(noise_multiplier=1.0, sampling_rate=sampling_rate),
+            trial.mechanism.query(sampling_rate),
             steps=steps,
             target_epsilon=self.target_epsilon,
             target_delta=self.target_delta,
@@ -145,17 +218,26 @@ class ZOTrainingArguments(TrainingArguments):
 
     def _check_values(self) -> None:
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
-        for name in ("target_epsilon", "target_delta", *METHOD_FLAGS, "learning_rate"):
-            setattr(self, name, _positive(name, getattr(self, name)))
-        for name in ("num_directions", "expected_batch_size"):
-            setattr(self, name, _whole(name, getattr(self, name)))
         _one_of("method", self.method, METHODS)
-        _one_of("directions", self.directions, DIRECTIONS)
+        if getattr(METHODS[self.method], "noise_optional", False) and self.noise_multiplier in (0, "0"):
+            self.noise_multiplier = 0
+        for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
+            if (name, getattr(self, name)) != ("noise_multiplier", 0):
+                setattr(self, name, _positive(name, getattr(self, name)))
+        for name in (*COUNTS, "expected_batch_size"):
+            setattr(self, name, _whole(name, getattr(self, name)))
+        for name, known in {"directions": DIRECTIONS, "update": UPDATES, **CHOICES}.items():
+            if getattr(self, name) is not None:
+                _one_of(name, getattr(self, name), known)
         self._check_method_flags()
+        self._check_update()
         if self.private:
             self._check_privacy()
         elif self.target_epsilon is not None or self.target_delta is not None:
-            raise ValueError(f"method={self.method}: it adds no noise, so no epsilon or delta holds; remove them.")
+            raise ValueError(
+                f"method={self.method}: it adds no noise, and random directions hide nothing, so no epsilon or delta "
+                "holds; remove them."
+            )
 
     def _check_method_flags(self) -> None:
         taken = parameters_of(METHODS[self.method])
@@ -166,6 +248,23 @@ class ZOTrainingArguments(TrainingArguments):
                     f"{name}={getattr(self, name)}: method={self.method} has no such parameter; "
                     f"remove it, or choose a method that has it: {others}."
                 )
+        for name in required_parameters_of(METHODS[self.method]) - PLANNED_PARAMETERS:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}=None: method={self.method} has no default for it; set it.")
+        if self.pruning_ratio is not None and self.pruning_ratio > 1:
+            raise ValueError(f"pruning_ratio={self.pruning_ratio}: it is a share of coordinates; choose at most 1.")
+
+    def _check_update(self) -> None:
+        if self.momentum is not None and (self.update != "momentum" or self.momentum >= 1):
+            raise ValueError(
+                f"momentum={self.momentum}: it is the share that update=momentum keeps; set that, and less than 1."
+            )
+        directions = self.num_directions or METHODS[self.method].num_directions
+        if directions < UPDATES[self.update].min_directions:
+            raise ValueError(
+                f"update={self.update}: num_directions={directions} has no spread to divide by; choose aggzo, or raise "
+                "num_directions."
+            )
 
     def _check_privacy(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

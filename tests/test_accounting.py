@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.accounting import GaussianQuery, Guarantee, NonPrivateQuery, calibrate, guarantee, membership_accuracy
+from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
+from hf_dpzo.calibration import calibrate
+from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
 from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo.accounting import GaussianQuery, NonPrivateQuery
 from hf_dpzo.mechanism import SENSITIVITY, GaussianSum, PlainMean, Release, clip_to_lattice
 from hf_dpzo.noise import DiscreteGaussian
+from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
 
 
 AWKWARD = [0.0, -0.0, 1e-320, 1e-30, 0.5, 1.0, 1 + 2**-52, 3.7, -2.0, 1e20, 1e200, 1.7e308, -1.7e308]

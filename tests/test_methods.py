@@ -10,8 +10,8 @@ from conftest import classifier, labelled_rows, with_lora
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.methods import METHODS
-from hf_dpzo.methods.method import is_private, parameters_of
+from hf_dpzo.methods import METHODS, PrivateMethod
+from hf_dpzo.methods.method import parameters_of
 from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.perturbation import DIRECTIONS
 
@@ -101,7 +101,7 @@ def test_run_agrees_with_the_textbook(method, lora, kind, tokenizer, make_args, 
     model = with_lora(base) if lora else base
     twin = copy.deepcopy(model)
     rows, collate = labelled_rows(ROWS), DataCollatorWithPadding(tokenizer)
-    private = {"noise_multiplier": 1.0, "clip_norm": CLIP} if is_private(METHODS[method]) else {}
+    private = {"noise_multiplier": 1.0, "clip_norm": CLIP} if issubclass(METHODS[method], PrivateMethod) else {}
     args = make_args(
         method=method,
         noise_multiplier=private.get("noise_multiplier", "absent"),

@@ -8,7 +8,9 @@ from hf_dpzo.perturbation import DIRECTIONS, Rademacher
 
 
 def make(parameters, **settings) -> ZOOptimizer:
-    return ZOOptimizer(parameters, **{"directions": Rademacher, "seed": 0, "lr": 0.1, **settings})
+    optimizer = ZOOptimizer(parameters, **{"directions": Rademacher, "seed": 0, "lr": 0.1, **settings})
+    optimizer.begin_stage()
+    return optimizer
 
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
@@ -16,7 +18,7 @@ def test_step_moves_along_the_weighted_directions(kind):
     parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
     before = [p.detach().clone() for p in parameters]
     optimizer = make(parameters, directions=DIRECTIONS[kind])
-    optimizer.stage(step=7, coefficients=[2.0, -1.0])
+    optimizer.receive(step=7, coefficients=[2.0, -1.0])
     optimizer.step()
     for index, (old, new) in enumerate(zip(before, parameters, strict=True)):
         z = [optimizer.directions.values(index=index, step=7, direction=k).view(old.shape) for k in (0, 1)]
@@ -26,19 +28,19 @@ def test_step_moves_along_the_weighted_directions(kind):
 def test_groups_have_their_own_rate_and_decay():
     decayed, plain = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = make([{"params": [decayed], "weight_decay": 0.5}, {"params": [plain], "lr": 0.2}])
-    optimizer.stage(step=0, coefficients=[1.0])
+    optimizer.receive(step=0, coefficients=[1.0])
     optimizer.step()
     z = [optimizer.directions.values(index=index, step=0, direction=0) for index in (0, 1)]
     torch.testing.assert_close(decayed.detach(), 1 - 0.1 * 0.5 - 0.1 * z[0])
     torch.testing.assert_close(plain.detach(), 1 - 0.2 * z[1])
 
 
-def test_replaying_the_same_stages_ends_at_the_same_bits():
+def test_replaying_the_same_releases_ends_at_the_same_bits():
     def run() -> torch.Tensor:
         parameter = torch.nn.Parameter(torch.linspace(-1, 1, 1000))
         optimizer = make([parameter])
         for step in range(5):
-            optimizer.stage(step=step, coefficients=[0.3 * step, -1.7])
+            optimizer.receive(step=step, coefficients=[0.3 * step, -1.7])
             optimizer.step()
         return parameter.detach()
 
@@ -52,7 +54,7 @@ def test_scheduler_changes_the_rate():
     moves = []
     for _ in range(3):
         before = parameter.item()
-        optimizer.stage(step=0, coefficients=[1.0])
+        optimizer.receive(step=0, coefficients=[1.0])
         optimizer.step()
         scheduler.step()
         moves.append(abs(parameter.item() - before))
@@ -60,17 +62,17 @@ def test_scheduler_changes_the_rate():
 
 
 def test_step_without_a_release_is_refused():
-    with pytest.raises(RuntimeError, match="nothing was staged"):
+    with pytest.raises(RuntimeError, match="nothing was received"):
         make([torch.nn.Parameter(torch.zeros(1))]).step()
 
 
 def test_a_release_is_applied_once():
     optimizer = make([torch.nn.Parameter(torch.zeros(1))])
-    optimizer.stage(step=0, coefficients=[1.0])
+    optimizer.receive(step=0, coefficients=[1.0])
     with pytest.raises(RuntimeError, match="never applied"):
-        optimizer.stage(step=1, coefficients=[1.0])
+        optimizer.receive(step=1, coefficients=[1.0])
     optimizer.step()
-    with pytest.raises(RuntimeError, match="nothing was staged"):
+    with pytest.raises(RuntimeError, match="nothing was received"):
         optimizer.step()
 
 
@@ -79,7 +81,7 @@ def test_exchanged_parameters_are_found():
     old, new = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
     optimizer = make([old])
     optimizer.param_groups[0]["params"][0] = new
-    optimizer.stage(step=0, coefficients=[1.0])
+    optimizer.receive(step=0, coefficients=[1.0])
     optimizer.step()
     assert new.abs().sum() > 0
     assert old.abs().sum() == 0

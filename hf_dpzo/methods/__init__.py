@@ -1,11 +1,39 @@
-"""The published methods, one file each: a frozen dataclass of parameters that says which parts it uses."""
+"""The published methods, one file each: a frozen dataclass of parameters that says which parts it uses.
 
-from hf_dpzo.methods.aggzo import AggZO
+README.md beside this file is the index of the papers.
+"""
+
+from hf_dpzo.methods.aggzo import AggZO, scaled_clip_norm
 from hf_dpzo.methods.dpzero import DPZero
-from hf_dpzo.methods.method import Method, Paper
+from hf_dpzo.methods.dpzo import DPZO
+from hf_dpzo.methods.method import Method, Paper, PrivateMethod
 from hf_dpzo.methods.mezo import MeZO
+from hf_dpzo.methods.projected import Projected
+from hf_dpzo.methods.zopo import ZOPO
+from hf_dpzo.methods.zoso import ZOSO
 
 
-METHODS: dict[str, type[Method]] = {"mezo": MeZO, "dpzero": DPZero, "aggzo": AggZO}
+METHODS: dict[str, type[Method]] = {
+    "mezo": MeZO,
+    "dpzero": DPZero,
+    "dpzo": DPZO,
+    "aggzo": AggZO,
+    "zoso": ZOSO,
+    "zopo": ZOPO,
+    "projected": Projected,
+}
 
-__all__ = ["METHODS", "AggZO", "DPZero", "MeZO", "Method", "Paper"]
+__all__ = [
+    "DPZO",
+    "METHODS",
+    "ZOPO",
+    "ZOSO",
+    "AggZO",
+    "DPZero",
+    "MeZO",
+    "Method",
+    "Paper",
+    "PrivateMethod",
+    "Projected",
+    "scaled_clip_norm",
+]

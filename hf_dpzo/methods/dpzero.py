@@ -3,24 +3,25 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hf_dpzo.estimator import CentralDifference
 from hf_dpzo.mechanism import GaussianSum
-from hf_dpzo.methods.method import Paper
+from hf_dpzo.methods.method import Paper, PrivateMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPZero:
+class DPZero(PrivateMethod):
     """Algorithm 2 of Zhang et al. 2024, on Poisson batches.
 
-    The authors fine-tune all of RoBERTa-large with smoothing 1e-3, learning rate 1e-6, batches of 64, 10,000 steps
-    and clip norms of 50 to 400. Their published code shuffles its batches while accounting for Poisson sampling,
-    draws its noise from the generator that it has just seeded with the public direction, and adds twice the noise
-    that adding or removing one example asks for; this does none of the three.
+    The published code shuffles its batches while accounting for Poisson sampling, draws its noise from the generator
+    that it has just seeded with the public direction, and adds twice the noise that adding or removing one example asks
+    for; this does the last of the three on request.
 
     Args:
         smoothing: mu; the authors' lambda.
+        difference: `central`, or `forward`, which costs 2 forward passes as well.
         clip_norm: C, the largest absolute value of one example's coefficient.
         noise_multiplier: the noise's standard deviation, in clip norms.
+        paper_noise: twice that, as in the paper, whose sensitivity is that of replacing an example. What is stated is
+            the epsilon that follows, so it lies below `target_epsilon`.
         expected_batch_size: the public constant that the sum is divided by.
     """
 
@@ -31,21 +32,18 @@ class DPZero:
         url="https://arxiv.org/abs/2310.09639",
     )
 
-    noise_multiplier: float
-    expected_batch_size: int
-    smoothing: float = 1e-3
-    clip_norm: float = 1.0
-
-    @property
-    def estimator(self) -> CentralDifference:
-        """Central differences along a single direction."""
-        return CentralDifference(smoothing=self.smoothing, num_directions=1)
+    paper_noise: bool = False
 
     @property
     def mechanism(self) -> GaussianSum:
         """The noisy sum of clipped scalars."""
         return GaussianSum(
             clip_norm=self.clip_norm,
-            noise_multiplier=self.noise_multiplier,
+            noise_multiplier=self.noise_multiplier * (2 if self.paper_noise else 1),
             expected_batch_size=self.expected_batch_size,
         )
+
+    @property
+    def doubles_noise(self) -> bool:
+        """As `paper_noise` says."""
+        return self.paper_noise

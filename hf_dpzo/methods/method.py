@@ -1,10 +1,13 @@
 """What every method says about itself."""
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+from typing import ClassVar
 
-from hf_dpzo.estimator import CentralDifference
-from hf_dpzo.mechanism import Mechanism
+from hf_dpzo.constraints import Constraint, Unconstrained
+from hf_dpzo.estimator import DIFFERENCES, Difference
+from hf_dpzo.mechanism import GaussianSum, Mechanism
+from hf_dpzo.pruning import DataFreePruning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,21 +20,96 @@ class Paper:
     url: str
 
 
-class Method(Protocol):
-    """The parts of a method. Its dataclass fields are the parameters that it takes, and no others.
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of steps with settings of its own.
 
-    A method with a `noise_multiplier` is private; one without is not.
+    Args:
+        number: of the stage, from 0.
+        first_step: where it begins.
+        smoothing: mu in this stage.
+        rate_factor: what the learning rate is multiplied by in this stage.
+    """
+
+    number: int
+    first_step: int
+    smoothing: float
+    rate_factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method is the parts that it uses; its fields are the parameters that it takes, and no others.
+
+    Args:
+        smoothing: mu, the distance from theta to a probe point, in units of a direction.
+        difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
     """
 
     paper: ClassVar[Paper]
+    num_directions: ClassVar[int] = 1
+
+    smoothing: float = 1e-3
+    difference: str = "central"
 
     @property
-    def estimator(self) -> CentralDifference:
+    def estimator(self) -> Difference:
         """How per-example coefficients are estimated."""
+        return DIFFERENCES[self.difference](smoothing=self.smoothing, num_directions=self.num_directions)
+
+    @property
+    @abstractmethod
+    def mechanism(self) -> Mechanism:
+        """How they are released."""
+
+    def stage(self, step: int, planned_steps: int) -> Stage:
+        """The stage that `step` of `planned_steps` belongs to. By default there is one."""
+        return Stage(number=0, first_step=0, smoothing=self.smoothing, rate_factor=1.0)
+
+    @property
+    def constraint(self) -> Constraint:
+        """Where the parameters may go. By default anywhere."""
+        return Unconstrained()
+
+    def pruning(self, stage: int) -> DataFreePruning | None:
+        """How the coordinates to train are chosen when `stage` begins. By default all are trained."""
+        return None
+
+    def check_plan(self, planned_steps: int) -> None:
+        """Raise `ValueError` where the method can not take this number of steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateMethod(Method):
+    """A method with noise.
+
+    Args:
+        smoothing: mu, the distance from theta to a probe point, in units of a direction.
+        difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
+        clip_norm: C, the largest norm of one example's coefficients.
+        noise_multiplier: the noise's scale over the sensitivity.
+        expected_batch_size: the public constant that the sum is divided by.
+    """
+
+    noise_optional: ClassVar[bool] = False
+
+    noise_multiplier: float
+    expected_batch_size: int
+    clip_norm: float = 1.0
 
     @property
     def mechanism(self) -> Mechanism:
-        """How they are released."""
+        """The noisy sum of jointly clipped rows."""
+        return GaussianSum(
+            clip_norm=self.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            expected_batch_size=self.expected_batch_size,
+        )
+
+    @property
+    def doubles_noise(self) -> bool:
+        """Whether there is twice the noise that was calibrated, as replacing a row would ask for."""
+        return False
 
 
 def parameters_of(method: type[Method]) -> frozenset[str]:
@@ -39,11 +117,11 @@ def parameters_of(method: type[Method]) -> frozenset[str]:
 
     >>> from hf_dpzo.methods import MeZO
     >>> sorted(parameters_of(MeZO))
-    ['num_directions', 'smoothing']
+    ['difference', 'num_directions', 'smoothing']
     """
     return frozenset(field.name for field in fields(method))
 
 
-def is_private(method: type[Method]) -> bool:
-    """Whether `method` adds noise."""
-    return "noise_multiplier" in parameters_of(method)
+def required_parameters_of(method: type[Method]) -> frozenset[str]:
+    """The names of those that have no default."""
+    return frozenset(field.name for field in fields(method) if field.default is MISSING)

@@ -1,0 +1,102 @@
+"""How much noise a budget asks for."""
+
+import math
+from dataclasses import replace
+from typing import TypeVar
+
+import dp_accounting
+from dp_accounting import mechanism_calibration
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from hf_dpzo.accounting import (
+    NEIGHBORING_RELATION,
+    SMALLEST_PLD_DELTA,
+    check_delta,
+    composed,
+    grids,
+    guarantee,
+    pld_accountant,
+)
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, Releases
+
+
+Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
+
+
+def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
+    """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
+
+    For Gaussian noise the Rényi accountant finds a safe multiplier first; PLD then tightens it inside a bracket, since
+    it can not be let loose on tiny multipliers. For Laplace noise the target is a pure epsilon, with delta 0, and the
+    multiplier follows by a closed form.
+
+    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.016)
+    >>> round(calibrate(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
+    1.263
+    """
+    check_delta(target_delta)
+    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise ValueError(f"target_epsilon={target_epsilon}: it must be positive and finite.")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: there must be at least one step to calibrate the noise for.")
+    if isinstance(query, LaplaceQuery):
+        return _calibrate_laplace(query, steps, target_epsilon)
+
+    def releases(noise_multiplier: float) -> Releases:
+        return ((replace(query, noise_multiplier=noise_multiplier), steps),)
+
+    try:
+        safe = dp_accounting.calibrate_dp_mechanism(
+            lambda: RdpAccountant(neighboring_relation=NEIGHBORING_RELATION),
+            lambda noise_multiplier: composed(releases(noise_multiplier)),
+            target_epsilon,
+            target_delta,
+            bracket_interval=dp_accounting.LowerEndpointAndGuess(0.05, 1.0),
+        )
+    except mechanism_calibration.NoBracketIntervalFoundError:
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: no noise multiplier of 0.05 or more gives it; choose another."
+        ) from None
+    candidates = [safe]
+    for grid in grids(steps, target_epsilon):
+        candidates.append(_tighten(releases, candidates[-1], grid, target_epsilon, target_delta))
+    met = (one for one in reversed(candidates) if _epsilon(releases(one), target_delta) <= target_epsilon)
+    return replace(query, noise_multiplier=next(met))
+
+
+def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:
+    """Invert `pure_epsilon`, and round up until float64 agrees that the target is met."""
+    per_step = target_epsilon / steps
+    if per_step > 700:
+        raise ValueError(f"target_epsilon={target_epsilon:g}: {per_step:g} for each step is no privacy; lower it.")
+    noise_multiplier = 1 / math.log1p(math.expm1(per_step) / query.sampling_rate)
+    while replace(query, noise_multiplier=noise_multiplier).pure_epsilon(steps) > target_epsilon:
+        noise_multiplier *= 1 + 2.0**-40
+    return replace(query, noise_multiplier=noise_multiplier)
+
+
+def _epsilon(releases: Releases, delta: float) -> float:
+    return guarantee(releases, delta=delta).epsilon
+
+
+def _tighten(releases, best: float, grid: float, target_epsilon: float, target_delta: float) -> float:
+    """Lower the noise multiplier `best` as far as PLD on `grid` allows."""
+
+    def excess(noise_multiplier: float) -> float:
+        return pld_accountant(releases(noise_multiplier), grid).get_epsilon(target_delta) - target_epsilon
+
+    low = max(0.5 * best, GaussianQuery.smallest_pld_noise)
+    if low >= best or target_delta < SMALLEST_PLD_DELTA or excess(best) > 0:
+        return best
+    if excess(low) <= 0:
+        return low
+    tightened = dp_accounting.calibrate_dp_mechanism(
+        lambda: PLDAccountant(NEIGHBORING_RELATION, grid),
+        lambda noise_multiplier: composed(releases(noise_multiplier)),
+        target_epsilon,
+        target_delta,
+        bracket_interval=dp_accounting.ExplicitBracketInterval(low, best),
+        tol=1e-4 * best,
+    )
+    return min(best, tightened)

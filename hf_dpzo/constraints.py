@@ -1,0 +1,116 @@
+"""Where the parameters may go: what an update does after it has moved them.
+
+A constraint looks at the parameters and at where a stage began, never at data.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hf_dpzo.perturbation import CHUNK
+
+
+class Constraint(ABC):
+    """A pull towards where the parameters were."""
+
+    @abstractmethod
+    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
+
+        Args:
+            parameters: where they are now.
+            previous: what was remembered of the stage before; `None` at the beginning of the run.
+        """
+
+    @abstractmethod
+    def apply_(
+        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
+    ) -> None:
+        """Move `parameters` in place, after an update with the learning rate of each in `rates`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unconstrained(Constraint):
+    """No pull, and nothing to remember."""
+
+    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Nothing."""
+        return []
+
+    def apply_(
+        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
+    ) -> None:
+        """Leave them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadraticAnchor(Constraint):
+    """The gradient of `strength / 2 * ||theta - theta_s||**2`, where theta_s is where the stage began.
+
+    Costs a copy of the trained parameters.
+
+    Args:
+        strength: rho (Liu et al. 2025).
+
+    >>> theta = torch.zeros(1)
+    >>> anchor = QuadraticAnchor(strength=0.5)
+    >>> origin = anchor.origin([theta], None)
+    >>> anchor.apply_([theta.add_(8.0)], origin, rates=[0.25])
+    >>> theta
+    tensor([7.])
+    """
+
+    strength: float
+
+    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Where the stage begins."""
+        return [parameter.detach().clone() for parameter in parameters]
+
+    def apply_(
+        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
+    ) -> None:
+        """Go a share `rate * strength` of the way back."""
+        for parameter, start, rate in zip(parameters, origin, rates, strict=True):
+            parameter.lerp_(start, rate * self.strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball(Constraint):
+    """Projection onto the ball of `radius` around the initial parameters, all of them as one vector.
+
+    Costs a copy of the trained parameters.
+
+    Args:
+        radius: in units of the parameters, L2.
+
+    >>> theta = [torch.tensor([0.0]), torch.tensor([0.0])]
+    >>> ball = Ball(radius=5.0)
+    >>> origin = ball.origin(theta, None)
+    >>> ball.apply_([theta[0].add_(6.0), theta[1].add_(8.0)], origin, rates=[0.1, 0.1])
+    >>> theta
+    [tensor([3.]), tensor([4.])]
+    """
+
+    radius: float
+
+    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Where the run began."""
+        return [parameter.detach().clone() for parameter in parameters] if previous is None else previous
+
+    def apply_(
+        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
+    ) -> None:
+        """Scale the way from the origin down to `radius`, if it is longer."""
+        distance = math.sqrt(sum(_squares(p, start) for p, start in zip(parameters, origin, strict=True)))
+        if distance > self.radius:
+            for parameter, start in zip(parameters, origin, strict=True):
+                parameter.lerp_(start, 1 - self.radius / distance)
+
+
+def _squares(parameter: torch.Tensor, start: torch.Tensor) -> float:
+    """The squared distance between two tensors, in float64 and chunk by chunk."""
+    chunks = zip(parameter.detach().view(-1).split(CHUNK), start.view(-1).split(CHUNK), strict=True)
+    return sum(float((a.double() - b.double()).square().sum()) for a, b in chunks)

@@ -1,0 +1,76 @@
+"""The public half of a step: everything that moves parameters, none of which looks at data.
+
+Training and replay both go through here. What training adds is losses, and the door that they leave by.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
+from hf_dpzo.methods.method import Method
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.perturbation import Mask
+
+
+# Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
+COPIED_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Moves the parameters of `optimizer` as `method` says.
+
+    Args:
+        model: what the parameters belong to.
+        optimizer: it applies what was released.
+        method: the parts and their parameters.
+        planned_steps: how many steps the whole run has; stages depend on it.
+    """
+
+    model: torch.nn.Module
+    optimizer: ZOOptimizer
+    method: Method
+    planned_steps: int
+
+    def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Begin a stage, if `step` is its first; then walk through the probe points. SENSITIVE where `losses` are.
+
+        Args:
+            step: the step, from 0.
+            losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
+        """
+        stage = self.method.stage(step, self.planned_steps)
+        if step == stage.first_step:
+            self.optimizer.begin_stage(rate_factor=stage.rate_factor, mask=self._mask(stage.number))
+        estimator = replace(self.method.estimator, smoothing=stage.smoothing)
+        return estimator.differences(walk=self._walk(step), losses=losses)
+
+    def receive(self, step: int, coefficients: Sequence[float]) -> None:
+        """Hand the released coefficients of `step` to the optimizer, which applies them when it steps."""
+        self.optimizer.receive(step=step, coefficients=coefficients)
+
+    def _mask(self, stage: int) -> Mask | None:
+        pruning = self.method.pruning(stage)
+        if pruning is None:
+            return self.optimizer.directions.mask
+        return pruning.mask(
+            self._outputs,
+            list(self.model.parameters()),
+            self.optimizer.parameters(),
+            seed=self.optimizer.directions.seed,
+            stage=stage,
+        )
+
+    def _outputs(self) -> torch.Tensor:
+        """The model's first output for one made-up token."""
+        device = next(self.model.parameters()).device
+        return self.model(torch.ones((1, 1), dtype=torch.long, device=device))[0]
+
+    def _walk(self, step: int) -> Callable[[int], Walk]:
+        """What makes the walk along a direction of that number."""
+        parameters = self.optimizer.parameters()
+        trained, total = (sum(p.numel() for p in some) for some in (parameters, self.model.parameters()))
+        walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
+        return lambda direction: walk(parameters, self.optimizer.directions, step=step, direction=direction)

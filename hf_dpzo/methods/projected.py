@@ -1,0 +1,51 @@
+"""Projected zeroth-order gradient descent, with the noise that makes it private."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hf_dpzo.constraints import Ball, Constraint
+from hf_dpzo.mechanism import ClippedSum, GaussianSum
+from hf_dpzo.methods.method import Paper, PrivateMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projected(PrivateMethod):
+    """Projected zeroth-order gradient descent, which Gupta et al. 2025 show to have no inherent privacy.
+
+    Each step ends with a projection onto a ball around the initial weights. The random directions hide nothing: two
+    neighbouring data sets can be told apart from one step, also by somebody who does not know the direction
+    (`hf-dpzo audit --demo inherent-privacy` shows it). So noise is added as in DP-AggZO. With `noise_multiplier=0` the
+    run and its card are marked NOT PRIVATE.
+
+    Args:
+        smoothing: mu, the distance from theta to a probe point, in units of a direction.
+        num_directions: K.
+        difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
+        radius: of the ball, L2, over all trained parameters as one vector.
+        clip_norm: C, the largest L2 norm of one example's K coefficients.
+        noise_multiplier: the noise's standard deviation on each coefficient, in clip norms; 0 for none.
+        expected_batch_size: the public constant that the sum is divided by.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        title="On the Inherent Privacy of Zeroth-Order Projected Gradient Descent",
+        authors="Gupta, Razaviyayn and Sharan",
+        venue="AISTATS 2025",
+        url="https://arxiv.org/abs/2507.05610",
+    )
+    noise_optional: ClassVar[bool] = True
+
+    radius: float
+    num_directions: int = 1
+
+    @property
+    def mechanism(self) -> GaussianSum | ClippedSum:
+        """The noisy sum of jointly clipped rows; where there is to be no noise, the sum."""
+        if self.noise_multiplier > 0:
+            return super().mechanism
+        return ClippedSum(clip_norm=self.clip_norm, expected_batch_size=self.expected_batch_size)
+
+    @property
+    def constraint(self) -> Constraint:
+        """The ball around the initial weights."""
+        return Ball(radius=self.radius)

@@ -1,0 +1,89 @@
+"""DP-ZOSO: stages that double in length, halve the learning rate, and pull towards where they began."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hf_dpzo.constraints import Constraint, QuadraticAnchor
+from hf_dpzo.mechanism import SeparateGaussianSum
+from hf_dpzo.methods.method import Paper, PrivateMethod, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZOSO(PrivateMethod):
+    """The stage-wise method of Liu et al. 2025.
+
+    Stage s of S takes `2**s / (2**S - 1)` of the steps at `2**-s` of the learning rate. Its smoothing lies on the
+    geometric way from `smoothing` to `final_smoothing`, and its quadratic regularizer is centred on where the stage
+    began. In the published code the regularizer is always zero, for its centre aliases the weights; a smoothing that
+    falls becomes NaN; and P directions are accounted as one. Here each of the P coefficients is clipped by itself, as
+    there, and the noise is `sqrt(P)` times theirs, which is what P releases cost.
+
+    Args:
+        smoothing: mu in the first stage; the authors' zo_eps_start.
+        final_smoothing: mu in the last; by default that of the first.
+        num_stages: S.
+        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`.
+        num_directions: P.
+        difference: `central`, or `forward`, which costs P + 1 forward passes instead of 2P.
+        clip_norm: C, the largest absolute value of one example's difference quotient along one direction.
+        noise_multiplier: the noise's standard deviation on each coefficient, in units of `sqrt(P)` clip norms.
+        expected_batch_size: the public constant that the sum is divided by.
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        title="Differentially Private Zeroth-Order Methods for Scalable Large Language Model Fine-tuning",
+        authors="Liu, Lou, Bao, Hu, Li, Qin and Ren",
+        venue="NDSS 2025",
+        url="https://arxiv.org/abs/2402.07818",
+    )
+
+    num_directions: int = 1
+    final_smoothing: float | None = None
+    num_stages: int = 3
+    anchor_strength: float = 5e-4
+
+    @property
+    def mechanism(self) -> SeparateGaussianSum:
+        """The noisy sum of scalars that were clipped one by one. A coefficient is a quotient over P, so its clip is."""
+        return SeparateGaussianSum(
+            clip_norm=self.clip_norm / self.num_directions,
+            noise_multiplier=self.noise_multiplier,
+            num_directions=self.num_directions,
+            expected_batch_size=self.expected_batch_size,
+        )
+
+    @property
+    def constraint(self) -> Constraint:
+        """The pull towards where the stage began."""
+        return QuadraticAnchor(strength=self.anchor_strength)
+
+    def stage(self, step: int, planned_steps: int) -> Stage:
+        """The stage that `step` belongs to.
+
+        >>> zoso = ZOSO(noise_multiplier=1.0, expected_batch_size=8)
+        >>> [(zoso.stage(step, 7000).first_step, zoso.stage(step, 7000).rate_factor) for step in (0, 1000, 6999)]
+        [(0, 1.0), (1000, 0.5), (3000, 0.25)]
+        """
+        shares = 2**self.num_stages - 1
+        firsts = [planned_steps * (2**number - 1) // shares for number in range(self.num_stages)]
+        number = max(number for number, first in enumerate(firsts) if first <= step)
+        return Stage(
+            number=number,
+            first_step=firsts[number],
+            smoothing=self._smoothing(number),
+            rate_factor=0.5**number,
+        )
+
+    def check_plan(self, planned_steps: int) -> None:
+        """Each stage has a step of its own."""
+        least = 2**self.num_stages - 1
+        if planned_steps < least:
+            raise ValueError(
+                f"num_stages={self.num_stages}: they double in length, so they need {least} steps, not {planned_steps}; "
+                "lower it, or raise max_steps."
+            )
+
+    def _smoothing(self, number: int) -> float:
+        if self.final_smoothing is None or self.num_stages == 1:
+            return self.smoothing
+        return self.smoothing * (self.final_smoothing / self.smoothing) ** (number / (self.num_stages - 1))
