@@ -1,8 +1,8 @@
 """What releases of data cost together.
 
-Google's dp-accounting turns the facts of releases, `Query`, into an epsilon. Two accountants are asked, privacy loss distributions (PLD) and Rényi DP. Both give upper bounds, so the smaller one is reported.
-Neighbouring data sets differ by adding or removing one unit. Laplace noise also gives pure epsilon, with delta 0, by a
-closed form.
+Google's dp-accounting turns the facts of releases, `Query`, into an epsilon. Two accountants are asked, privacy loss
+distributions (PLD) and Rényi DP. Both give upper bounds, so the smaller one is reported. Neighbouring data sets differ
+by adding or removing one unit. Laplace noise also gives pure epsilon, with delta 0, by a closed form.
 """
 
 import logging
@@ -14,7 +14,7 @@ import dp_accounting
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Releases
 
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE

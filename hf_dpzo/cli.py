@@ -1,4 +1,4 @@
-"""The command line: `hf-dpzo train`, `hf-dpzo epsilon` and `hf-dpzo calibrate`."""
+"""The command line: `hf-dpzo train`, `epsilon`, `calibrate` and `audit`."""
 
 import argparse
 import sys
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from hf_dpzo.accounting import guarantee
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import BudgetExceededError, round_up
-from hf_dpzo.queries import GaussianQuery
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery
+
+
+QUERIES = {"gaussian": GaussianQuery, "laplace": LaplaceQuery}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     noise = commands.add_parser("calibrate", help="the noise multiplier that a guarantee asks for")
     noise.add_argument("--target_epsilon", type=float, required=True)
     noise.set_defaults(run=_calibrate)
+    audit = commands.add_parser("audit", help="attack what is claimed, and what is not")
+    audit.add_argument("--demo", choices=["inherent-privacy"], required=True, help="do random directions hide data?")
+    audit.set_defaults(run=_audit)
     for command in (epsilon, noise):
+        command.add_argument("--noise", choices=list(QUERIES), default="gaussian", help="laplace: for dpzo")
         command.add_argument("--target_delta", type=float, required=True)
         command.add_argument("--num_rows", type=int, required=True, help="rows of training data")
         command.add_argument("--expected_batch_size", type=int, required=True)
@@ -59,7 +66,27 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
     return _table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")])
 
 
-def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQuery:
+def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
+    from hf_dpzo.audit import TRIALS, inherent_privacy
+
+    lines = [("directions", "noise", "the attacker sees", "guesses right", "allowed")]
+    for finding in inherent_privacy():
+        lines.append(
+            (
+                finding.directions,
+                "none" if finding.epsilon is None else f"epsilon = {finding.epsilon:g}",
+                "weights and direction" if finding.knows_direction else "weights alone",
+                f"{100 * finding.accuracy:.1f} %",
+                "no bound" if finding.allowed is None else f"{100 * finding.allowed:.1f} %",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    title = f"One step, on one of two data sets that differ by a row. On which? {2 * TRIALS} guesses each."
+    return "\n".join([title, "", *rows, ""])
+
+
+def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQuery | LaplaceQuery:
     if not 0 < arguments.expected_batch_size <= arguments.num_rows:
         raise ValueError(
             f"expected_batch_size={arguments.expected_batch_size}: with {arguments.num_rows} rows "
@@ -67,7 +94,7 @@ def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQu
         )
     if arguments.max_steps < 1:
         raise ValueError(f"max_steps={arguments.max_steps}: there must be at least one step.")
-    return GaussianQuery(
+    return QUERIES[arguments.noise](
         noise_multiplier=noise_multiplier, sampling_rate=arguments.expected_batch_size / arguments.num_rows
     )
 
@@ -86,12 +113,13 @@ def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     return _plan(arguments, query)
 
 
-def _plan(arguments: argparse.Namespace, query: GaussianQuery) -> str:
+def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery) -> str:
     spent = guarantee(((query, arguments.max_steps),), delta=arguments.target_delta)
     return _table(
         [
             ("epsilon", f"{round_up(spent.epsilon):g}"),
             ("delta", f"{spent.delta:g}"),
+            *([] if spent.pure is None else [("pure epsilon", f"{round_up(spent.pure):g} (delta 0)")]),
             ("noise multiplier", f"{query.noise_multiplier:.6g}"),
             ("sampling rate", f"{query.sampling_rate:.6g}"),
             ("steps", str(arguments.max_steps)),

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -62,6 +63,11 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> torch.nn.M
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    return with_adapter(model, recipe)
+
+
+def with_adapter(model: PreTrainedModel, recipe: Recipe) -> torch.nn.Module:
+    """Return `model` with the adapter that the recipe asks for."""
     return model if recipe.adapter == "none" else get_peft_model(model, _lora(recipe))
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_dpzo.accounting import NEIGHBORING_RELATION
+from hf_dpzo.accounting import NEIGHBORING_RELATION, replace_one_epsilon
 from hf_dpzo.ledger import Budget, round_up
-from hf_dpzo.methods import Method
+from hf_dpzo.methods import Method, PrivateMethod
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 SCHEMA = "hf-dpzo/privacy@1"
@@ -33,6 +34,11 @@ NOT_COVERED = (
     "what happened to the data before training, such as filtering or removing duplicates",
     "the time and the memory that training took, whether it crashed, and whoever could watch the machine",
 )
+NOISE = {
+    GaussianQuery: "discrete Gaussian (OpenDP), one draw for each direction and step",
+    LaplaceQuery: "discrete Laplace (OpenDP), one draw for each direction and step",
+    NonPrivateQuery: "none",
+}
 ISOLATION = {
     True: "each row is evaluated by itself, so that no other row can reach its loss",
     False: "rows are evaluated in micro-batches that share their padding; float32 rounding may let one row move "
@@ -48,6 +54,7 @@ class Run:
         method_name: the method's name in `METHODS`.
         method: the method with its parameters.
         budget: its plan and ledger.
+        update: the name of what becomes of released coefficients.
         directions: the name of the directions' distribution.
         seed: the public seed of the directions.
         base_model: what was fine-tuned.
@@ -64,6 +71,7 @@ class Run:
     method_name: str
     method: Method
     budget: Budget
+    update: str
     directions: str
     seed: int
     base_model: str
@@ -91,7 +99,7 @@ def privacy_statement(run: Run) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "status": "differentially_private" if run.budget.private else "NOT_PRIVATE",
-        "claim": _claim(run.budget) if run.budget.private else None,
+        "claim": _claim(run) if run.budget.private else None,
         "mechanism": _mechanism(run),
         "sampling": {
             "scheme": "Poisson: each row joins each batch independently",
@@ -112,7 +120,8 @@ def privacy_statement(run: Run) -> dict[str, Any]:
     }
 
 
-def _claim(budget: Budget) -> dict[str, Any]:
+def _claim(run: Run) -> dict[str, Any]:
+    budget = run.budget
     return {
         "definition": "(epsilon, delta)-differential privacy",
         "epsilon": round_up(budget.stated().epsilon),
@@ -123,7 +132,35 @@ def _claim(budget: Budget) -> dict[str, Any]:
         "steps_taken": len(budget.ledger),
         "steps_claimed": sum(count for _, count in budget.claimed),
         "best_membership_accuracy": round_up(budget.membership_accuracy()),
+        "also": _also(run),
     }
+
+
+def _also(run: Run) -> list[dict[str, Any]]:
+    """What the same run guarantees in other terms."""
+    budget, also = run.budget, []
+    pure = budget.stated().pure
+    if pure is not None:
+        also.append(
+            {
+                "definition": "pure epsilon-differential privacy",
+                "epsilon": round_up(pure),
+                "delta": 0,
+                "neighboring_relation": NEIGHBORING_RELATION.name,
+            }
+        )
+    if isinstance(run.method, PrivateMethod) and run.method.doubles_noise:
+        epsilon = replace_one_epsilon(budget.claimed, delta=budget.delta)
+        if math.isfinite(epsilon):
+            also.append(
+                {
+                    "definition": "(epsilon, delta)-differential privacy",
+                    "epsilon": round_up(epsilon),
+                    "delta": budget.delta,
+                    "neighboring_relation": "REPLACE_ONE",
+                }
+            )
+    return also
 
 
 def _accounting(budget: Budget) -> dict[str, Any]:
@@ -133,8 +170,9 @@ def _accounting(budget: Budget) -> dict[str, Any]:
             {**dataclasses.asdict(query), "query": type(query).__name__, "count": n} for query, n in budget.claimed
         ],
         "epsilon_pld": None if spent.pld is None else round_up(spent.pld),
-        "epsilon_rdp": round_up(spent.rdp),
-        "reported": "the smaller of two upper bounds, rounded up",
+        "epsilon_rdp": None if spent.rdp is None else round_up(spent.rdp),
+        "epsilon_pure": None if spent.pure is None else round_up(spent.pure),
+        "reported": "the smallest of the upper bounds, rounded up",
     }
 
 
@@ -146,10 +184,12 @@ def _mechanism(run: Run) -> dict[str, Any]:
         **dataclasses.asdict(run.method),
         **({"noise_multiplier": run.budget.query.noise_multiplier} if run.budget.private else {}),
         "num_directions": run.method.estimator.num_directions,
-        "noise": "discrete Gaussian (OpenDP), one draw for each direction and step" if run.budget.private else "none",
-        "sensitivity": "clip_norm: exact, on a lattice of clip_norm * 2**-40, given each row's losses"
+        "noise": NOISE[type(run.budget.query)],
+        "sensitivity": "exact, on a lattice of clip_norm * 2**-40, given each row's losses"
         if run.budget.private
         else "unbounded",
+        "clipped": run.method.clipped if isinstance(run.method, PrivateMethod) else "nothing",
+        "update": run.update,
     }
 
 

@@ -83,7 +83,9 @@ class DataFreePruning:
             for parameter, copy in zip(trained, copies, strict=True):
                 parameter.copy_(copy)
         if not (np.isfinite(first) and np.isfinite(second)):
-            raise ValueError("pruning: the model's outputs overflow for absolute weights; use zoso, which needs no mask.")
+            raise ValueError(
+                "pruning: the model's outputs overflow for absolute weights; use zoso, which needs no mask."
+            )
         scores = []
         for index, parameter in enumerate(trained):
             score = torch.zeros(parameter.numel())

@@ -7,7 +7,7 @@ so that a flag can replace whatever the recipe says.
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,6 +111,11 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
         raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe={path}: it must be a mapping of fields to values.")
+    return parse_recipe(values, flags)
+
+
+def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+    """Return the recipe that `values` spell, and its training arguments; `flags` replace, and `None` leaves out."""
     argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
     _refuse_unknown([*argv, *flags])
     parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)

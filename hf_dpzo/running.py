@@ -68,4 +68,9 @@ def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
 def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
     if not trainer.budget.private:
         return [("privacy", "none: the method adds no noise")]
-    return [("epsilon", f"{round_up(trainer.budget.stated().epsilon):g}"), ("delta", f"{trainer.budget.delta:g}")]
+    stated = trainer.budget.stated()
+    return [
+        ("epsilon", f"{round_up(stated.epsilon):g}"),
+        ("delta", f"{trainer.budget.delta:g}"),
+        *([] if stated.pure is None else [("pure epsilon", f"{round_up(stated.pure):g} (delta 0)")]),
+    ]

@@ -306,6 +306,7 @@ class ZOTrainer(Trainer):
             method_name=self.args.method,
             method=self.method,
             budget=self.budget,
+            update=self.args.update,
             directions=self.args.directions,
             seed=self.args.seed,
             base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",

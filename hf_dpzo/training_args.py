@@ -21,7 +21,15 @@ from hf_dpzo.updates import UPDATES, Adam, Momentum, Update
 
 
 # Flags that are parameters of methods: which of them may be given depends on the method.
-NUMBERS = ("smoothing", "clip_norm", "noise_multiplier", "final_smoothing", "anchor_strength", "pruning_ratio", "radius")
+NUMBERS = (
+    "smoothing",
+    "clip_norm",
+    "noise_multiplier",
+    "final_smoothing",
+    "anchor_strength",
+    "pruning_ratio",
+    "radius",
+)
 COUNTS = ("num_directions", "num_stages")
 CHOICES = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASKS}
 METHOD_FLAGS = (*NUMBERS, *COUNTS, *CHOICES, "paper_noise")
@@ -124,8 +132,8 @@ class ZOTrainingArguments(TrainingArguments):
     update: str = field(
         default="sgd",
         metadata={
-            "help": "What released coefficients do: sgd; momentum or adam, which keep state, so for adapters (adam reads "
-            "the flags adam_beta1, adam_beta2, adam_epsilon); or normalized, by the spread of the K coefficients.",
+            "help": "What released coefficients do: sgd; momentum or adam, which keep state, so for adapters (adam "
+            "reads adam_beta1, adam_beta2 and adam_epsilon); or normalized, by the spread of the K coefficients.",
             "choices": sorted(UPDATES),
         },
     )

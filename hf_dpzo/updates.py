@@ -1,18 +1,17 @@
 """What becomes of released coefficients: the update that they make.
 
-Released values are public. Momentum, Adam, dividing by their spread: all of it is post-processing, and costs no privacy.
+Released values are public. Momentum, Adam, dividing by their spread: all of it is post-processing, and free.
 """
 
 import statistics
-from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 
-class Update(ABC):
-    """Plain descent, unless a subclass says otherwise."""
+class Update:
+    """Descent as plain as it is, unless a subclass says otherwise."""
 
     # The fewest directions a step that it can work with.
     min_directions = 1

@@ -8,8 +8,8 @@ from scipy import optimize, stats
 
 from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
 from hf_dpzo.calibration import calibrate
-from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
 from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
+from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
 
 
 def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:

@@ -36,9 +36,10 @@ LAYERS = {
     "methods.zopo": set(),
     "methods.projected": set(),
     "methods": set(),
+    "descent": {"torch"},
+    "audit": {"torch"},
     "losses": {"torch", "transformers", "peft"},
     "prompting": {"torch", "transformers", "peft"},
-    "descent": {"torch"},
     "refusals": {"torch", "transformers", "peft"},
     "training_args": {"transformers"},
     "guard": {"torch", "transformers", "accelerate"},
@@ -53,7 +54,7 @@ LAYERS = {
     "": set(),
 }
 # Generators of one's own, and a look at the global one.
-OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state")
+OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.default_rng")
 HEAVY = {"opendp", "dp_accounting", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"}
 # Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
 FORBIDDEN = {

@@ -10,8 +10,8 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.accounting import guarantee
-from hf_dpzo.queries import GaussianQuery
 from hf_dpzo.ledger import round_up
+from hf_dpzo.queries import GaussianQuery
 from hf_dpzo.running import accuracy
 
 

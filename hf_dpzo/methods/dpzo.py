@@ -34,6 +34,11 @@ class DPZO(PrivateMethod):
     noise: str = "gaussian"
 
     @property
+    def clipped(self) -> str:
+        """What the clip norm bounds."""
+        return "difference of losses"
+
+    @property
     def mechanism(self) -> GaussianSum | LaplaceSum:
         """The noisy sum of clipped differences, over the distance of the probe points."""
         return NOISES[self.noise](

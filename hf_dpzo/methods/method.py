@@ -75,8 +75,8 @@ class Method(ABC):
         """How the coordinates to train are chosen when `stage` begins. By default all are trained."""
         return None
 
-    def check_plan(self, planned_steps: int) -> None:
-        """Raise `ValueError` where the method can not take this number of steps."""
+    def check_plan(self, planned_steps: int) -> None:  # noqa: B027
+        """Raise `ValueError` where the method can not take this number of steps. By default it can take any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,11 @@ class PrivateMethod(Method):
             noise_multiplier=self.noise_multiplier,
             expected_batch_size=self.expected_batch_size,
         )
+
+    @property
+    def clipped(self) -> str:
+        """What of each row the clip norm bounds, in words."""
+        return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, jointly"
 
     @property
     def doubles_noise(self) -> bool:

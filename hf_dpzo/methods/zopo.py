@@ -15,11 +15,11 @@ class ZOPO(ZOSO):
 
     A mask selects the coordinates that are perturbed and updated; it is made from the weights and public randomness
     (`pruning.py`), so it costs no privacy. In the published code masked perturbations and updates edit copies, so that
-    nothing is trained at all. Of its two ways to weigh the selected coordinates, equally and by rank, this is the first.
+    nothing is trained at all. Of its two ways to weigh the selected coordinates, equally and by rank, this is equally.
 
-    The published code has the static mask alone. `dynamic` is this library's reading of the paper's word: a new mask
+    The published code has the static mask alone. `dynamic` is a reading of the paper's word for another: a new mask
     from the current weights at the beginning of each stage. What the paper's incremental strategy adds, and when, could
-    not be made out, and is not here.
+    not be made out, so it is not here.
 
     Args:
         smoothing: mu in the first stage; the authors' zo_eps_start.

@@ -53,6 +53,11 @@ class ZOSO(PrivateMethod):
         )
 
     @property
+    def clipped(self) -> str:
+        """What the clip norm bounds."""
+        return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, each by itself"
+
+    @property
     def constraint(self) -> Constraint:
         """The pull towards where the stage began."""
         return QuadraticAnchor(strength=self.anchor_strength)
@@ -79,8 +84,8 @@ class ZOSO(PrivateMethod):
         least = 2**self.num_stages - 1
         if planned_steps < least:
             raise ValueError(
-                f"num_stages={self.num_stages}: they double in length, so they need {least} steps, not {planned_steps}; "
-                "lower it, or raise max_steps."
+                f"num_stages={self.num_stages}: they double in length and need {least} steps, not {planned_steps}; lower "
+                "it, or raise max_steps."
             )
 
     def _smoothing(self, number: int) -> float:
