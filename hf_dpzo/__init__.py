@@ -7,14 +7,20 @@ from hf_dpzo._version import __version__
 
 
 if TYPE_CHECKING:
+    from hf_dpzo.methods import scaled_clip_norm
     from hf_dpzo.prompting import Prompt
     from hf_dpzo.trainer import ZOTrainer
     from hf_dpzo.training_args import ZOTrainingArguments
 
 
-__all__ = ["Prompt", "ZOTrainer", "ZOTrainingArguments", "__version__"]
+__all__ = ["Prompt", "ZOTrainer", "ZOTrainingArguments", "__version__", "scaled_clip_norm"]
 
-_HOMES = {"Prompt": "prompting", "ZOTrainer": "trainer", "ZOTrainingArguments": "training_args"}
+_HOMES = {
+    "Prompt": "prompting",
+    "ZOTrainer": "trainer",
+    "ZOTrainingArguments": "training_args",
+    "scaled_clip_norm": "methods",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -52,10 +52,10 @@ def inherent_privacy(*, trials: int = TRIALS) -> list[Finding]:
 
     Gupta et al. 2025 show that zeroth-order gradient descent from a fixed initialization is not differentially private
     by its random directions alone. For one step the reason is plain. It moves by `w = <g, z> z`, where g is the
-    gradient. If z is uniform on a sphere of radius R, then w lies on the sphere through the origin with centre `R**2 g / 2`; another
-    data set has another g, and its sphere meets this one in a null set. If z is Gaussian, then w has a density that
-    depends on g: it is zero where `<g, w>` is negative, and elsewhere tells the better the more dimensions there are.
-    Signs say `<g, z>` and z up to a sign.
+    gradient. If z is uniform on a sphere of radius R, then w lies on the sphere through the origin with centre
+    `R**2 g / 2`; another data set has another g, and its sphere meets this one in a null set. If z is Gaussian, then w
+    has a density that depends on g: it is zero where `<g, w>` is negative, and elsewhere tells the better the more
+    dimensions there are. Signs say `<g, z>` and z up to a sign.
 
     Args:
         trials: steps for each of the two data sets and each distribution.

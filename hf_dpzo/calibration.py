@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 import dp_accounting
-from dp_accounting import mechanism_calibration
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
@@ -18,12 +18,15 @@ from hf_dpzo.accounting import (
     guarantee,
     pld_accountant,
 )
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, Releases
+from hf_dpzo.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
 
 
+# Less noise than this is no privacy, and takes the accountants long to say so.
+SMALLEST = 0.05
 Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
+@lru_cache(maxsize=64)
 def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
@@ -46,18 +49,16 @@ def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: floa
     def releases(noise_multiplier: float) -> Releases:
         return ((replace(query, noise_multiplier=noise_multiplier), steps),)
 
-    try:
-        safe = dp_accounting.calibrate_dp_mechanism(
-            lambda: RdpAccountant(neighboring_relation=NEIGHBORING_RELATION),
-            lambda noise_multiplier: composed(releases(noise_multiplier)),
-            target_epsilon,
-            target_delta,
-            bracket_interval=dp_accounting.LowerEndpointAndGuess(0.05, 1.0),
-        )
-    except mechanism_calibration.NoBracketIntervalFoundError:
-        raise ValueError(
-            f"target_epsilon={target_epsilon:g}: no noise multiplier of 0.05 or more gives it; choose another."
-        ) from None
+    smallest = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(composed(releases(SMALLEST)))
+    if smallest.get_epsilon(target_delta) <= target_epsilon:
+        raise ValueError(f"target_epsilon={target_epsilon:g}: a noise multiplier of {SMALLEST} gives less; lower it.")
+    safe = dp_accounting.calibrate_dp_mechanism(
+        lambda: RdpAccountant(neighboring_relation=NEIGHBORING_RELATION),
+        lambda noise_multiplier: composed(releases(noise_multiplier)),
+        target_epsilon,
+        target_delta,
+        bracket_interval=dp_accounting.LowerEndpointAndGuess(SMALLEST, 1.0),
+    )
     candidates = [safe]
     for grid in grids(steps, target_epsilon):
         candidates.append(_tighten(releases, candidates[-1], grid, target_epsilon, target_delta))
@@ -67,10 +68,14 @@ def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: floa
 
 def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:
     """Invert `pure_epsilon`, and round up until float64 agrees that the target is met."""
-    per_step = target_epsilon / steps
-    if per_step > 700:
-        raise ValueError(f"target_epsilon={target_epsilon:g}: {per_step:g} for each step is no privacy; lower it.")
-    noise_multiplier = 1 / math.log1p(math.expm1(per_step) / query.sampling_rate)
+    per_step, q = target_epsilon / steps, query.sampling_rate
+    if per_step < 1:
+        loss = math.log1p(math.expm1(per_step) / q)
+    else:
+        loss = per_step + math.log((1 - (1 - q) * math.exp(-per_step)) / q)  # The same, where exp(per_step) overflows.
+    if loss < 1 / MAX_NOISE_MULTIPLIER:
+        raise ValueError(f"target_epsilon={target_epsilon:g}: no noise multiplier below 8192 gives it; raise it.")
+    noise_multiplier = 1 / loss
     while replace(query, noise_multiplier=noise_multiplier).pure_epsilon(steps) > target_epsilon:
         noise_multiplier *= 1 + 2.0**-40
     return replace(query, noise_multiplier=noise_multiplier)

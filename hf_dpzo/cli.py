@@ -1,6 +1,7 @@
 """The command line: `hf-dpzo train`, `epsilon`, `calibrate` and `audit`."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
                 finding.directions,
                 "none" if finding.epsilon is None else f"epsilon = {finding.epsilon:g}",
                 "weights and direction" if finding.knows_direction else "weights alone",
-                f"{100 * finding.accuracy:.1f} %",
+                f"{100 * finding.accuracy:.1f} % +- {100 / math.sqrt(2 * TRIALS):.1f}",
                 "no bound" if finding.allowed is None else f"{100 * finding.allowed:.1f} %",
             )
         )

@@ -1,10 +1,9 @@
-"""Where the parameters may go: what an update does after it has moved them.
+"""Where the parameters may go: what an update does besides moving along directions.
 
 A constraint looks at the parameters and at where a stage began, never at data.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,10 +12,9 @@ import torch
 from hf_dpzo.perturbation import CHUNK
 
 
-class Constraint(ABC):
-    """A pull towards where the parameters were."""
+class Constraint:
+    """No constraint, unless a subclass says otherwise."""
 
-    @abstractmethod
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
         """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
 
@@ -24,26 +22,13 @@ class Constraint(ABC):
             parameters: where they are now.
             previous: what was remembered of the stage before; `None` at the beginning of the run.
         """
-
-    @abstractmethod
-    def apply_(
-        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
-    ) -> None:
-        """Move `parameters` in place, after an update with the learning rate of each in `rates`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unconstrained(Constraint):
-    """No pull, and nothing to remember."""
-
-    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Nothing."""
         return []
 
-    def apply_(
-        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
-    ) -> None:
-        """Leave them."""
+    def pull_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]) -> None:
+        """Take the step of a regularizer's gradient, before the update, with the learning rate of each parameter."""
+
+    def project_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor]) -> None:
+        """Bring the parameters back to where they may be, after the update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +43,7 @@ class QuadraticAnchor(Constraint):
     >>> theta = torch.zeros(1)
     >>> anchor = QuadraticAnchor(strength=0.5)
     >>> origin = anchor.origin([theta], None)
-    >>> anchor.apply_([theta.add_(8.0)], origin, rates=[0.25])
+    >>> anchor.pull_([theta.add_(8.0)], origin, rates=[0.25])
     >>> theta
     tensor([7.])
     """
@@ -69,9 +54,7 @@ class QuadraticAnchor(Constraint):
         """Where the stage begins."""
         return [parameter.detach().clone() for parameter in parameters]
 
-    def apply_(
-        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
-    ) -> None:
+    def pull_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]) -> None:
         """Go a share `rate * strength` of the way back."""
         for parameter, start, rate in zip(parameters, origin, rates, strict=True):
             parameter.lerp_(start, rate * self.strength)
@@ -89,7 +72,7 @@ class Ball(Constraint):
     >>> theta = [torch.tensor([0.0]), torch.tensor([0.0])]
     >>> ball = Ball(radius=5.0)
     >>> origin = ball.origin(theta, None)
-    >>> ball.apply_([theta[0].add_(6.0), theta[1].add_(8.0)], origin, rates=[0.1, 0.1])
+    >>> ball.project_([theta[0].add_(6.0), theta[1].add_(8.0)], origin)
     >>> theta
     [tensor([3.]), tensor([4.])]
     """
@@ -100,9 +83,7 @@ class Ball(Constraint):
         """Where the run began."""
         return [parameter.detach().clone() for parameter in parameters] if previous is None else previous
 
-    def apply_(
-        self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]
-    ) -> None:
+    def project_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor]) -> None:
         """Scale the way from the origin down to `radius`, if it is longer."""
         distance = math.sqrt(sum(_squares(p, start) for p, start in zip(parameters, origin, strict=True)))
         if distance > self.radius:

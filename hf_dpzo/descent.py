@@ -34,16 +34,22 @@ class Descent:
     method: Method
     planned_steps: int
 
+    def begin(self, step: int) -> None:
+        """Begin the stage that `step` belongs to, unless it has begun."""
+        stage = self.method.stage(step, self.planned_steps)
+        if self.optimizer.stage != stage.number:
+            mask = self._mask(stage.number)
+            self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
+
     def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Begin a stage, if `step` is its first; then walk through the probe points. SENSITIVE where `losses` are.
+        """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
 
         Args:
             step: the step, from 0.
             losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
         """
+        self.begin(step)
         stage = self.method.stage(step, self.planned_steps)
-        if step == stage.first_step:
-            self.optimizer.begin_stage(rate_factor=stage.rate_factor, mask=self._mask(stage.number))
         estimator = replace(self.method.estimator, smoothing=stage.smoothing)
         return estimator.differences(walk=self._walk(step), losses=losses)
 
@@ -66,7 +72,13 @@ class Descent:
     def _outputs(self) -> torch.Tensor:
         """The model's first output for one made-up token."""
         device = next(self.model.parameters()).device
-        return self.model(torch.ones((1, 1), dtype=torch.long, device=device))[0]
+        try:
+            return self.model(torch.ones((1, 1), dtype=torch.long, device=device))[0]
+        except Exception as error:
+            raise ValueError(
+                f"pruning: the model can not be run on one token ({type(error).__name__}), which a mask is made from; "
+                "use zoso, which needs none."
+            ) from error
 
     def _walk(self, step: int) -> Callable[[int], Walk]:
         """What makes the walk along a direction of that number."""

@@ -4,6 +4,7 @@ Both checks look at public values alone. Whether the outputs respond is tried on
 touched; whether the parameters moved follows from what was released.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ class FirstStepGuard(TrainerCallback):
 
     Args:
         smoothing: the distance from the parameters to a probe point.
+        begin: makes what the first stage needs, such as a mask, and raises where it can not.
     """
 
-    def __init__(self, *, smoothing: float) -> None:
-        self._smoothing = smoothing
+    def __init__(self, *, smoothing: float, begin: Callable[[], None]) -> None:
+        self._smoothing, self._begin = smoothing, begin
         self._before: list[torch.Tensor] | None = None
         self._done = False
 
@@ -35,13 +37,15 @@ class FirstStepGuard(TrainerCallback):
     ) -> None:
         """Before the first batch: do the model's outputs differ between the probe points?"""
         model = unwrapped(kwargs["model"])
-        if isinstance(model, PreTrainedModel) and model.main_input_name == "input_ids":
-            model.eval()
-            if not _outputs_respond(model, unwrapped_optimizer(kwargs["optimizer"]), self._smoothing):
-                raise RuntimeError(
-                    f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
-                    "the trainable parameters take part in the forward pass, or raise smoothing."
-                )
+        model.eval()
+        self._begin()
+        reads_tokens = isinstance(model, PreTrainedModel) and model.main_input_name == "input_ids"
+        optimizer = unwrapped_optimizer(kwargs["optimizer"])
+        if reads_tokens and not _outputs_respond(model, optimizer, self._smoothing):
+            raise RuntimeError(
+                f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
+                "the trainable parameters take part in the forward pass, or raise smoothing."
+            )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

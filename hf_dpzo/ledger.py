@@ -7,7 +7,7 @@ computed from it, together with the steps of the plan that are still to come.
 import math
 
 from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
-from hf_dpzo.queries import Query, Releases
+from hf_dpzo.queries import NonPrivateQuery, Query, Releases
 
 
 class BudgetExceededError(RuntimeError):
@@ -56,6 +56,8 @@ class Budget:
     def __init__(self, *, query: Query, planned_steps: int, delta: float | None) -> None:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
+        if (delta is None) != isinstance(query, NonPrivateQuery):
+            raise ValueError(f"delta={delta}: {type(query).__name__} does not go with it; plan the run anew.")
         self.query, self.planned_steps, self.delta = query, planned_steps, delta
         self.ledger = Ledger()
         self.closed = False

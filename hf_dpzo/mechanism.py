@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
+from hf_dpzo.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
 LATTICE_BITS = 40
 SENSITIVITY = 1 << LATTICE_BITS
-# More rows than this could overflow the int64 sum.
+# More rows than this could overflow the int64 sum, whatever K is: each column is summed by itself.
 MAX_ROWS = 1 << 22
 
 
@@ -114,7 +114,7 @@ class GaussianSum(ClippedSum):
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
-        return DiscreteGaussian(scale=math.ceil(self.noise_multiplier * SENSITIVITY))
+        return DiscreteGaussian(scale=_lattice_scale(self.noise_multiplier, SENSITIVITY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +142,22 @@ class SeparateGaussianSum(ClippedSum):
 
     def query(self, sampling_rate: float) -> GaussianQuery:
         """What one release of all K costs. The noise that is drawn is this much or, by a few lattice steps, more."""
-        return GaussianQuery(noise_multiplier=self.noise_multiplier, sampling_rate=sampling_rate)
+        stated = self._noise.scale / SENSITIVITY / math.sqrt(self.num_directions)
+        return GaussianQuery(noise_multiplier=min(self.noise_multiplier, stated), sampling_rate=sampling_rate)
 
     def _clipped(self, differences: torch.Tensor) -> np.ndarray:
         if differences.shape[1] != self.num_directions:
             raise ValueError(f"num_directions={self.num_directions}: a row has {differences.shape[1]} coefficients.")
-        return clip_to_lattice(differences.reshape(-1, 1), self.clip_norm).reshape(differences.shape)
+        columns = [clip_to_lattice(column, self.clip_norm) for column in differences.split(1, dim=1)]
+        return np.concatenate(columns, axis=1)
 
     def _noisy(self, sums: list[int]) -> list[int]:
         return self._noise.add(sums)
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
-        scale = self.noise_multiplier * SENSITIVITY * math.sqrt(self.num_directions)
-        return DiscreteGaussian(scale=math.ceil(scale) + 2)  # Two steps for the roundings of float64, below 2**53.
+        scale = _lattice_scale(self.noise_multiplier * math.sqrt(self.num_directions), SENSITIVITY)
+        return DiscreteGaussian(scale=scale + 2)  # Two steps for the roundings of float64, below 2**53.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +177,11 @@ class LaplaceSum(ClippedSum):
     def query(self, sampling_rate: float) -> LaplaceQuery:
         """What one release costs, accounted as continuous noise for a sensitivity of two more lattice steps.
 
-        That dominates the discrete noise that is drawn. With scale s, the discrete loss is at least (D - 2j) / s with
-        probability 1 - a**(j + 1) / (1 + a), where a = exp(-1 / s); the continuous one, for sensitivity D + 2, with
-        probability 1 - a**(j + 1) / 2, which is no less.
+        That dominates the discrete noise that is drawn, for every epsilon. Let s be the scale, D the sensitivity and
+        a = exp(-1 / s). The discrete loss is (D - 2j) / s or more with probability 1 - a**(j + 1) / (1 + a), for
+        j <= D / 2; the continuous one, for D + 2, with probability 1 - a**(j + 1) / 2, which is no less. So for epsilon
+        of 0 or more, delta is no less, and for epsilon below 0 it follows by reflection. Sampling and composition keep
+        the order (Zhu, Dong and Wang 2022).
         """
         return LaplaceQuery(noise_multiplier=self._noise.scale / (SENSITIVITY + 2), sampling_rate=sampling_rate)
 
@@ -189,7 +193,7 @@ class LaplaceSum(ClippedSum):
 
     @cached_property
     def _noise(self) -> DiscreteLaplace:
-        return DiscreteLaplace(scale=math.ceil(self.noise_multiplier * (SENSITIVITY + 2)))
+        return DiscreteLaplace(scale=_lattice_scale(self.noise_multiplier, SENSITIVITY + 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +235,16 @@ def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[
     with np.errstate(over="ignore"):
         allowed = np.minimum(largest / clip_norm, (1 - 2.0**-LATTICE_BITS) / np.maximum(norm_of_shape, 1.0))
     return np.trunc(shape * (allowed * SENSITIVITY)).astype(np.int64)
+
+
+def _lattice_scale(noise_multiplier: float, sensitivity: int) -> int:
+    """The noise's scale in lattice steps, rounded up."""
+    if not noise_multiplier < MAX_NOISE_MULTIPLIER:
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier:g} clip norms: from {MAX_NOISE_MULTIPLIER} on, noise on the lattice is "
+            "not exact; lower it, or raise target_epsilon."
+        )
+    return math.ceil(noise_multiplier * sensitivity)
 
 
 def _as_array(differences: torch.Tensor) -> np.ndarray:

@@ -18,10 +18,13 @@ from hf_dpzo.accounting import NEIGHBORING_RELATION, replace_one_epsilon
 from hf_dpzo.ledger import Budget, round_up
 from hf_dpzo.methods import Method, PrivateMethod
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.updates import Update
 
 
 SCHEMA = "hf-dpzo/privacy@1"
-TAGS = ("differential-privacy", "zeroth-order", "hf-dpzo")
+TAGS = ("zeroth-order", "hf-dpzo")
+# Not for a run without noise, which must not be found by it.
+PRIVATE_TAGS = ("differential-privacy", *TAGS)
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
 NOT_COVERED = (
@@ -54,7 +57,7 @@ class Run:
         method_name: the method's name in `METHODS`.
         method: the method with its parameters.
         budget: its plan and ledger.
-        update: the name of what becomes of released coefficients.
+        update: what becomes of released coefficients.
         directions: the name of the directions' distribution.
         seed: the public seed of the directions.
         base_model: what was fine-tuned.
@@ -71,7 +74,7 @@ class Run:
     method_name: str
     method: Method
     budget: Budget
-    update: str
+    update: Update
     directions: str
     seed: int
     base_model: str
@@ -185,11 +188,12 @@ def _mechanism(run: Run) -> dict[str, Any]:
         **({"noise_multiplier": run.budget.query.noise_multiplier} if run.budget.private else {}),
         "num_directions": run.method.estimator.num_directions,
         "noise": NOISE[type(run.budget.query)],
-        "sensitivity": "exact, on a lattice of clip_norm * 2**-40, given each row's losses"
+        "sensitivity": "exact, in integers of 2**-40 clip norms, given each row's losses"
         if run.budget.private
-        else "unbounded",
+        else "not used: there is no claim",
         "clipped": run.method.clipped if isinstance(run.method, PrivateMethod) else "nothing",
-        "update": run.update,
+        "noise_unit": run.method.noise_unit if isinstance(run.method, PrivateMethod) else "none",
+        "update": {"rule": type(run.update).__name__, **dataclasses.asdict(run.update)},
     }
 
 
@@ -203,7 +207,7 @@ def render(run: Run, statement: dict[str, Any]) -> ModelCard:
     data = ModelCardData(
         base_model=run.base_model or None,
         library_name="peft" if run.peft else "transformers",
-        tags=list(TAGS),
+        tags=list(PRIVATE_TAGS if run.budget.private else TAGS),
     )
     if run.budget.private:
         claim = statement["claim"]

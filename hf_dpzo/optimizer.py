@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.constraints import Constraint, Unconstrained
+from hf_dpzo.constraints import Constraint
 from hf_dpzo.perturbation import CHUNK, Directions, Mask
 from hf_dpzo.updates import SGD, Update
 
@@ -14,7 +14,7 @@ class ZOOptimizer(torch.optim.Optimizer):
     """Moves parameters along replayed directions: `theta -= lr * (sum_k coefficient_k z_k + weight_decay * theta)`.
 
     There is no backpropagation. The training step hands over the coefficients that were released, and `step()` applies
-    them once, in the way of `update`; then `constraint` pulls. Weight decay is decoupled from the update.
+    them once, in the way of `update` and within `constraint`. Weight decay is decoupled from the update.
 
     Args:
         params: parameters or parameter groups. Their order is the order of the directions' parameter numbers.
@@ -48,9 +48,10 @@ class ZOOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._kind, self._seed = directions, seed
-        self._update, self._constraint = update or SGD(), constraint or Unconstrained()
+        self._update, self._constraint = update or SGD(), constraint or Constraint()
         self._origin: list[torch.Tensor] | None = None
         self._received: tuple[int, Sequence[float]] | None = None
+        self.stage: int | None = None
         self.rate_factor = 1.0
         self._restrict(None)
 
@@ -59,14 +60,15 @@ class ZOOptimizer(torch.optim.Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
-    def begin_stage(self, *, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
+    def begin_stage(self, *, number: int = 0, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
         """Begin a stage, and the first one too, with its own learning rate, mask and anchor. Moments start anew.
 
         Args:
+            number: of the stage, from 0.
             rate_factor: what the learning rate is multiplied by.
             mask: the coordinates that may move; by default all.
         """
-        self.rate_factor = rate_factor
+        self.stage, self.rate_factor = number, rate_factor
         self._restrict(mask)
         self._origin = self._constraint.origin(self.parameters(), self._origin)
 
@@ -86,17 +88,18 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Apply what was received."""
         if self._received is None:
             raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
-        if self._origin is None:
+        if self.stage is None:
             raise RuntimeError("no stage has begun: call begin_stage before the first step.")
         (step, coefficients), self._received = self._received, None
+        rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        self._constraint.pull_(self.parameters(), self._origin, rates)
         self._decay_()
         scaled = self._update.scaled(coefficients)
         if self._inner is None:
             self._move_(step, scaled)
         else:
             self._move_by_inner_(step, scaled)
-        rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
-        self._constraint.apply_(self.parameters(), self._origin, rates)
+        self._constraint.project_(self.parameters(), self._origin)
 
     def _restrict(self, mask: Mask | None) -> None:
         sizes = [parameter.numel() for parameter in self.parameters()]

@@ -8,6 +8,10 @@ from typing import ClassVar
 import dp_accounting
 
 
+# The scale of the noise must be an integer below 2**53, in steps of 2**-40 clip norms.
+MAX_NOISE_MULTIPLIER = 1 << 13
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampledQuery(ABC):
     """One release of a sum with noise, over a batch that each unit joins independently.
@@ -28,8 +32,11 @@ class SampledQuery(ABC):
         # NaN multiplier epsilon = 0. Remove the conversion when its constructors validate.
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))
         object.__setattr__(self, "sampling_rate", float(self.sampling_rate))
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
-            raise ValueError(f"noise_multiplier={self.noise_multiplier}: it must be positive and finite.")
+        if not 0 < self.noise_multiplier < MAX_NOISE_MULTIPLIER:
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier:g}: it must lie between 0 and {MAX_NOISE_MULTIPLIER}, from "
+                "where on noise is not exact; correct it, or raise target_epsilon."
+            )
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: it must lie in (0, 1].")
 
@@ -73,9 +80,10 @@ class LaplaceQuery(SampledQuery):
 
     def pure_epsilon(self, steps: int) -> float:
         """What `steps` releases cost with delta 0: amplified by sampling (Balle et al. 2018), then added up."""
-        if 1 / self.noise_multiplier > 700:  # Beyond the range of float64.
-            return math.inf
-        return steps * math.log1p(self.sampling_rate * math.expm1(1 / self.noise_multiplier))
+        loss, q = 1 / self.noise_multiplier, self.sampling_rate
+        if loss < 1:
+            return steps * math.log1p(q * math.expm1(loss))
+        return steps * (loss + math.log(q + (1 - q) * math.exp(-loss)))  # The same, where exp(loss) may overflow.
 
     @property
     def _noise_event(self) -> dp_accounting.DpEvent:

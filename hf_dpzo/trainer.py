@@ -18,7 +18,7 @@ from hf_dpzo.descent import Descent
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import Inputs, PerExampleLoss, as_loss, losses_of_rows, unwrapped
-from hf_dpzo.model_card import TAGS, Run, write_card
+from hf_dpzo.model_card import PRIVATE_TAGS, TAGS, Run, write_card
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.progress import EpsilonProgressCallback
@@ -96,25 +96,19 @@ class ZOTrainer(Trainer):
         self._num_rows = 0 if train_dataset is None else len(train_dataset)
         self.method, self.budget = args.plan(self._num_rows) if self._num_rows else (None, None)
         self._planned_values = args.planned_values
-        self.optimizer_cls_and_kwargs = (ZOOptimizer, self._optimizer_settings())
+        settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
+        constraint = None if self.method is None else self.method.constraint
+        settings |= {"update": args.update_rule, "constraint": constraint}
+        self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
         if self.method is not None:
-            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing))
+            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=lambda: self._descent().begin(0)))
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
             self.remove_callback(ProgressCallback)
             self.add_callback(EpsilonProgressCallback)
         if isinstance(unwrapped(self.model), PreTrainedModel):
             # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
-            unwrapped(self.model).add_model_tags(list(TAGS))
-
-    def _optimizer_settings(self) -> dict[str, Any]:
-        return {
-            "directions": DIRECTIONS[self.args.directions],
-            "seed": self.args.seed,
-            "lr": self.args.learning_rate,
-            "update": self.args.update_rule,
-            "constraint": None if self.method is None else self.method.constraint,
-        }
+            unwrapped(self.model).add_model_tags(list(PRIVATE_TAGS if args.private else TAGS))
 
     # ---- One step ----
 
@@ -306,7 +300,7 @@ class ZOTrainer(Trainer):
             method_name=self.args.method,
             method=self.method,
             budget=self.budget,
-            update=self.args.update,
+            update=self.args.update_rule,
             directions=self.args.directions,
             seed=self.args.seed,
             base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",

@@ -10,7 +10,7 @@ from hf_dpzo.accounting import check_delta
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.estimator import DIFFERENCES
 from hf_dpzo.ledger import Budget
-from hf_dpzo.mechanism import NOISES
+from hf_dpzo.mechanism import MAX_ROWS, NOISES
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.method import parameters_of, required_parameters_of
 from hf_dpzo.methods.zopo import MASKS
@@ -18,6 +18,7 @@ from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
 from hf_dpzo.updates import UPDATES, Adam, Momentum, Update
+from hf_dpzo.values import one_of, positive, whole
 
 
 # Flags that are parameters of methods: which of them may be given depends on the method.
@@ -33,6 +34,8 @@ NUMBERS = (
 COUNTS = ("num_directions", "num_stages")
 CHOICES = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASKS}
 METHOD_FLAGS = (*NUMBERS, *COUNTS, *CHOICES, "paper_noise")
+# Beyond it, epsilon is no promise: e**1000 times as likely is anything.
+LARGEST_EPSILON = 1000.0
 # Given by the plan, not by a flag of that name alone.
 PLANNED_PARAMETERS = {"noise_multiplier", "expected_batch_size"}
 PLANNED_FLAGS = (
@@ -181,6 +184,10 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: the training data have {num_rows} rows; lower it."
             )
+        if self.expected_batch_size > MAX_ROWS // 2:
+            raise ValueError(
+                f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
+            )
         sampling_rate = self.sampling_rate(num_rows)
         steps = self._planned_steps(sampling_rate)
         given = {name: getattr(self, name) for name in METHOD_FLAGS if getattr(self, name) is not None}
@@ -196,7 +203,13 @@ class ZOTrainingArguments(TrainingArguments):
         method = METHODS[self.method](**given)
         method.check_plan(steps)
         query = method.mechanism.query(sampling_rate)
-        return method, Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
+        budget = Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
+        if budget.private and budget.stated().epsilon > LARGEST_EPSILON:
+            raise ValueError(
+                f"noise_multiplier={query.noise_multiplier:g}: epsilon would be {budget.stated().epsilon:.3g}, which "
+                "promises nothing; raise it, or choose mezo, which claims nothing."
+            )
+        return method, budget
 
     @property
     def update_rule(self) -> Update:
@@ -226,17 +239,17 @@ class ZOTrainingArguments(TrainingArguments):
 
     def _check_values(self) -> None:
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
-        _one_of("method", self.method, METHODS)
-        if getattr(METHODS[self.method], "noise_optional", False) and self.noise_multiplier in (0, "0"):
-            self.noise_multiplier = 0
+        one_of("method", self.method, METHODS)
         for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
-            if (name, getattr(self, name)) != ("noise_multiplier", 0):
-                setattr(self, name, _positive(name, getattr(self, name)))
+            may_be_zero = name == "noise_multiplier" and METHODS[self.method].noise_optional
+            setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
         for name in (*COUNTS, "expected_batch_size"):
-            setattr(self, name, _whole(name, getattr(self, name)))
+            setattr(self, name, whole(name, getattr(self, name)))
         for name, known in {"directions": DIRECTIONS, "update": UPDATES, **CHOICES}.items():
             if getattr(self, name) is not None:
-                _one_of(name, getattr(self, name), known)
+                one_of(name, getattr(self, name), known)
+        if self.paper_noise not in (None, True, False):
+            raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         self._check_method_flags()
         self._check_update()
         if self.private:
@@ -267,6 +280,13 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"momentum={self.momentum}: it is the share that update=momentum keeps; set that, and less than 1."
             )
+        if self.update == "adam" and not (
+            0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.adam_epsilon > 0
+        ):
+            raise ValueError(
+                f"adam_beta1={self.adam_beta1}, adam_beta2={self.adam_beta2}, adam_epsilon={self.adam_epsilon}: the "
+                "betas lie in [0, 1), and epsilon above 0; correct them."
+            )
         directions = self.num_directions or METHODS[self.method].num_directions
         if directions < UPDATES[self.update].min_directions:
             raise ValueError(
@@ -283,27 +303,3 @@ class ZOTrainingArguments(TrainingArguments):
         if self.target_delta is None:
             raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
         check_delta(self.target_delta)
-
-
-def _positive(name: str, value: float | str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r}: it must be a number.") from None
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{name}={number:g}: it must be positive and finite.")
-    return number
-
-
-def _whole(name: str, value: int | str | None) -> int | None:
-    number = _positive(name, value)
-    if number is not None and number != int(number):
-        raise ValueError(f"{name}={value}: it must be a whole number.")
-    return None if number is None else int(number)
-
-
-def _one_of(name: str, value: str, known: dict) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")

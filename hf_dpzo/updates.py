@@ -74,7 +74,7 @@ class Adam(Update):
 class NormalizedSGD(Update):
     """Descent with coefficients in units of their own spread: `theta -= lr * sum_k (c_k / std_j c_j) z_k`.
 
-    The idea is that of Dang et al. 2025 (FZOO), who divide by the spread of the losses; that is a function of the data
+    The idea is that of Dang et al. 2026 (FZOO), who divide by the spread of the losses; that is a function of the data
     which nobody has released. This is the spread of the K coefficients that were released, noise included.
 
     >>> NormalizedSGD().scaled([3.0, 1.0, 2.0])

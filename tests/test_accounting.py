@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
+from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy, replace_one_epsilon
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
-from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:
@@ -126,7 +126,7 @@ def test_impossible_target_is_refused(target):
 
 
 def test_target_that_asks_for_no_noise_is_refused():
-    with pytest.raises(ValueError, match=r"target_epsilon=100000: no noise multiplier of 0\.05 or more"):
+    with pytest.raises(ValueError, match=r"target_epsilon=100000: a noise multiplier of 0\.05 gives less; lower it"):
         calibrate(query(), steps=1, target_epsilon=1e5, target_delta=1e-5)
 
 
@@ -208,3 +208,107 @@ def test_budget_without_privacy_has_no_epsilon():
 def test_budget_needs_steps():
     with pytest.raises(ValueError, match="planned_steps=0"):
         Budget(query=query(), planned_steps=0, delta=1e-5)
+
+
+# ---- Laplace noise ----
+
+
+def laplace(noise_multiplier=2.0, sampling_rate=0.01, steps=1000):
+    return ((LaplaceQuery(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate), steps),)
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "sampling_rate", "steps", "pure"),
+    [(2.0, 0.01, 1000, 6.466), (4.4734, 0.016, 1000, 4.0), (1.0, 1.0, 3, 3.0), (0.5, 1.0, 1, 2.0)],
+)
+def test_pure_epsilon_of_known_cases(noise_multiplier, sampling_rate, steps, pure):
+    assert guarantee(laplace(noise_multiplier, sampling_rate, steps), delta=1e-5).pure == pytest.approx(pure, abs=5e-4)
+
+
+def test_a_laplace_run_has_both_guarantees():
+    spent = guarantee(laplace(), delta=1e-5)
+    assert spent.epsilon == spent.pld == pytest.approx(0.5305, abs=5e-3)
+    assert spent.rdp is None
+    assert spent.pure > spent.pld
+
+
+def test_pure_epsilon_holds_at_every_delta():
+    """Where PLD has nothing better to say, it is what is reported."""
+    assert guarantee(laplace(), delta=1e-14).epsilon == guarantee(laplace(), delta=1e-14).pure
+    tiny = guarantee(laplace(0.01, 0.5, 1), delta=1e-5)
+    assert (tiny.pld, tiny.epsilon) == (None, pytest.approx(100 + math.log(0.5)))
+
+
+def test_pure_epsilon_is_the_largest_loss_of_one_sampled_release():
+    """By the ratio of densities, far from both centres."""
+    b, q = 0.8, 0.3
+    density = lambda x, centre: math.exp(-abs(x - centre) / b) / (2 * b)  # noqa: E731
+    ratio = ((1 - q) * density(9.0, 0.0) + q * density(9.0, 1.0)) / density(9.0, 0.0)
+    assert guarantee(laplace(b, q, 1), delta=1e-5).pure == pytest.approx(math.log(ratio))
+
+
+def test_membership_accuracy_of_one_laplace_release():
+    """TV of two Laplace densities at distance 1 is 1 - exp(-1 / 2b)."""
+    exact = (1 + 1 - math.exp(-1 / (2 * 2.0))) / 2
+    assert membership_accuracy(laplace(2.0, 1.0, 1), delta=1e-5) == pytest.approx(exact, abs=1e-3)
+
+
+def test_pure_epsilon_of_noise_too_small_for_float64():
+    assert guarantee(laplace(1e-3, 1.0, 7), delta=1e-5).pure == pytest.approx(7000)
+    assert guarantee(laplace(1e-3, 0.5, 1), delta=1e-5).pure == pytest.approx(1000 + math.log(0.5))
+
+
+def test_both_forms_of_pure_epsilon_agree():
+    for loss in (0.999, 1.0, 1.001, 30.0):
+        assert laplace(1 / loss, 0.3, 1)[0][0].pure_epsilon(1) == pytest.approx(math.log1p(0.3 * math.expm1(loss)))
+
+
+@pytest.mark.parametrize("target", [0.1, 1.0, 8.0, 300.0, 69_800.0])
+@pytest.mark.parametrize("steps", [1, 80, 5000])
+def test_laplace_calibration_meets_its_pure_target_closely(target, steps):
+    given = LaplaceQuery(noise_multiplier=1.0, sampling_rate=0.01)
+    found = calibrate(given, steps=steps, target_epsilon=target, target_delta=1e-5)
+    pure = found.pure_epsilon(steps)
+    assert target * (1 - 1e-6) < pure <= target
+
+
+@pytest.mark.parametrize("target", [1e-300, 1e-7])
+def test_laplace_calibration_refuses_more_noise_than_there_is(target):
+    given = LaplaceQuery(noise_multiplier=1.0, sampling_rate=0.5)
+    with pytest.raises(ValueError, match="no noise multiplier below 8192 gives it"):
+        calibrate(given, steps=1, target_epsilon=target, target_delta=1e-5)
+
+
+@pytest.mark.parametrize("noise_multiplier", [8192, 1e300, math.inf])
+def test_noise_beyond_the_lattice_is_refused(noise_multiplier):
+    with pytest.raises(ValueError, match=r"noise_multiplier=.*: it must lie between 0 and 8192"):
+        query(noise_multiplier)
+
+
+def test_a_budget_without_delta_is_one_without_noise():
+    for wrong, delta in ((query(), None), (NonPrivateQuery(), 1e-5)):
+        with pytest.raises(ValueError, match="does not go with it"):
+            Budget(query=wrong, planned_steps=1, delta=delta)
+
+
+# ---- Replacing a row ----
+
+
+@pytest.mark.parametrize("sampling_rate", [0.05, 0.4, 1.0])
+def test_replace_one_is_the_distance_of_opposite_rows(sampling_rate):
+    """By numerical integration: N(0), or N(+1) and N(-1) where the row is in the batch."""
+    noise, delta = 0.9, 1e-3
+    x = np.linspace(-12, 12, 200_001)
+    p, q = (
+        (1 - sampling_rate) * stats.norm.pdf(x, 0, noise) + sampling_rate * stats.norm.pdf(x, one, noise)
+        for one in (1, -1)
+    )
+    excess = lambda e: np.maximum(p - math.exp(e) * q, 0).sum() * (x[1] - x[0]) - delta  # noqa: E731
+    exact = optimize.brentq(excess, 0, 20)
+    found = replace_one_epsilon(((query(noise, sampling_rate), 1),), delta=delta)
+    assert exact - 1e-4 <= found <= exact + 5e-3
+
+
+def test_replace_one_is_not_stated_where_it_is_not_known():
+    assert replace_one_epsilon(laplace(), delta=1e-5) == math.inf
+    assert replace_one_epsilon(((query(0.1, 0.1), 1),), delta=1e-5) == math.inf

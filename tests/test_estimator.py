@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dpzo.estimator import AddingWalk, CentralDifference, CopyingWalk
+from hf_dpzo.estimator import DIFFERENCES, AddingWalk, CentralDifference, CopyingWalk, ForwardDifference
 from hf_dpzo.perturbation import DIRECTIONS, Rademacher
 
 
@@ -110,3 +110,46 @@ def test_an_error_at_a_probe_point_brings_the_parameters_back(walk):
             walk=lambda k: walk(theta, directions, step=0, direction=k), losses=broken
         )
     assert (flat(theta) - before).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
+def test_forward_coefficients_agree_with_dense_directions(kind, walk):
+    theta, data = parameters(), rows()
+    start = flat(theta)
+    directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
+    coefficients = ForwardDifference(smoothing=1e-2, num_directions=3).differences(
+        walk=lambda k: walk(theta, directions, step=0, direction=k), losses=lambda: torch.sin(data @ flat(theta))
+    )
+    for k in range(3):
+        z = flat([directions.values(index=i, step=0, direction=k) for i in range(len(theta))])
+        expected = (torch.sin(data @ (start + 1e-2 * z)).double() - torch.sin(data @ start).double()) / (1e-2 * 3)
+        torch.testing.assert_close(coefficients[:, k], expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("central", 8), ("forward", 5)])
+def test_forward_passes_are_counted_as_they_are_made(name, passes):
+    theta, calls = parameters(), []
+    directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
+    estimator = DIFFERENCES[name](smoothing=1e-2, num_directions=4)
+    estimator.differences(
+        walk=lambda k: CopyingWalk(theta, directions, step=0, direction=k),
+        losses=lambda: calls.append(None) or torch.zeros(2),
+    )
+    assert len(calls) == estimator.forward_passes == passes
+
+
+def test_bias_of_forward_differences_is_half_the_curvature_times_mu():
+    """On a quadratic both are exact: central differences have no bias, forward ones have mu / 2 * z' H z."""
+    theta = [torch.zeros(6, dtype=torch.float64)]
+    curvature = torch.arange(1.0, 7.0, dtype=torch.float64)
+    directions = DIRECTIONS["gaussian"](seed=0, sizes=[6])
+    z = directions.values(index=0, step=0, direction=0).double()
+    found = {}
+    for name, difference in DIFFERENCES.items():
+        found[name] = difference(smoothing=0.1, num_directions=1).differences(
+            walk=lambda k: CopyingWalk(theta, directions, step=0, direction=k),
+            losses=lambda: (theta[0] + curvature * theta[0] ** 2 / 2).sum().reshape(1),
+        )
+    assert found["central"].item() == pytest.approx(float(z.sum()))
+    assert found["forward"].item() == pytest.approx(float(z.sum() + 0.1 / 2 * (curvature * z**2).sum()))

@@ -41,6 +41,7 @@ LAYERS = {
     "losses": {"torch", "transformers", "peft"},
     "prompting": {"torch", "transformers", "peft"},
     "refusals": {"torch", "transformers", "peft"},
+    "values": set(),
     "training_args": {"transformers"},
     "guard": {"torch", "transformers", "accelerate"},
     "progress": {"transformers"},

@@ -8,9 +8,19 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo.mechanism import SENSITIVITY, GaussianSum, PlainMean, Release, clip_to_lattice
+from hf_dpzo.accounting import guarantee
+from hf_dpzo.mechanism import (
+    SENSITIVITY,
+    ClippedSum,
+    GaussianSum,
+    LaplaceSum,
+    PlainMean,
+    Release,
+    SeparateGaussianSum,
+    clip_to_lattice,
+)
 from hf_dpzo.noise import DiscreteGaussian
-from hf_dpzo.queries import GaussianQuery, NonPrivateQuery
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 AWKWARD = [0.0, -0.0, 1e-320, 1e-30, 0.5, 1.0, 1 + 2**-52, 3.7, -2.0, 1e20, 1e200, 1.7e308, -1.7e308]
@@ -179,3 +189,120 @@ def test_plain_mean_of_nothing_is_zero():
 
 def test_coefficients_are_integers_times_unit():
     assert Release(integers=(4, -8), unit=0.5).coefficients == [2.0, -4.0]
+
+
+# ---- Coefficients that are clipped one by one ----
+
+
+def separate(directions, noise_multiplier=1.0, clip_norm=1.0) -> SeparateGaussianSum:
+    return SeparateGaussianSum(
+        clip_norm=clip_norm, noise_multiplier=noise_multiplier, num_directions=directions, expected_batch_size=8
+    )
+
+
+def test_separate_clipping_is_clipping_of_each_coefficient(no_noise):
+    rows = random_rows(30, 4)
+    kept = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0).clamp(-0.3, 0.3)
+    released = separate(4, clip_norm=0.3).release(rows).coefficients
+    assert released == pytest.approx((kept.sum(dim=0) / 8).tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("directions", [1, 4, 9])
+def test_separate_coefficients_get_the_root_of_k_times_the_noise(directions):
+    mechanism = separate(directions, noise_multiplier=0.7, clip_norm=3.0)
+    values = np.array([mechanism.release(torch.zeros(2, directions)).coefficients for _ in range(3000 // directions)])
+    standard = values.flatten() / (0.7 * 3.0 * math.sqrt(directions) / 8)
+    assert stats.kstest(standard, "norm").pvalue > 1e-4
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(standard / wrong, "norm").pvalue < 1e-9
+
+
+@pytest.mark.parametrize("directions", [1, 3, 10, 64])
+@pytest.mark.parametrize("noise_multiplier", [0.3, 1.0, 77.7])
+def test_noise_of_separate_coefficients_is_at_least_what_is_stated(directions, noise_multiplier):
+    mechanism = separate(directions, noise_multiplier=noise_multiplier)
+    stated = Fraction(mechanism.query(0.5).noise_multiplier)
+    # noise >= stated * sqrt(K) * sensitivity, squared and exact.
+    assert mechanism._noise.scale**2 >= stated**2 * directions * SENSITIVITY**2
+
+
+def test_epsilon_of_separate_coefficients_counts_every_release():
+    """P coefficients a step, T steps: as P * T releases of one coefficient with the noise that each of them gets."""
+    mechanism = separate(4, noise_multiplier=3.0)
+    each = GaussianQuery(noise_multiplier=mechanism._noise.scale / SENSITIVITY, sampling_rate=1.0)
+    together = guarantee(((mechanism.query(1.0), 10),), delta=1e-5).epsilon
+    one_by_one = guarantee(((each, 4 * 10),), delta=1e-5).epsilon
+    assert together == pytest.approx(one_by_one, rel=1e-3)
+    as_published = guarantee(((each, 10),), delta=1e-5).epsilon
+    assert together > 1.9 * as_published
+
+
+def test_rows_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="num_directions=3: a row has 2 coefficients"):
+        separate(3).release(torch.zeros(1, 2))
+
+
+# ---- Laplace noise ----
+
+
+def laplace(noise_multiplier=1.0, clip_norm=1.0) -> LaplaceSum:
+    return LaplaceSum(clip_norm=clip_norm, noise_multiplier=noise_multiplier, expected_batch_size=8)
+
+
+@pytest.mark.parametrize("directions", [1, 3, 16])
+def test_no_row_is_longer_than_the_clip_norm_in_l1(directions):
+    rows = torch.cat([random_rows(300, directions, seed=seed) for seed in range(5)])
+    for integers in clip_to_lattice(rows, 0.7, order=1).tolist():
+        assert sum(abs(integer) for integer in integers) <= SENSITIVITY
+
+
+def test_rows_within_the_l1_norm_are_kept():
+    assert clip_to_lattice(torch.tensor([[0.25, -0.5]]), 1.0, order=1).tolist() == [[2**38, -(2**39)]]
+    assert clip_to_lattice(torch.tensor([[3.0, -1.0]]), 1.0, order=1)[0] * 2.0**-40 == pytest.approx([0.75, -0.25])
+
+
+@pytest.mark.parametrize("directions", [1, 6])
+def test_laplace_noise_of_a_release_is_noise_multiplier_times_clip_norm(directions):
+    mechanism = laplace(0.7, 3.0)
+    values = np.array([mechanism.release(torch.zeros(0, directions)).coefficients for _ in range(3000 // directions)])
+    standard = values.flatten() / (0.7 * 3.0 / 8)
+    assert stats.kstest(standard, "laplace").pvalue > 1e-4
+    for wrong in (2 / 3, 3 / 2):
+        assert stats.kstest(standard / wrong, "laplace").pvalue < 1e-9
+
+
+@pytest.mark.parametrize(("scale", "sensitivity"), [(1, 1), (3, 2), (2, 7), (40, 16), (5, 64)])
+def test_discrete_laplace_is_dominated_by_what_it_is_accounted_as(scale, sensitivity):
+    """By direct summation: for every epsilon, delta is at most the continuous one for two more steps of sensitivity."""
+    a = math.exp(-1 / scale)
+    support = np.arange(-60 * scale, 60 * scale + sensitivity)
+    mass = lambda centre: (1 - a) / (1 + a) * a ** np.abs(support - centre)  # noqa: E731
+    for epsilon in np.linspace(0, (sensitivity + 3) / scale, 60):
+        discrete = np.maximum(mass(0) - np.exp(epsilon) * mass(sensitivity), 0).sum()
+        continuous = max(0.0, 1 - math.exp((epsilon - (sensitivity + 2) / scale) / 2))
+        assert discrete <= continuous + 1e-12
+
+
+def test_stated_laplace_noise_is_the_drawn_one():
+    mechanism = laplace(0.1)
+    stated = mechanism.query(0.5)
+    assert stated == LaplaceQuery(noise_multiplier=mechanism._noise.scale / (SENSITIVITY + 2), sampling_rate=0.5)
+    assert stated.noise_multiplier >= 0.1
+
+
+# ---- No noise ----
+
+
+def test_clipped_sum_claims_nothing():
+    mechanism = ClippedSum(clip_norm=0.5, expected_batch_size=4)
+    assert mechanism.release(torch.tensor([[3.0], [0.25]])).coefficients == pytest.approx([0.75 / 4])
+    assert mechanism.query(0.5) == NonPrivateQuery()
+
+
+def test_the_limit_of_rows_does_not_depend_on_the_number_of_directions(monkeypatch):
+    from hf_dpzo import mechanism as module
+
+    monkeypatch.setattr(module, "MAX_ROWS", 10)
+    assert len(separate(3).release(torch.zeros(10, 3)).integers) == 3
+    with pytest.raises(ValueError, match="a logical batch holds more than 10 rows"):
+        separate(3).release(torch.zeros(11, 3))

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,14 +11,16 @@ import torch
 from conftest import classifier, labelled_rows, with_lora
 from transformers import DataCollatorWithPadding
 
-from hf_dpzo import ZOTrainer
+from hf_dpzo import ZOTrainer, scaled_clip_norm
+from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.methods import METHODS, PrivateMethod
 from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
 from hf_dpzo.perturbation import DIRECTIONS
 
 
 STEPS, ROWS, EXPECTED, SMOOTHING, CLIP, RATE = 3, 40, 8, 1e-2, 0.2, 0.05
+LAST_SMOOTHING, RADIUS = 5e-3, 0.02
 
 
 class Frozen:
@@ -29,9 +33,10 @@ class Frozen:
         self.noise = [[int(x) for x in draw.normal(size=directions) * 2**40] for _ in range(STEPS)]
         masks, noise = iter(self.masks * 100), iter(self.noise)
         monkeypatch.setattr(BernoulliMask, "draw", lambda mask: next(masks))
-        monkeypatch.setattr(
-            DiscreteGaussian, "add", lambda one, values: [a + b for a, b in zip(values, next(noise), strict=True)]
-        )
+        for kind in (DiscreteGaussian, DiscreteLaplace):
+            monkeypatch.setattr(
+                kind, "add", lambda one, values: [a + b for a, b in zip(values, next(noise), strict=True)]
+            )
 
 
 def flat(parameters) -> torch.Tensor:
@@ -63,51 +68,121 @@ def losses_at(model, parameters, theta, rows, collate) -> torch.Tensor:
     return torch.stack(losses).double() if losses else torch.zeros(0, dtype=torch.float64)
 
 
-def textbook_dpzero(theta, u, f, rows, noise, lam, clip, batch, alpha):
+@dataclasses.dataclass
+class Setting:
+    """What a textbook step is told: u are dense directions, f gives one loss for each row at a dense theta."""
+
+    u: list[torch.Tensor]
+    f: Callable
+    rows: list
+    noise: list[float]
+    t: int
+    memory: dict
+
+
+def textbook_dpzero(theta, s):
     """Zhang et al. 2024, alg. 2: x <- x - alpha (mean_i clip_C((f_i(x + lam u) - f_i(x - lam u)) / 2 lam) + z) u."""
-    u = u[0]
-    differences = (f(theta + lam * u, rows) - f(theta - lam * u, rows)) / (2 * lam)
-    clipped = differences.clamp(-clip, clip)
-    return theta - alpha * ((clipped.sum() + noise[0]) / batch * u.double()).float()
+    u, lam = s.u[0], SMOOTHING
+    differences = (s.f(theta + lam * u, s.rows) - s.f(theta - lam * u, s.rows)) / (2 * lam)
+    return theta - RATE * ((differences.clamp(-CLIP, CLIP).sum() + s.noise[0]) / EXPECTED * u.double()).float()
 
 
-def textbook_aggzo(theta, u, f, rows, noise, phi, clip, batch, eta):
+def textbook_dpzo(theta, s):
+    """Tang et al. 2025: l_i = clip_C(L(theta + phi z, x_i) - L(theta - phi z, x_i)), (sum_i l_i + Z) / (2 B phi)."""
+    z, phi = s.u[0], SMOOTHING
+    clipped = (s.f(theta + phi * z, s.rows) - s.f(theta - phi * z, s.rows)).clamp(-CLIP, CLIP)
+    return theta - RATE * ((clipped.sum() + s.noise[0]) / (EXPECTED * 2 * phi) * z.double()).float()
+
+
+def aggregated(theta, s, columns):
     """Bao et al. 2025, algorithm 1 with equation 21: D_agg = (D_1, ..., D_K) / K, scaled by c / max(c, |D_agg|)."""
-    columns = [(f(theta + phi * z, rows) - f(theta - phi * z, rows)) / (2 * phi) for z in u]
-    aggregated = torch.stack(columns, dim=1) / len(u)
-    scaled = aggregated * (clip / aggregated.norm(dim=1, keepdim=True).clamp(min=clip))
-    gradient = sum((scaled[:, k].sum() + noise[k]) * u[k].double() for k in range(len(u)))
-    return theta - (eta / batch * gradient).float()
+    together = torch.stack(columns, dim=1) / len(s.u)
+    scaled = together * (CLIP / together.norm(dim=1, keepdim=True).clamp(min=CLIP))
+    gradient = sum((scaled[:, k].sum() + s.noise[k]) * s.u[k].double() for k in range(len(s.u)))
+    return theta - (RATE / EXPECTED * gradient).float()
 
 
-def textbook_mezo(theta, u, f, rows, noise, eps, clip, batch, lr):
+def textbook_aggzo(theta, s):
+    phi = SMOOTHING
+    return aggregated(
+        theta, s, [(s.f(theta + phi * z, s.rows) - s.f(theta - phi * z, s.rows)) / (2 * phi) for z in s.u]
+    )
+
+
+def textbook_aggzo_forward(theta, s):
+    here = s.f(theta, s.rows)
+    return aggregated(theta, s, [(s.f(theta + SMOOTHING * z, s.rows) - here) / SMOOTHING for z in s.u])
+
+
+def textbook_mezo(theta, s):
     """Malladi et al. 2023, definition 1: the mean over the batch and over K directions."""
-    if not rows:
+    if not s.rows:
         return theta
-    gradient = sum((f(theta + eps * z, rows) - f(theta - eps * z, rows)).mean() / (2 * eps) * z.double() for z in u)
-    return theta - (lr / len(u) * gradient).float()
+    eps = SMOOTHING
+    gradient = sum(
+        (s.f(theta + eps * z, s.rows) - s.f(theta - eps * z, s.rows)).mean() / (2 * eps) * z.double() for z in s.u
+    )
+    return theta - (RATE / len(s.u) * gradient).float()
 
 
-TEXTBOOK = {"dpzero": (textbook_dpzero, 1), "aggzo": (textbook_aggzo, 4), "mezo": (textbook_mezo, 3)}
+def textbook_zoso(theta, s):
+    """Liu et al. 2025: stages of 1, 2, ... shares of the steps; g_p = (sum_i clip_C(d_ip) + n_p) / B for each p;
+    theta <- theta - lr_s (mean_p g_p z_p + rho (theta - theta_s)), lr_s = lr / 2**s, and mu_s on its way to the last.
+    """
+    stage = 0 if s.t < 1 else 1  # Of three steps, one and two.
+    mu, rate, rho = (SMOOTHING, LAST_SMOOTHING)[stage], RATE / 2**stage, 0.5
+    if s.t in (0, 1):
+        s.memory["anchor"] = theta.clone()
+    gradient = rho * (theta - s.memory["anchor"]).double()
+    for z, noise in zip(s.u, s.noise, strict=True):
+        differences = (s.f(theta + mu * z, s.rows) - s.f(theta - mu * z, s.rows)) / (2 * mu)
+        # The noise of a coefficient, which is a quotient over P.
+        gradient += (differences.clamp(-CLIP, CLIP).sum() + noise) / EXPECTED / len(s.u) * z.double()
+    return theta - (rate * gradient).float()
+
+
+def textbook_projected(theta, s):
+    """x <- Proj(x - eta g), onto the ball around the first x; g as in Bao et al."""
+    start = s.memory.setdefault("start", theta.clone())
+    way = textbook_aggzo(theta, s) - start
+    return start + way * min(1.0, RADIUS / float(way.norm()))
+
+
+STAGES = {"num_stages": 2, "final_smoothing": LAST_SMOOTHING, "anchor_strength": 0.5}
+TEXTBOOK = {
+    "dpzero": (textbook_dpzero, {"method": "dpzero"}),
+    "dpzo": (textbook_dpzo, {"method": "dpzo"}),
+    "dpzo-laplace": (textbook_dpzo, {"method": "dpzo", "noise": "laplace"}),
+    "aggzo": (textbook_aggzo, {"method": "aggzo", "num_directions": 4}),
+    "aggzo-forward": (textbook_aggzo_forward, {"method": "aggzo", "num_directions": 4, "difference": "forward"}),
+    "mezo": (textbook_mezo, {"method": "mezo", "num_directions": 3}),
+    "zoso": (textbook_zoso, {"method": "zoso", "num_directions": 2, **STAGES}),
+    "zopo": (textbook_zoso, {"method": "zopo", "pruning_ratio": 0.3, **STAGES}),
+    "projected": (textbook_projected, {"method": "projected", "radius": RADIUS, "num_directions": 2}),
+}
+
+
+def test_every_method_has_a_textbook_twin():
+    assert {settings["method"] for _, settings in TEXTBOOK.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("method", sorted(TEXTBOOK))
-def test_run_agrees_with_the_textbook(method, lora, kind, tokenizer, make_args, monkeypatch):
-    step, directions = TEXTBOOK[method]
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, monkeypatch):
+    step, settings = TEXTBOOK[name]
+    directions = settings.get("num_directions", 1)
     frozen = Frozen(monkeypatch, directions)
     base = classifier()
     model = with_lora(base) if lora else base
     twin = copy.deepcopy(model)
     rows, collate = labelled_rows(ROWS), DataCollatorWithPadding(tokenizer)
-    private = {"noise_multiplier": 1.0, "clip_norm": CLIP} if issubclass(METHODS[method], PrivateMethod) else {}
+    private = issubclass(METHODS[settings["method"]], PrivateMethod)
     args = make_args(
-        method=method,
-        noise_multiplier=private.get("noise_multiplier", "absent"),
-        clip_norm=private.get("clip_norm", "absent"),
+        **settings,
+        noise_multiplier=1.0 if private else "absent",
+        clip_norm=CLIP if private else "absent",
         target_delta=1e-4 if private else "absent",
-        num_directions="absent" if method == "dpzero" else directions,
         directions=kind,
         max_steps=STEPS,
         learning_rate=RATE,
@@ -118,17 +193,23 @@ def test_run_agrees_with_the_textbook(method, lora, kind, tokenizer, make_args, 
     trainer.train()
 
     parameters = in_order_of_the_optimizer(trainer, twin)
-    theta = flat(parameters)
-    numbered = DIRECTIONS[kind](seed=args.seed, sizes=[p.numel() for p in parameters])
+    theta, memory = flat(parameters), {}
+    mask = unwrapped_optimizer(trainer.optimizer).directions.mask
+    numbered = DIRECTIONS[kind](seed=args.seed, sizes=[p.numel() for p in parameters], mask=mask)
     for t in range(STEPS):
         u = [
             torch.cat([numbered.values(index=i, step=t, direction=k) for i in range(len(parameters))])
             for k in range(directions)
         ]
-        batch = [rows[int(i)] for i in np.flatnonzero(frozen.masks[t])]
-        noise = [integer * CLIP / 2**40 for integer in frozen.noise[t]]
-        evaluate = lambda at, some: losses_at(twin, parameters, at, some, collate)  # noqa: E731
-        theta = step(theta, u, evaluate, batch, noise, SMOOTHING, CLIP, EXPECTED, RATE)
+        setting = Setting(
+            u=u,
+            f=lambda at, some: losses_at(twin, parameters, at, some, collate),
+            rows=[rows[int(i)] for i in np.flatnonzero(frozen.masks[t])],
+            noise=[integer * CLIP / 2**40 for integer in frozen.noise[t]],
+            t=t,
+            memory=memory,
+        )
+        theta = step(theta, setting)
     reached = flat(in_order_of_the_optimizer(trainer, trainer.model))
     torch.testing.assert_close(reached, theta, rtol=1e-4, atol=1e-4)
 
@@ -145,6 +226,14 @@ def test_one_direction_of_aggzo_is_dpzero():
     one, other = METHODS["aggzo"](**shared, num_directions=1), METHODS["dpzero"](**shared)
     assert one.estimator == other.estimator
     assert one.mechanism == other.mechanism
+
+
+def test_scaling_rule_keeps_the_noise_of_an_update():
+    """K coefficients with noise of `sigma * beta / sqrt(K)` each: `sigma * beta` in all."""
+    norms = [scaled_clip_norm(3.0, k) * math.sqrt(k) for k in (1, 4, 64)]
+    assert norms == pytest.approx([3.0, 3.0, 3.0])
+    with pytest.raises(ValueError, match="beta=0, num_directions=4: both must be positive"):
+        scaled_clip_norm(0, 4)
 
 
 def test_privacy_cost_does_not_depend_on_the_number_of_directions():

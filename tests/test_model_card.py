@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.accounting import guarantee
+from hf_dpzo.accounting import guarantee, replace_one_epsilon
 from hf_dpzo.ledger import round_up
-from hf_dpzo.queries import GaussianQuery
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery
 from hf_dpzo.running import accuracy
 
 
@@ -43,8 +43,12 @@ def statement(folder: Path) -> dict:
 
 def recomputed(said: dict) -> float:
     """Epsilon, from the ledger in the file."""
+    kinds = {"GaussianQuery": GaussianQuery, "LaplaceQuery": LaplaceQuery}
     releases = tuple(
-        (GaussianQuery(noise_multiplier=one["noise_multiplier"], sampling_rate=one["sampling_rate"]), one["count"])
+        (
+            kinds[one["query"]](noise_multiplier=one["noise_multiplier"], sampling_rate=one["sampling_rate"]),
+            one["count"],
+        )
         for one in said["accounting"]["ledger"]
     )
     return round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon)
@@ -163,3 +167,73 @@ def test_claims_of_the_gallery_follow_from_their_ledgers(path):
     said = json.loads(path.read_text())
     assert recomputed(said) == said["claim"]["epsilon"]
     assert f"ε = {said['claim']['epsilon']}" in (path.parent / "README.md").read_text()
+
+
+def test_card_of_a_laplace_run_states_both_guarantees(train):
+    trainer, folder = train(method="dpzo", noise="laplace", clip_norm=0.05)
+    claim, text = statement(folder)["claim"], (folder / "README.md").read_text()
+    pure = trainer.budget.stated().pure
+    assert claim["epsilon"] == round_up(trainer.budget.stated().epsilon) <= round_up(pure)
+    assert [(one["definition"], one["epsilon"], one["delta"]) for one in claim["also"]] == [
+        ("pure epsilon-differential privacy", round_up(pure), 0)
+    ]
+    assert f"pure ε-differential privacy with ε = {round_up(pure)}, that is, with δ = 0." in text
+    assert "discrete Laplace (OpenDP)" in text
+    assert "0.05, on each row's difference of losses" in text
+    assert recomputed(statement(folder)) == claim["epsilon"]
+
+
+def test_card_says_that_there_is_twice_the_noise_as_in_the_paper(train):
+    trainer, folder = train(paper_noise=True)
+    claim, text = statement(folder)["claim"], (folder / "README.md").read_text()
+    assert statement(folder)["mechanism"]["noise_multiplier"] == pytest.approx(2.0)
+    (other,) = claim["also"]
+    assert other["neighboring_relation"] == "REPLACE_ONE"
+    assert claim["epsilon"] < other["epsilon"] == round_up(replace_one_epsilon(trainer.budget.claimed, delta=1e-4))
+    assert "twice what adding or removing a row asks for, as in the method's paper" in text
+    assert f"(ε = {other['epsilon']}, δ = 0.0001)" in text
+
+
+def test_card_of_projected_descent_without_noise_says_why_it_is_not_private(train):
+    _, folder = train(method="projected", radius=1.0, noise_multiplier=0, target_delta="absent")
+    text = ModelCard.load(folder / "README.md").text
+    assert text.strip().startswith("**This model has no privacy guarantee.**")
+    assert "The random directions of zeroth-order" in text
+    assert "hf-dpzo audit --demo inherent-privacy" in text
+    assert statement(folder)["status"] == "NOT_PRIVATE"
+    assert statement(folder)["mechanism"]["sensitivity"] == "not used: there is no claim"
+
+
+@pytest.mark.parametrize(
+    ("settings", "phrases"),
+    [
+        (
+            {"method": "zoso", "num_directions": 2, "num_stages": 2},
+            ["2 coefficients, each by itself", "stages | 2"],
+        ),
+        ({"method": "zopo", "num_stages": 2, "pruning_ratio": 0.5}, ["pruning_ratio | 0.5", "mask | static"]),
+        ({"method": "projected", "radius": 3.0}, ["radius | 3.0"]),
+        ({"method": "aggzo", "num_directions": 2, "difference": "forward"}, ["forward differences", "jointly"]),
+        ({"update": "adam"}, ["update | Adam, betas (0.9, 0.999), epsilon 1e-08"]),
+    ],
+    ids=["zoso", "zopo", "projected", "forward", "adam"],
+)
+def test_card_says_how_the_model_was_trained(train, settings, phrases):
+    _, folder = train(**settings)
+    text = (folder / "README.md").read_text()
+    assert all(phrase in text for phrase in phrases)
+    assert "\n\n\n" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "mezo", "noise_multiplier": "absent", "target_delta": "absent"},
+        {"method": "projected", "radius": 1.0, "noise_multiplier": 0, "target_delta": "absent"},
+    ],
+    ids=["mezo", "projected"],
+)
+def test_a_model_without_a_guarantee_is_not_found_among_those_with_one(train, settings):
+    trainer, folder = train(**settings)
+    assert "differential-privacy" not in ModelCard.load(folder / "README.md").data.tags
+    assert "differential-privacy" not in trainer.model.get_base_model().model_tags

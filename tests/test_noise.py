@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from hf_dpzo import noise
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
 
 
 def draws(scale: int, count: int) -> np.ndarray:
@@ -94,3 +94,28 @@ def test_each_row_joins_at_the_rate(rate):
 def test_impossible_rate_is_refused(rate):
     with pytest.raises(ValueError, match="rate="):
         BernoulliMask(size=3, rate=rate)
+
+
+@pytest.mark.parametrize("scale", [1 << 10, 1 << 40, 3 << 41])
+def test_laplace_noise_has_the_stated_scale_and_no_other(scale):
+    standard = np.array(DiscreteLaplace(scale=scale).add([0] * 4000), dtype=float) / scale
+    assert stats.kstest(standard, "laplace").pvalue > 1e-4
+    assert stats.kstest(standard, "laplace", args=(0, 2 / 3)).pvalue < 1e-9
+    assert stats.kstest(standard, "laplace", args=(0, 3 / 2)).pvalue < 1e-9
+
+
+def test_small_laplace_noise_is_the_discrete_laplace_itself():
+    """At scale 1 the lattice shows: probabilities proportional to exp(-|x|)."""
+    values = np.array(DiscreteLaplace(scale=1).add([0] * 20000))
+    support = np.arange(-4, 5)
+    expected = np.exp(-np.abs(support)) * (1 - np.exp(-1)) / (1 + np.exp(-1))
+    observed = np.array([(values == value).sum() for value in support])
+    both = np.append(observed, len(values) - observed.sum()), np.append(expected, 1 - expected.sum()) * len(values)
+    assert stats.chisquare(*both).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kind", [DiscreteGaussian, DiscreteLaplace])
+@pytest.mark.parametrize("scale", [0, -1, 2**53])
+def test_scales_that_float64_does_not_hold_exactly_are_refused(kind, scale):
+    with pytest.raises(ValueError, match=f"scale={scale}: the noise needs an integer scale"):
+        kind(scale=scale)

@@ -220,7 +220,7 @@ def test_calibrate_is_the_inverse_of_epsilon(capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--noise_multiplier", "0"], "noise_multiplier=0.0"),
+        (["--noise_multiplier", "0"], "noise_multiplier=0"),
         (["--noise_multiplier", "1", "--target_delta", "0"], "target_delta=0.0"),
         (["--noise_multiplier", "1", "--expected_batch_size", "5000"], "expected_batch_size=5000"),
         (["--noise_multiplier", "1", "--max_steps", "0"], "max_steps=0"),

@@ -16,7 +16,10 @@ from transformers import (
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.accounting import guarantee
+from hf_dpzo.mechanism import ClippedSum
+from hf_dpzo.queries import NonPrivateQuery
 from hf_dpzo.refusals import refuse_model
+from hf_dpzo.updates import SGD, Adam, Momentum
 
 
 def test_target_epsilon_is_met_by_the_plan(make_args):
@@ -73,7 +76,7 @@ REFUSED = [
         {"save_strategy": "best", "eval_strategy": "steps", "metric_for_best_model": "loss"},
         "save_strategy=best: .* eval_data_is_public",
     ),
-    ({"method": "adam"}, "method='adam': choose one of aggzo, dpzero, mezo"),
+    ({"method": "adam"}, "method='adam': choose one of aggzo, dpzero, dpzo, mezo, projected, zopo, zoso"),
     ({"directions": "cauchy"}, "directions='cauchy': choose one of gaussian, rademacher, sphere"),
     ({"target_epsilon": 1.0}, "give one of the two"),
     ({"noise_multiplier": "absent"}, "target_epsilon=None, noise_multiplier=None"),
@@ -85,9 +88,40 @@ REFUSED = [
     ({"clip_norm": -1}, "clip_norm=-1: it must be positive"),
     ({"smoothing": 0}, "smoothing=0: it must be positive"),
     ({"expected_batch_size": 2.5}, "expected_batch_size=2.5: it must be a whole number"),
-    ({"num_directions": 4}, "num_directions=4: method=dpzero has no such parameter; .* aggzo, mezo"),
-    ({"method": "mezo"}, "noise_multiplier=1.0: method=mezo has no such parameter; .* aggzo, dpzero"),
-    ({"method": "mezo", "noise_multiplier": "absent"}, "method=mezo: it adds no noise, so no epsilon or delta holds"),
+    (
+        {"num_directions": 4},
+        "num_directions=4: method=dpzero has no such .* aggzo, mezo, projected, zopo, zoso",
+    ),
+    (
+        {"method": "mezo"},
+        "noise_multiplier=1.0: method=mezo has no such .* aggzo, dpzero, dpzo, projected",
+    ),
+    ({"method": "mezo", "noise_multiplier": "absent"}, "method=mezo: it adds no noise, and random directions hide no"),
+    (
+        {"method": "projected", "radius": 1, "noise_multiplier": 0},
+        "method=projected: .* directions hide nothing",
+    ),
+    ({"method": "projected"}, "radius=None: method=projected has no default for it; set it"),
+    ({"method": "projected", "radius": "far"}, "radius='far': it must be a number"),
+    ({"difference": "backward"}, "difference='backward': choose one of central, forward"),
+    ({"noise": "laplace"}, "noise=laplace: method=dpzero has no such parameter; .* dpzo"),
+    ({"method": "dpzo", "noise": "cauchy"}, "noise='cauchy': choose one of gaussian, laplace"),
+    ({"method": "dpzo", "paper_noise": True}, "paper_noise=True: method=dpzo has no such parameter; .* dpzero"),
+    ({"method": "zoso", "num_stages": 0}, "num_stages=0: it must be positive"),
+    ({"method": "zoso", "num_stages": 1.5}, "num_stages=1.5: it must be a whole number"),
+    ({"method": "zoso", "mask": "static"}, "mask=static: method=zoso has no such parameter; .* zopo"),
+    ({"method": "zopo", "mask": "rank"}, "mask='rank': choose one of dynamic, static"),
+    ({"method": "zopo", "pruning_ratio": 1.5}, "pruning_ratio=1.5: it is a share of coordinates"),
+    ({"update": "lion"}, "update='lion': choose one of adam, momentum, normalized, sgd"),
+    ({"update": "normalized"}, "update=normalized: num_directions=1 has no spread"),
+    ({"method": "aggzo", "num_directions": 1, "update": "normalized"}, "num_directions=1 has no spread"),
+    ({"update": "adam", "adam_epsilon": 0.0}, "adam_epsilon=0.0: the betas lie in"),
+    ({"update": "adam", "adam_beta1": 1.0}, "adam_beta1=1.0, .* correct them"),
+    ({"paper_noise": "false"}, "paper_noise='false': it must be true or false"),
+    ({"clip_norm": 1e300}, r"clip_norm=1e\+300: it must be positive, and finite in float32"),
+    ({"expected_batch_size": 1e300}, "it must be a whole number below"),
+    ({"momentum": 0.9}, "momentum=0.9: it is the share that update=momentum keeps"),
+    ({"update": "momentum", "momentum": 1}, "momentum=1.0: .* less than 1"),
 ]
 
 
@@ -259,3 +293,68 @@ def test_rounded_products_are_refused():
 
 def test_float32_models_are_accepted():
     refuse_model(causal_lm(), private=True)
+
+
+@pytest.mark.parametrize("stages", [3, 2000])
+def test_stages_that_do_not_fit_into_the_plan_are_refused(make_args, stages):
+    args = make_args(method="zoso", num_stages=stages, max_steps=6)
+    with pytest.raises(ValueError, match=rf"num_stages={stages}: .*{stages} - 1 steps, and there are 6; lower it"):
+        args.plan(num_rows=100)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, "0", "0.0", -0.0])
+def test_projected_without_noise_is_a_run_without_privacy(make_args, zero):
+    args = make_args(method="projected", radius=1.0, noise_multiplier=zero, target_delta="absent")
+    method, budget = args.plan(num_rows=100)
+    assert not args.private
+    assert not budget.private
+    assert budget.query == NonPrivateQuery()
+    assert method.mechanism == ClippedSum(clip_norm=1.0, expected_batch_size=8)
+
+
+def test_calibrating_for_paper_noise_leaves_less_epsilon_than_the_target(make_args):
+    plain, doubled = (
+        make_args(noise_multiplier="absent", target_epsilon=2.0, paper_noise=paper).plan(num_rows=100)
+        for paper in (None, True)
+    )
+    assert doubled[0].noise_multiplier == plain[0].noise_multiplier
+    assert doubled[1].query.noise_multiplier == pytest.approx(2 * plain[1].query.noise_multiplier)
+    assert doubled[1].stated().epsilon < 0.7 * plain[1].stated().epsilon
+
+
+def test_laplace_noise_is_calibrated_for_pure_epsilon(make_args):
+    args = make_args(method="dpzo", noise="laplace", noise_multiplier="absent", target_epsilon=2.0)
+    stated = args.plan(num_rows=100)[1].stated()
+    assert 1.999 < stated.pure <= 2.0
+    assert stated.epsilon < stated.pure
+
+
+def test_updates_take_their_flags(make_args):
+    assert make_args(update="momentum", momentum=0.5).update_rule == Momentum(momentum=0.5)
+    assert make_args(update="momentum").update_rule == Momentum()
+    adam = make_args(update="adam", adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6).update_rule
+    assert adam == Adam(betas=(0.8, 0.95), epsilon=1e-6)
+    assert make_args().update_rule == SGD()
+
+
+IMPOSSIBLE = [
+    ({"method": "zoso", "num_stages": 1, "final_smoothing": 1e-4}, "final_smoothing=0.0001: num_stages=1 has no later"),
+    (
+        {"method": "zoso", "num_directions": 8, "num_stages": 1, "noise_multiplier": 4000},
+        r"times sqrt\(num_directions\)",
+    ),
+    ({"noise_multiplier": 9000}, "noise_multiplier=9000: it must lie between 0 and 8192"),
+    ({"noise_multiplier": "absent", "target_epsilon": 1e-5}, "lower it, or raise target_epsilon"),
+    ({"noise_multiplier": 0.01}, r"noise_multiplier=0\.01: epsilon would be .*, which promises nothing; raise it"),
+    ({"method": "dpzo", "noise": "laplace", "noise_multiplier": 1e-5}, "epsilon would be .*, which promises nothing"),
+    ({"method": "projected", "radius": 1, "noise_multiplier": 1e-320}, "promises nothing"),
+    ({"expected_batch_size": 3_000_000}, "expected_batch_size=3000000: sums are exact for up to"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), IMPOSSIBLE, ids=[str(changes) for changes, _ in IMPOSSIBLE])
+def test_impossible_plans_are_refused(make_args, changes, message):
+    args = make_args(**{"target_delta": 1e-8, **changes})
+    with pytest.raises(ValueError, match=message) as caught:
+        args.plan(num_rows=10_000_000 if "expected_batch_size" in changes else 100)
+    assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
-from hf_dpzo.constraints import Constraint, Unconstrained
+from hf_dpzo.constraints import Constraint
 from hf_dpzo.estimator import DIFFERENCES, Difference
 from hf_dpzo.mechanism import GaussianSum, Mechanism
 from hf_dpzo.pruning import DataFreePruning
@@ -48,6 +48,8 @@ class Method(ABC):
 
     paper: ClassVar[Paper]
     num_directions: ClassVar[int] = 1
+    # Whether a noise multiplier of zero may be asked for, for a run without privacy.
+    noise_optional: ClassVar[bool] = False
 
     smoothing: float = 1e-3
     difference: str = "central"
@@ -69,7 +71,7 @@ class Method(ABC):
     @property
     def constraint(self) -> Constraint:
         """Where the parameters may go. By default anywhere."""
-        return Unconstrained()
+        return Constraint()
 
     def pruning(self, stage: int) -> DataFreePruning | None:
         """How the coordinates to train are chosen when `stage` begins. By default all are trained."""
@@ -91,8 +93,6 @@ class PrivateMethod(Method):
         expected_batch_size: the public constant that the sum is divided by.
     """
 
-    noise_optional: ClassVar[bool] = False
-
     noise_multiplier: float
     expected_batch_size: int
     clip_norm: float = 1.0
@@ -110,6 +110,11 @@ class PrivateMethod(Method):
     def clipped(self) -> str:
         """What of each row the clip norm bounds, in words."""
         return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, jointly"
+
+    @property
+    def noise_unit(self) -> str:
+        """What the noise multiplier counts, in words."""
+        return "clip norms"
 
     @property
     def doubles_noise(self) -> bool:

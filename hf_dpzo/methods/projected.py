@@ -41,9 +41,9 @@ class Projected(PrivateMethod):
     @property
     def mechanism(self) -> GaussianSum | ClippedSum:
         """The noisy sum of jointly clipped rows; where there is to be no noise, the sum."""
-        if self.noise_multiplier > 0:
-            return super().mechanism
-        return ClippedSum(clip_norm=self.clip_norm, expected_batch_size=self.expected_batch_size)
+        if self.noise_multiplier == 0:
+            return ClippedSum(clip_norm=self.clip_norm, expected_batch_size=self.expected_batch_size)
+        return super().mechanism
 
     @property
     def constraint(self) -> Constraint:

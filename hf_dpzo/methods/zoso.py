@@ -58,6 +58,11 @@ class ZOSO(PrivateMethod):
         return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, each by itself"
 
     @property
+    def noise_unit(self) -> str:
+        """The sensitivity of P coefficients that were clipped one by one."""
+        return "clip norms" if self.num_directions == 1 else f"sqrt({self.num_directions}) clip norms"
+
+    @property
     def constraint(self) -> Constraint:
         """The pull towards where the stage began."""
         return QuadraticAnchor(strength=self.anchor_strength)
@@ -80,12 +85,15 @@ class ZOSO(PrivateMethod):
         )
 
     def check_plan(self, planned_steps: int) -> None:
-        """Each stage has a step of its own."""
-        least = 2**self.num_stages - 1
-        if planned_steps < least:
+        """Each stage has a step of its own, and what was asked for has an effect."""
+        if self.num_stages == 1 and self.final_smoothing is not None:
             raise ValueError(
-                f"num_stages={self.num_stages}: they double in length and need {least} steps, not {planned_steps}; lower "
-                "it, or raise max_steps."
+                f"final_smoothing={self.final_smoothing:g}: num_stages=1 has no later stage; raise it, or remove this."
+            )
+        if self.num_stages >= (planned_steps + 1).bit_length():
+            raise ValueError(
+                f"num_stages={self.num_stages}: stages that double in length need 2**{self.num_stages} - 1 steps, and "
+                f"there are {planned_steps}; lower it, or raise max_steps."
             )
 
     def _smoothing(self, number: int) -> float:

@@ -1,5 +1,6 @@
 """DP-AdamW through Opacus, on the adapter and the loss that the zeroth-order methods train."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class DPAdamW:
             max_grad_norm=self.clip_norm,
             expected_batch_size=self.expected_batch_size,
             loss_reduction="mean",
+            # By default it would draw from torch's global generator, which the study has seeded with a public number.
+            generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7))),
         )
         sampler = PoissonBatchSampler(size=len(rows), sampling_rate=self.expected_batch_size / len(rows))
         model.train()  # Opacus listens in training mode alone. Neither model nor adapter has dropout.

@@ -10,19 +10,20 @@
 import argparse
 import copy
 import csv
+import functools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import DataCollatorWithPadding, set_seed
+from frozen_prefix import collate, outputs_of_layers, without_layers
+from transformers import set_seed
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.calibration import calibrate
@@ -59,19 +60,19 @@ class Study:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.values = yaml.safe_load((HERE / plan["recipe"]).read_text(encoding="utf-8"))
-        self.values |= {"eval_rows": plan["eval_rows"], "split_seed": plan["split_seed"]}
+        first, *_ = plan["lora_layers"]
+        layers = [layer - first for layer in plan["lora_layers"]]
+        self.values |= {"eval_rows": plan["eval_rows"], "split_seed": plan["split_seed"], "lora_layers": layers}
         self.recipe, _ = parse_recipe(self.values)
         self.tokenizer = load_tokenizer(self.recipe)
-        train, self.evaluation = load_rows(self.recipe, self.tokenizer)
-        self.train = train.select(range(plan["train_rows"]))
-        self.collate = DataCollatorWithPadding(self.tokenizer)
-
-    @cached_property
-    def base(self) -> torch.nn.Module:
-        """The pretrained model, which no run touches."""
+        train, evaluation = load_rows(self.recipe, self.tokenizer)
         bare = copy.copy(self.recipe)
         bare.adapter = "none"
-        return load_model(bare, self.tokenizer)
+        model = load_model(bare, self.tokenizer).eval()
+        self.train = outputs_of_layers(model, train.select(range(plan["train_rows"])), first)
+        self.evaluation = outputs_of_layers(model, evaluation, first)
+        self.base = without_layers(model, first)
+        self.collate = functools.partial(collate, tokenizer=self.tokenizer)
 
     def runs(self) -> Iterator[Run]:
         """All runs, one seed after the other, so that an unfinished study has whole seeds."""

@@ -1,0 +1,38 @@
+"""Values of flags, checked one by one. YAML and command lines may spell numbers as text."""
+
+from collections.abc import Mapping
+
+
+# Larger numbers are infinite in float32.
+LARGEST = 3e38
+
+
+def positive(name: str, value: float | str | None, *, or_zero: bool = False) -> float | None:
+    """Return `value` as a number above zero, or raise; `None` stays.
+
+    >>> positive("smoothing", "1e-3")
+    0.001
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r}: it must be a number.") from None
+    if not 0 < number < LARGEST and not (or_zero and number == 0):
+        raise ValueError(f"{name}={number:g}: it must be positive, and finite in float32.")
+    return number
+
+
+def whole(name: str, value: int | str | None) -> int | None:
+    """Return `value` as a whole number above zero, or raise; `None` stays."""
+    number = positive(name, value)
+    if number is not None and (number != int(number) or number >= 2**31):
+        raise ValueError(f"{name}={value}: it must be a whole number below 2**31.")
+    return None if number is None else int(number)
+
+
+def one_of(name: str, value: str, known: Mapping[str, object]) -> None:
+    """Raise unless `value` is one of the names in `known`."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")

@@ -1,0 +1,47 @@
+"""The demonstration shows what it says: directions hide nothing, noise does."""
+
+import math
+
+import pytest
+
+from hf_dpzo.audit import inherent_privacy
+from hf_dpzo.cli import main
+from hf_dpzo.noise import DiscreteGaussian
+
+
+TRIALS = 150
+# Three standard deviations of a share of 2 * TRIALS guesses.
+CHANCE = 3 * 0.5 / math.sqrt(2 * TRIALS)
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return {(one.directions, one.epsilon): one for one in inherent_privacy(trials=TRIALS)}
+
+
+@pytest.mark.parametrize(("kind", "least"), [("sphere", 1.0), ("rademacher", 1.0), ("gaussian", 0.85)])
+def test_without_noise_one_step_tells_neighbours_apart(findings, kind, least):
+    finding = findings[kind, None]
+    assert finding.accuracy >= least
+    assert not finding.knows_direction
+    assert finding.allowed is None
+
+
+@pytest.mark.parametrize("kind", ["sphere", "rademacher", "gaussian"])
+def test_with_noise_the_best_attack_stays_within_what_is_allowed(findings, kind):
+    finding = findings[kind, 1.0]
+    assert finding.knows_direction
+    assert finding.accuracy <= finding.allowed + CHANCE
+
+
+def test_the_attack_catches_noise_that_is_missing(monkeypatch):
+    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: values)
+    for finding in inherent_privacy(trials=20):
+        assert finding.accuracy > 0.8
+
+
+def test_command_prints_a_table(capsys):
+    assert main(["audit", "--demo", "inherent-privacy"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:]] == 2 * ["rademacher", "gaussian", "sphere"]
+    assert all(line.endswith("no bound") for line in lines[3:6])
