@@ -241,8 +241,8 @@ def _lattice_scale(noise_multiplier: float, sensitivity: int) -> int:
     """The noise's scale in lattice steps, rounded up."""
     if not noise_multiplier < MAX_NOISE_MULTIPLIER:
         raise ValueError(
-            f"noise_multiplier={noise_multiplier:g} clip norms: from {MAX_NOISE_MULTIPLIER} on, noise is not exact; lower "
-            "it, or raise target_epsilon."
+            f"noise_multiplier={noise_multiplier:g} clip norms: from {MAX_NOISE_MULTIPLIER} on, noise is not exact; "
+            "lower it, or raise target_epsilon."
         )
     return math.ceil(noise_multiplier * sensitivity)
 

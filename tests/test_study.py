@@ -1,0 +1,57 @@
+"""The study's plan can be run, and its short cut computes what the whole model computes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import causal_lm
+
+from hf_dpzo.losses import Forward
+from hf_dpzo.recipe import parse_recipe
+
+
+FOLDER = Path(__file__).parent.parent / "recipes" / "study"
+PLAN = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
+CONTENDERS = {name: one for name, one in (PLAN["contenders"] | PLAN["baselines"]).items() if name != "dp-adamw"}
+
+
+@pytest.fixture(scope="module")
+def prefix():
+    sys.path.insert(0, str(FOLDER))
+    import frozen_prefix
+
+    yield frozen_prefix
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_contender_is_a_recipe(name):
+    recipe = yaml.safe_load((FOLDER / PLAN["recipe"]).read_text(encoding="utf-8"))
+    changes = {"target_epsilon": 2, "max_steps": 80, **CONTENDERS[name]}
+    if name in PLAN["baselines"]:
+        changes |= dict.fromkeys(("target_epsilon", "target_delta", "clip_norm"))
+    _, args = parse_recipe({**recipe, **changes})
+    assert args.private == (name in PLAN["contenders"])
+
+
+def test_every_private_method_is_a_contender():
+    from hf_dpzo.methods import METHODS, PrivateMethod
+
+    private = {name for name, method in METHODS.items() if issubclass(method, PrivateMethod)}
+    assert private <= {settings["method"] for settings in CONTENDERS.values()}
+
+
+@torch.no_grad()
+def test_rest_of_the_model_on_cached_layers_is_the_model(prefix, tokenizer):
+    model = causal_lm(num_hidden_layers=4)
+    rows = [{"input_ids": [5, 6, 7], "labels": 0}, {"input_ids": [8, 9, 10, 11, 12], "labels": 1}]
+    cached = prefix.outputs_of_layers(model, rows, 3)
+    rest = prefix.without_layers(model, 3)
+    assert len(rest.model.layers) == 1
+    inputs = prefix.collate(cached, tokenizer)
+    logits = Forward(rest)(rest, inputs)[:, -1]
+    for number, row in enumerate(rows):
+        torch.testing.assert_close(logits[number], model(torch.tensor([row["input_ids"]])).logits[0, -1])
+    assert len(model.model.layers) == 4
