@@ -1,28 +1,20 @@
 """The one door: sensitive rows go in, released integers come out.
 
-Each example's row is clipped to a norm of `clip_norm`, put on the lattice of step `clip_norm * 2**-40` by
-truncation towards zero, and summed in int64. So the sum does not depend on the order of the rows or on how they were
-grouped, and one row moves it by at most 2**40 lattice steps: exactly, not up to rounding. One draw of discrete noise
-is added, always, even to the sum of no rows.
+Each example's row is clipped onto the lattice, the rows are summed, and one draw of discrete noise is added: always,
+even to the sum of no rows.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 
+from hf_dpzo.lattice import SENSITIVITY, as_rows, clip_to_lattice, lattice_scale
 from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace
-from hf_dpzo.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
-
-
-LATTICE_BITS = 40
-SENSITIVITY = 1 << LATTICE_BITS
-# More rows than this could overflow the int64 sum, whatever K is: each column is summed by itself.
-MAX_ROWS = 1 << 22
+from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +106,7 @@ class GaussianSum(ClippedSum):
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
-        return DiscreteGaussian(scale=_lattice_scale(self.noise_multiplier, SENSITIVITY))
+        return DiscreteGaussian(scale=lattice_scale(self.noise_multiplier, SENSITIVITY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +148,7 @@ class SeparateGaussianSum(ClippedSum):
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
-        scale = _lattice_scale(self.noise_multiplier * math.sqrt(self.num_directions), SENSITIVITY)
+        scale = lattice_scale(self.noise_multiplier * math.sqrt(self.num_directions), SENSITIVITY)
         return DiscreteGaussian(scale=scale + 2)  # Two steps for the roundings of float64, below 2**53.
 
 
@@ -193,7 +185,7 @@ class LaplaceSum(ClippedSum):
 
     @cached_property
     def _noise(self) -> DiscreteLaplace:
-        return DiscreteLaplace(scale=_lattice_scale(self.noise_multiplier, SENSITIVITY + 2))
+        return DiscreteLaplace(scale=lattice_scale(self.noise_multiplier, SENSITIVITY + 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +194,7 @@ class PlainMean(Mechanism):
 
     def release(self, differences: torch.Tensor) -> Release:
         """Release the mean of `differences`, `[batch, K]`, on a lattice of step 2**-40; zero for an empty batch."""
-        rows = np.nan_to_num(_as_array(differences), nan=0.0, posinf=0.0, neginf=0.0)
+        rows = np.nan_to_num(as_rows(differences), nan=0.0, posinf=0.0, neginf=0.0)
         mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
         return Release(integers=tuple(int(value * SENSITIVITY) for value in mean.tolist()), unit=1 / SENSITIVITY)
 
@@ -212,42 +204,3 @@ class PlainMean(Mechanism):
 
 
 NOISES: dict[str, type[GaussianSum] | type[LaplaceSum]] = {"gaussian": GaussianSum, "laplace": LaplaceSum}
-
-
-def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[1, 2] = 2) -> np.ndarray:
-    """Clip each row to `clip_norm` and truncate it to integers, int64 `[batch, K]` with norm at most 2**40.
-
-    Non-finite values count as zero. `order` is that of the norm: L2, or L1.
-
-    >>> clip_to_lattice(torch.tensor([[3.0, 4.0], [float("nan"), 0.5]]), clip_norm=1.0) * 2.0**-40
-    array([[0.6, 0.8],
-           [0. , 0.5]])
-    """
-    rows = _as_array(differences)
-    if len(rows) > MAX_ROWS:
-        raise ValueError(f"a logical batch holds more than {MAX_ROWS} rows: lower expected_batch_size.")
-    rows = np.where(np.isfinite(rows), rows, 0.0)
-    # Dividing by the largest entry first keeps the squares of huge and of tiny rows from leaving the range of float64.
-    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    shape = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
-    norm_of_shape = np.linalg.norm(shape, ord=order, axis=1, keepdims=True)
-    # One lattice step short of the clip norm, so that no rounding of float64 (some 2**-50) can carry a row beyond it.
-    with np.errstate(over="ignore"):
-        allowed = np.minimum(largest / clip_norm, (1 - 2.0**-LATTICE_BITS) / np.maximum(norm_of_shape, 1.0))
-    return np.trunc(shape * (allowed * SENSITIVITY)).astype(np.int64)
-
-
-def _lattice_scale(noise_multiplier: float, sensitivity: int) -> int:
-    """The noise's scale in lattice steps, rounded up."""
-    if not noise_multiplier < MAX_NOISE_MULTIPLIER:
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier:g} clip norms: from {MAX_NOISE_MULTIPLIER} on, noise is not exact; "
-            "lower it, or raise target_epsilon."
-        )
-    return math.ceil(noise_multiplier * sensitivity)
-
-
-def _as_array(differences: torch.Tensor) -> np.ndarray:
-    if differences.ndim != 2:
-        raise ValueError(f"ndim={differences.ndim}: the mechanism takes one row for each example, [batch, directions].")
-    return differences.detach().cpu().double().numpy()

@@ -9,8 +9,9 @@ from transformers import TrainingArguments
 from hf_dpzo.accounting import check_delta
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.estimator import DIFFERENCES
+from hf_dpzo.lattice import MAX_ROWS
 from hf_dpzo.ledger import Budget
-from hf_dpzo.mechanism import MAX_ROWS, NOISES
+from hf_dpzo.mechanism import NOISES
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.method import parameters_of, required_parameters_of
 from hf_dpzo.methods.zopo import MASKS

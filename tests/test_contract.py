@@ -13,7 +13,8 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.accounting import NEIGHBORING_RELATION
 from hf_dpzo.descent import Descent
 from hf_dpzo.guard import unwrapped_optimizer
-from hf_dpzo.mechanism import SENSITIVITY, LaplaceSum, SeparateGaussianSum
+from hf_dpzo.lattice import SENSITIVITY
+from hf_dpzo.mechanism import LaplaceSum, SeparateGaussianSum
 from hf_dpzo.methods import METHODS, PrivateMethod
 from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
 from hf_dpzo.optimizer import ZOOptimizer

@@ -20,6 +20,7 @@ LAYERS = {
     "calibration": {"dp_accounting"},
     "ledger": set(),
     "perturbation": {"torch"},
+    "lattice": {"torch"},
     "mechanism": {"torch"},
     "sampling": {"torch"},
     "estimator": {"torch"},

@@ -9,15 +9,14 @@ import torch
 from scipy import stats
 
 from hf_dpzo.accounting import guarantee
+from hf_dpzo.lattice import SENSITIVITY, clip_to_lattice
 from hf_dpzo.mechanism import (
-    SENSITIVITY,
     ClippedSum,
     GaussianSum,
     LaplaceSum,
     PlainMean,
     Release,
     SeparateGaussianSum,
-    clip_to_lattice,
 )
 from hf_dpzo.noise import DiscreteGaussian
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
@@ -300,7 +299,7 @@ def test_clipped_sum_claims_nothing():
 
 
 def test_the_limit_of_rows_does_not_depend_on_the_number_of_directions(monkeypatch):
-    from hf_dpzo import mechanism as module
+    from hf_dpzo import lattice as module
 
     monkeypatch.setattr(module, "MAX_ROWS", 10)
     assert len(separate(3).release(torch.zeros(10, 3)).integers) == 3

@@ -98,6 +98,11 @@ def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
         {"adapter": "none"},
         {"method": "mezo", "noise_multiplier": "absent", "target_delta": "absent"},
         {"method": "aggzo", "num_directions": 2, "directions": "sphere"},
+        {"method": "dpzo", "noise": "laplace", "difference": "forward"},
+        {"method": "dpzero", "paper_noise": True, "update": "adam", "adam_beta1": 0.5},
+        {"method": "zopo", "num_stages": 1, "mask": "dynamic", "pruning_ratio": "1e-1"},
+        {"method": "projected", "radius": "1e-2", "num_directions": 2, "update": "normalized"},
+        {"method": "projected", "radius": 1, "noise_multiplier": 0, "target_delta": "absent"},
         {"where": {"source": "a"}},
     ],
     ids=str,
@@ -105,7 +110,8 @@ def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
 def test_recipes_of_every_kind_run(write, capsys, changes):
     assert main(["train", write(**changes)]) == 0
     printed = table(capsys.readouterr().out)
-    assert ("privacy" in printed) == ("mezo" in changes.values())
+    assert ("privacy" in printed) == (changes.get("target_delta") == "absent")
+    assert ("pure epsilon" in printed) == ("laplace" in changes.values())
 
 
 def test_classification_heads_run(write, workplace, capsys):
