@@ -1,7 +1,8 @@
 """The integers that rows are clipped to, and that noise is drawn on.
 
 A row of norm up to `clip_norm` becomes a row of integers of norm up to 2**40. Sums of them in int64 do not depend on
-the order of the rows or on how they were grouped, and one row moves a sum by at most 2**40: exactly, not up to rounding.
+the order of the rows or on how they were grouped, and one row moves a sum by at most 2**40: exactly, not up to
+rounding.
 """
 
 import math

@@ -212,6 +212,9 @@ def render(run: Run, statement: dict[str, Any]) -> ModelCard:
     if run.budget.private:
         claim = statement["claim"]
         data.differential_privacy = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
+        pure = statement["accounting"]["epsilon_pure"]
+        if pure is not None:
+            data.differential_privacy["pure_epsilon"] = pure
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),

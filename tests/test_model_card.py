@@ -179,6 +179,7 @@ def test_card_of_a_laplace_run_states_both_guarantees(train):
     ]
     assert f"pure ε-differential privacy with ε = {round_up(pure)}, that is, with δ = 0." in text
     assert "discrete Laplace (OpenDP)" in text
+    assert ModelCard.load(folder / "README.md").data.to_dict()["differential_privacy"]["pure_epsilon"] == round_up(pure)
     assert "0.05, on each row's difference of losses" in text
     assert recomputed(statement(folder)) == claim["epsilon"]
 
