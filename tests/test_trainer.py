@@ -435,6 +435,14 @@ def test_schedule_callbacks_and_checkpoints_work(make_trainer, make_args):
     assert json.loads((checkpoint / "privacy.json").read_text())["claim"]["steps_taken"] == 4
 
 
+def test_logged_learning_rate_is_that_of_the_stage(make_trainer, make_args):
+    args = make_args(method="zoso", num_stages=2, max_steps=6, learning_rate=0.08, lr_scheduler_type="constant")
+    trainer = make_trainer(args=args)
+    trainer.train()
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert rates == pytest.approx([0.08, 0.08, 0.04, 0.04, 0.04, 0.04])
+
+
 def test_warmup_from_zero_is_not_taken_for_a_run_that_does_nothing(make_trainer, make_args):
     trainer = make_trainer(args=make_args(warmup_steps=2))
     trainer.train()
@@ -581,6 +589,7 @@ SIGNATURES = {
     "get_total_train_batch_size": ["self", "args"],
     "floating_point_ops": ["self", "inputs"],
     "_get_grad_norm": ["self", "model", "grad_norm"],
+    "_get_learning_rate": ["self"],
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
     "predict": ["self", "test_dataset", "ignore_keys", "metric_key_prefix"],
@@ -601,8 +610,11 @@ def test_constructor_takes_what_the_stock_one_takes():
     assert [*stock, "per_example_loss"] == list(inspect.signature(ZOTrainer.__init__).parameters)
 
 
-def test_stock_loop_still_asks_for_the_private_hook():
+def test_stock_loop_still_asks_for_the_private_hooks():
     assert "self._get_grad_norm(model, grad_norm=grad_norm)" in inspect.getsource(Trainer._run_epoch)
+    assert 'logs["learning_rate"] = self._get_learning_rate()' in inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert "self._save_rng_state(" in inspect.getsource(Trainer._save_checkpoint)
+    assert "self.optimizer_cls_and_kwargs" in inspect.getsource(Trainer.create_optimizer)
 
 
 def test_no_gradient_machinery_is_set_up(make_trainer):
