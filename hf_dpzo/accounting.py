@@ -18,6 +18,8 @@ from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Releas
 
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+# With more, anything may be e**1000 times as likely.
+LARGEST_EPSILON = 1000.0
 # Below this delta a PLD answers infinity.
 SMALLEST_PLD_DELTA = 1e-12
 # A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
@@ -49,11 +51,25 @@ class Guarantee:
         return min((bound for bound in (self.rdp, self.pld, self.pure) if bound is not None), default=math.inf)
 
 
-def check_delta(delta: float) -> float:
+def check_delta(delta: float, *, num_rows: int | None = None) -> float:
     """Return `delta`, or raise: the accountants take any number without complaint."""
     if not 0 < delta < 1:
         raise ValueError(f"target_delta={delta}: delta lies between 0 and 1, well below one over the number of rows.")
+    if num_rows is not None and delta >= 1 / num_rows:
+        raise ValueError(
+            f"target_delta={delta}: with {num_rows} rows it would allow one to be published whole; "
+            f"choose at most {0.1 / num_rows:.0e}."
+        )
     return float(delta)
+
+
+def check_promise(spent: Guarantee) -> None:
+    """Raise where epsilon is so large that it promises nothing."""
+    if spent.epsilon > LARGEST_EPSILON:
+        raise ValueError(
+            f"epsilon={spent.epsilon:.3g}: more than {LARGEST_EPSILON:g} promises nothing; lower target_epsilon, or "
+            "raise noise_multiplier."
+        )
 
 
 @lru_cache(maxsize=4096)

@@ -37,6 +37,7 @@ class Finding:
         knows_direction: whether the attacker was told the direction.
         epsilon: what the noise was calibrated for; `None` where there was none.
         accuracy: the share of right guesses, from even odds.
+        guesses: how many there were.
         allowed: the most that epsilon and delta allow; `None` where nothing was promised.
     """
 
@@ -44,14 +45,21 @@ class Finding:
     knows_direction: bool
     epsilon: float | None
     accuracy: float
+    guesses: int
     allowed: float | None
+
+    @property
+    def two_standard_errors(self) -> float:
+        """Of the accuracy."""
+        return 2 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.guesses)
 
 
 def inherent_privacy(*, trials: int = TRIALS) -> list[Finding]:
     """Attack one step without noise, not knowing its direction; then one with noise, knowing it.
 
-    Gupta et al. 2025 show that zeroth-order gradient descent from a fixed initialization is not differentially private
-    by its random directions alone. For one step the reason is plain. It moves by `w = <g, z> z`, where g is the
+    Gupta et al. 2025 show that there are strongly convex objectives on which zeroth-order gradient descent from a fixed
+    initialization is not private by its random directions alone. For one step of this one the reason is plain. It moves
+    by `w = <g, z> z`, where g is the
     gradient. If z is uniform on a sphere of radius R, then w lies on the sphere through the origin with centre
     `R**2 g / 2`; another data set has another g, and its sphere meets this one in a null set. If z is Gaussian, then w
     has a density that depends on g: it is zero where `<g, w>` is negative, and elsewhere tells the better the more
@@ -66,16 +74,19 @@ def inherent_privacy(*, trials: int = TRIALS) -> list[Finding]:
     )
     allowed = membership_accuracy(((query, 1),), delta=DELTA)
     findings = []
-    for name in DIRECTIONS:
-        accuracy = _accuracy(name, rows, trials, noise_multiplier=0.0, clip_norm=NO_CLIP)
-        findings.append(
-            Finding(directions=name, knows_direction=False, epsilon=None, accuracy=accuracy, allowed=None),
-        )
-    for name in DIRECTIONS:
-        accuracy = _accuracy(name, rows, trials, noise_multiplier=query.noise_multiplier, clip_norm=CLIP)
-        findings.append(
-            Finding(directions=name, knows_direction=True, epsilon=EPSILON, accuracy=accuracy, allowed=allowed),
-        )
+    for epsilon, noise_multiplier, clip_norm in ((None, 0.0, NO_CLIP), (EPSILON, query.noise_multiplier, CLIP)):
+        for name in DIRECTIONS:
+            accuracy = _accuracy(name, rows, trials, noise_multiplier=noise_multiplier, clip_norm=clip_norm)
+            findings.append(
+                Finding(
+                    directions=name,
+                    knows_direction=epsilon is not None,
+                    epsilon=epsilon,
+                    accuracy=accuracy,
+                    guesses=2 * trials,
+                    allowed=None if epsilon is None else allowed,
+                )
+            )
     return findings
 
 

@@ -74,7 +74,9 @@ def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -
     else:
         loss = per_step + math.log((1 - (1 - q) * math.exp(-per_step)) / q)  # The same, where exp(per_step) overflows.
     if loss < 1 / MAX_NOISE_MULTIPLIER:
-        raise ValueError(f"target_epsilon={target_epsilon:g}: no noise multiplier below 8192 gives it; raise it.")
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: no noise multiplier below {MAX_NOISE_MULTIPLIER} gives it; raise it."
+        )
     noise_multiplier = 1 / loss
     while replace(query, noise_multiplier=noise_multiplier).pure_epsilon(steps) > target_epsilon:
         noise_multiplier *= 1 + 2.0**-40

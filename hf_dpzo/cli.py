@@ -1,18 +1,14 @@
 """The command line: `hf-dpzo train`, `epsilon`, `calibrate` and `audit`."""
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
 
-from hf_dpzo.accounting import guarantee
+from hf_dpzo.accounting import check_delta, check_promise, guarantee
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import BudgetExceededError, round_up
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery
-
-
-QUERIES = {"gaussian": GaussianQuery, "laplace": LaplaceQuery}
+from hf_dpzo.queries import QUERIES, GaussianQuery, LaplaceQuery
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,20 +31,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", help="a YAML file; --help lists its fields, each of which is a flag too")
     train.set_defaults(run=_train)
     epsilon = commands.add_parser("epsilon", help="what a noise multiplier guarantees")
-    epsilon.add_argument("--noise_multiplier", type=float, required=True, help="noise over clip norm")
+    epsilon.add_argument(
+        "--noise_multiplier",
+        type=float,
+        required=True,
+        help="noise scale over the sensitivity: clip norms; for zoso and zopo sqrt(K) of them",
+    )
     epsilon.set_defaults(run=_epsilon)
     noise = commands.add_parser("calibrate", help="the noise multiplier that a guarantee asks for")
-    noise.add_argument("--target_epsilon", type=float, required=True)
+    noise.add_argument("--target_epsilon", type=float, required=True, help="with --noise laplace pure: for delta 0")
     noise.set_defaults(run=_calibrate)
     audit = commands.add_parser("audit", help="attack what is claimed, and what is not")
     audit.add_argument("--demo", choices=["inherent-privacy"], required=True, help="do random directions hide data?")
     audit.set_defaults(run=_audit)
     for command in (epsilon, noise):
-        command.add_argument("--noise", choices=list(QUERIES), default="gaussian", help="laplace: for dpzo")
-        command.add_argument("--target_delta", type=float, required=True)
+        command.add_argument(
+            "--noise", choices=list(QUERIES), default="gaussian", help="laplace, for dpzo: pure epsilon, too"
+        )
+        command.add_argument("--target_delta", type=float, required=True, help="well below one over the rows")
         command.add_argument("--num_rows", type=int, required=True, help="rows of training data")
-        command.add_argument("--expected_batch_size", type=int, required=True)
-        command.add_argument("--max_steps", type=int, required=True)
+        command.add_argument("--expected_batch_size", type=int, required=True, help="rows in a batch on average")
+        command.add_argument("--max_steps", type=int, required=True, help="steps of the whole run")
     return parser
 
 
@@ -68,7 +71,7 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
 
 
 def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    from hf_dpzo.audit import TRIALS, inherent_privacy
+    from hf_dpzo.audit import inherent_privacy
 
     lines = [("directions", "noise", "the attacker sees", "guesses right", "allowed")]
     for finding in inherent_privacy():
@@ -77,14 +80,13 @@ def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
                 finding.directions,
                 "none" if finding.epsilon is None else f"epsilon = {finding.epsilon:g}",
                 "weights and direction" if finding.knows_direction else "weights alone",
-                f"{100 * finding.accuracy:.1f} % +- {100 / math.sqrt(2 * TRIALS):.1f}",
+                f"{100 * finding.accuracy:.1f} % +- {100 * finding.two_standard_errors:.1f}",
                 "no bound" if finding.allowed is None else f"{100 * finding.allowed:.1f} %",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    title = f"One step, on one of two data sets that differ by a row. On which? {2 * TRIALS} guesses each."
-    return "\n".join([title, "", *rows, ""])
+    title = f"One step, on one of two data sets that differ by a row. On which? {finding.guesses} guesses each."
+    end = "+- is two standard errors. The attack on noise is the best there is: but for chance, it meets the bound."
+    return f"{title}\n\n{_table(lines)}\n{end}\n"
 
 
 def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQuery | LaplaceQuery:
@@ -115,7 +117,9 @@ def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> str:
 
 
 def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery) -> str:
+    check_delta(arguments.target_delta, num_rows=arguments.num_rows)
     spent = guarantee(((query, arguments.max_steps),), delta=arguments.target_delta)
+    check_promise(spent)
     return _table(
         [
             ("epsilon", f"{round_up(spent.epsilon):g}"),
@@ -129,6 +133,7 @@ def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery) ->
     )
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in rows)
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{line.rstrip()}\n" for line in lines)

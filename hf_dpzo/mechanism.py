@@ -48,8 +48,8 @@ class Mechanism(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedSum(Mechanism):
-    """The sum of jointly clipped rows, without noise. NO PRIVACY: to be used where clipping alone is studied.
+class IntegerSum(Mechanism):
+    """The sum of clipped rows, in integers.
 
     Args:
         clip_norm: C, the largest norm of one example's row of K coefficients.
@@ -71,20 +71,50 @@ class ClippedSum(Mechanism):
             integers=tuple(self._noisy(sums.tolist())), unit=self.clip_norm / SENSITIVITY / self.expected_batch_size
         )
 
-    def query(self, sampling_rate: float) -> Query:
-        """What one release costs: everything, at any sampling rate."""
-        return NonPrivateQuery()
-
     def _clipped(self, differences: torch.Tensor) -> np.ndarray:
         """Each row on the lattice, int64 `[batch, K]`."""
         return clip_to_lattice(differences, self.clip_norm)
+
+    @abstractmethod
+    def _noisy(self, sums: list[int]) -> list[int]:
+        """What leaves, given the exact sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisySum(IntegerSum):
+    """The sum of clipped rows with noise.
+
+    Args:
+        clip_norm: C, the largest norm of one example's row of K coefficients.
+        expected_batch_size: the public constant that the sum is divided by.
+        noise_multiplier: the noise's scale over the sensitivity.
+    """
+
+    noise_multiplier: float
+
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return self._noise.add(sums)
+
+    @property
+    @abstractmethod
+    def _noise(self) -> DiscreteGaussian | DiscreteLaplace:
+        """What draws the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedSum(IntegerSum):
+    """The sum of jointly clipped rows, as it is. NO PRIVACY: for runs that want clipping without noise."""
+
+    def query(self, sampling_rate: float) -> NonPrivateQuery:
+        """What one release costs: everything, at any sampling rate."""
+        return NonPrivateQuery()
 
     def _noisy(self, sums: list[int]) -> list[int]:
         return sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianSum(ClippedSum):
+class GaussianSum(NoisySum):
     """The sum of jointly clipped rows with Gaussian noise (Bao et al. 2025, eq. 21; Zhang et al. 2024, alg. 2).
 
     Args:
@@ -95,14 +125,9 @@ class GaussianSum(ClippedSum):
     Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
     """
 
-    noise_multiplier: float
-
     def query(self, sampling_rate: float) -> GaussianQuery:
         """What one release costs. The noise is the one that is drawn: `noise_multiplier` rounded up to the lattice."""
         return GaussianQuery(noise_multiplier=self._noise.scale / SENSITIVITY, sampling_rate=sampling_rate)
-
-    def _noisy(self, sums: list[int]) -> list[int]:
-        return self._noise.add(sums)
 
     @cached_property
     def _noise(self) -> DiscreteGaussian:
@@ -110,7 +135,7 @@ class GaussianSum(ClippedSum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeparateGaussianSum(ClippedSum):
+class SeparateGaussianSum(NoisySum):
     """The sum of rows of which each coefficient was clipped by itself, with Gaussian noise (Liu et al. 2025).
 
     K coefficients of up to C each make a row of up to `sqrt(K) * C`, and that is the sensitivity. So K directions ask
@@ -129,7 +154,6 @@ class SeparateGaussianSum(ClippedSum):
     2.0
     """
 
-    noise_multiplier: float
     num_directions: int
 
     def query(self, sampling_rate: float) -> GaussianQuery:
@@ -143,9 +167,6 @@ class SeparateGaussianSum(ClippedSum):
         columns = [clip_to_lattice(column, self.clip_norm) for column in differences.split(1, dim=1)]
         return np.concatenate(columns, axis=1)
 
-    def _noisy(self, sums: list[int]) -> list[int]:
-        return self._noise.add(sums)
-
     @cached_property
     def _noise(self) -> DiscreteGaussian:
         scale = lattice_scale(self.noise_multiplier * math.sqrt(self.num_directions), SENSITIVITY)
@@ -153,7 +174,7 @@ class SeparateGaussianSum(ClippedSum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaplaceSum(ClippedSum):
+class LaplaceSum(NoisySum):
     """The sum of rows clipped in L1 norm, with Laplace noise, for pure epsilon (Tang et al. 2025).
 
     Args:
@@ -163,8 +184,6 @@ class LaplaceSum(ClippedSum):
 
     Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
     """
-
-    noise_multiplier: float
 
     def query(self, sampling_rate: float) -> LaplaceQuery:
         """What one release costs, accounted as continuous noise for a sensitivity of two more lattice steps.
@@ -179,9 +198,6 @@ class LaplaceSum(ClippedSum):
 
     def _clipped(self, differences: torch.Tensor) -> np.ndarray:
         return clip_to_lattice(differences, self.clip_norm, order=1)
-
-    def _noisy(self, sums: list[int]) -> list[int]:
-        return self._noise.add(sums)
 
     @cached_property
     def _noise(self) -> DiscreteLaplace:

@@ -16,7 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dpzo.accounting import NEIGHBORING_RELATION, replace_one_epsilon
 from hf_dpzo.ledger import Budget, round_up
-from hf_dpzo.methods import Method, PrivateMethod
+from hf_dpzo.methods import Method
+from hf_dpzo.methods.method import parameters_of
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.updates import Update
 
@@ -37,6 +38,17 @@ NOT_COVERED = (
     "what happened to the data before training, such as filtering or removing duplicates",
     "the time and the memory that training took, whether it crashed, and whoever could watch the machine",
 )
+# Parameters of methods that have rows of their own.
+SHOWN_PARAMETERS = {
+    "clip_norm",
+    "difference",
+    "expected_batch_size",
+    "noise",
+    "noise_multiplier",
+    "num_directions",
+    "paper_noise",
+    "smoothing",
+}
 NOISE = {
     GaussianQuery: "discrete Gaussian (OpenDP), one draw for each direction and step",
     LaplaceQuery: "discrete Laplace (OpenDP), one draw for each direction and step",
@@ -152,7 +164,7 @@ def _also(run: Run) -> list[dict[str, Any]]:
                 "neighboring_relation": NEIGHBORING_RELATION.name,
             }
         )
-    if isinstance(run.method, PrivateMethod) and run.method.doubles_noise:
+    if run.method.noise_for_replacing:
         epsilon = replace_one_epsilon(budget.claimed, delta=budget.delta)
         if math.isfinite(epsilon):
             also.append(
@@ -191,8 +203,8 @@ def _mechanism(run: Run) -> dict[str, Any]:
         "sensitivity": "exact, in integers of 2**-40 clip norms, given each row's losses"
         if run.budget.private
         else "not used: there is no claim",
-        "clipped": run.method.clipped if isinstance(run.method, PrivateMethod) else "nothing",
-        "noise_unit": run.method.noise_unit if isinstance(run.method, PrivateMethod) else "none",
+        "clipped": run.method.clipped,
+        "noise_unit": run.method.noise_unit,
         "update": {"rule": type(run.update).__name__, **dataclasses.asdict(run.update)},
     }
 
@@ -221,6 +233,7 @@ def render(run: Run, statement: dict[str, Any]) -> ModelCard:
         run=run,
         title=f"{run.base_model.split('/')[-1] or 'Model'}, fine-tuned by {run.method_name}",
         paper=run.method.paper,
+        other_parameters=sorted(parameters_of(type(run.method)) - SHOWN_PARAMETERS),
         statement=statement,
         metrics={name: value for name, value in run.metrics.items() if _is_shown(name, value)},
     )

@@ -102,3 +102,4 @@ class NonPrivateQuery:
 
 Query = GaussianQuery | LaplaceQuery | NonPrivateQuery
 Releases = tuple[tuple[Query, int], ...]
+QUERIES: dict[str, type[GaussianQuery] | type[LaplaceQuery]] = {"gaussian": GaussianQuery, "laplace": LaplaceQuery}

@@ -4,6 +4,7 @@ Every value goes through the same command-line parser, so that `1e-6`, which YAM
 so that a flag can replace whatever the recipe says.
 """
 
+import argparse
 import difflib
 import json
 import re
@@ -115,7 +116,17 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
 
 
 def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
-    """Return the recipe that `values` spell, and its training arguments; `flags` replace, and `None` leaves out."""
+    """Return the recipe that `values` spell, and its training arguments.
+
+    `flags` replace values, and `--without a,b` leaves two of them out. So does a value of `None`.
+    """
+    leaver = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    leaver.add_argument("--without", default="")
+    options, flags = leaver.parse_known_args(flags)
+    for name in filter(None, options.without.split(",")):
+        if name not in values:
+            raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
+    values = {name: value for name, value in values.items() if name not in options.without.split(",")}
     argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
     _refuse_unknown([*argv, *flags])
     parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
@@ -158,4 +169,5 @@ def _json_object(name: str, text: str | None) -> dict[str, Any]:
 
 def help_text() -> str:
     """All fields of a recipe, as argparse lists them."""
-    return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml").format_help()
+    epilog = "--without NAME,NAME leaves fields of the recipe out."
+    return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

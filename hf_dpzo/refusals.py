@@ -56,6 +56,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
             args.max_grad_norm != 0,
             "there is no gradient to clip; set clip_norm, which bounds one example's influence",
         ),
+        "weight_decay": (args.weight_decay < 0, "it would make the parameters grow; set 0 or more"),
         "use_liger_kernel": (args.use_liger_kernel, "it fuses a loss over the batch; remove it"),
         "deepspeed": (args.deepspeed, "its engine never calls the zeroth-order update; run without it"),
         "fsdp": (args.fsdp, "sharded parameters can not be perturbed yet; run without it"),

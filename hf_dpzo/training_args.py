@@ -6,39 +6,31 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_dpzo.accounting import check_delta
+from hf_dpzo.accounting import check_delta, check_promise
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.estimator import DIFFERENCES
 from hf_dpzo.lattice import MAX_ROWS
 from hf_dpzo.ledger import Budget
 from hf_dpzo.mechanism import NOISES
+from hf_dpzo.method_flags import (
+    CHOICES,
+    COUNTS,
+    METHOD_FLAGS,
+    NUMBERS,
+    check_method_flags,
+    check_update,
+    is_given,
+    update_of,
+)
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
-from hf_dpzo.methods.method import parameters_of, required_parameters_of
 from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
-from hf_dpzo.updates import UPDATES, Adam, Momentum, Update
+from hf_dpzo.updates import UPDATES, Update
 from hf_dpzo.values import one_of, positive, whole
 
 
-# Flags that are parameters of methods: which of them may be given depends on the method.
-NUMBERS = (
-    "smoothing",
-    "clip_norm",
-    "noise_multiplier",
-    "final_smoothing",
-    "anchor_strength",
-    "pruning_ratio",
-    "radius",
-)
-COUNTS = ("num_directions", "num_stages")
-CHOICES = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASKS}
-METHOD_FLAGS = (*NUMBERS, *COUNTS, *CHOICES, "paper_noise")
-# Beyond it, epsilon is no promise: e**1000 times as likely is anything.
-LARGEST_EPSILON = 1000.0
-# Given by the plan, not by a flag of that name alone.
-PLANNED_PARAMETERS = {"noise_multiplier", "expected_batch_size"}
 PLANNED_FLAGS = (
     "method",
     "target_epsilon",
@@ -79,7 +71,11 @@ class ZOTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "The delta of the guarantee; well below one over the number of rows."}
     )
     noise_multiplier: float | None = field(
-        default=None, metadata={"help": "The noise's standard deviation, in clip norms. Excludes target_epsilon."}
+        default=None,
+        metadata={
+            "help": "The noise's scale over the sensitivity: a standard deviation in clip norms (zoso, zopo: sqrt(K) "
+            "of them; with paper_noise twice that is drawn), or Laplace's b. Excludes target_epsilon."
+        },
     )
     clip_norm: float | None = field(
         default=None,
@@ -108,8 +104,8 @@ class ZOTrainingArguments(TrainingArguments):
             "choices": sorted(NOISES),
         },
     )
-    paper_noise: bool | None = field(
-        default=None, metadata={"help": "dpzero: twice the noise, as in the paper, for less epsilon than the target."}
+    paper_noise: bool = field(
+        default=False, metadata={"help": "dpzero: twice the noise, as in the paper, for less epsilon than the target."}
     )
     num_stages: int | None = field(
         default=None, metadata={"help": "zoso, zopo: stages, each twice as long as the one before; default 3."}
@@ -118,7 +114,10 @@ class ZOTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "zoso, zopo: smoothing of the last stage; default that of the first."}
     )
     anchor_strength: float | None = field(
-        default=None, metadata={"help": "zoso, zopo: pull towards where a stage began (rho); default 5e-4."}
+        default=None,
+        metadata={
+            "help": "zoso, zopo: pull towards where a stage began (rho), which costs a copy; 0 for none; default 5e-4."
+        },
     )
     pruning_ratio: float | None = field(
         default=None, metadata={"help": "zopo: the share of coordinates that are trained; default 0.01."}
@@ -191,35 +190,24 @@ class ZOTrainingArguments(TrainingArguments):
             )
         sampling_rate = self.sampling_rate(num_rows)
         steps = self._planned_steps(sampling_rate)
-        given = {name: getattr(self, name) for name in METHOD_FLAGS if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
         if issubclass(METHODS[self.method], PrivateMethod):
             given["expected_batch_size"] = self.expected_batch_size
         if self.private:
-            if self.target_delta >= 1 / num_rows:
-                raise ValueError(
-                    f"target_delta={self.target_delta}: with {num_rows} rows it would allow one to be published whole; "
-                    f"choose at most {0.1 / num_rows:.0e}."
-                )
+            check_delta(self.target_delta, num_rows=num_rows)
             given["noise_multiplier"] = self._noise_multiplier(given, sampling_rate, steps)
         method = METHODS[self.method](**given)
         method.check_plan(steps)
         query = method.mechanism.query(sampling_rate)
         budget = Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
-        if budget.private and budget.stated().epsilon > LARGEST_EPSILON:
-            raise ValueError(
-                f"noise_multiplier={query.noise_multiplier:g}: epsilon would be {budget.stated().epsilon:.3g}, which "
-                "promises nothing; raise it, or choose mezo, which claims nothing."
-            )
+        if budget.private:
+            check_promise(budget.stated())
         return method, budget
 
     @property
     def update_rule(self) -> Update:
         """What becomes of released coefficients, with its parameters."""
-        if self.update == "momentum":
-            return Momentum() if self.momentum is None else Momentum(momentum=self.momentum)
-        if self.update == "adam":
-            return Adam(betas=(self.adam_beta1, self.adam_beta2), epsilon=self.adam_epsilon)
-        return UPDATES[self.update]()
+        return update_of(self)
 
     def _planned_steps(self, sampling_rate: float) -> int:
         if self.max_steps > 0:
@@ -242,57 +230,26 @@ class ZOTrainingArguments(TrainingArguments):
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
         one_of("method", self.method, METHODS)
         for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
-            may_be_zero = name == "noise_multiplier" and METHODS[self.method].noise_optional
+            may_be_zero = name == "anchor_strength" or (
+                name == "noise_multiplier" and METHODS[self.method].noise_optional
+            )
             setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
         for name in (*COUNTS, "expected_batch_size"):
             setattr(self, name, whole(name, getattr(self, name)))
         for name, known in {"directions": DIRECTIONS, "update": UPDATES, **CHOICES}.items():
             if getattr(self, name) is not None:
                 one_of(name, getattr(self, name), known)
-        if self.paper_noise not in (None, True, False):
+        if not isinstance(self.paper_noise, bool):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
-        self._check_method_flags()
-        self._check_update()
+        check_method_flags(self)
+        check_update(self)
         if self.private:
             self._check_privacy()
         elif self.target_epsilon is not None or self.target_delta is not None:
+            what = "noise_multiplier=0" if self.noise_multiplier == 0 else f"method={self.method}"
             raise ValueError(
-                f"method={self.method}: it adds no noise, and random directions hide nothing, so no epsilon or delta "
-                "holds; remove them."
-            )
-
-    def _check_method_flags(self) -> None:
-        taken = parameters_of(METHODS[self.method])
-        for name in METHOD_FLAGS:
-            if getattr(self, name) is not None and name not in taken:
-                others = ", ".join(sorted(other for other in METHODS if name in parameters_of(METHODS[other])))
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: method={self.method} has no such parameter; "
-                    f"remove it, or choose a method that has it: {others}."
-                )
-        for name in required_parameters_of(METHODS[self.method]) - PLANNED_PARAMETERS:
-            if getattr(self, name) is None:
-                raise ValueError(f"{name}=None: method={self.method} has no default for it; set it.")
-        if self.pruning_ratio is not None and self.pruning_ratio > 1:
-            raise ValueError(f"pruning_ratio={self.pruning_ratio}: it is a share of coordinates; choose at most 1.")
-
-    def _check_update(self) -> None:
-        if self.momentum is not None and (self.update != "momentum" or self.momentum >= 1):
-            raise ValueError(
-                f"momentum={self.momentum}: it is the share that update=momentum keeps; set that, and less than 1."
-            )
-        if self.update == "adam" and not (
-            0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1 and self.adam_epsilon > 0
-        ):
-            raise ValueError(
-                f"adam_beta1={self.adam_beta1}, adam_beta2={self.adam_beta2}, adam_epsilon={self.adam_epsilon}: the "
-                "betas lie in [0, 1), and epsilon above 0; correct them."
-            )
-        directions = self.num_directions or METHODS[self.method].num_directions
-        if directions < UPDATES[self.update].min_directions:
-            raise ValueError(
-                f"update={self.update}: num_directions={directions} has no spread to divide by; choose aggzo, or raise "
-                "num_directions."
+                f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
+                "target_epsilon and target_delta."
             )
 
     def _check_privacy(self) -> None:

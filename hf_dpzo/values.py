@@ -1,6 +1,6 @@
 """Values of flags, checked one by one. YAML and command lines may spell numbers as text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 
 # Larger numbers are infinite in float32.
@@ -19,20 +19,27 @@ def positive(name: str, value: float | str | None, *, or_zero: bool = False) -> 
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r}: it must be a number.") from None
-    if not 0 < number < LARGEST and not (or_zero and number == 0):
-        raise ValueError(f"{name}={number:g}: it must be positive, and finite in float32.")
+    if not (number > 0 or (or_zero and number == 0)):
+        raise ValueError(f"{name}={number:g}: it must be {'positive or 0' if or_zero else 'positive'}.")
+    if number > LARGEST:
+        raise ValueError(f"{name}={number:g}: it must be finite in float32.")
     return number
 
 
 def whole(name: str, value: int | str | None) -> int | None:
     """Return `value` as a whole number above zero, or raise; `None` stays."""
-    number = positive(name, value)
-    if number is not None and (number != int(number) or number >= 2**31):
-        raise ValueError(f"{name}={value}: it must be a whole number below 2**31.")
-    return None if number is None else int(number)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not (1 <= number < 2**31 and number == int(number)):
+        raise ValueError(f"{name}={value}: it must be a whole number from 1 to 2**31 - 1.")
+    return int(number)
 
 
-def one_of(name: str, value: str, known: Mapping[str, object]) -> None:
+def one_of(name: str, value: str, known: Collection[str]) -> None:
     """Raise unless `value` is one of the names in `known`."""
     if value not in known:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")

@@ -43,6 +43,7 @@ LAYERS = {
     "prompting": {"torch", "transformers", "peft"},
     "refusals": {"torch", "transformers", "peft"},
     "values": set(),
+    "method_flags": {"transformers"},
     "training_args": {"transformers"},
     "guard": {"torch", "transformers", "accelerate"},
     "progress": {"transformers"},

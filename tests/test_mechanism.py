@@ -11,6 +11,7 @@ from scipy import stats
 from hf_dpzo.accounting import guarantee
 from hf_dpzo.lattice import SENSITIVITY, clip_to_lattice
 from hf_dpzo.mechanism import (
+    NOISES,
     ClippedSum,
     GaussianSum,
     LaplaceSum,
@@ -19,7 +20,7 @@ from hf_dpzo.mechanism import (
     SeparateGaussianSum,
 )
 from hf_dpzo.noise import DiscreteGaussian
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.queries import QUERIES, GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 AWKWARD = [0.0, -0.0, 1e-320, 1e-30, 0.5, 1.0, 1 + 2**-52, 3.7, -2.0, 1e20, 1e200, 1.7e308, -1.7e308]
@@ -305,3 +306,10 @@ def test_the_limit_of_rows_does_not_depend_on_the_number_of_directions(monkeypat
     assert len(separate(3).release(torch.zeros(10, 3)).integers) == 3
     with pytest.raises(ValueError, match="a logical batch holds more than 10 rows"):
         separate(3).release(torch.zeros(11, 3))
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_noise_states_the_query_of_its_name(name):
+    mechanism = NOISES[name](clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=8)
+    assert type(mechanism.query(0.5)) is QUERIES[name]
+    assert set(QUERIES) == set(NOISES)

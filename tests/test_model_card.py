@@ -199,7 +199,7 @@ def test_card_of_projected_descent_without_noise_says_why_it_is_not_private(trai
     _, folder = train(method="projected", radius=1.0, noise_multiplier=0, target_delta="absent")
     text = ModelCard.load(folder / "README.md").text
     assert text.strip().startswith("**This model has no privacy guarantee.**")
-    assert "The random directions of zeroth-order" in text
+    assert "The random directions of zeroth-order\noptimization promise nothing by themselves" in text
     assert "hf-dpzo audit --demo inherent-privacy" in text
     assert statement(folder)["status"] == "NOT_PRIVATE"
     assert statement(folder)["mechanism"]["sensitivity"] == "not used: there is no claim"
@@ -210,7 +210,7 @@ def test_card_of_projected_descent_without_noise_says_why_it_is_not_private(trai
     [
         (
             {"method": "zoso", "num_directions": 2, "num_stages": 2},
-            ["2 coefficients, each by itself", "stages | 2"],
+            ["2 difference quotients, each by itself", "stages | 2"],
         ),
         ({"method": "zopo", "num_stages": 2, "pruning_ratio": 0.5}, ["pruning_ratio | 0.5", "mask | static"]),
         ({"method": "projected", "radius": 3.0}, ["radius | 3.0"]),

@@ -259,3 +259,27 @@ def test_shipped_recipes_are_valid(path):
 def test_package_paths_are_resolved_without_importing():
     assert Path(resolve("package://hf_dpzo/templates/model_card.md")).is_file()
     assert resolve("org/name") == "org/name"
+
+
+def test_a_flag_can_leave_fields_of_a_recipe_out(write):
+    path = write()
+    _, args = read_recipe(path, ["--method", "mezo", "--without", "noise_multiplier,target_delta"])
+    assert not args.private
+    with pytest.raises(ValueError, match=r"without=depth: the recipe has no such field; it has .*method"):
+        read_recipe(path, ["--without=depth"])
+
+
+def test_plans_that_training_would_refuse_are_refused(capsys):
+    plan = ["--num_rows", "5000", "--expected_batch_size", "64", "--max_steps", "100"]
+    assert main(["calibrate", "--target_epsilon", "2", "--target_delta", "0.5", *plan]) == 2
+    assert "target_delta=0.5: with 5000 rows" in capsys.readouterr().err
+    assert main(["epsilon", "--noise_multiplier", "0.01", "--target_delta", "1e-6", *plan]) == 2
+    assert "more than 1000 promises nothing" in capsys.readouterr().err
+
+
+def test_laplace_plans_state_both_epsilons(capsys):
+    plan = ["--num_rows", "5000", "--expected_batch_size", "64", "--max_steps", "100", "--target_delta", "1e-6"]
+    assert main(["calibrate", "--noise", "laplace", "--target_epsilon", "2", *plan]) == 0
+    printed = table(capsys.readouterr().out)
+    assert printed["pure epsilon"] == "2 (delta 0)"
+    assert float(printed["epsilon"]) < 2

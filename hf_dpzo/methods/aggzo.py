@@ -39,8 +39,8 @@ class AggZO(PrivateMethod):
 def scaled_clip_norm(beta: float, num_directions: int) -> float:
     """Return `beta / sqrt(K)`, the authors' rule for the clip norm of K directions.
 
-    The noise of an update is then the same for every K, while the K coefficients' norm concentrates ever closer around
-    `1 / sqrt(K)` of a single one's, so that clipping loses less.
+    The noise of an update is then the same for every K, while the norm of K coefficients concentrates around
+    `1 / sqrt(K)` of one quotient's root mean square, so that clipping loses less.
 
     Args:
         beta: the clip norm for one direction.

@@ -44,6 +44,6 @@ class DPZero(PrivateMethod):
         )
 
     @property
-    def doubles_noise(self) -> bool:
+    def noise_for_replacing(self) -> bool:
         """As `paper_noise` says."""
         return self.paper_noise

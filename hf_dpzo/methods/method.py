@@ -26,13 +26,11 @@ class Stage:
 
     Args:
         number: of the stage, from 0.
-        first_step: where it begins.
         smoothing: mu in this stage.
         rate_factor: what the learning rate is multiplied by in this stage.
     """
 
     number: int
-    first_step: int
     smoothing: float
     rate_factor: float
 
@@ -66,7 +64,7 @@ class Method(ABC):
 
     def stage(self, step: int, planned_steps: int) -> Stage:
         """The stage that `step` of `planned_steps` belongs to. By default there is one."""
-        return Stage(number=0, first_step=0, smoothing=self.smoothing, rate_factor=1.0)
+        return Stage(number=0, smoothing=self.smoothing, rate_factor=1.0)
 
     @property
     def constraint(self) -> Constraint:
@@ -76,6 +74,21 @@ class Method(ABC):
     def pruning(self, stage: int) -> DataFreePruning | None:
         """How the coordinates to train are chosen when `stage` begins. By default all are trained."""
         return None
+
+    @property
+    def clipped(self) -> str:
+        """What of each row the clip norm bounds, in words."""
+        return "nothing"
+
+    @property
+    def noise_unit(self) -> str:
+        """What the noise multiplier counts, in words."""
+        return "none"
+
+    @property
+    def noise_for_replacing(self) -> bool:
+        """Whether there is twice the noise that was calibrated, as replacing a row would ask for."""
+        return False
 
     def check_plan(self, planned_steps: int) -> None:  # noqa: B027
         """Raise `ValueError` where the method can not take this number of steps. By default it can take any."""
@@ -108,18 +121,13 @@ class PrivateMethod(Method):
 
     @property
     def clipped(self) -> str:
-        """What of each row the clip norm bounds, in words."""
+        """By default a row's coefficients, as one vector."""
         return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, jointly"
 
     @property
     def noise_unit(self) -> str:
-        """What the noise multiplier counts, in words."""
+        """By default the sensitivity of one vector."""
         return "clip norms"
-
-    @property
-    def doubles_noise(self) -> bool:
-        """Whether there is twice the noise that was calibrated, as replacing a row would ask for."""
-        return False
 
 
 def parameters_of(method: type[Method]) -> frozenset[str]:

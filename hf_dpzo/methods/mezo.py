@@ -12,7 +12,7 @@ class MeZO(Method):
     """Algorithm 1 of Malladi et al. 2023, with the n-SPSA estimate of definition 1.
 
     Two things differ: batches are Poisson samples, as in the private methods, so that runs can be compared; and
-    perturbations are in place and chunked, where the published code makes three copies.
+    perturbations are in place and chunked, where the published code copies each tensor whenever it is moved.
 
     Args:
         smoothing: mu; the authors' epsilon.

@@ -12,10 +12,10 @@ from hf_dpzo.methods.method import Paper, PrivateMethod
 class Projected(PrivateMethod):
     """Projected zeroth-order gradient descent, which Gupta et al. 2025 show to have no inherent privacy.
 
-    Each step ends with a projection onto a ball around the initial weights. The random directions hide nothing: two
-    neighbouring data sets can be told apart from one step, also by somebody who does not know the direction
-    (`hf-dpzo audit --demo inherent-privacy` shows it). So noise is added as in DP-AggZO. With `noise_multiplier=0` the
-    run and its card are marked NOT PRIVATE.
+    Each step ends with a projection onto a ball around the initial weights. The paper shows objectives for which the
+    random directions hide nothing; `hf-dpzo audit --demo inherent-privacy` shows one for which a single step tells
+    neighbours apart, to somebody who does not know its direction. So noise is added as in DP-AggZO. With
+    `noise_multiplier=0` the run and its card are marked NOT PRIVATE.
 
     Args:
         smoothing: mu, the distance from theta to a probe point, in units of a direction.

@@ -6,7 +6,7 @@ from hf_dpzo.methods.zoso import ZOSO
 from hf_dpzo.pruning import DataFreePruning
 
 
-MASKS = {"static": "one mask for the run", "dynamic": "one for each stage"}
+MASKS = ("static", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class ZOPO(ZOSO):
         smoothing: mu in the first stage; the authors' zo_eps_start.
         final_smoothing: mu in the last; by default that of the first.
         num_stages: S.
-        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`.
+        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for none.
         pruning_ratio: the share of coordinates that are trained.
         mask: `static`, or `dynamic`.
         num_directions: P.
         difference: `central`, or `forward`, which costs P + 1 forward passes instead of 2P.
         clip_norm: C, the largest absolute value of one example's difference quotient along one direction.
-        noise_multiplier: the noise's standard deviation on each coefficient, in units of `sqrt(P)` clip norms.
+        noise_multiplier: the noise's standard deviation on each quotient, in units of `sqrt(P)` clip norms.
         expected_batch_size: the public constant that the sum is divided by.
     """
 

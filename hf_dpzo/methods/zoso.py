@@ -22,11 +22,11 @@ class ZOSO(PrivateMethod):
         smoothing: mu in the first stage; the authors' zo_eps_start.
         final_smoothing: mu in the last; by default that of the first.
         num_stages: S.
-        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`.
+        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for none.
         num_directions: P.
         difference: `central`, or `forward`, which costs P + 1 forward passes instead of 2P.
         clip_norm: C, the largest absolute value of one example's difference quotient along one direction.
-        noise_multiplier: the noise's standard deviation on each coefficient, in units of `sqrt(P)` clip norms.
+        noise_multiplier: the noise's standard deviation on each quotient, in units of `sqrt(P)` clip norms.
         expected_batch_size: the public constant that the sum is divided by.
     """
 
@@ -55,7 +55,9 @@ class ZOSO(PrivateMethod):
     @property
     def clipped(self) -> str:
         """What the clip norm bounds."""
-        return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, each by itself"
+        if self.num_directions == 1:
+            return "difference quotient"
+        return f"{self.num_directions} difference quotients, each by itself"
 
     @property
     def noise_unit(self) -> str:
@@ -64,22 +66,21 @@ class ZOSO(PrivateMethod):
 
     @property
     def constraint(self) -> Constraint:
-        """The pull towards where the stage began."""
-        return QuadraticAnchor(strength=self.anchor_strength)
+        """The pull towards where the stage began, for which a copy is kept; none at strength zero."""
+        return QuadraticAnchor(strength=self.anchor_strength) if self.anchor_strength > 0 else Constraint()
 
     def stage(self, step: int, planned_steps: int) -> Stage:
         """The stage that `step` belongs to.
 
         >>> zoso = ZOSO(noise_multiplier=1.0, expected_batch_size=8)
-        >>> [(zoso.stage(step, 7000).first_step, zoso.stage(step, 7000).rate_factor) for step in (0, 1000, 6999)]
-        [(0, 1.0), (1000, 0.5), (3000, 0.25)]
+        >>> [zoso.stage(step, 7000).rate_factor for step in (0, 999, 1000, 2999, 3000, 6999)]
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
         """
         shares = 2**self.num_stages - 1
         firsts = [planned_steps * (2**number - 1) // shares for number in range(self.num_stages)]
         number = max(number for number, first in enumerate(firsts) if first <= step)
         return Stage(
             number=number,
-            first_step=firsts[number],
             smoothing=self._smoothing(number),
             rate_factor=0.5**number,
         )

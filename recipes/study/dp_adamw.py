@@ -1,5 +1,6 @@
 """DP-AdamW through Opacus, on the adapter and the loss that the zeroth-order methods train."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +46,9 @@ class DPAdamW:
         )
         sampler = PoissonBatchSampler(size=len(rows), sampling_rate=self.expected_batch_size / len(rows))
         model.train()  # Opacus listens in training mode alone. Neither model nor adapter has dropout.
-        taken = 0
-        while taken < self.steps:
-            for indices in sampler:
-                if taken < self.steps:
-                    self._step(wrapped, optimizer, [rows[i] for i in indices], collate, loss)
-                taken += 1
+        batches = itertools.chain.from_iterable(itertools.repeat(sampler))
+        for indices in itertools.islice(batches, self.steps):
+            self._step(wrapped, optimizer, [rows[i] for i in indices], collate, loss)
         wrapped.to_standard_module()
 
     def _step(self, wrapped: Any, optimizer: DPOptimizer, batch: list, collate: Any, loss: PerExampleLoss) -> None:

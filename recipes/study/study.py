@@ -1,6 +1,6 @@
 """Trains every contender of study.yaml, and draws accuracy against epsilon.
 
-    pip install -r requirements.txt
+    pip install --no-deps -r requirements.txt && pip install matplotlib
     python study.py run            # as often as it takes: a run that has ended is not repeated
     python study.py report         # results.csv, accuracy.png and a table
 
@@ -26,7 +26,9 @@ from frozen_prefix import collate, outputs_of_layers, without_layers
 from transformers import set_seed
 
 from hf_dpzo import ZOTrainer
+from hf_dpzo.accounting import guarantee
 from hf_dpzo.calibration import calibrate
+from hf_dpzo.estimator import DIFFERENCES
 from hf_dpzo.loading import load_model, load_rows, load_tokenizer, with_adapter
 from hf_dpzo.queries import GaussianQuery
 from hf_dpzo.recipe import parse_recipe
@@ -101,9 +103,7 @@ class Study:
         return {**identity, **facts, "accuracy": self.accuracy(model, loss), "seconds": seconds}
 
     def _zeroth_order(self, run: Run, model: torch.nn.Module, loss: Any) -> dict[str, Any]:
-        args = self._arguments(run, max_steps=1000)
-        passes = args.plan(len(self.train))[0].estimator.forward_passes
-        args = self._arguments(run, max_steps=self.plan["forward_passes"] // passes)
+        args = self._arguments(run, max_steps=self.plan["forward_passes"] // self._passes_of_a_step(run))
         trainer = ZOTrainer(
             model=model,
             args=args,
@@ -119,6 +119,11 @@ class Study:
             "stated_epsilon": stated and stated.epsilon,
             "pure_epsilon": stated and stated.pure,
         }
+
+    def _passes_of_a_step(self, run: Run) -> int:
+        settings = {"num_directions": 1, "difference": "central", **run.settings}
+        estimator = DIFFERENCES[settings["difference"]](smoothing=1.0, num_directions=settings["num_directions"])
+        return estimator.forward_passes
 
     def _arguments(self, run: Run, max_steps: int) -> ZOTrainingArguments:
         values = {
@@ -150,7 +155,8 @@ class Study:
             **run.settings, noise_multiplier=query.noise_multiplier, expected_batch_size=batch, steps=steps
         )
         method.train(model, self.train, self.collate, loss)
-        return {"steps": steps, "stated_epsilon": run.epsilon, "pure_epsilon": None}
+        stated = guarantee(((query, steps),), delta=self.plan["target_delta"])
+        return {"steps": steps, "stated_epsilon": stated.epsilon, "pure_epsilon": None}
 
     @torch.no_grad()
     def accuracy(self, model: torch.nn.Module, loss: Any) -> float:
