@@ -214,7 +214,7 @@ def _draw(plan: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, name in enumerate(plan["contenders"]):
         found = {e: values for e in plan["epsilons"] if (values := _accuracies(rows, name, e))}
         shift = 1.03 ** (number - len(plan["contenders"]) / 2)  # So that the bars stand side by side.
@@ -229,7 +229,7 @@ def _draw(plan: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="epsilon", ylabel=f"accuracy on {plan['eval_rows']} held-out rows")
     axes.set_xticks(plan["epsilons"], [str(epsilon) for epsilon in plan["epsilons"]])
     axes.minorticks_off()
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, loc="outside right center")
     figure.savefig(PICTURE, dpi=150)
 
 
