@@ -184,6 +184,8 @@ def run_all(plan: dict[str, Any], part: int, parts: int) -> None:
 def report(plan: dict[str, Any]) -> str:
     """Write the table and the picture, and return means over seeds as a Markdown table."""
     rows = sorted((json.loads(path.read_text()) for path in RUNS.glob("*.json")), key=lambda row: str(row))
+    if not rows:
+        raise SystemExit("runs: there are none yet; python study.py run makes them.")
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
