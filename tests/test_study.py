@@ -1,5 +1,7 @@
 """The study's plan can be run, and its short cut computes what the whole model computes."""
 
+import csv
+import statistics
 import sys
 from pathlib import Path
 
@@ -55,3 +57,18 @@ def test_rest_of_the_model_on_cached_layers_is_the_model(prefix, tokenizer):
     for number, row in enumerate(rows):
         torch.testing.assert_close(logits[number], model(torch.tensor([row["input_ids"]])).logits[0, -1])
     assert len(model.model.layers) == 4
+
+
+def test_the_recorded_table_is_that_of_the_recorded_runs():
+    with (FOLDER / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    for name in PLAN["contenders"]:
+        cells = []
+        for epsilon in PLAN["epsilons"]:
+            runs = [row for row in rows if row["contender"] == name and float(row["epsilon"] or 0) == epsilon]
+            assert sorted(int(row["seed"]) for row in runs) == PLAN["seeds"]
+            assert all(float(row["pure_epsilon"] or row["stated_epsilon"]) <= epsilon for row in runs)
+            values = sorted(float(row["accuracy"]) for row in runs)
+            cells.append(f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
+        assert f"| {name} | {' | '.join(cells)} |" in text
