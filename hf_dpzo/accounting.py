@@ -1,8 +1,8 @@
 """What releases of data cost together.
 
 Google's dp-accounting turns the facts of releases, `Query`, into an epsilon. Two accountants are asked, privacy loss
-distributions (PLD) and Rényi DP. Both give upper bounds, so the smaller one is reported. Neighbouring data sets differ
-by adding or removing one unit. Laplace noise also gives pure epsilon, with delta 0, by a closed form.
+distributions (PLD) and Rényi DP. Laplace noise also gives pure epsilon, with delta 0, by a closed form. All are upper
+bounds, so the smallest one is reported. Neighbouring data sets differ by adding or removing one unit.
 """
 
 import logging

@@ -14,7 +14,6 @@ import torch
 from hf_dpzo.accounting import membership_accuracy
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.descent import Descent
-from hf_dpzo.mechanism import Mechanism
 from hf_dpzo.methods import Projected
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
@@ -94,10 +93,10 @@ def _accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: flo
     method = Projected(
         radius=1e6, noise_multiplier=noise_multiplier, clip_norm=clip_norm, expected_batch_size=ROWS, smoothing=1e-2
     )
-    mechanism, right = method.mechanism, 0
+    right = 0
     for trial in range(trials):
         for with_last in (False, True):
-            moved = _one_step(name, rows if with_last else rows[:-1], method, mechanism, step=trial)
+            moved = _one_step(name, rows if with_last else rows[:-1], method, step=trial)
             if noise_multiplier == 0:
                 scores = [_likelihood(name, moved, _gradient(some)) for some in (rows[:-1], rows)]
             else:
@@ -113,7 +112,7 @@ def _accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: flo
     return right / (2 * trials)
 
 
-def _one_step(name: str, rows: np.ndarray, method: Projected, mechanism: Mechanism, *, step: int) -> np.ndarray:
+def _one_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> np.ndarray:
     """Take one step from zero, by the parts that train models, and return how far it went, per learning rate."""
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -122,7 +121,7 @@ def _one_step(name: str, rows: np.ndarray, method: Projected, mechanism: Mechani
     descent = Descent(model=model, optimizer=optimizer, method=method, planned_steps=step + 1)
     data = torch.from_numpy(rows)
     differences = descent.differences(step, lambda: (model.weight.double() - data).square().sum(dim=1) / 2)
-    descent.receive(step, mechanism.release(differences.detach()).coefficients)
+    optimizer.receive(step=step, coefficients=method.mechanism.release(differences.detach()).coefficients)
     optimizer.step()
     return -model.weight.detach().double().numpy()[0]
 

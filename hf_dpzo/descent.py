@@ -3,13 +3,13 @@
 Training and replay both go through here. What training adds is losses, and the door that they leave by.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
-from hf_dpzo.methods.method import Method
+from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import Mask
 
@@ -34,12 +34,13 @@ class Descent:
     method: Method
     planned_steps: int
 
-    def begin(self, step: int) -> None:
-        """Begin the stage that `step` belongs to, unless it has begun."""
+    def begin(self, step: int) -> Stage:
+        """Begin the stage that `step` belongs to, unless it has begun, and return it."""
         stage = self.method.stage(step, self.planned_steps)
         if self.optimizer.stage != stage.number:
             mask = self._mask(stage.number)
             self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
+        return stage
 
     def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
@@ -48,14 +49,8 @@ class Descent:
             step: the step, from 0.
             losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
         """
-        self.begin(step)
-        stage = self.method.stage(step, self.planned_steps)
-        estimator = replace(self.method.estimator, smoothing=stage.smoothing)
+        estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
         return estimator.differences(walk=self._walk(step), losses=losses)
-
-    def receive(self, step: int, coefficients: Sequence[float]) -> None:
-        """Hand the released coefficients of `step` to the optimizer, which applies them when it steps."""
-        self.optimizer.receive(step=step, coefficients=coefficients)
 
     def _mask(self, stage: int) -> Mask | None:
         pruning = self.method.pruning(stage)

@@ -27,7 +27,7 @@ class FirstStepGuard(TrainerCallback):
         begin: makes what the first stage needs, such as a mask, and raises where it can not.
     """
 
-    def __init__(self, *, smoothing: float, begin: Callable[[], None]) -> None:
+    def __init__(self, *, smoothing: float, begin: Callable[[], object]) -> None:
         self._smoothing, self._begin = smoothing, begin
         self._before: list[torch.Tensor] | None = None
         self._done = False

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hf_dpzo.lattice import SENSITIVITY, as_rows, clip_to_lattice, lattice_scale
-from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoise
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
@@ -97,7 +97,7 @@ class NoisySum(IntegerSum):
 
     @property
     @abstractmethod
-    def _noise(self) -> DiscreteGaussian | DiscreteLaplace:
+    def _noise(self) -> DiscreteNoise:
         """What draws the noise."""
 
 

@@ -153,29 +153,18 @@ def _claim(run: Run) -> dict[str, Any]:
 
 def _also(run: Run) -> list[dict[str, Any]]:
     """What the same run guarantees in other terms."""
-    budget, also = run.budget, []
+    budget, found = run.budget, []
     pure = budget.stated().pure
     if pure is not None:
-        also.append(
-            {
-                "definition": "pure epsilon-differential privacy",
-                "epsilon": round_up(pure),
-                "delta": 0,
-                "neighboring_relation": NEIGHBORING_RELATION.name,
-            }
-        )
+        found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
     if run.method.noise_for_replacing:
         epsilon = replace_one_epsilon(budget.claimed, delta=budget.delta)
         if math.isfinite(epsilon):
-            also.append(
-                {
-                    "definition": "(epsilon, delta)-differential privacy",
-                    "epsilon": round_up(epsilon),
-                    "delta": budget.delta,
-                    "neighboring_relation": "REPLACE_ONE",
-                }
-            )
-    return also
+            found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
+    return [
+        {"definition": definition, "epsilon": round_up(epsilon), "delta": delta, "neighboring_relation": relation}
+        for definition, epsilon, delta, relation in found
+    ]
 
 
 def _accounting(budget: Budget) -> dict[str, Any]:

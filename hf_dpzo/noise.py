@@ -6,6 +6,7 @@ type or a generator with the public directions of `perturbation.py`.
 """
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,11 +19,32 @@ opendp.enable_features("contrib")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteGaussian:
-    """Adds exact discrete Gaussian noise to a vector of integers (Canonne, Kamath and Steinke 2020).
+class DiscreteNoise(ABC):
+    """Adds exact noise over the integers to a vector of integers.
 
     Args:
-        scale: the standard deviation, in lattice steps. An integer, so that it is exact wherever it is written down.
+        scale: of the distribution, in lattice steps. An integer, so that it is exact wherever it is written down.
+    """
+
+    scale: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < 2**53:
+            raise ValueError(f"scale={self.scale}: the noise needs an integer scale between 1 and 2**53 - 1.")
+
+    def add(self, values: list[int]) -> list[int]:
+        """Return `values` plus one independent draw for each of them."""
+        return self._measurement(values)
+
+    @property
+    @abstractmethod
+    def _measurement(self) -> opendp.Measurement:
+        """OpenDP's sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteGaussian(DiscreteNoise):
+    """Discrete Gaussian noise (Canonne, Kamath and Steinke 2020); `scale` is its standard deviation.
 
     Guarantee: for two vectors at L2 distance `r`, the outputs satisfy `r**2 / (2 * scale**2)`-zCDP, in any dimension.
 
@@ -31,16 +53,6 @@ class DiscreteGaussian:
     (2, True)
     """
 
-    scale: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale < 2**53:
-            raise ValueError(f"scale={self.scale}: the noise needs an integer scale between 1 and 2**53 - 1.")
-
-    def add(self, values: list[int]) -> list[int]:
-        """Return `values` plus one independent draw for each of them."""
-        return self._measurement(values)
-
     @cached_property
     def _measurement(self) -> opendp.Measurement:
         domain, metric = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
@@ -48,27 +60,14 @@ class DiscreteGaussian:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteLaplace:
-    """Adds exact discrete Laplace noise to a vector of integers (Ghosh, Roughgarden and Sundararajan 2009).
-
-    Args:
-        scale: of the distribution, in lattice steps; its standard deviation is `sqrt(2) * scale`. An integer.
+class DiscreteLaplace(DiscreteNoise):
+    """Discrete Laplace noise (Ghosh, Roughgarden and Sundararajan 2009); its standard deviation is `sqrt(2) * scale`.
 
     Guarantee: for two vectors at L1 distance `r`, the outputs satisfy `(r / scale)`-DP with delta 0, in any dimension.
 
     >>> len(DiscreteLaplace(scale=1 << 20).add([0, 10]))
     2
     """
-
-    scale: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale < 2**53:
-            raise ValueError(f"scale={self.scale}: the noise needs an integer scale between 1 and 2**53 - 1.")
-
-    def add(self, values: list[int]) -> list[int]:
-        """Return `values` plus one independent draw for each of them."""
-        return self._measurement(values)
 
     @cached_property
     def _measurement(self) -> opendp.Measurement:

@@ -93,10 +93,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         (step, coefficients), self._received = self._received, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
         self._constraint.pull_(self.parameters(), self._origin, rates)
-        self._decay_()
+        self._decay_(rates)
         scaled = self._update.scaled(coefficients)
         if self._inner is None:
-            self._move_(step, scaled)
+            self._move_(step, scaled, rates)
         else:
             self._move_by_inner_(step, scaled)
         self._constraint.project_(self.parameters(), self._origin)
@@ -111,25 +111,20 @@ class ZOOptimizer(torch.optim.Optimizer):
     def _rate(self, group: dict[str, Any]) -> float:
         return group["lr"] * self.rate_factor
 
-    def _decay_(self) -> None:
-        index = 0
-        for group in self.param_groups:
-            share = self._rate(group) * group["weight_decay"]
-            for parameter in group["params"]:
-                if share != 0 and self.directions.mask is None:
-                    parameter.mul_(1 - share)
-                elif share != 0:
-                    for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
-                        piece.sub_(piece * self.directions.mask.chunk(index, chunk).to(piece.device), alpha=share)
-                index += 1
+    def _decay_(self, rates: Sequence[float]) -> None:
+        decays = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
+        for index, (parameter, rate, decay) in enumerate(zip(self.parameters(), rates, decays, strict=True)):
+            share = rate * decay
+            if share != 0 and self.directions.mask is None:
+                parameter.mul_(1 - share)
+            elif share != 0:
+                for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
+                    piece.sub_(piece * self.directions.mask.chunk(index, chunk).to(piece.device), alpha=share)
 
-    def _move_(self, step: int, coefficients: Sequence[float]) -> None:
-        index = 0
-        for group in self.param_groups:
-            weights = {k: -self._rate(group) * coefficient for k, coefficient in enumerate(coefficients)}
-            for parameter in group["params"]:
-                self.directions.add_(parameter, index=index, step=step, weights=weights)
-                index += 1
+    def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
+        for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):
+            weights = {k: -rate * coefficient for k, coefficient in enumerate(coefficients)}
+            self.directions.add_(parameter, index=index, step=step, weights=weights)
 
     def _move_by_inner_(self, step: int, coefficients: Sequence[float]) -> None:
         weights = dict(enumerate(coefficients))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_dpzo.estimator import CopyingWalk, Walk
 from hf_dpzo.perturbation import Gaussian, Mask
 
 
@@ -61,27 +62,11 @@ class DataFreePruning:
         self, outputs: Callable[[], torch.Tensor], trained: Sequence[torch.Tensor], *, seed: int, first_step: int
     ) -> list[np.ndarray]:
         directions = Gaussian(seed=seed, sizes=[parameter.numel() for parameter in trained])
-        copies = [parameter.detach().clone() for parameter in trained]
-
-        def move_to(step: int, distance: float, start: Sequence[torch.Tensor]) -> None:
-            for index, (parameter, origin) in enumerate(zip(trained, start, strict=True)):
-                parameter.copy_(origin)
-                directions.add_(parameter, index=index, step=step, weights={0: distance})
-
-        def projected(step: int, start: Sequence[torch.Tensor]) -> float:
-            sums = []
-            for sign in (+1, -1):
-                move_to(step, sign * self.smoothing, start)
-                sums.append(outputs().double().sum())
-            return float(sums[0] - sums[1]) / 2
-
-        try:
-            first = projected(first_step, copies)
-            move_to(first_step, first * self.smoothing, copies)
-            second = projected(first_step + 1, [parameter.detach().clone() for parameter in trained])
-        finally:
-            for parameter, copy in zip(trained, copies, strict=True):
-                parameter.copy_(copy)
+        with CopyingWalk(trained, directions, step=first_step, direction=0) as along:
+            first = self._slope(along, outputs)
+            along.to(first * self.smoothing)
+            with CopyingWalk(trained, directions, step=first_step + 1, direction=0) as beyond:
+                second = self._slope(beyond, outputs)
         if not (np.isfinite(first) and np.isfinite(second)):
             raise ValueError(
                 "pruning: the model's outputs overflow for absolute weights; use zoso, which needs no mask."
@@ -93,6 +78,14 @@ class DataFreePruning:
             directions.add_(score, index=index, step=first_step + 1, weights={0: second})
             scores.append(score.mul_(parameter.view(-1).cpu()).abs_().numpy())
         return scores
+
+    def _slope(self, walk: Walk, outputs: Callable[[], torch.Tensor]) -> float:
+        """Half the difference of the summed outputs at the two probe points of `walk`."""
+        sums = []
+        for distance in (+self.smoothing, -self.smoothing):
+            walk.to(distance)
+            sums.append(outputs().double().sum())
+        return float(sums[0] - sums[1]) / 2
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class ZOTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Release one step and stage its update; return zero, for the loss is not released."""
+        """Release one step and hand it to the optimizer; return zero, for the loss is not released."""
         self.budget.require()
         model.eval()
         step, descent = len(self.budget.ledger), self._descent()
@@ -125,7 +125,7 @@ class ZOTrainer(Trainer):
         release = self.method.mechanism.release(differences)
         del inputs, micro_batches, losses, differences  # What follows is post-processing.
         self.budget.spend()
-        descent.receive(step, release.coefficients)
+        descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
     def _descent(self) -> Descent:

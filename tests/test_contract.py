@@ -176,7 +176,7 @@ def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_
         descent.differences(step, lambda: torch.zeros(0))
         for group, rate in zip(replayed.param_groups, rates[step], strict=True):
             group["lr"] = rate
-        descent.receive(step, released[step])
+        replayed.receive(step=step, coefficients=released[step])
         replayed.step()
     assert len(released) == STEPS
     for name_of, parameter in trainer.model.named_parameters():

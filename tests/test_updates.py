@@ -58,14 +58,19 @@ def test_normalized_step_without_a_spread_stays():
     assert NormalizedSGD().scaled([1.0, 1.0]) == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
-def test_moments_start_anew_with_a_stage(name):
-    """Else a coordinate that a new mask leaves out would go on moving."""
-    theta = torch.nn.Parameter(torch.ones(40))
+def after_one_step(name, size) -> tuple[torch.nn.Parameter, ZOOptimizer]:
+    theta = torch.nn.Parameter(torch.ones(size))
     optimizer = ZOOptimizer([theta], directions=DIRECTIONS["rademacher"], seed=0, lr=0.1, update=UPDATES[name]())
     optimizer.begin_stage()
     optimizer.receive(step=0, coefficients=[1.0])
     optimizer.step()
+    return theta, optimizer
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_moments_start_anew_with_a_stage(name):
+    """Else a coordinate that a new mask leaves out would go on moving."""
+    theta, optimizer = after_one_step(name, 40)
     selected = torch.arange(40) < 10
     optimizer.begin_stage(mask=Mask([selected.numpy()]))
     before = theta.detach().clone()
@@ -76,11 +81,7 @@ def test_moments_start_anew_with_a_stage(name):
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_moments_are_saved_with_the_optimizer(name):
-    theta = torch.nn.Parameter(torch.ones(4))
-    optimizer = ZOOptimizer([theta], directions=DIRECTIONS["rademacher"], seed=0, lr=0.1, update=UPDATES[name]())
-    optimizer.begin_stage()
-    optimizer.receive(step=0, coefficients=[1.0])
-    optimizer.step()
+    theta, optimizer = after_one_step(name, 4)
     assert len(optimizer.state_dict()["state"]) == 1
     assert theta.grad is None
 

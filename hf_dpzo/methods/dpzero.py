@@ -1,6 +1,7 @@
 """DPZero: one direction, one clipped scalar for each example, one noise."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.mechanism import GaussianSum
@@ -34,7 +35,7 @@ class DPZero(PrivateMethod):
 
     paper_noise: bool = False
 
-    @property
+    @cached_property
     def mechanism(self) -> GaussianSum:
         """The noisy sum of clipped scalars."""
         return GaussianSum(

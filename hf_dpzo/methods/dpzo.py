@@ -1,6 +1,7 @@
 """DP-ZO: clip the difference of two losses, add Gaussian noise, or Laplace noise for pure epsilon."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.mechanism import NOISES, GaussianSum, LaplaceSum
@@ -38,7 +39,7 @@ class DPZO(PrivateMethod):
         """What the clip norm bounds."""
         return "difference of losses"
 
-    @property
+    @cached_property
     def mechanism(self) -> GaussianSum | LaplaceSum:
         """The noisy sum of clipped differences, over the distance of the probe points."""
         return NOISES[self.noise](

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.constraints import Constraint
@@ -57,7 +58,7 @@ class Method(ABC):
         """How per-example coefficients are estimated."""
         return DIFFERENCES[self.difference](smoothing=self.smoothing, num_directions=self.num_directions)
 
-    @property
+    @cached_property
     @abstractmethod
     def mechanism(self) -> Mechanism:
         """How they are released."""
@@ -110,7 +111,7 @@ class PrivateMethod(Method):
     expected_batch_size: int
     clip_norm: float = 1.0
 
-    @property
+    @cached_property
     def mechanism(self) -> Mechanism:
         """The noisy sum of jointly clipped rows."""
         return GaussianSum(

@@ -1,6 +1,7 @@
 """MeZO: memory-efficient zeroth-order SGD. No privacy; the baseline of the private methods."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.mechanism import PlainMean
@@ -29,7 +30,7 @@ class MeZO(Method):
 
     num_directions: int = 1
 
-    @property
+    @cached_property
     def mechanism(self) -> PlainMean:
         """The mean of the batch, as it is."""
         return PlainMean()

@@ -1,6 +1,7 @@
 """Projected zeroth-order gradient descent, with the noise that makes it private."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.constraints import Ball, Constraint
@@ -38,7 +39,7 @@ class Projected(PrivateMethod):
     radius: float
     num_directions: int = 1
 
-    @property
+    @cached_property
     def mechanism(self) -> GaussianSum | ClippedSum:
         """The noisy sum of jointly clipped rows; where there is to be no noise, the sum."""
         if self.noise_multiplier == 0:

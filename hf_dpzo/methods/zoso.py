@@ -1,6 +1,7 @@
 """DP-ZOSO: stages that double in length, halve the learning rate, and pull towards where they began."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from hf_dpzo.constraints import Constraint, QuadraticAnchor
@@ -42,7 +43,7 @@ class ZOSO(PrivateMethod):
     num_stages: int = 3
     anchor_strength: float = 5e-4
 
-    @property
+    @cached_property
     def mechanism(self) -> SeparateGaussianSum:
         """The noisy sum of scalars that were clipped one by one. A coefficient is a quotient over P, so its clip is."""
         return SeparateGaussianSum(
