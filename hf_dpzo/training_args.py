@@ -13,6 +13,7 @@ from hf_dpzo.lattice import MAX_ROWS
 from hf_dpzo.ledger import Budget
 from hf_dpzo.mechanism import NOISES
 from hf_dpzo.method_flags import (
+    ADAM_FLAGS,
     CHOICES,
     COUNTS,
     METHOD_FLAGS,
@@ -40,6 +41,11 @@ PLANNED_FLAGS = (
     "seed",
     "max_steps",
     "num_train_epochs",
+    # No part of the budget, but the optimizer is made with them, and the card states them.
+    "learning_rate",
+    "update",
+    "momentum",
+    *ADAM_FLAGS,
     *METHOD_FLAGS,
 )
 
@@ -162,7 +168,7 @@ class ZOTrainingArguments(TrainingArguments):
 
     @property
     def planned_values(self) -> dict[str, Any]:
-        """What a budget was planned from. Once it has been, none of it may change."""
+        """What a run was planned from. Once it has been, none of it may change."""
         return {name: getattr(self, name) for name in PLANNED_FLAGS}
 
     @property

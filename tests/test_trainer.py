@@ -363,7 +363,15 @@ def test_checkpoints_hold_no_generator_state(make_trainer, make_args):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("expected_batch_size", 40), ("noise_multiplier", 9.0), ("seed", 1), ("max_steps", 5)]
+    ("name", "value"),
+    [
+        ("expected_batch_size", 40),
+        ("noise_multiplier", 9.0),
+        ("seed", 1),
+        ("max_steps", 5),
+        ("learning_rate", 0.5),
+        ("update", "adam"),
+    ],
 )
 def test_arguments_changed_after_planning_are_refused(make_trainer, name, value):
     trainer = make_trainer()
