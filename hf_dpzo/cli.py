@@ -71,7 +71,7 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
 
 
 def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    from hf_dpzo.audit import inherent_privacy
+    from hf_dpzo.inherent import inherent_privacy
 
     lines = [("directions", "noise", "the attacker sees", "guesses right", "allowed")]
     for finding in inherent_privacy():

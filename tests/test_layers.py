@@ -38,7 +38,7 @@ LAYERS = {
     "methods.projected": set(),
     "methods": set(),
     "descent": {"torch"},
-    "audit": {"torch"},
+    "inherent": {"torch"},
     "losses": {"torch", "transformers", "peft"},
     "prompting": {"torch", "transformers", "peft"},
     "refusals": {"torch", "transformers", "peft"},

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_dpzo.audit import inherent_privacy
+from hf_dpzo.inherent import inherent_privacy
 from hf_dpzo.cli import main
 from hf_dpzo.noise import DiscreteGaussian
 
