@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_dpzo.perturbation import CHUNK
+from hf_dpzo.perturbation import CHUNK, sum_of_squares
 
 
 class Constraint:
     """No constraint, unless a subclass says otherwise."""
+
+    # Whether it looks at parameters of before.
+    remembers = False
 
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
         """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
@@ -48,6 +51,8 @@ class QuadraticAnchor(Constraint):
     tensor([7.])
     """
 
+    remembers = True
+
     strength: float
 
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
@@ -77,6 +82,8 @@ class Ball(Constraint):
     [tensor([3.]), tensor([4.])]
     """
 
+    remembers = True
+
     radius: float
 
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
@@ -92,6 +99,6 @@ class Ball(Constraint):
 
 
 def _squares(parameter: torch.Tensor, start: torch.Tensor) -> float:
-    """The squared distance between two tensors, in float64 and chunk by chunk."""
+    """The squared distance between two tensors, chunk by chunk."""
     chunks = zip(parameter.detach().view(-1).split(CHUNK), start.view(-1).split(CHUNK), strict=True)
-    return sum(float((a.double() - b.double()).square().sum()) for a, b in chunks)
+    return sum(sum_of_squares((a.double() - b.double()).cpu()) for a, b in chunks)

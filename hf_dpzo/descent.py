@@ -52,6 +52,16 @@ class Descent:
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
         return estimator.differences(walk=self._walk(step), losses=losses)
 
+    def retrace(self, step: int) -> None:
+        """Leave the parameters as the walk of `step` left them, without data."""
+        self.differences(step, lambda: torch.zeros(0))
+
+    @property
+    def mask_fingerprint(self) -> int:
+        """Which coordinates may move, in this stage; 0 where all may."""
+        mask = self.optimizer.directions.mask
+        return 0 if mask is None else mask.fingerprint
+
     def _mask(self, stage: int) -> Mask | None:
         pruning = self.method.pruning(stage)
         if pruning is None:

@@ -36,10 +36,11 @@ class FirstStepGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first batch: do the model's outputs differ between the probe points?"""
-        model = unwrapped(kwargs["model"])
+        model = kwargs["model"]
         model.eval()
         self._begin()
-        reads_tokens = isinstance(model, PreTrainedModel) and model.main_input_name == "input_ids"
+        base = unwrapped(model)
+        reads_tokens = isinstance(base, PreTrainedModel) and base.main_input_name == "input_ids"
         optimizer = unwrapped_optimizer(kwargs["optimizer"])
         if reads_tokens and not _outputs_respond(model, optimizer, self._smoothing):
             raise RuntimeError(
@@ -77,10 +78,11 @@ def unwrapped_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
 
 
 @torch.no_grad()
-def _outputs_respond(model: PreTrainedModel, optimizer: ZOOptimizer, smoothing: float) -> bool:
+def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: float) -> bool:
     """Perturb one parameter after the other, the smallest first, until the outputs on made-up tokens differ."""
     parameters = optimizer.parameters()
-    tokens = {name: value[:1].to(model.device) for name, value in model.dummy_inputs.items()}
+    base = unwrapped(model)
+    tokens = {name: value[:1].to(base.device) for name, value in base.dummy_inputs.items()}
     for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
         parameter, copy = parameters[index], parameters[index].detach().clone()
         outputs = []

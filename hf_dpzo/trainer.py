@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProgressCallback, Trainer
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers import PreTrainedModel, ProgressCallback
+from transformers.trainer_utils import TrainOutput
 
-from hf_dpzo.descent import Descent
+from hf_dpzo.durable import DurableTrainer
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
-from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import Inputs, PerExampleLoss, as_loss, losses_of_rows, unwrapped
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS, Run, write_card
 from hf_dpzo.optimizer import ZOOptimizer
@@ -29,6 +28,7 @@ from hf_dpzo.refusals import (
     refuse_padding,
     refuse_parts,
     refuse_replaced,
+    refuse_resuming,
     refuse_trained,
 )
 from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler, SealedRows
@@ -36,11 +36,9 @@ from hf_dpzo.training_args import ZOTrainingArguments
 
 
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
-# What the stock loop may log about training. Everything else that it computes is a function of unreleased data.
-RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon"})
 
 
-class ZOTrainer(Trainer):
+class ZOTrainer(DurableTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -93,8 +91,8 @@ class ZOTrainer(Trainer):
         )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
-        self._num_rows = 0 if train_dataset is None else len(train_dataset)
-        self.method, self.budget = args.plan(self._num_rows) if self._num_rows else (None, None)
+        self._num_units = 0 if train_dataset is None else len(train_dataset)
+        self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
         self._planned_values = args.planned_values
         settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
         constraint = None if self.method is None else self.method.constraint
@@ -102,7 +100,7 @@ class ZOTrainer(Trainer):
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
         if self.method is not None:
-            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=lambda: self._descent().begin(0)))
+            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
             self.remove_callback(ProgressCallback)
             self.add_callback(EpsilonProgressCallback)
@@ -125,17 +123,9 @@ class ZOTrainer(Trainer):
         release = self.method.mechanism.release(differences)
         del inputs, micro_batches, losses, differences  # What follows is post-processing.
         self.budget.spend()
+        self._log.append(descent, step, release.integers)  # On disk before anything moves.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
-
-    def _descent(self) -> Descent:
-        """What moves the parameters. Made anew, since wrappers exchange models and optimizers."""
-        return Descent(
-            model=self.model,
-            optimizer=unwrapped_optimizer(self.optimizer),
-            method=self.method,
-            planned_steps=self.budget.planned_steps,
-        )
 
     # ---- Hooks of the stock loop ----
 
@@ -149,12 +139,12 @@ class ZOTrainer(Trainer):
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
         self._refuse_model()  # Again: `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
-        if len(stock.dataset) != self._num_rows:
+        if len(stock.dataset) != self._num_units:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
         return DataLoader(
             SealedRows(stock.dataset),
             batch_sampler=PoissonBatchSampler(
-                size=self._num_rows, sampling_rate=self.args.sampling_rate(self._num_rows)
+                size=self._num_units, sampling_rate=self.args.sampling_rate(self._num_units)
             ),
             collate_fn=LogicalBatchCollator(stock.collate_fn, micro_batch_size=self._train_batch_size),
             num_workers=stock.num_workers,
@@ -169,119 +159,56 @@ class ZOTrainer(Trainer):
         """The expected batch size; the actual ones are secret."""
         return args.expected_batch_size
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Zero: the count would tell how many tokens were drawn."""
-        return 0
-
     def _get_learning_rate(self) -> float:
         """As stock, times the share of it that the method's present stage takes."""
         return super()._get_learning_rate() * unwrapped_optimizer(self.optimizer).rate_factor
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: there is nothing to resume, and a generator's position may count what was drawn from it."""
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> None:
-        """None, which is not logged: there is no gradient."""
 
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
         """As stock. All planned steps count as spent when it ends, also when it is stopped early.
 
+        Args:
+            resume_from_checkpoint: go on with the run in `output_dir`: `True`, or one of its checkpoints. The steps in
+                its log are replayed, without data; those that are left follow, with fresh noise and batches.
+            trial: refused.
+            ignore_keys_for_eval: as stock.
+
         Raises:
-            ValueError: when asked to resume, which would spend steps that the checkpoint's ledger does not hold.
+            TrajectoryError: there is no run to go on with, or it is another one; the message says what differs.
             BudgetExceededError: when called again.
         """
-        if resume_from_checkpoint:
-            raise ValueError(
-                f"resume_from_checkpoint={resume_from_checkpoint}: a checkpoint does not hold the ledger of what was "
-                "spent; start a new run."
-            )
         if trial is not None:
             raise ValueError(
                 "trial: a search would spend a budget for each trial, and state one; train each by itself."
             )
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
-        self.budget.require(self.budget.planned_steps)
-        self._refuse_changes()
+        self._find_log(resume_from_checkpoint or False)
+        self._refuse_changes(resumes=bool(resume_from_checkpoint))
         try:
-            output = super().train(ignore_keys_for_eval=ignore_keys_for_eval)
+            output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
         finally:
             self.budget.close()
+            self._log.close()
         return TrainOutput(output.global_step, math.nan, self._released(output.metrics))
 
     def _refuse_model(self) -> None:
         refuse_model(self.model, private=self.args.private)
         refuse_padding(unwrapped(self.model), self.processing_class)
 
-    def _refuse_changes(self) -> None:
+    def _refuse_changes(self, *, resumes: bool) -> None:
         """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
         refuse_arguments(self.args)
         refuse_changed(self.args, self._planned_values)
         callbacks = self.callback_handler.callbacks
         refuse_parts(dataset=self.train_dataset, data_collator=self.data_collator, callbacks=callbacks, args=self.args)
-        if self.args.private and self.model_init is None:
+        if resumes:
+            refuse_resuming(self.args)
+        elif self.args.private and self.model_init is None:
             refuse_trained(unwrapped(self.model))
 
-    # ---- Evaluation ----
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The mean of the per-example losses, for evaluation. Training does not come here."""
-        losses, scores = self.per_example_loss.evaluate(model, inputs)
-        return (losses.mean(), {"logits": scores}) if return_outputs else losses.mean()
-
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple:
-        """As stock; rows without labels are scored as labelled ones are."""
-        if any(name in inputs for name in self.label_names):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        with torch.no_grad():
-            return None, self.per_example_loss.scores(model, self._prepare_inputs(inputs)), None
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """As stock, on data that are not the training data."""
-        self._refuse_training_data(eval_dataset)
-        if metric_key_prefix.startswith("train"):
-            raise ValueError(f"metric_key_prefix={metric_key_prefix}: it names training metrics; choose another.")
-        self._metric_prefixes.add(metric_key_prefix)
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-
-    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """As stock, on data that are not the training data."""
-        self._refuse_training_data(test_dataset)
-        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-
-    def _refuse_training_data(self, dataset: Any) -> None:
-        dataset = self.eval_dataset if dataset is None else dataset
-        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        if self.args.private and dataset is not None and dataset is self.train_dataset:
-            raise ValueError(
-                "eval_dataset: it is the training data, whose losses are not released; hold some rows out."
-            )
-
-    # ---- What leaves ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent.
-
-        Anything else that it is given is dropped.
-        """
-        logs = self._released(logs)
-        if "learning_rate" in logs and self.args.private:
-            logs["epsilon"] = round_up(self.budget.running_epsilon())
-        super().log(logs, start_time)
-
-    def _released(self, logs: dict[str, Any]) -> dict[str, Any]:
-        evaluated = tuple(f"{prefix}_" for prefix in self._metric_prefixes)
-        return {key: value for key, value in logs.items() if key in RELEASED or key.startswith(evaluated)}
+    # ---- What is saved ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As stock, with the guarantee written beside the weights: `README.md` and `privacy.json`."""
@@ -305,9 +232,9 @@ class ZOTrainer(Trainer):
             seed=self.args.seed,
             base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",
             peft=isinstance(self.model, PeftModel),
-            num_rows=self._num_rows,
+            num_rows=self._num_units,
             expected_batch_size=self.args.expected_batch_size,
-            sampling_rate=self.args.sampling_rate(self._num_rows),
+            sampling_rate=self.args.sampling_rate(self._num_units),
             rows_evaluated_alone=self._train_batch_size == 1,
             eval_data_is_public=self.args.eval_data_is_public,
             metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},

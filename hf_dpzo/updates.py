@@ -15,6 +15,8 @@ class Update:
 
     # The fewest directions a step that it can work with.
     min_directions = 1
+    # Whether it depends on coefficients received before.
+    remembers = False
 
     def scaled(self, coefficients: Sequence[float]) -> list[float]:
         """Return the coefficients to move along, given the released ones of a step."""
@@ -44,6 +46,8 @@ class Momentum(Update):
         momentum: how much of the velocity a step keeps.
     """
 
+    remembers = True
+
     momentum: float = 0.9
 
     def inner(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
@@ -61,6 +65,8 @@ class Adam(Update):
         betas: decay of the two moments.
         epsilon: added to the root of the second.
     """
+
+    remembers = True
 
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8

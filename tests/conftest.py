@@ -1,5 +1,6 @@
 """Tiny models, built from config classes, and tiny data."""
 
+import itertools
 import random
 
 import pytest
@@ -99,9 +100,12 @@ def labelled_rows(count: int, seed: int = 0) -> Dataset:
 
 @pytest.fixture
 def make_args(tmp_path):
+    """Arguments of a short private run, each in a folder of its own unless told otherwise."""
+    numbers = itertools.count()
+
     def make(**changes) -> ZOTrainingArguments:
         settings = {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(tmp_path / f"run{next(numbers)}"),
             "method": "dpzero",
             "noise_multiplier": 1.0,
             "target_delta": 1e-4,

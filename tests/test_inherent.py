@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hf_dpzo.inherent import inherent_privacy
 from hf_dpzo.cli import main
+from hf_dpzo.inherent import inherent_privacy
 from hf_dpzo.noise import DiscreteGaussian
 
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import causal_lm, classifier, masked_lm
 
 from hf_dpzo.cli import main
-from hf_dpzo.loading import resolve
+from hf_dpzo.packages import resolve
 from hf_dpzo.recipe import Recipe, read_recipe
 
 

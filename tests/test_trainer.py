@@ -182,11 +182,6 @@ def classification_loss(model, inputs):
     return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
 
-def test_resuming_is_refused(make_trainer):
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint=True: .* start a new run"):
-        make_trainer().train(resume_from_checkpoint=True)
-
-
 def test_training_without_rows_is_refused(make_trainer):
     with pytest.raises(ValueError, match="train_dataset=None"):
         make_trainer(train_dataset=None).train()
@@ -292,8 +287,8 @@ def test_neighbouring_data_move_the_release_by_at_most_a_clip_norm(make_trainer,
     released = []
     monkeypatch.setattr(DiscreteGaussian, "add", lambda self, values: released.append(values) or list(values))
     rows = labelled_rows(ROWS)
-    args = make_args(expected_batch_size=ROWS - 1, max_steps=1, clip_norm=0.01, per_device_train_batch_size=1)
     for data in (rows, rows.select(range(1, ROWS))):
+        args = make_args(expected_batch_size=ROWS - 1, max_steps=1, clip_norm=0.01, per_device_train_batch_size=1)
         monkeypatch.setattr(BernoulliMask, "draw", lambda mask: torch.ones(mask.size, dtype=torch.bool).numpy())
         torch.manual_seed(0)
         make_trainer(classifier(), args=args, train_dataset=data).train()

@@ -1,0 +1,235 @@
+"""From a log back to weights, without data: bit for bit what the run made."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, get_peft_model
+from transformers import GgufConfig, PreTrainedModel
+
+from hf_dpzo.descent import Descent
+from hf_dpzo.initial import (
+    adapter_of,
+    base_of,
+    frozen_fingerprint,
+    public_draws,
+    restore_initial,
+    shapes_fingerprint,
+    values_fingerprint,
+)
+from hf_dpzo.ledger import Budget
+from hf_dpzo.methods import METHODS, Method
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.packages import resolve
+from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.trajectory import Record, Trajectory, TrajectoryError
+from hf_dpzo.updates import UPDATES, Update
+
+
+ANYWHERE = "any kind of device"
+
+
+def header_of(
+    *,
+    model: torch.nn.Module,
+    optimizer: ZOOptimizer,
+    method: Method,
+    update: Update,
+    budget: Budget,
+    num_units: int,
+    initial: str | None,
+) -> dict[str, Any]:
+    """Return the header of a run's log: public facts, and all that a replay needs.
+
+    Args:
+        model: as it is trained, with its adapter.
+        optimizer: which has its parameters.
+        method: with its noise set.
+        update: what becomes of released coefficients.
+        budget: the plan.
+        num_units: how many units of privacy the training data hold.
+        initial: the fingerprint of the initial values; `None` where it is not known any more.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
+    return json.loads(
+        json.dumps(
+            {
+                "base": {**base_of(model), "frozen": frozen_fingerprint(model, trained.values())},
+                "adapter": adapter_of(model),
+                "trained": {"shapes": shapes_fingerprint(trained), "initial": initial},
+                "method": {"name": _name_in(METHODS, method), **dataclasses.asdict(method)},
+                "num_directions": method.estimator.num_directions,
+                "update": {"name": _name_in(UPDATES, update), **dataclasses.asdict(update)},
+                "directions": {"name": _name_in(DIRECTIONS, optimizer.directions), "seed": optimizer.directions.seed},
+                "groups": [
+                    {"weight_decay": group["weight_decay"], "parameters": [names[id(p)] for p in group["params"]]}
+                    for group in optimizer.param_groups
+                ],
+                "plan": {
+                    "steps": budget.planned_steps,
+                    "delta": budget.delta,
+                    "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
+                    "num_units": num_units,
+                },
+                "replays_on": _replays_on(method, update, optimizer),
+            }
+        )
+    )
+
+
+def remembers(method: Method, update: Update) -> bool:
+    """Whether a step depends on more than the parameters: on moments, on where a stage began, or on a mask."""
+    return update.remembers or method.constraint.remembers or method.pruning(0) is not None
+
+
+def replay(descent: Descent, records: Iterable[Record]) -> None:
+    """Take the steps of `records` again. The parameters are where the first of them began.
+
+    Raises:
+        TrajectoryError: a record holds another smoothing or mask than this run would use.
+    """
+    unit = descent.method.mechanism.unit
+    for record in records:
+        stage = descent.begin(record.step)
+        found = (stage.smoothing, descent.mask_fingerprint)
+        if found != (record.smoothing, record.mask):
+            raise TrajectoryError(
+                f"step={record.step}: the log has smoothing and mask {(record.smoothing, record.mask)}, and this "
+                f"machine makes {found}; replay where the run was trained."
+            )
+        descent.retrace(record.step)
+        for group, rate in zip(descent.optimizer.param_groups, record.rates, strict=True):
+            group["lr"] = rate
+        descent.optimizer.receive(step=record.step, coefficients=[integer * unit for integer in record.integers])
+        descent.optimizer.step()
+
+
+def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None = None) -> None:
+    """Give `model`, which is where the run began, the weights that it had after `at_step` steps; by default after all.
+
+    Raises:
+        TrajectoryError: the model is another one, the device is of another kind, or there are fewer steps.
+    """
+    steps = len(log.records) if at_step is None else at_step
+    if not 0 <= steps <= len(log.records):
+        raise TrajectoryError(f"at_step={steps}: the log has {len(log.records)} steps; choose one of them.")
+    trained = trained_parameters(log, model)
+    check_start(log, frozen_fingerprint(model, trained.values()), values_fingerprint(trained.values()))
+    check_device(log, next(model.parameters()).device)
+    groups = [
+        {"params": [trained[name] for name in group["parameters"]], "weight_decay": group["weight_decay"]}
+        for group in log.header["groups"]
+    ]
+    method, update = _made(METHODS, log.header["method"]), _made(UPDATES, log.header["update"])
+    optimizer = ZOOptimizer(
+        groups,
+        directions=DIRECTIONS[log.header["directions"]["name"]],
+        seed=log.header["directions"]["seed"],
+        lr=0.0,
+        update=update,
+        constraint=method.constraint,
+    )
+    planned = log.header["plan"]["steps"]
+    replay(Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned), log.records[:steps])
+
+
+def rebuild(base: str, path: str | Path, *, at_step: int | None = None, revision: str | None = None) -> PreTrainedModel:
+    """Return the model that the log at `path` leads to from `base`: on the Hub, a folder, or package://name.
+
+    Raises:
+        TrajectoryError: `base` is not what the run began from, or what it began from was not kept.
+    """
+    log = Trajectory.read(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    with public_draws(log.header["directions"]["seed"]):
+        model = _load_base(base, revision, log.header["base"])
+    adapter = log.header["adapter"]
+    if adapter is None:
+        return _started(model, log, folder, at_step)
+    config = PeftConfig.from_peft_type(**adapter["config"])
+    with public_draws(adapter["seed"] or 0):
+        return _started(get_peft_model(model, config), log, folder, at_step)
+
+
+def check_start(log: Trajectory, frozen: str, initial: str | None) -> None:
+    """Raise `TrajectoryError` where a run begins from other weights than `log` did."""
+    if frozen != log.header["base"]["frozen"]:
+        raise TrajectoryError(
+            f"base={log.header['base']['name']}: the weights that are not trained are others than those that the log "
+            "began with; start from the same model."
+        )
+    if initial is not None and initial != log.header["trained"]["initial"]:
+        raise TrajectoryError(
+            "model: the initial values of what is trained are others than those that the log began with; load the base "
+            "model anew, and initialize what is new from the same seed."
+        )
+
+
+def check_device(log: Trajectory, device: torch.device) -> None:
+    """Raise `TrajectoryError` where a replay on `device` could differ in the last bit."""
+    if log.header["replays_on"] not in (ANYWHERE, _kind(device)):
+        raise TrajectoryError(
+            f"device={_kind(device)}: this run replays bit for bit on {log.header['replays_on']} alone; replay there."
+        )
+
+
+def _started(model: torch.nn.Module, log: Trajectory, folder: Path, at_step: int | None) -> torch.nn.Module:
+    restore_initial(model, folder)
+    replay_onto(model, log, at_step=at_step)
+    return model
+
+
+def _load_base(base: str, revision: str | None, header: dict[str, Any]) -> PreTrainedModel:
+    kind = getattr(transformers, header["architecture"], None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise TrajectoryError(
+            f"architecture={header['architecture']}: transformers has no such model; build it, and call replay_onto."
+        )
+    options: dict[str, Any] = {"dtype": torch.float32, "revision": revision or header["revision"] or "main"}
+    config = kind.config_class.from_dict(header["config"])
+    if base.endswith(".gguf"):
+        base, _, options["gguf_file"] = base.rpartition("/")
+        model = kind.from_pretrained(resolve(base), quantization_config=GgufConfig(dequantize=True), **options)
+        model.config = config
+    else:
+        model = kind.from_pretrained(resolve(base), config=config, **options)
+    model.config.name_or_path = header["name"]
+    return model.eval()
+
+
+def trained_parameters(log: Trajectory, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of `model` that `log` moves, in its order; raise where some are not there."""
+    names = [name for group in log.header["groups"] for name in group["parameters"]]
+    parameters = dict(model.named_parameters())
+    trained = {name: parameters[name] for name in names if name in parameters}
+    if log.header["trained"]["shapes"] != shapes_fingerprint(trained):
+        raise TrajectoryError("model: it has not the parameters that the log trains; start from the same model.")
+    return trained
+
+
+def _made(known: dict[str, type], described: dict[str, Any]) -> Any:
+    """The dataclass that a header describes."""
+    values = {name: value for name, value in described.items() if name != "name"}
+    if described["name"] not in known:
+        raise TrajectoryError(f"name={described['name']}: this version has only {', '.join(known)}; use a newer one.")
+    return known[described["name"]](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def _name_in(known: dict[str, type], one: Any) -> str:
+    return next(name for name, kind in known.items() if type(one) is kind)
+
+
+def _replays_on(method: Method, update: Update, optimizer: ZOOptimizer) -> str:
+    """Where each coordinate is rounded once an update, whatever computes it makes the same bits."""
+    portable = _name_in(DIRECTIONS, optimizer.directions) == "rademacher" and not remembers(method, update)
+    return ANYWHERE if portable else _kind(optimizer.parameters()[0].device)
+
+
+def _kind(device: torch.device) -> str:
+    return f"{device.type} on {platform.machine()}"

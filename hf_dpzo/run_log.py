@@ -1,0 +1,164 @@
+"""The log of one run, as the trainer uses it: begun, or found and caught up with; appended to; closed."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_dpzo.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
+from hf_dpzo.descent import Descent
+from hf_dpzo.initial import restore_initial, save_initial, values_fingerprint
+from hf_dpzo.replay import check_device, replay
+from hf_dpzo.trajectory import FILE_NAME, Record, Trajectory, TrajectoryError, TrajectoryWriter, differences
+
+
+class RunLog:
+    """The write-ahead log in the folder of a run.
+
+    Args:
+        folder: the run's `output_dir`.
+        resume: whether to go on with the run that is there: `True`, the folder, or one of its checkpoints.
+        planned_steps: how many steps the whole run has.
+
+    Raises:
+        TrajectoryError: there is no such run, or one that would be overwritten.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool | str, planned_steps: int) -> None:
+        self._folder, self._planned = folder, planned_steps
+        self._writer: TrajectoryWriter | None = None
+        self.found: Trajectory | None = None
+        self.checkpoint: Path | None = None
+        if resume:
+            self.found = Trajectory.read(folder)
+            self.checkpoint = self._chosen(resume)
+        elif (folder / FILE_NAME).exists():
+            raise TrajectoryError(
+                f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
+                "choose another folder for a new one."
+            )
+
+    @property
+    def steps(self) -> int:
+        """How many steps are spent; one whose record was torn among them, for somebody may have seen it."""
+        return 0 if self.found is None else len(self.found.records) + self._torn
+
+    def start_from(self, model: torch.nn.Module, *, initial: bool) -> None:
+        """See to it that `model` is where a replay starts, at the checkpoint or at the initial values.
+
+        Raises:
+            TrajectoryError: the weights of the checkpoint are not those that were saved.
+        """
+        if self.found is not None and initial:
+            restore_initial(model, self._folder)
+
+    def open(self, header: dict[str, Any], model: torch.nn.Module) -> None:
+        """Begin the log with `header`, or see that the one that was found has the same, and be ready to append.
+
+        Raises:
+            TrajectoryError: the log belongs to another model, data size or configuration; it says what differs.
+        """
+        path = self._folder / FILE_NAME
+        if self.found is None:
+            save_initial(model, self._folder)
+            self._writer = TrajectoryWriter.create(path, header)
+            return
+        if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
+            header["trained"]["initial"] = self.found.header["trained"]["initial"]
+        different = differences(self.found.header, header)
+        if different:
+            raise TrajectoryError(
+                f"resume_from_checkpoint: the log in {self._folder} is of another run: {'; '.join(different[:3])}; set "
+                "what it had, or start a new run in another folder."
+            )
+        check_device(self.found, next(model.parameters()).device)
+        self._writer = TrajectoryWriter(path, self.found)
+
+    def catch_up(self, descent: Descent, scheduler: torch.optim.lr_scheduler.LRScheduler, *, initial: bool) -> None:
+        """Take the steps that the log holds and the model does not have yet, and the schedule with them.
+
+        Args:
+            descent: what moves the parameters.
+            scheduler: sets the learning rate; at its beginning.
+            initial: whether the model has taken none of them; else it is at the checkpoint.
+
+        Raises:
+            TrajectoryError: the schedule would have set other learning rates.
+        """
+        first = 0 if initial else self._check_weights(descent)
+        for record in self.found.records:
+            rates = tuple(group["lr"] for group in descent.optimizer.param_groups)
+            if rates != record.rates:
+                raise TrajectoryError(
+                    f"learning_rate={rates[0]:g} in step {record.step}: the log has {record.rates[0]:g}; set the "
+                    "learning rate and the schedule that the run had."
+                )
+            if record.step >= first:
+                replay(descent, [record])
+            _advance(scheduler)
+        if self._torn:
+            void = self._record(descent, self.steps - 1, (0,) * self.found.layout.num_directions, void=True)
+            self._writer.append(void)
+            replay(descent, [void])
+            _advance(scheduler)
+
+    def append(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
+        """Put what `step` released on disk, with all that its update will use. Nothing has moved yet."""
+        self._writer.append(self._record(descent, step, integers))
+
+    def mark(self, checkpoint: Path, descent: Descent, steps: int) -> None:
+        """Say that `checkpoint` is whole."""
+        weights = values_fingerprint(descent.optimizer.parameters())
+        CheckpointMark(steps=steps, checksum=self._writer.checksum, weights=weights).save(checkpoint)
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def _torn(self) -> bool:
+        return self.found.torn > 0 and len(self.found.records) < self._planned
+
+    def _record(self, descent: Descent, step: int, integers: tuple[int, ...], *, void: bool = False) -> Record:
+        return Record(
+            step=step,
+            integers=integers,
+            rates=tuple(group["lr"] for group in descent.optimizer.param_groups),
+            smoothing=descent.begin(step).smoothing,
+            mask=descent.mask_fingerprint,
+            void=void,
+        )
+
+    def _check_weights(self, descent: Descent) -> int:
+        mark = CheckpointMark.load(self.checkpoint)
+        if values_fingerprint(descent.optimizer.parameters()) != mark.weights:
+            raise TrajectoryError(
+                f"{self.checkpoint}: its weights are not those that were saved; delete this folder, and the log alone "
+                "gives them back."
+            )
+        return mark.steps
+
+    def _chosen(self, resume: bool | str) -> Path | None:
+        """The checkpoint that was asked for, or the newest whole one."""
+        if resume is True or Path(resume).resolve() == self._folder.resolve():
+            return find_checkpoint(self._folder, self.found)
+        if Path(resume).resolve().parent != self._folder.resolve():
+            raise TrajectoryError(
+                f"resume_from_checkpoint={resume}: it does not lie in output_dir={self._folder}, where the log of its "
+                "run is; set output_dir to its folder."
+            )
+        if not check_checkpoint(Path(resume), self.found):
+            raise TrajectoryError(
+                f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
+            )
+        return Path(resume)
+
+
+def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Step the schedule, for a step that the optimizer took before, or below the wrapper that the schedule watches."""
+    with warnings.catch_warnings():
+        # torch 2.13 takes it for a mistake. Remove when schedulers can be told how many steps were taken.
+        warnings.filterwarnings("ignore", message=".*optimizer.step", category=UserWarning)
+        scheduler.step()

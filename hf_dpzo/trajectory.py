@@ -1,0 +1,291 @@
+"""The trajectory of a run on disk: a write-ahead log of what was released, from which the weights can be rebuilt.
+
+A file is a magic line, a header (JSON, with its length before it and its SHA-256 behind it), and one record of fixed
+size for each step. Each record carries the first 16 bytes of a SHA-256 over the record before it and itself, so that no
+record can be changed, dropped or moved without those behind it becoming wrong. A record is on disk before the weights
+move. It takes `40 + 8 * groups + 8 * K` bytes: 64 for one direction and the Trainer's two parameter groups.
+
+All that is in it is public: what left through a mechanism, and what the run was configured with.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import filelock
+
+
+FILE_NAME = "trajectory.zo"
+MAGIC = b"hf_dpzo trajectory 1\n"
+# What an untrusted file may make a reader hold.
+LARGEST_HEADER, LARGEST_K = 1 << 24, 1 << 16
+_LENGTH, _FRONT = struct.Struct("<I"), struct.Struct("<IIdQ")
+_VOID = 1
+_CHAIN = 16
+
+
+class TrajectoryError(ValueError):
+    """A log that can not be read, or that belongs to another run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One step.
+
+    Args:
+        step: from 0.
+        integers: what was released, one for each direction.
+        rates: the learning rate of each parameter group.
+        smoothing: mu of the step's stage.
+        mask: a fingerprint of the coordinates that could move; 0 where all could.
+        void: whether nothing is known of what was released: its record was torn. The step counts as spent.
+    """
+
+    step: int
+    integers: tuple[int, ...]
+    rates: tuple[float, ...]
+    smoothing: float
+    mask: int = 0
+    void: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the records of a file are laid out.
+
+    Args:
+        num_directions: K.
+        groups: how many parameter groups the optimizer has.
+
+    >>> layout = Layout(num_directions=1, groups=2)
+    >>> layout.size
+    64
+    >>> record = Record(step=0, integers=(-5,), rates=(0.5, 0.5), smoothing=1e-3)
+    >>> layout.unpack(layout.pack(record, bytes(16)), bytes(16)) == record
+    True
+    """
+
+    num_directions: int
+    groups: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of a record."""
+        return _FRONT.size + 8 * (self.groups + self.num_directions) + _CHAIN
+
+    def pack(self, record: Record, before: bytes) -> bytes:
+        """Return the bytes of `record`, which end with its checksum; `before` is that of the record before it."""
+        front = _FRONT.pack(record.step, _VOID * record.void, record.smoothing, record.mask)
+        body = front + self._values.pack(*record.rates, *record.integers)
+        return body + _checksum(before, body)
+
+    def unpack(self, data: bytes, before: bytes) -> Record | None:
+        """Return the record in `data`, or `None` where its checksum is wrong."""
+        body, checksum = data[:-_CHAIN], data[-_CHAIN:]
+        if len(data) != self.size or checksum != _checksum(before, body):
+            return None
+        step, flags, smoothing, mask = _FRONT.unpack_from(body)
+        values = self._values.unpack_from(body, _FRONT.size)
+        return Record(
+            step=step,
+            integers=values[self.groups :],
+            rates=values[: self.groups],
+            smoothing=smoothing,
+            mask=mask,
+            void=bool(flags & _VOID),
+        )
+
+    @property
+    def _values(self) -> struct.Struct:
+        return struct.Struct(f"<{self.groups}d{self.num_directions}q")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """What a file holds.
+
+    Args:
+        header: what the run was configured with.
+        records: of the steps, in order.
+        checksums: of the records, in order, the header's before them.
+        torn: bytes behind the last whole record. They are of a step whose release somebody may have seen.
+    """
+
+    header: Mapping[str, Any]
+    records: tuple[Record, ...]
+    checksums: tuple[bytes, ...]
+    torn: int
+
+    @property
+    def layout(self) -> Layout:
+        """How the records are laid out."""
+        return layout_of(self.header)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read the log at `path`, a file or the folder of a run.
+
+        Raises:
+            TrajectoryError: there is none, or one that is damaged before its last record.
+        """
+        path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise TrajectoryError(f"{path}: there is no log of a run; name its folder, or its {FILE_NAME}.")
+        data = path.read_bytes()
+        header, checksum, start = _read_header(data, path)
+        layout, records, checksums = layout_of(header), [], [checksum]
+        for begin in range(start, len(data) - layout.size + 1, layout.size):
+            piece = data[begin : begin + layout.size]
+            record = layout.unpack(piece, checksums[-1])
+            if record is None or record.step != len(records):
+                if begin + layout.size < len(data):
+                    raise TrajectoryError(f"{path}: record {len(records)} is damaged; take the log from a backup.")
+                break
+            records.append(record)
+            checksums.append(piece[-_CHAIN:])
+        torn = len(data) - start - len(records) * layout.size
+        return cls(header=header, records=tuple(records), checksums=tuple(checksums), torn=torn)
+
+
+class TrajectoryWriter:
+    """Appends records to a log, each on disk before `append` returns. One writer at a time.
+
+    Args:
+        path: the file, which exists.
+        log: what it holds.
+    """
+
+    def __init__(self, path: Path, log: Trajectory) -> None:
+        self._path, self._layout, self._steps = path, log.layout, len(log.records)
+        self._before = log.checksums[-1]
+        self._lock = filelock.FileLock(f"{path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise TrajectoryError(f"{path}: another process writes this log; wait for it, or stop it.") from None
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
+        # Over the torn bytes, if there are any: they are fewer than the next record has.
+        self._file.seek(-log.torn, os.SEEK_END)
+
+    @classmethod
+    def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
+        """Create the log with `header`, whole or not at all.
+
+        Raises:
+            OSError: the folder can not be written to.
+        """
+        text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+        start = MAGIC + _LENGTH.pack(len(text)) + text
+        scratch = path.with_name(f"{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(scratch, start + hashlib.sha256(start).digest())
+            os.replace(scratch, path)
+            sync(path.parent)
+        except OSError as error:
+            raise OSError(
+                f"output_dir={path.parent}: the log of the run can not be written there ({error.strerror}); nothing "
+                "was trained: make room, or choose another folder."
+            ) from error
+        return cls(path, Trajectory.read(path))
+
+    def append(self, record: Record) -> None:
+        """Append `record`, and wait until it is on disk.
+
+        Raises:
+            OSError: it could not be written. The records before it are as they were; the run must stop, and what was
+                written of this one tells a resumed run that its step is spent.
+        """
+        if record.step != self._steps:
+            raise RuntimeError(f"step={record.step}: the log expects step {self._steps}.")
+        data = self._layout.pack(record, self._before)
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                self._file.write(data[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"{self._path}: step {record.step} could not be written ({error.strerror}); the {record.step} steps "
+                "before it are safe: make room, and go on with resume_from_checkpoint=True."
+            ) from error
+        self._before, self._steps = data[-_CHAIN:], self._steps + 1
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of the last record, which stands for the whole log up to it."""
+        return self._before.hex()
+
+    def close(self) -> None:
+        """Let others write."""
+        self._file.close()
+        self._lock.release()
+
+
+def layout_of(header: Mapping[str, Any]) -> Layout:
+    """Return the layout that `header` asks for."""
+    return Layout(num_directions=header["num_directions"], groups=len(header["groups"]))
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Return what differs between two headers, as `name=value there and value here`.
+
+    >>> differences({"method": {"clip_norm": 1.0}}, {"method": {"clip_norm": 0.5}})
+    ['method.clip_norm=1.0 there and 0.5 here']
+    """
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = sorted({*there, *here})
+        return [
+            line
+            for name in names
+            for line in differences(there.get(name), here.get(name), f"{path}.{name}".lstrip("."))
+        ]
+    return [] if there == here else [f"{path}={_short(there)} there and {_short(here)} here"]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file, and wait until it is on disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_header(data: bytes, path: Path) -> tuple[dict[str, Any], bytes, int]:
+    """Return the header, its checksum, and where the records begin."""
+    if not data.startswith(MAGIC):
+        raise TrajectoryError(f"{path}: it is no log that this version reads; it should begin with {MAGIC!r}.")
+    (length,) = _LENGTH.unpack(data[len(MAGIC) :][: _LENGTH.size].ljust(_LENGTH.size, b"\xff"))
+    end = len(MAGIC) + _LENGTH.size + length
+    checksum = hashlib.sha256(data[:end]).digest()
+    if length > LARGEST_HEADER or data[end : end + len(checksum)] != checksum:
+        raise TrajectoryError(f"{path}: its header is damaged; take the log from a backup.")
+    header = json.loads(data[end - length : end])
+    if not (0 < header["num_directions"] <= LARGEST_K and 0 < len(header["groups"]) <= LARGEST_K):
+        raise TrajectoryError(f"{path}: num_directions={header['num_directions']} can not be; take the log anew.")
+    return header, checksum[:_CHAIN], end + len(checksum)
+
+
+def _checksum(before: bytes, body: bytes) -> bytes:
+    return hashlib.sha256(before + body).digest()[:_CHAIN]
+
+
+def _short(value: Sequence[Any] | Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

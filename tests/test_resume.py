@@ -1,0 +1,458 @@
+"""A run that was stopped anywhere goes on from its log, and ends as if nothing had happened."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import causal_lm, classifier, labelled_rows, with_lora
+from peft import PromptEncoderConfig, TaskType, get_peft_model
+from test_contract import CASES, PRIVATE
+from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
+
+from hf_dpzo import ZOTrainer
+from hf_dpzo.checkpoints import FILE_NAME as MARK
+from hf_dpzo.initial import FILE_NAME as INITIAL
+from hf_dpzo.mechanism import IntegerSum, PlainMean, Release
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.replay import rebuild, replay_onto
+from hf_dpzo.run_log import RunLog
+from hf_dpzo.trajectory import FILE_NAME as LOG
+from hf_dpzo.trajectory import Trajectory, TrajectoryError, TrajectoryWriter
+
+
+ROWS, STEPS = 10, 6
+
+
+class Killed(BaseException):
+    """What nothing in the library catches."""
+
+
+def raises_at(count: int, work, *, after: bool = False):
+    """`work`, which is killed when it is called for the `count`-th time: before it did anything, or after."""
+    calls = []
+
+    def killed(*args, **keywords):
+        calls.append(1)
+        if len(calls) == count and not after:
+            raise Killed
+        result = work(*args, **keywords)
+        if len(calls) == count:
+            raise Killed
+        return result
+
+    return killed
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def make_trainer(make_args, tokenizer, folder):
+    def make(name="dpzero", *, lora=True, model=None, where=folder, rows=ROWS, **changes) -> ZOTrainer:
+        noise = {} if name in PRIVATE else {"noise_multiplier": "absent", "target_delta": "absent"}
+        settings = {
+            "output_dir": str(where),
+            "max_steps": STEPS,
+            "weight_decay": 0.01,
+            "expected_batch_size": 4,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 2,
+        }
+        torch.manual_seed(0)  # The same base each time, as a script that loads one has it.
+        base = classifier() if model is None else model
+        return ZOTrainer(
+            model=with_lora(base) if lora else base,
+            args=make_args(**{**settings, **noise, **CASES[name], **changes}),
+            train_dataset=labelled_rows(rows),
+            eval_dataset=labelled_rows(4, seed=1),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+
+    return make
+
+
+@pytest.fixture
+def fixed_releases(monkeypatch):
+    """What is released in each step is settled beforehand, so that two runs can be compared."""
+    trainers = []
+
+    def release(mechanism, differences):
+        step = len(trainers[-1].budget.ledger)
+        integers = tuple((-1) ** (step + k) * (step + k + 1) * 2**38 for k in range(differences.shape[1]))
+        return Release(integers=integers, unit=mechanism.unit)
+
+    for kind in (IntegerSum, PlainMean):
+        monkeypatch.setattr(kind, "release", release)
+
+    def run(trainer, **options):
+        trainers.append(trainer)
+        return trainer.train(**options)
+
+    return run
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+PLACES = {
+    "before the append": (TrajectoryWriter, "append", False),
+    "after the append": (TrajectoryWriter, "append", True),
+    "inside the update": (ZOOptimizer, "_decay_", True),
+    "after the update": (ZOOptimizer, "step", True),
+    "inside a checkpoint": (ZOTrainer, "_save_rng_state", False),
+    "at a checkpoint's mark": (RunLog, "mark", False),
+}
+
+
+def killed_and_resumed(run, make_trainer, monkeypatch, name, place, count, **settings):
+    """Run until it is killed in that place, and go on in a new trainer, as a new process would."""
+    kind, method, after = PLACES[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, method, raises_at(count, getattr(kind, method), after=after))
+        with pytest.raises(Killed):
+            run(make_trainer(name, **settings))
+    resumed = make_trainer(name, **settings)
+    run(resumed, resume_from_checkpoint=True)
+    return resumed
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("name", CASES)
+def test_killed_run_ends_as_if_nothing_had_happened(
+    name, lora, fixed_releases, make_trainer, monkeypatch, tmp_path, folder
+):
+    """Schedule, stages, anchors, masks, moments: after a kill in step 5 all of them are what they were."""
+    whole = make_trainer(name, lora=lora, where=tmp_path / "whole")
+    fixed_releases(whole)
+    resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, name, "inside the update", 5, lora=lora)
+    assert_equal(weights(whole.model), weights(resumed.model))
+    assert len(resumed.budget.ledger) == resumed.state.global_step == STEPS
+    assert (folder / LOG).read_bytes() == (tmp_path / "whole" / LOG).read_bytes()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_killed_anywhere_nothing_is_lost_or_counted_twice(
+    place, count, fixed_releases, make_trainer, monkeypatch, tmp_path, folder
+):
+    whole = make_trainer(where=tmp_path / "whole")
+    fixed_releases(whole)
+    resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, "dpzero", place, count)
+    assert_equal(weights(whole.model), weights(resumed.model))
+    assert len(resumed.budget.ledger) == STEPS
+    assert len(Trajectory.read(folder).records) == STEPS
+    assert resumed.budget.claimed == whole.budget.claimed
+
+
+def test_noise_and_batches_are_fresh_after_resuming(make_trainer, monkeypatch, folder):
+    ends = []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step))
+            with pytest.raises(Killed):
+                make_trainer().train()
+        make_trainer().train(resume_from_checkpoint=True)
+        ends.append([record.integers for record in Trajectory.read(folder).records])
+        os.rename(folder, f"{folder}-{len(ends)}")
+    assert len({integers for end in ends for integers in end}) == 2 * STEPS
+
+
+def test_resuming_twice_from_one_log_releases_different_noise(make_trainer, monkeypatch, folder, tmp_path):
+    """A state that was restored would give the same."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step))
+        with pytest.raises(Killed):
+            make_trainer().train()
+    kept, ends = (folder / LOG).read_bytes(), []
+    for _ in range(2):
+        (folder / LOG).write_bytes(kept)
+        make_trainer().train(resume_from_checkpoint=True)
+        ends.append([record.integers for record in Trajectory.read(folder).records])
+        for checkpoint in folder.glob("checkpoint-*"):
+            (checkpoint / MARK).unlink(missing_ok=True)
+    assert ends[0][:3] == ends[1][:3]
+    assert not set(ends[0][3:]) & set(ends[1][3:])
+
+
+def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
+    """A plain run takes only the tail of the log again; one with moments takes all of it."""
+    for name, expected in (("dpzero", [4]), ("mezo-adam", [0, 1, 2, 3, 4])):
+        where = make_trainer(name).args.output_dir + name
+        with monkeypatch.context() as patch:
+            patch.setattr(ZOOptimizer, "step", raises_at(5, ZOOptimizer.step))
+            with pytest.raises(Killed):
+                make_trainer(name, where=where).train()
+        seen = []
+        with monkeypatch.context() as patch:
+            replayed = RunLog.catch_up.__globals__["replay"]
+            patch.setitem(
+                RunLog.catch_up.__globals__,
+                "replay",
+                lambda descent, records, seen=seen, replayed=replayed: (
+                    seen.extend(record.step for record in records) or replayed(descent, records)
+                ),
+            )
+            make_trainer(name, where=where).train(resume_from_checkpoint=True)
+        assert seen == expected
+
+
+@pytest.mark.parametrize("path", ["True", "folder", "newest", "older"])
+def test_what_to_resume_from_is_named_as_in_the_trainer(path, fixed_releases, make_trainer, monkeypatch, folder):
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(6, ZOOptimizer.step))
+        with pytest.raises(Killed):
+            fixed_releases(make_trainer())
+    paths = {"True": True, "folder": str(folder), "newest": f"{folder}/checkpoint-4", "older": f"{folder}/checkpoint-2"}
+    resumed = make_trainer()
+    fixed_releases(resumed, resume_from_checkpoint=paths[path])
+    assert len(Trajectory.read(folder).records) == resumed.state.global_step == STEPS
+
+
+def test_a_complete_run_is_resumed_without_a_step(make_trainer, folder):
+    first = make_trainer()
+    first.train()
+    again = make_trainer()
+    again.train(resume_from_checkpoint=True)
+    assert_equal(weights(first.model), weights(again.model))
+    assert len(again.budget.ledger) == again.state.global_step == STEPS
+
+
+def test_an_interrupted_trainer_can_go_on_by_itself(make_trainer, monkeypatch):
+    """As in a notebook."""
+    trainer = make_trainer()
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "_decay_", raises_at(4, ZOOptimizer._decay_, after=True))
+        with pytest.raises(Killed):
+            trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert len(trainer.budget.ledger) == STEPS
+
+
+def test_random_adapters_and_heads_are_kept_beside_the_log(make_trainer, folder, tmp_path, monkeypatch):
+    """A script that does not seed them gets the ones that the run began with."""
+    for lora in (True, False):
+        where = tmp_path / f"lora-{lora}"
+        with monkeypatch.context() as patch:
+            patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step))
+            trainer = make_trainer(lora=lora, where=where, save_strategy="no")
+            base = copy.deepcopy(trainer.model.get_base_model() if lora else trainer.model)
+            with pytest.raises(Killed):
+                trainer.train()
+        assert (where / INITIAL).is_file()
+        again = make_trainer(lora=lora, where=where, save_strategy="no")
+        torch.manual_seed(99)
+        for name, parameter in again.model.named_parameters():
+            if "lora_A" in name or (not lora and "score" in name):
+                torch.nn.init.normal_(parameter.data)
+        again.train(resume_from_checkpoint=True)
+        assert len(again.budget.ledger) == STEPS
+        del base
+
+
+def test_prompt_tuning_resumes_though_its_checkpoints_lack_its_encoder(make_args, tokenizer, folder, monkeypatch):
+    def make():
+        torch.manual_seed(0)
+        model = causal_lm()
+        torch.manual_seed(len(list(folder.glob("*"))))  # Another initialization each time.
+        config = PromptEncoderConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2, encoder_hidden_size=8)
+        args = make_args(output_dir=str(folder), save_strategy="steps", save_steps=1)
+        rows = labelled_rows(ROWS).remove_columns("labels")
+        return ZOTrainer(
+            model=get_peft_model(model, config),
+            args=args,
+            train_dataset=rows.add_column("labels", rows["input_ids"][:]).select(range(ROWS)),
+            data_collator=lambda some: (
+                tokenizer.pad([{"input_ids": [5, 6, 7]} for _ in some], return_tensors="pt")
+                | {"labels": torch.tensor([[5, 6, 7] for _ in some])}
+            ),
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step))
+        killed = make()
+        with pytest.raises(Killed):
+            killed.train()
+    resumed = make()
+    resumed.train(resume_from_checkpoint=True)
+    assert len(resumed.budget.ledger) == 4
+
+
+# ---- What may not be resumed ----
+
+
+def stopped(make_trainer, monkeypatch, **settings) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(4, ZOOptimizer.step))
+        with pytest.raises(Killed):
+            make_trainer(**settings).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"clip_norm": 0.5}, "method.clip_norm=1.0 there and 0.5 here"),
+        ({"noise_multiplier": 2.0}, "method.noise_multiplier=1.0 there and 2.0 here"),
+        ({"rows": ROWS + 1}, "plan.num_units=10 there and 11 here"),
+        ({"max_steps": 7}, "plan.steps=6 there and 7 here"),
+        ({"seed": 7}, "directions.seed=42 there and 7 here"),
+        ({"name": "dpzo"}, 'method.name="dpzero" there and "dpzo" here'),
+        ({"update": "momentum"}, 'update.name="sgd" there and "momentum" here'),
+        ({"weight_decay": 0.5}, "groups="),
+        ({"learning_rate": 0.5}, "learning_rate=0.5 in step 1: the log has 0.01"),
+        ({"lr_scheduler_type": "constant"}, "in step 0: the log has"),
+        ({"target_delta": 1e-3}, "plan.delta=0.0001 there and 0.001 here"),
+    ],
+)
+def test_a_log_of_another_run_is_refused_with_what_differs(settings, said, make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    before = (folder / LOG).read_bytes()
+    trainer = make_trainer(**settings)
+    with pytest.raises(TrajectoryError) as caught:
+        trainer.train(resume_from_checkpoint=True)
+    assert said in str(caught.value)
+    assert (folder / LOG).read_bytes() == before
+
+
+def test_another_model_is_refused(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    torch.manual_seed(5)
+    other = classifier()
+    with pytest.raises(TrajectoryError, match=r"base\.frozen="):
+        make_trainer(model=other).train(resume_from_checkpoint=True)
+    with pytest.raises(TrajectoryError, match="it has not the parameters that the log trains"):
+        make_trainer(lora=False).train(resume_from_checkpoint=True)
+
+
+def test_other_initial_weights_are_refused(make_trainer, monkeypatch):
+    stopped(make_trainer, monkeypatch, lora=False, save_strategy="no")
+    changed = classifier()
+    changed.model.layers[0].mlp.up_proj.weight.data += 1
+    with pytest.raises(TrajectoryError, match=r"trained\.initial="):
+        make_trainer(lora=False, save_strategy="no", model=changed).train(resume_from_checkpoint=True)
+
+
+def test_a_log_is_not_overwritten(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    before = (folder / LOG).read_bytes()
+    with pytest.raises(TrajectoryError, match="it holds the log of a run; go on with that by resume_from_checkpoint"):
+        make_trainer().train()
+    assert (folder / LOG).read_bytes() == before
+
+
+def test_without_a_run_there_is_nothing_to_resume(make_trainer):
+    with pytest.raises(TrajectoryError, match="there is no log of a run"):
+        make_trainer().train(resume_from_checkpoint=True)
+
+
+def test_checkpoint_without_its_log_is_refused(make_trainer, monkeypatch, folder):
+    """What the steps after it spent is not known."""
+    stopped(make_trainer, monkeypatch)
+    (folder / LOG).unlink()
+    with pytest.raises(TrajectoryError, match="there is no log of a run"):
+        make_trainer().train(resume_from_checkpoint=f"{folder}/checkpoint-2")
+
+
+def test_log_that_was_cut_behind_a_checkpoint_is_refused(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    log = Trajectory.read(folder)
+    data = (folder / LOG).read_bytes()
+    (folder / LOG).write_bytes(data[: len(data) - 3 * log.layout.size])
+    with pytest.raises(TrajectoryError, match="does not hold the 2 steps of this checkpoint"):
+        make_trainer().train(resume_from_checkpoint=True)
+
+
+def test_unfinished_checkpoints_are_passed_over(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "model.safetensors").write_text("half")
+    with pytest.raises(TrajectoryError, match="it was never finished"):
+        make_trainer().train(resume_from_checkpoint=f"{folder}/checkpoint-3")
+    resumed = make_trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert len(resumed.budget.ledger) == STEPS
+
+
+def test_checkpoint_whose_weights_were_changed_is_refused(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    make_trainer(where=folder.parent / "other").model.save_pretrained(folder / "checkpoint-2")
+    with pytest.raises(TrajectoryError, match="its weights are not those that were saved; delete this folder"):
+        make_trainer().train(resume_from_checkpoint=True)
+
+
+def test_checkpoints_of_elsewhere_are_refused(make_trainer, monkeypatch, folder, tmp_path):
+    stopped(make_trainer, monkeypatch)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(TrajectoryError, match="it does not lie in output_dir="):
+        make_trainer().train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+
+
+def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, monkeypatch):
+    settings = {
+        "eval_data_is_public": True,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "warmup_steps": 0,
+    }
+    stopped(make_trainer, monkeypatch, **settings)
+    with pytest.raises(ValueError, match="it depends on evaluations, which a log does not hold"):
+        make_trainer(**settings).train(resume_from_checkpoint=True)
+
+
+# ---- Torn records ----
+
+
+@pytest.mark.parametrize("lost", [1, 20, 63])
+def test_torn_record_is_a_step_that_is_spent(lost, make_trainer, monkeypatch, folder):
+    """Somebody may have seen what was released. The step is taken with nothing, and none is taken in its place."""
+    stopped(make_trainer, monkeypatch)
+    data = (folder / LOG).read_bytes()
+    (folder / LOG).write_bytes(data[:-lost])
+    resumed = make_trainer()
+    resumed.train(resume_from_checkpoint=True)
+    log = Trajectory.read(folder)
+    assert [record.void for record in log.records] == [False] * 3 + [True] + [False] * 2
+    assert log.records[3].integers == (0,)
+    assert len(resumed.budget.ledger) == resumed.state.global_step == STEPS
+    again = make_trainer(where=folder.parent / "none")
+    replay_onto(again.model, log)
+    assert_equal(weights(again.model), weights(resumed.model))
+
+
+def test_zeros_in_place_of_the_last_record_are_torn_too(make_trainer, monkeypatch, folder):
+    """As a file system may leave them when the power goes."""
+    stopped(make_trainer, monkeypatch)
+    data = (folder / LOG).read_bytes()
+    (folder / LOG).write_bytes(data[:-64] + bytes(64))
+    make_trainer().train(resume_from_checkpoint=True)
+    assert [record.void for record in Trajectory.read(folder).records].index(True) == 3
+
+
+# ---- Rebuilding ----
+
+
+def test_any_step_is_rebuilt_from_base_and_log(make_trainer, tmp_path, folder):
+    torch.manual_seed(0)
+    classifier().save_pretrained(tmp_path / "base")
+    for lora in (True, False):
+        where = tmp_path / f"run-{lora}"
+        base = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")
+        trainer = make_trainer(lora=lora, model=base, where=where)
+        trainer.train()
+        for step in (2, 4, None):
+            rebuilt = rebuild(str(tmp_path / "base"), where, at_step=step)
+            rebuilt.save_pretrained(tmp_path / "again")
+            name = "adapter_model.safetensors" if lora else "model.safetensors"
+            checkpoint = where / f"checkpoint-{step or STEPS}"
+            assert (tmp_path / "again" / name).read_bytes() == (checkpoint / name).read_bytes()
