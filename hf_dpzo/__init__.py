@@ -7,18 +7,33 @@ from hf_dpzo._version import __version__
 
 
 if TYPE_CHECKING:
+    from hf_dpzo.initial import seeded_peft_model
     from hf_dpzo.methods import scaled_clip_norm
     from hf_dpzo.prompting import Prompt
+    from hf_dpzo.replay import replay_onto
     from hf_dpzo.trainer import ZOTrainer
     from hf_dpzo.training_args import ZOTrainingArguments
+    from hf_dpzo.trajectory import Trajectory
 
 
-__all__ = ["Prompt", "ZOTrainer", "ZOTrainingArguments", "__version__", "scaled_clip_norm"]
+__all__ = [
+    "Prompt",
+    "Trajectory",
+    "ZOTrainer",
+    "ZOTrainingArguments",
+    "__version__",
+    "replay_onto",
+    "scaled_clip_norm",
+    "seeded_peft_model",
+]
 
 _HOMES = {
     "Prompt": "prompting",
+    "Trajectory": "trajectory",
     "ZOTrainer": "trainer",
     "ZOTrainingArguments": "training_args",
+    "replay_onto": "replay",
+    "seeded_peft_model": "initial",
     "scaled_clip_norm": "methods",
 }
 

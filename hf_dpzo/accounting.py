@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import dp_accounting
+from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
@@ -24,6 +25,8 @@ LARGEST_EPSILON = 1000.0
 SMALLEST_PLD_DELTA = 1e-12
 # A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
 COARSE, FINE = 1e-3, 1e-4
+# Groups cost many times as much time, and their epsilon, which is large, needs no finer one.
+GROUP_GRID = 1e-2
 
 # The Rényi accountant warns for each order that it leaves out; the orders that remain still give an upper bound.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -104,6 +107,40 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
         return math.inf
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
     return float(PLDAccountant(relation, COARSE).compose(composed(releases)).get_epsilon(delta))
+
+
+@lru_cache(maxsize=256)
+def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
+    """Return epsilon at `delta` for neighbours that differ in up to `size` units, such as all the rows of one person.
+
+    Each of them joins a batch by itself, so their part in a sum has a binomial number of sensitivities, at most (Ganesh
+    2024). At one delta it may be more than `size` times epsilon. Infinite where it is not known.
+
+    >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
+    >>> single = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
+    >>> one = guarantee((single,), delta=1e-5).epsilon
+    >>> bool(abs(group_epsilon((release,), size=2, delta=1e-5) - one) < 1e-2)
+    True
+    """
+    pure = _pure_epsilon(releases)
+    if pure is not None:
+        return size * pure
+    if not _suits_pld(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
+        return math.inf
+    guess = size * guarantee(releases, delta=delta).epsilon
+    grid = min(GROUP_GRID, max(COARSE, math.sqrt(0.002 * guess / _steps(releases))))
+    accountant = PLDAccountant(NEIGHBORING_RELATION, grid)
+    for query, count in releases:
+        accountant.compose(_of_group(query, size), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def _of_group(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:
+    """A release, for neighbours that differ in `size` units."""
+    q = query.sampling_rate
+    shares = {k: math.comb(size, k) * q**k * (1 - q) ** (size - k) for k in range(size + 1)}
+    present = {float(k): share for k, share in shares.items() if share > 0}
+    return dp_event.MixtureOfGaussiansDpEvent(query.noise_multiplier, list(present), list(present.values()))
 
 
 def membership_accuracy(releases: Releases, *, delta: float) -> float:

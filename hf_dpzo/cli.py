@@ -1,4 +1,4 @@
-"""The command line: `hf-dpzo train`, `epsilon`, `calibrate` and `audit`."""
+"""The command line: `hf-dpzo train`, `replay`, `epsilon`, `calibrate` and `audit`."""
 
 import argparse
 import sys
@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     noise = commands.add_parser("calibrate", help="the noise multiplier that a guarantee asks for")
     noise.add_argument("--target_epsilon", type=float, required=True, help="with --noise laplace pure: for delta 0")
     noise.set_defaults(run=_calibrate)
+    replay = commands.add_parser("replay", help="rebuild a model or an adapter from its base model and its log")
+    replay.add_argument("base", help="what the run began from: a model on the Hub, a folder, or package://name")
+    replay.add_argument("log", help="the folder of a run, or its trajectory.zo")
+    replay.add_argument("--output", required=True, help="the folder to save to")
+    replay.add_argument("--at-step", "--at_step", type=int, help="after so many steps; by default after all")
+    replay.add_argument("--revision", help="branch, tag or commit of the base model on the Hub")
+    replay.set_defaults(run=_replay)
     audit = commands.add_parser("audit", help="attack what is claimed, and what is not")
     audit.add_argument("--demo", choices=["inherent-privacy"], required=True, help="do random directions hide data?")
     audit.set_defaults(run=_audit)
@@ -68,6 +75,23 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
     started = time.perf_counter()
     rows = run_recipe(recipe, args)
     return _table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")])
+
+
+def _replay(arguments: argparse.Namespace, _: Sequence[str]) -> str:
+    from hf_dpzo.replay import rebuild
+    from hf_dpzo.trajectory import Trajectory
+
+    log = Trajectory.read(arguments.log)
+    model = rebuild(arguments.base, arguments.log, at_step=arguments.at_step, revision=arguments.revision)
+    model.save_pretrained(arguments.output)
+    steps = len(log.records) if arguments.at_step is None else arguments.at_step
+    return _table(
+        [
+            ("steps replayed", f"{steps} of {len(log.records)}, planned {log.header['plan']['steps']}"),
+            ("bytes of a step", str(log.layout.size)),
+            ("saved to", arguments.output),
+        ]
+    )
 
 
 def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:

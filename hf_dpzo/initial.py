@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
 from hf_dpzo.losses import unwrapped
+from hf_dpzo.trajectory import write_durably
 
 
 FILE_NAME = "initial.safetensors"
@@ -111,7 +112,7 @@ def save_initial(model: torch.nn.Module, folder: Path) -> None:
     kept = {name: p.detach().cpu().contiguous() for name, p in _not_given_back(model)}
     if kept:
         scratch = folder / f"{FILE_NAME}.new"
-        save_file(kept, scratch)
+        write_durably(scratch, save(kept))
         scratch.replace(folder / FILE_NAME)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, TaskType
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_dpzo.initial import public_draws, seeded_peft_model
 from hf_dpzo.packages import resolve
 from hf_dpzo.prompting import Template
 from hf_dpzo.recipe import Recipe
@@ -34,24 +35,25 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
-    """Load the model in float32, with the adapter that the recipe asks for."""
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> torch.nn.Module:
+    """Load the model in float32, with the adapter that the recipe asks for. What is new in it comes from `seed`."""
     options: dict[str, Any] = {"dtype": torch.float32, **_source(recipe)}
     if recipe.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     if recipe.task == "sequence-classification":
         options["num_labels"] = len(recipe.labels)
-    model = _auto_class(recipe).from_pretrained(resolve(recipe.model_name_or_path), **options)
+    with public_draws(seed):
+        model = _auto_class(recipe).from_pretrained(resolve(recipe.model_name_or_path), **options)
     # What a card calls the model: where the recipe found it, not where this machine keeps it.
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return with_adapter(model, recipe)
+    return with_adapter(model, recipe, seed=seed)
 
 
-def with_adapter(model: PreTrainedModel, recipe: Recipe) -> torch.nn.Module:
-    """Return `model` with the adapter that the recipe asks for."""
-    return model if recipe.adapter == "none" else get_peft_model(model, _lora(recipe))
+def with_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.nn.Module:
+    """Return `model` with the adapter that the recipe asks for, initialized from a public seed."""
+    return model if recipe.adapter == "none" else seeded_peft_model(model, _lora(recipe), seed=seed)
 
 
 def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset | None]:

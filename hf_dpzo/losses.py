@@ -7,7 +7,8 @@ they take its outputs, and reduce within each row by itself.
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_dpzo.sealed import sealed
+from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
+from hf_dpzo.sampling import Fetched
+from hf_dpzo.sealed import WithheldError, drawing_nothing, sealed
 
 
 Inputs = Mapping[str, Any]
@@ -72,6 +75,17 @@ class Forward:
         return model(**given).logits.float()
 
 
+def class_losses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row, `[batch]`; NaN for a label that is no class, which on a GPU would end the process.
+
+    >>> class_losses(torch.zeros(2, 2), torch.tensor([1, 7])).isnan().tolist()
+    [False, True]
+    """
+    known = (labels >= 0) & (labels < scores.shape[-1])
+    losses = F.cross_entropy(scores, torch.where(known, labels, 0), reduction="none")
+    return torch.where(known, losses, torch.nan)
+
+
 class SequenceClassificationLoss(ScoreLoss):
     """Cross-entropy of a classification head; squared error for one output; binary cross-entropy for many labels."""
 
@@ -91,7 +105,7 @@ class SequenceClassificationLoss(ScoreLoss):
             return F.mse_loss(scores.squeeze(-1), labels.float(), reduction="none")
         if self._multi_label:
             return F.binary_cross_entropy_with_logits(scores, labels.float(), reduction="none").mean(dim=-1)
-        return F.cross_entropy(scores, labels, reduction="none")
+        return class_losses(scores, labels)
 
 
 class CausalLMLoss(ScoreLoss):
@@ -108,6 +122,8 @@ class CausalLMLoss(ScoreLoss):
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
         targets = inputs["labels"][:, 1:]
+        if "attention_mask" in inputs:  # Nothing is predicted from padding, of which a row has what its batch needs.
+            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, -100)
         tokens = F.cross_entropy(scores[:, :-1].transpose(1, 2), targets, reduction="none", ignore_index=-100)
         return tokens.sum(dim=1) / (targets != -100).sum(dim=1).clamp(min=1)
 
@@ -138,28 +154,63 @@ def as_loss(loss: PerExampleLoss | Callable[..., torch.Tensor] | None, model: to
     return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
 
 
-@torch.no_grad()
-def losses_of_rows(
-    loss: PerExampleLoss, model: torch.nn.Module, micro_batches: list[dict[str, Any]], device: torch.device
-) -> torch.Tensor:
-    """One loss for each row of a logical batch, float32 `[batch]`. SENSITIVE.
+@dataclass(frozen=True, kw_only=True)
+class BatchLosses:
+    """Evaluates a logical batch, wherever the parameters are. SENSITIVE.
 
     Args:
-        loss: the loss of a micro-batch.
-        model: with its parameters at a probe point.
-        micro_batches: each says how many `rows` were drawn for it, and what `inputs` the collator made of them.
+        loss: of a micro-batch.
+        collator: made the micro-batches, and can take one apart.
+        prepare: moves inputs to where the model is.
         device: where an empty batch's losses are.
-
-    Raises:
-        ValueError: unless there is one loss for each row drawn; it does not say how many there were.
     """
-    losses = [torch.empty(0, device=device)]
-    for micro_batch in micro_batches:
-        of_rows = sealed("per_example_loss", functools.partial(loss, model, micro_batch["inputs"]))
-        if not isinstance(of_rows, torch.Tensor) or of_rows.shape != (micro_batch["rows"],):
-            raise ValueError("per_example_loss: it must return one loss for each row drawn, shape [batch].")
-        losses.append(of_rows.float())
-    return torch.cat(losses)
+
+    loss: PerExampleLoss
+    collator: LogicalBatchCollator
+    prepare: Callable[[Any], Any]
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
+        losses = [self._of(model, micro_batch) for micro_batch in batch.micro_batches]
+        return torch.cat([torch.empty(0, device=self.device), *losses])
+
+    @torch.no_grad()
+    def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
+        """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
+        numbered = [Fetched(unit=unit, row=row) for unit, row in enumerate(rows)]
+        batch = self.collator(numbered)["batch"]
+        losses = torch.full((len(rows),), torch.nan, device=self.device)
+        for micro_batch in batch.micro_batches:
+            if micro_batch.inputs is None:
+                self.collator.collate([dict(row) for row in rows])  # Raises what was withheld.
+            units = [row.unit for row in micro_batch.rows]
+            evaluated = drawing_nothing("per_example_loss", functools.partial(self._checked, model, micro_batch))
+            losses[units] = evaluated[: len(units)].float()
+        return losses
+
+    def _of(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        try:
+            return self._evaluated(model, micro_batch)
+        except WithheldError:
+            return torch.cat([self._of_single(model, one) for one in self.collator.apart(micro_batch)])
+
+    def _of_single(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        try:
+            return self._evaluated(model, micro_batch)
+        except WithheldError:
+            return torch.full((1,), torch.nan, device=self.device)
+
+    def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        losses = sealed("per_example_loss", lambda: self._checked(model, micro_batch))
+        return losses[: len(micro_batch.rows)].float()
+
+    def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        losses = self.loss(model, self.prepare(micro_batch.inputs))
+        if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size,):
+            raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
+        return losses
 
 
 def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:

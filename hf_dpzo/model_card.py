@@ -14,7 +14,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_dpzo.accounting import NEIGHBORING_RELATION, replace_one_epsilon
+from hf_dpzo.accounting import NEIGHBORING_RELATION, group_epsilon, replace_one_epsilon
+from hf_dpzo.isolation import Isolation
 from hf_dpzo.ledger import Budget, round_up
 from hf_dpzo.methods import Method
 from hf_dpzo.methods.method import parameters_of
@@ -22,7 +23,7 @@ from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.updates import Update
 
 
-SCHEMA = "hf-dpzo/privacy@1"
+SCHEMA = "hf-dpzo/privacy@2"
 TAGS = ("zeroth-order", "hf-dpzo")
 # Not for a run without noise, which must not be found by it.
 PRIVATE_TAGS = ("differential-privacy", *TAGS)
@@ -33,8 +34,8 @@ NOT_COVERED = (
     "choices made by looking at private data: hyperparameters, templates, label words, the number of attempts",
     "the evaluation figures, which were computed on data {evaluation}; that these hold no training row was not checked",
     "other runs on the same rows: a card counts its own run alone",
-    "more than one row of the same person: the unit is a row",
-    "the number of training rows, which is treated as public",
+    "{more_than_the_unit}",
+    "the number of training {units}, which is treated as public",
     "what happened to the data before training, such as filtering or removing duplicates",
     "the time and the memory that training took, whether it crashed, and whoever could watch the machine",
 )
@@ -54,11 +55,8 @@ NOISE = {
     LaplaceQuery: "discrete Laplace (OpenDP), one draw for each direction and step",
     NonPrivateQuery: "none",
 }
-ISOLATION = {
-    True: "each row is evaluated by itself, so that no other row can reach its loss",
-    False: "rows are evaluated in micro-batches that share their padding; float32 rounding may let one row move "
-    "another's loss in the last digits, which the guarantee does not count",
-}
+# Rows of one person, where the unit is a row.
+GROUPS = (2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +73,13 @@ class Run:
         base_model: what was fine-tuned.
         peft: whether an adapter was trained, instead of the model's own parameters.
         num_rows: number of training rows.
-        expected_batch_size: rows in a batch on average.
-        sampling_rate: the probability with which each row joined a batch.
-        rows_evaluated_alone: whether a micro-batch held a single row.
+        num_units: number of units of privacy.
+        unit_column: the column that says whose a row is; `None` where the unit is a row.
+        max_rows_per_unit: how many rows of a unit a batch held at most; `None` where the unit is a row.
+        expected_batch_size: units in a batch on average.
+        sampling_rate: the probability with which each unit joined a batch.
+        isolation: what the probe measured; `None` before training, and where nothing is promised.
+        audit: what an attack on the mechanism found; `None` where none was made.
         eval_data_is_public: whether the evaluation data were declared public.
         metrics: the metrics of the last evaluation.
         hyperparameters: what else the card lists of how the model was trained.
@@ -92,9 +94,13 @@ class Run:
     base_model: str
     peft: bool
     num_rows: int
+    num_units: int
+    unit_column: str | None
+    max_rows_per_unit: int | None
     expected_batch_size: int
     sampling_rate: float
-    rows_evaluated_alone: bool
+    isolation: Isolation | None
+    audit: dict[str, Any] | None
     eval_data_is_public: bool
     metrics: dict[str, float]
     hyperparameters: dict[str, Any]
@@ -117,15 +123,17 @@ def privacy_statement(run: Run) -> dict[str, Any]:
         "claim": _claim(run) if run.budget.private else None,
         "mechanism": _mechanism(run),
         "sampling": {
-            "scheme": "Poisson: each row joins each batch independently",
+            "scheme": f"Poisson: each {_one(run)} joins each batch independently",
             "sampling_rate": run.sampling_rate,
             "expected_batch_size": run.expected_batch_size,
+            "num_units": run.num_units,
             "num_rows": run.num_rows,
             "randomness": "operating system (os.urandom), kept nowhere",
         },
         "accounting": _accounting(run.budget) if run.budget.private else None,
         "directions": {"distribution": run.directions, "seed": run.seed, "public": True},
-        "numerical_isolation": ISOLATION[run.rows_evaluated_alone],
+        "numerical_isolation": _isolation(run),
+        "audit": run.audit,
         "not_covered": _not_covered(run),
         "base_model": run.base_model,
         "versions": {
@@ -141,14 +149,48 @@ def _claim(run: Run) -> dict[str, Any]:
         "definition": "(epsilon, delta)-differential privacy",
         "epsilon": round_up(budget.stated().epsilon),
         "delta": budget.delta,
-        "unit": "one row of the training data",
+        "unit": _unit(run),
         "neighboring_relation": NEIGHBORING_RELATION.name,
         "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
         "steps_taken": len(budget.ledger),
         "steps_claimed": sum(count for _, count in budget.claimed),
         "best_membership_accuracy": round_up(budget.membership_accuracy()),
+        "groups": _groups(run),
         "also": _also(run),
     }
+
+
+def _one(run: Run) -> str:
+    return "row" if run.unit_column is None else "user"
+
+
+def _unit(run: Run) -> str:
+    if run.unit_column is None:
+        return "one row of the training data"
+    return (
+        f"all rows of one user (column {run.unit_column}), of which a batch holds at most {run.max_rows_per_unit}, as "
+        "one clipped mean"
+    )
+
+
+def _groups(run: Run) -> list[dict[str, Any]]:
+    """What holds for people with several rows, where the unit is a row."""
+    if run.unit_column is not None:
+        return []
+    budget = run.budget
+    found = {size: group_epsilon(budget.claimed, size=size, delta=budget.delta) for size in GROUPS}
+    return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
+
+
+def _isolation(run: Run) -> dict[str, Any]:
+    """How far rows of a batch were kept apart, as measured before training."""
+    if run.isolation is None:
+        return {"status": "not measured", "bound_in_clip_norms": None}
+    if run.isolation.bitwise:
+        return {"status": "bitwise", "bound_in_clip_norms": 0.0}
+    estimator = run.method.estimator
+    moved = 2 * run.isolation.moved / estimator.span / math.sqrt(estimator.num_directions)
+    return {"status": "bounded", "bound_in_clip_norms": float(f"{moved / run.method.mechanism.clip_norm:.2g}")}
 
 
 def _also(run: Run) -> list[dict[str, Any]]:
@@ -200,7 +242,11 @@ def _mechanism(run: Run) -> dict[str, Any]:
 
 def _not_covered(run: Run) -> list[str]:
     evaluation = "declared public" if run.eval_data_is_public else "that were not declared public"
-    return [line.format(evaluation=evaluation) for line in NOT_COVERED]
+    more = "more than one row of the same person: the unit is a row"
+    if run.unit_column is not None:
+        more = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
+    units = "rows" if run.unit_column is None else "users"
+    return [line.format(evaluation=evaluation, more_than_the_unit=more, units=units) for line in NOT_COVERED]
 
 
 def render(run: Run, statement: dict[str, Any]) -> ModelCard:

@@ -6,6 +6,7 @@ type or a generator with the public directions of `perturbation.py`.
 """
 
 import os
+import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,3 +102,12 @@ class BernoulliMask:
         # A 64-bit uniform below floor(rate * 2**64): never more likely than `rate`, and less by under 2**-64.
         threshold = np.uint64(int(self.rate * 2**64))
         return np.frombuffer(os.urandom(8 * self.size), dtype=np.uint64) < threshold
+
+
+def chosen(count: int, size: int) -> list[int]:
+    """Choose `size` of the numbers below `count`, secretly, each set of them equally likely.
+
+    >>> sorted(chosen(3, 3))
+    [0, 1, 2]
+    """
+    return secrets.SystemRandom().sample(range(count), size)

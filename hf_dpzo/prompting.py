@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, ScoreLoss, accepts, unwrapped
+from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, ScoreLoss, accepts, class_losses, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ class LabelScoreLoss(ScoreLoss):
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
-        return F.cross_entropy(scores, inputs["labels"], reduction="none")
+        return class_losses(scores, inputs["labels"])
 
 
 class MaskedWordLoss(LabelScoreLoss):

@@ -58,11 +58,11 @@ class RunLog:
 
         Raises:
             TrajectoryError: the log belongs to another model, data size or configuration; it says what differs.
+            OSError: the folder can not be written to.
         """
         path = self._folder / FILE_NAME
         if self.found is None:
-            save_initial(model, self._folder)
-            self._writer = TrajectoryWriter.create(path, header)
+            self._create(path, header, model)
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.found.header["trained"]["initial"]
@@ -74,6 +74,17 @@ class RunLog:
             )
         check_device(self.found, next(model.parameters()).device)
         self._writer = TrajectoryWriter(path, self.found)
+
+    def _create(self, path: Path, header: dict[str, Any], model: torch.nn.Module) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_initial(model, self._folder)
+            self._writer = TrajectoryWriter.create(path, header)
+        except OSError as error:
+            raise OSError(
+                f"output_dir={self._folder}: the log of the run can not be written there ({error.strerror}); nothing "
+                "was trained: make room, or choose another folder."
+            ) from error
 
     def catch_up(self, descent: Descent, scheduler: torch.optim.lr_scheduler.LRScheduler, *, initial: bool) -> None:
         """Take the steps that the log holds and the model does not have yet, and the schedule with them.

@@ -17,7 +17,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     trainer = build_trainer(recipe, args)
     before = _metric(trainer, recipe)
     started = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
     after = _metric(trainer, recipe)
     trainer.save_model()
@@ -35,7 +35,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     """Load everything that the recipe names, and put the trainer together."""
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer)
-    model = load_model(recipe, tokenizer)
+    model = load_model(recipe, tokenizer, seed=args.seed)
     causal = recipe.task == "causal-lm"
     return ZOTrainer(
         model=model,
@@ -56,6 +56,11 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     {'accuracy': 0.5}
     """
     return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
+
+
+def _resume(flag: str | None) -> str | bool:
+    """A path, or whether to resume at all, as `transformers`' own scripts read this flag."""
+    return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
 
 
 def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:

@@ -1,44 +1,63 @@
-"""Poisson batches: each row joins each batch independently and secretly.
+"""Poisson batches: each unit joins each batch independently and secretly.
 
 The number of rows in a batch is itself secret. Nothing here counts, logs or keeps it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from hf_dpzo.noise import BernoulliMask
-from hf_dpzo.sealed import sealed
+from hf_dpzo.sealed import WithheldError, sealed
+from hf_dpzo.units import Units
 
 
-class PoissonBatchSampler(Sampler[list[int]]):
-    """Yields lists of row numbers, some of them empty. Two passes never agree: there is no seed.
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The number of a row that was drawn, and that of its unit among those of its batch."""
+
+    unit: int
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A row that was drawn; `None` for one that could not be fetched."""
+
+    unit: int
+    row: Any
+
+
+class PoissonBatchSampler(Sampler[list[Drawn]]):
+    """Yields the rows of batches, some of them empty. Two passes never agree: there is no seed.
 
     Args:
-        size: number of rows.
-        sampling_rate: the probability with which each row joins a batch.
+        units: whose rows they are.
+        sampling_rate: the probability with which each unit joins a batch.
 
-    >>> sampler = PoissonBatchSampler(size=4, sampling_rate=0.5)
+    >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
     (2, 2)
     """
 
-    def __init__(self, *, size: int, sampling_rate: float) -> None:
-        self._mask = BernoulliMask(size=size, rate=sampling_rate)
+    def __init__(self, *, units: Units, sampling_rate: float) -> None:
+        self._units, self._mask = units, BernoulliMask(size=len(units), rate=sampling_rate)
 
     def __len__(self) -> int:
-        """Batches per epoch: as many as use each row once on average."""
+        """Batches per epoch: as many as use each unit once on average."""
         return steps_per_epoch(self._mask.rate)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Drawn]]:
         for _ in range(len(self)):
-            yield np.flatnonzero(self._mask.draw()).tolist()
+            units = np.flatnonzero(self._mask.draw()).tolist()
+            yield [Drawn(unit=i, row=row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
-    """How many Poisson batches use each row once on average.
+    """How many Poisson batches use each unit once on average.
 
     >>> steps_per_epoch(0.016)
     62
@@ -47,45 +66,28 @@ def steps_per_epoch(sampling_rate: float) -> int:
 
 
 class SealedRows(Dataset):
-    """The rows of a data set, fetched under seal."""
+    """The rows of a data set, fetched under seal. One that can not be fetched is a row without content.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    Args:
+        dataset: whose rows they are.
+        without: a column that only says whose a row is.
+    """
+
+    def __init__(self, dataset: Dataset, *, without: str | None = None) -> None:
+        self._dataset, self._without = dataset, without
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        """The rows at `indices`: what a dataloader asks for a batch with."""
-        return sealed("train_dataset", lambda: [self._dataset[index] for index in indices])
+    def __getitems__(self, drawn: list[Drawn]) -> list[Fetched]:
+        """The rows that were drawn: what a dataloader asks for a batch with."""
+        return [Fetched(unit=one.unit, row=self._fetched(one.row)) for one in drawn]
 
-
-class LogicalBatchCollator:
-    """Makes one dataloader item of one logical batch: a list of physical micro-batches.
-
-    Rows are put in order of length first, which cuts padding. The order makes no difference to the sum.
-
-    Args:
-        collate: makes a micro-batch of a list of rows.
-        micro_batch_size: rows in a micro-batch, at most.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Any], *, micro_batch_size: int) -> None:
-        self.collate, self.micro_batch_size = collate, micro_batch_size
-
-    def __call__(self, rows: Sequence[Any]) -> dict[str, list[Any]]:
-        """Return `{"micro_batches": [...]}`; the list is empty for an empty batch.
-
-        A micro-batch is `{"rows": how many, "inputs": what collate made of them}`: a loss is owed for each row that was
-        drawn, whatever the collator made of it.
-        """
-        ordered = sorted(rows, key=_length)
-        starts = range(0, len(ordered), self.micro_batch_size)
-        return {"micro_batches": [self._micro_batch(ordered[i : i + self.micro_batch_size]) for i in starts]}
-
-    def _micro_batch(self, rows: list[Any]) -> dict[str, Any]:
-        return {"rows": len(rows), "inputs": sealed("data_collator", lambda: self.collate(rows))}
-
-
-def _length(row: Any) -> int:
-    return len(row["input_ids"]) if isinstance(row, dict) and "input_ids" in row else 0
+    def _fetched(self, index: int) -> Any:
+        try:
+            row = sealed("train_dataset", lambda: self._dataset[index])
+        except WithheldError:
+            return None
+        if self._without is not None and isinstance(row, dict):
+            row = {name: value for name, value in row.items() if name != self._without}
+        return row

@@ -5,7 +5,7 @@ Nothing but hooks is overridden. One step is `training_step` below, followed by 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.durable import DurableTrainer
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
-from hf_dpzo.losses import Inputs, PerExampleLoss, as_loss, losses_of_rows, unwrapped
+from hf_dpzo.isolation import Isolation, probe
+from hf_dpzo.ledger import round_up
+from hf_dpzo.losses import BatchLosses, Inputs, PerExampleLoss, as_loss, unwrapped
+from hf_dpzo.made_up import PROBE_LENGTH, columns_of, made_up_probe_rows
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS, Run, write_card
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
@@ -31,8 +35,9 @@ from hf_dpzo.refusals import (
     refuse_resuming,
     refuse_trained,
 )
-from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler, SealedRows
+from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
 from hf_dpzo.training_args import ZOTrainingArguments
+from hf_dpzo.units import unit_means
 
 
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
@@ -47,6 +52,8 @@ class ZOTrainer(DurableTrainer):
         args: `ZOTrainingArguments`.
         per_example_loss: a `PerExampleLoss`, or any function `(model, inputs) -> [batch]`, differentiable or not.
             Defaults to the loss of the model's head.
+        probe_rows: public rows of the format of `train_dataset`, two or more, which show before training whether the
+            rows of a batch are kept apart. By default rows are made up.
 
     Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
 
@@ -70,6 +77,7 @@ class ZOTrainer(DurableTrainer):
         preprocess_logits_for_metrics: Callable | None = None,
         *,
         per_example_loss: PerExampleLoss | Callable[[torch.nn.Module, Inputs], torch.Tensor] | None = None,
+        probe_rows: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise ValueError(
@@ -91,7 +99,14 @@ class ZOTrainer(DurableTrainer):
         )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
-        self._num_units = 0 if train_dataset is None else len(train_dataset)
+        self.probe_rows = None if probe_rows is None else list(probe_rows)
+        self._units = args.units(train_dataset)
+        self._num_units = len(self._units)
+        self._described_units = {
+            "number": self._num_units,
+            "column": args.privacy_unit_column,
+            "max_rows": args.max_rows_per_unit,
+        }
         self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
         self._planned_values = args.planned_values
         settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
@@ -99,6 +114,7 @@ class ZOTrainer(DurableTrainer):
         settings |= {"update": args.update_rule, "constraint": constraint}
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
+        self._isolation: Isolation | None = None
         if self.method is not None:
             self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
@@ -117,11 +133,10 @@ class ZOTrainer(DurableTrainer):
         self.budget.require()
         model.eval()
         step, descent = len(self.budget.ledger), self._descent()
-        micro_batches = [self._prepare_inputs(micro_batch) for micro_batch in inputs["micro_batches"]]
-        losses = functools.partial(losses_of_rows, self.per_example_loss, model, micro_batches, self.args.device)
-        differences = descent.differences(step, losses)
-        release = self.method.mechanism.release(differences)
-        del inputs, micro_batches, losses, differences  # What follows is post-processing.
+        batch = inputs["batch"]
+        differences = descent.differences(step, functools.partial(self._losses, model, batch))
+        release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
+        del inputs, batch, differences  # What follows is post-processing.
         self.budget.spend()
         self._log.append(descent, step, release.integers)  # On disk before anything moves.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
@@ -139,14 +154,24 @@ class ZOTrainer(DurableTrainer):
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
         self._refuse_model()  # Again: `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
-        if len(stock.dataset) != self._num_units:
+        if len(stock.dataset) != self._units.num_rows:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
+        collator = LogicalBatchCollator(
+            collate=stock.collate_fn,
+            micro_batch_size=self._train_batch_size,
+            padded_lengths=tuple(self.args.padded_lengths or ()),
+        )
+        self._losses = BatchLosses(
+            loss=self.per_example_loss, collator=collator, prepare=self._prepare_inputs, device=self.args.device
+        )
+        if self.args.private:
+            self._isolation = self._probed(stock.dataset, collator)
         return DataLoader(
-            SealedRows(stock.dataset),
+            SealedRows(stock.dataset, without=self.args.privacy_unit_column),
             batch_sampler=PoissonBatchSampler(
-                size=self._num_units, sampling_rate=self.args.sampling_rate(self._num_units)
+                units=self._units, sampling_rate=self.args.sampling_rate(self._num_units)
             ),
-            collate_fn=LogicalBatchCollator(stock.collate_fn, micro_batch_size=self._train_batch_size),
+            collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
             worker_init_fn=stock.worker_init_fn,
@@ -154,6 +179,16 @@ class ZOTrainer(DurableTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+
+    def _probed(self, dataset: Any, collator: LogicalBatchCollator) -> Isolation:
+        """What public rows show about how far rows are kept apart. Raises where they are not."""
+        rows = self.probe_rows
+        if rows is None:
+            length = max(1, collator.padded_lengths[-1] // 2) if collator.padded_lengths else PROBE_LENGTH
+            kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
+            kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
+            rows = made_up_probe_rows(dataset, self.model, length=length, kept=kept)
+        return probe(self.model, functools.partial(self._losses.of_public, self.model), rows)
 
     def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
         """The expected batch size; the actual ones are secret."""
@@ -191,11 +226,14 @@ class ZOTrainer(DurableTrainer):
         finally:
             self.budget.close()
             self._log.close()
-        return TrainOutput(output.global_step, math.nan, self._released(output.metrics))
+        metrics = {"epoch": self.state.epoch}
+        if self.args.private:
+            metrics["epsilon"] = round_up(self.budget.stated().epsilon)
+        return TrainOutput(output.global_step, math.nan, metrics)
 
     def _refuse_model(self) -> None:
         refuse_model(self.model, private=self.args.private)
-        refuse_padding(unwrapped(self.model), self.processing_class)
+        refuse_padding(self.model, self.processing_class)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
@@ -232,10 +270,14 @@ class ZOTrainer(DurableTrainer):
             seed=self.args.seed,
             base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",
             peft=isinstance(self.model, PeftModel),
-            num_rows=self._num_units,
+            num_rows=self._units.num_rows,
+            num_units=self._num_units,
+            unit_column=self.args.privacy_unit_column,
+            max_rows_per_unit=self.args.max_rows_per_unit,
             expected_batch_size=self.args.expected_batch_size,
             sampling_rate=self.args.sampling_rate(self._num_units),
-            rows_evaluated_alone=self._train_batch_size == 1,
+            isolation=self._isolation,
+            audit=None,
             eval_data_is_public=self.args.eval_data_is_public,
             metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},

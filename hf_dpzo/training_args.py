@@ -28,6 +28,7 @@ from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
+from hf_dpzo.units import Units
 from hf_dpzo.updates import UPDATES, Update
 from hf_dpzo.values import one_of, positive, whole
 
@@ -41,6 +42,8 @@ PLANNED_FLAGS = (
     "seed",
     "max_steps",
     "num_train_epochs",
+    "privacy_unit_column",
+    "max_rows_per_unit",
     # No part of the budget, but the optimizer is made with them, and the card states them.
     "learning_rate",
     "update",
@@ -61,7 +64,7 @@ class ZOTrainingArguments(TrainingArguments):
     Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
 
     >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
-    >>> method, budget = args.plan(num_rows=5000)
+    >>> method, budget = args.plan(num_units=5000)
     >>> round(method.noise_multiplier, 2), budget.planned_steps
     (0.78, 100)
     """
@@ -148,7 +151,23 @@ class ZOTrainingArguments(TrainingArguments):
     )
     momentum: float | None = field(default=None, metadata={"help": "update=momentum: what a step keeps; default 0.9."})
     expected_batch_size: int = field(
-        default=64, metadata={"help": "Rows in a batch on average; a public constant. Each batch is a Poisson sample."}
+        default=64,
+        metadata={"help": "Rows (or users) in a batch on average; a public constant. Each batch is a Poisson sample."},
+    )
+    privacy_unit_column: str | None = field(
+        default=None,
+        metadata={"help": "Protect all rows of a user together: the column that says whose a row is."},
+    )
+    max_rows_per_unit: int | None = field(
+        default=None,
+        metadata={"help": "privacy_unit_column: how many of a user's rows a batch may hold; default 8."},
+    )
+    padded_lengths: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Public lengths in tokens that rows are padded to, in full micro-batches, so that no row moves "
+            "another's loss even in the last bit. Rows that are longer than all of them contribute nothing."
+        },
     )
     directions: str = field(
         default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
@@ -176,31 +195,45 @@ class ZOTrainingArguments(TrainingArguments):
         """Whether the method adds noise."""
         return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
-    def sampling_rate(self, num_rows: int) -> float:
-        """The probability with which each of `num_rows` rows joins a batch: what is sampled, accounted and stated."""
-        return self.expected_batch_size / num_rows
+    def units(self, dataset: Any) -> Units:
+        """The units of privacy that the rows of `dataset` belong to."""
+        if dataset is None:
+            return Units(num_rows=0)
+        if self.privacy_unit_column is None:
+            return Units(num_rows=len(dataset))
+        return Units.of_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
 
-    def plan(self, num_rows: int) -> tuple[Method, Budget]:
-        """Return the method with its noise set, and the budget of its run over `num_rows` rows.
+    @property
+    def units_in_words(self) -> str:
+        """What the units of privacy are."""
+        return "rows" if self.privacy_unit_column is None else "users"
+
+    def sampling_rate(self, num_units: int) -> float:
+        """The probability with which each unit joins a batch: what is sampled, accounted and stated."""
+        return self.expected_batch_size / num_units
+
+    def plan(self, num_units: int) -> tuple[Method, Budget]:
+        """Return the method with its noise set, and the budget of its run over so many units of privacy.
 
         Raises:
             ValueError: the data are fewer than a batch, or delta is too large for them.
         """
-        if not 0 < self.expected_batch_size <= num_rows:
+        if not 0 < self.expected_batch_size <= num_units:
             raise ValueError(
-                f"expected_batch_size={self.expected_batch_size}: the training data have {num_rows} rows; lower it."
+                f"expected_batch_size={self.expected_batch_size}: the training data have {num_units} "
+                f"{self.units_in_words}; lower it."
             )
         if self.expected_batch_size > MAX_ROWS // 2:
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
             )
-        sampling_rate = self.sampling_rate(num_rows)
+        sampling_rate = self.sampling_rate(num_units)
         steps = self._planned_steps(sampling_rate)
         given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
         if issubclass(METHODS[self.method], PrivateMethod):
             given["expected_batch_size"] = self.expected_batch_size
         if self.private:
-            check_delta(self.target_delta, num_rows=num_rows)
+            check_delta(self.target_delta, num_rows=num_units)
             given["noise_multiplier"] = self._noise_multiplier(given, sampling_rate, steps)
         method = METHODS[self.method](**given)
         method.check_plan(steps)
@@ -249,6 +282,7 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         check_method_flags(self)
         check_update(self)
+        self._check_units()
         if self.private:
             self._check_privacy()
         elif self.target_epsilon is not None or self.target_delta is not None:
@@ -257,6 +291,19 @@ class ZOTrainingArguments(TrainingArguments):
                 f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
                 "target_epsilon and target_delta."
             )
+
+    def _check_units(self) -> None:
+        self.max_rows_per_unit = whole("max_rows_per_unit", self.max_rows_per_unit)
+        if self.max_rows_per_unit is not None and self.privacy_unit_column is None:
+            raise ValueError(
+                f"max_rows_per_unit={self.max_rows_per_unit}: each row is its own unit; set privacy_unit_column too."
+            )
+        if self.privacy_unit_column is not None and self.max_rows_per_unit is None:
+            self.max_rows_per_unit = 8
+        lengths = [whole("padded_lengths", length) for length in self.padded_lengths or ()]
+        if lengths != sorted(set(lengths)):
+            raise ValueError(f"padded_lengths={self.padded_lengths}: lengths must grow; sort them, each once.")
+        self.padded_lengths = lengths or None
 
     def _check_privacy(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

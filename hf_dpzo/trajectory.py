@@ -182,16 +182,9 @@ class TrajectoryWriter:
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
         start = MAGIC + _LENGTH.pack(len(text)) + text
         scratch = path.with_name(f"{path.name}.new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(scratch, start + hashlib.sha256(start).digest())
-            os.replace(scratch, path)
-            sync(path.parent)
-        except OSError as error:
-            raise OSError(
-                f"output_dir={path.parent}: the log of the run can not be written there ({error.strerror}); nothing "
-                "was trained: make room, or choose another folder."
-            ) from error
+        write_durably(scratch, start + hashlib.sha256(start).digest())
+        scratch.replace(path)
+        sync(path.parent)
         return cls(path, Trajectory.read(path))
 
     def append(self, record: Record) -> None:

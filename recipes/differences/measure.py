@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import DataCollatorWithPadding, set_seed
+from transformers import DataCollatorWithPadding
 
 from hf_dpzo.estimator import CentralDifference, CopyingWalk, Difference, ForwardDifference
 from hf_dpzo.loading import load_model, load_rows, load_tokenizer
@@ -29,10 +29,9 @@ def main() -> None:
     """Measure, and print a table."""
     values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
     recipe, args = parse_recipe(values)
-    set_seed(args.seed)  # The adapter's initial weights.
     tokenizer = load_tokenizer(recipe)
     rows, _ = load_rows(recipe, tokenizer)
-    model = load_model(recipe, tokenizer).eval()
+    model = load_model(recipe, tokenizer, seed=args.seed).eval()
     loss = recipe.prompt.loss(model, tokenizer)
     inputs = DataCollatorWithPadding(tokenizer)([rows[i] for i in range(ROWS)])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

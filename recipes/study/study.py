@@ -14,6 +14,7 @@ import functools
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from typing import Any
 import torch
 import yaml
 from frozen_prefix import collate, outputs_of_layers, without_layers
-from transformers import set_seed
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.accounting import guarantee
@@ -70,7 +70,7 @@ class Study:
         train, evaluation = load_rows(self.recipe, self.tokenizer)
         bare = copy.copy(self.recipe)
         bare.adapter = "none"
-        model = load_model(bare, self.tokenizer).eval()
+        model = load_model(bare, self.tokenizer, seed=0).eval()
         self.train = outputs_of_layers(model, train.select(range(plan["train_rows"])), first)
         self.evaluation = outputs_of_layers(model, evaluation, first)
         self.base = without_layers(model, first)
@@ -88,8 +88,7 @@ class Study:
 
     def result(self, run: Run) -> dict[str, Any]:
         """Train what `run` says, and measure its accuracy on the held-out rows."""
-        set_seed(run.seed)  # The adapter's initial weights.
-        model = with_adapter(copy.deepcopy(self.base), self.recipe)
+        model = with_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
         loss = self.recipe.prompt.loss(model, self.tokenizer)
         started = time.perf_counter()
         if run.contender == "untouched":
@@ -103,7 +102,10 @@ class Study:
         return {**identity, **facts, "accuracy": self.accuracy(model, loss), "seconds": seconds}
 
     def _zeroth_order(self, run: Run, model: torch.nn.Module, loss: Any) -> dict[str, Any]:
-        args = self._arguments(run, max_steps=self.plan["forward_passes"] // self._passes_of_a_step(run))
+        folder = tempfile.TemporaryDirectory()  # A run keeps its log there.
+        args = self._arguments(
+            run, max_steps=self.plan["forward_passes"] // self._passes_of_a_step(run), output_dir=folder.name
+        )
         trainer = ZOTrainer(
             model=model,
             args=args,
@@ -113,6 +115,7 @@ class Study:
             per_example_loss=loss,
         )
         trainer.train()
+        folder.cleanup()
         stated = trainer.budget.stated() if trainer.budget.private else None
         return {
             "steps": args.max_steps,
@@ -125,7 +128,7 @@ class Study:
         estimator = DIFFERENCES[settings["difference"]](smoothing=1.0, num_directions=settings["num_directions"])
         return estimator.forward_passes
 
-    def _arguments(self, run: Run, max_steps: int) -> ZOTrainingArguments:
+    def _arguments(self, run: Run, max_steps: int, output_dir: str) -> ZOTrainingArguments:
         values = {
             **self.values,
             "target_epsilon": run.epsilon,
@@ -133,6 +136,7 @@ class Study:
             "expected_batch_size": self.plan["expected_batch_size"],
             "seed": run.seed,
             "max_steps": max_steps,
+            "output_dir": output_dir,
             "logging_steps": 1000,
             "disable_tqdm": True,
             **run.settings,

@@ -1,0 +1,147 @@
+"""From the rows of a logical batch to physical micro-batches.
+
+A row that somebody's code fails on contributes nothing, and nobody learns that there was one. So where a micro-batch
+can not be made or evaluated, its rows are tried one by one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hf_dpzo.sampling import Fetched
+from hf_dpzo.sealed import WithheldError, sealed
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """Rows that are evaluated together.
+
+    Args:
+        rows: the rows that were drawn.
+        size: how many rows the model sees; those behind the drawn ones only fill the shape.
+        inputs: what the collator made of them; `None` for a row that it failed on.
+    """
+
+    rows: tuple[Fetched, ...]
+    size: int
+    inputs: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogicalBatch:
+    """One Poisson batch.
+
+    Args:
+        micro_batches: in which its rows are evaluated.
+        num_units: how many units were drawn.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_units: int
+
+    @property
+    def units(self) -> list[int]:
+        """The unit of each row, in the order in which they are evaluated."""
+        return [row.unit for micro_batch in self.micro_batches for row in micro_batch.rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogicalBatchCollator:
+    """Makes one dataloader item of one logical batch.
+
+    Rows are put in order of length first, which cuts padding. The order makes no difference to the sum. With
+    `padded_lengths`, each micro-batch has one of a few public shapes, whatever rows it holds: its rows are padded to
+    the least of these lengths that holds them, and filled up with copies of one of them to `micro_batch_size`. One
+    place is always a copy, stretched to that length, so that any collator pads to it. A longer row has no content.
+
+    Args:
+        collate: makes inputs of a list of rows.
+        micro_batch_size: rows in a micro-batch, at most; with `padded_lengths` exactly.
+        padded_lengths: public lengths, in tokens, ascending.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    micro_batch_size: int
+    padded_lengths: tuple[int, ...] = field(default=())
+
+    def __call__(self, rows: Sequence[Fetched]) -> dict[str, LogicalBatch]:
+        """Return `{"batch": ...}`, with one unit for each that was drawn, and no micro-batches for an empty batch."""
+        num_units = max((row.unit + 1 for row in rows), default=0)
+        micro_batches = tuple(one for group in self._groups(rows) for one in self._made(group))
+        return {"batch": LogicalBatch(micro_batches=micro_batches, num_units=num_units)}
+
+    def apart(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
+        """Its rows one by one, in the same shape. A row that even so can not be collated has no inputs."""
+        return tuple(self._single(row) for row in micro_batch.rows)
+
+    def _groups(self, rows: Sequence[Fetched]) -> Iterator[tuple[Fetched, ...]]:
+        ordered = sorted((row for row in rows if row.row is not None), key=lambda row: length_of(row.row))
+        for length in self.padded_lengths or (None,):
+            fitting = [row for row in ordered if self._padded_length(row) == length]
+            for start in range(0, len(fitting), self._capacity):
+                yield tuple(fitting[start : start + self._capacity])
+
+    @property
+    def _capacity(self) -> int:
+        return max(1, self.micro_batch_size - 1) if self.padded_lengths else self.micro_batch_size
+
+    def _padded_length(self, row: Fetched) -> int | None:
+        """The shape that a row belongs to: `None` for any, and 0, which no shape is, for a row that is too long."""
+        if not self.padded_lengths:
+            return None
+        return next((length for length in self.padded_lengths if length >= length_of(row.row)), 0)
+
+    def _made(self, rows: tuple[Fetched, ...]) -> tuple[MicroBatch, ...]:
+        try:
+            return (self._collated(rows),)
+        except WithheldError:
+            return tuple(self._single(row) for row in rows)
+
+    def _single(self, row: Fetched) -> MicroBatch:
+        try:
+            return self._collated((row,))
+        except WithheldError:
+            return MicroBatch(rows=(row,), size=1, inputs=None)
+
+    def _collated(self, rows: tuple[Fetched, ...]) -> MicroBatch:
+        physical = [row.row for row in rows]
+        if self.padded_lengths and self.micro_batch_size > 1:
+            filling = sealed("data_collator", lambda: stretched(physical[0], self._padded_length(rows[0])))
+            physical += [filling] * (self.micro_batch_size - len(rows))
+        inputs = sealed("data_collator", lambda: self.collate([_copied(row) for row in physical]))
+        return MicroBatch(rows=rows, size=len(physical), inputs=inputs)
+
+
+def length_of(row: Any) -> int:
+    """Tokens of a row; 0 where it has none."""
+    tokens = row.get("input_ids") if isinstance(row, dict) else None
+    return len(tokens) if isinstance(tokens, Sized) else 0
+
+
+def stretched(row: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return a row like `row` of `length` tokens: what it has for each token is repeated.
+
+    >>> stretched({"input_ids": [5, 6], "labels": 1}, 3)
+    {'input_ids': [5, 6, 5], 'labels': 1}
+    """
+    tokens = length_of(row)
+    return {name: _repeated(value, length) if _per_token(value, tokens) else value for name, value in row.items()}
+
+
+def _per_token(value: Any, tokens: int) -> bool:
+    """Whether `value` has an integer for each token. Floats, such as many labels of a row, may only look like it."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim > 0 and len(value) == tokens and not value.is_floating_point()
+    return isinstance(value, list) and len(value) == tokens and isinstance(value[0], int)
+
+
+def _repeated(value: Any, length: int) -> Any:
+    places = [place % len(value) for place in range(length)]
+    return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
+
+
+def _copied(row: Any) -> Any:
+    """Collators may take fields out of what they are given."""
+    return dict(row) if isinstance(row, dict) else row

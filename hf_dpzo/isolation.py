@@ -1,0 +1,304 @@
+"""The isolation probe: does one row's loss depend on its neighbours in the batch?
+
+Clipping bounds a row's part in a release only if the row moves no loss but its own. Lists of layers that join rows are
+never complete. So it is measured, on public rows: a row's neighbours are exchanged, and its loss must stay.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_dpzo.losses import unwrapped
+from hf_dpzo.sealed import DrawnError
+
+
+Row = dict[str, Any]
+Parts = list[torch.Tensor | None]
+Evaluate = Callable[[list[Row]], torch.Tensor]
+
+# Relative to the loss, or absolute below one. Float32 kernels that differ by the shape of a batch stay far below it.
+COUPLED = 1e-4
+# Relative to a tensor's largest entry: how far rounding may move what a module makes of a row.
+ROUNDING = 1e-5
+
+APART = "use layers that treat each row by itself"
+STATELESS = "keep nothing from one batch to the next"
+PADDING = "pass position_ids and masks that leave padding out, or pad all rows to one public length"
+FROM_LOGITS = "compute each row's loss from the outputs at that row's own tokens"
+
+
+class CoupledRowsError(ValueError):
+    """One row's loss depends on the other rows of its batch, or on the batches before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolation:
+    """What the probe measured.
+
+    Args:
+        moved: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
+
+    >>> Isolation(moved=0.0).bitwise
+    True
+    """
+
+    moved: float
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether each loss was equal to the last bit."""
+        return self.moved == 0
+
+
+@torch.no_grad()
+def probe(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
+    """Measure how far the loss of a row moves when the other rows of its batch change.
+
+    The first row, the shortest and the longest are followed in turn. In nine calls of `evaluate`, the others are
+    replaced, permuted, lengthened, shortened, removed, added to and made NaN, and one batch is evaluated twice. The
+    model is in evaluation mode meanwhile; its modes and buffers are afterwards as they were.
+
+    Args:
+        model: the one that `evaluate` calls, with or without an adapter.
+        evaluate: from a list of rows to one loss for each, float32 `[rows]` in the order of the rows, by whatever
+            pipeline training uses: collator, padding, micro-batches.
+        rows: made up, or other public ones; two at least. Best are five of one length, a shorter and a longer one.
+
+    Raises:
+        CoupledRowsError: when a loss moves by more than 1e-4 of itself (absolute where it is below one), or a buffer
+            changes. It names what was done, and the first module whose output for the row moved.
+        DrawnError: `evaluate` draws from a global generator.
+        ValueError: when `evaluate` fails on these rows, or gives one of them a loss that is not finite.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"probe_rows={len(rows)}: a row needs neighbours; pass two at least, better seven.")
+    by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
+    with _left_as_it_was(model) as buffers:
+        moved = 0.0
+        for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
+            others = rows[:index] + rows[index + 1 :]
+            moved = max(moved, _Followed(model=model, evaluate=evaluate, row=rows[index], others=others).moved())
+        changed = [name for name, (_, copied) in buffers.items() if not torch.equal(model.get_buffer(name), copied)]
+    if changed:
+        raise CoupledRowsError(
+            f"isolation: evaluating a batch changed the buffer {changed[0]}, which would carry rows into later batches "
+            "and into the saved weights; keep it constant in evaluation mode."
+        )
+    return Isolation(moved=moved)
+
+
+@contextmanager
+def _left_as_it_was(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """In evaluation mode, with its buffers beside copies of them; afterwards all is put back."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    model.eval()
+    try:
+        yield buffers
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, (buffer, copied) in buffers.items():
+            if not torch.equal(buffer, copied):
+                buffer.copy_(copied)
+            owner, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(owner), own_name, buffer)  # Where forward has put another in its place.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variation:
+    """A batch in which the row that is followed is at `at`. `doing` is the subject of a message's sentence."""
+
+    doing: str
+    rows: list[Row]
+    remedy: str
+    at: int = 0
+    poisoned: bool = False
+
+
+def _variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
+    """First the batch that all the others are compared with."""
+    ordered = sorted(others, key=lambda other: abs(_length(other) - _length(row)))
+    near, replaced = ordered[:2], [*ordered[2:], row, row][: len(ordered[:2])]
+    lengthened, shortened = [*near[1:], max(others, key=_length)], [min(others, key=_length)] * len(near)
+    made_nan = near if "input_ids" in row else [_with_nan(other) for other in near]
+    yield _Variation(doing="evaluating a batch", rows=[row, *near], remedy=STATELESS)
+    yield _Variation(doing="evaluating the same batch again", rows=[row, *near], remedy=STATELESS)
+    yield _Variation(doing="replacing the other rows of a batch", rows=[row, *replaced], remedy=APART)
+    yield _Variation(doing="permuting a batch", rows=[*near[::-1], row], at=len(near), remedy=APART)
+    yield _Variation(doing="lengthening another row of a batch", rows=[row, *lengthened], remedy=PADDING)
+    yield _Variation(doing="shortening the other rows of a batch", rows=[row, *shortened], remedy=PADDING)
+    yield _Variation(doing="removing the other rows of a batch", rows=[row], remedy=APART)
+    yield _Variation(doing="adding rows to a batch", rows=[row, *ordered], remedy=APART)
+    yield _Variation(doing="making the other rows of a batch NaN", rows=[row, *made_nan], remedy=APART, poisoned=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Followed:
+    """One row, whose loss is followed through batches with others."""
+
+    model: torch.nn.Module
+    evaluate: Evaluate
+    row: Row
+    others: list[Row]
+
+    def moved(self) -> float:
+        """The largest change of the row's loss. Raises where it is more than rounding."""
+        base, *variations = _variations(self.row, self.others)
+        expected, largest = self._loss(base), 0.0
+        if not math.isfinite(expected):
+            raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
+        for batch in variations:
+            moved = abs(self._loss(batch) - expected)
+            if not moved <= COUPLED * max(1.0, abs(expected)):
+                where, remedy = self._where(base, batch)
+                raise CoupledRowsError(f"isolation: {batch.doing} moved a row's loss by {moved:.2g}{where}; {remedy}.")
+            largest = max(largest, moved)
+        return largest
+
+    def _loss(self, variation: _Variation) -> float:
+        rows = [copy.deepcopy(row) for row in variation.rows]  # Collators may take fields out of what they are given.
+        try:
+            with self._poisoned() if variation.poisoned else nullcontext():
+                losses = self.evaluate(rows)
+        except DrawnError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"isolation: {variation.doing} of public rows raised {type(error).__name__}: {text}; correct the loss "
+                "or the collator, or pass probe_rows, public rows of the data set's format."
+            ) from error
+        if not isinstance(losses, torch.Tensor) or losses.shape != (len(rows),):
+            raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
+        return losses[variation.at].item()
+
+    def _poisoned(self) -> AbstractContextManager:
+        model = unwrapped(self.model)
+        if not isinstance(model, PreTrainedModel) or "input_ids" not in self.row:
+            return nullcontext()
+        return model.get_input_embeddings().register_forward_hook(self._poison, with_kwargs=True)
+
+    def _poison(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+        """A hook: the embeddings of the other rows become NaN, in whatever batches they are."""
+        tokens = next(_tensors([args, kwargs]))
+        own, places = _place(tokens, self.row), [_place(tokens, other) for other in self.others]
+        indices = {place.index for place in places if place} - {own.index if own else None}
+        return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
+
+    def _where(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
+        """Where the row's ways part, in words, and what to do about it."""
+        before, after = (self._trace(each) for each in (base, variation))
+        moved = None
+        for (name, given, made), (other_name, given_now, made_now) in zip(before, after, strict=False):
+            moved = _differ(made, made_now) if name == other_name else None
+            if moved and _differ(given, given_now) is False:
+                return f", first in {name}", variation.remedy
+        if moved is False:  # The last one to return is the model.
+            return ", but no module's output at its own tokens, so per_example_loss joins rows", FROM_LOGITS
+        return "", variation.remedy
+
+    def _trace(self, variation: _Variation) -> list[tuple[str, Parts, Parts]]:
+        with ExitStack() as hooks:
+            trace = _Trace(self.model, self.row, hooks)
+            self._loss(variation)
+        return trace.calls
+
+
+class _Trace:
+    """What modules were given and made of one row, found by its content, in the order in which they returned."""
+
+    def __init__(self, model: torch.nn.Module, row: Row, hooks: ExitStack) -> None:
+        self._row, self._place, self._inputs = row, None, []
+        self.calls: list[tuple[str, Parts, Parts]] = []
+        for name, module in model.named_modules():
+            called = f"module {name} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+            hooks.enter_context(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(functools.partial(self._leave, called)))
+
+    def _enter(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        tensors = list(_tensors([args, kwargs]))
+        known = self._place if self._inputs else None  # An outermost call may be of other rows.
+        self._place = known or next(filter(None, (_place(tensor, self._row) for tensor in tensors)), None)
+        self._inputs.append(self._parts(tensors))  # Before the module runs, for it may write into them.
+
+    def _leave(self, called: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
+        inputs = self._inputs.pop()
+        if self._place:
+            self.calls.append((called, inputs, self._parts(list(_tensors(output)))))
+
+    def _parts(self, tensors: list[torch.Tensor]) -> Parts:
+        return [self._place.part(tensor) if self._place else None for tensor in tensors]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Which row of a batch is meant, and where among `width` padded tokens its own are."""
+
+    index: int
+    batch: int
+    start: int
+    length: int
+    width: int
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The row's part of a tensor, without padding, or None where there is no telling."""
+        shared = tensor.shape[:1] == (1,)  # Such as positions.
+        if not (tensor.numel() and tensor.ndim) or (tensor.shape[0] % self.batch and not shared):
+            return None
+        part = tensor[0] if shared else tensor.unflatten(0, (self.batch, -1))[self.index].squeeze(0)
+        axis = next((axis for axis, size in enumerate(part.shape) if size == self.width), None)
+        return (part if axis is None else part.narrow(axis, self.start, self.length)).cpu().double().clone()
+
+
+def _place(tensor: torch.Tensor, row: Row) -> _Place | None:
+    """Where a batch holds a row's tokens, or its first feature; None where it does not."""
+    features = [torch.as_tensor(row["input_ids"])] if "input_ids" in row else list(_features(row).values())
+    if not features or tensor.ndim != features[0].ndim + 1:
+        return None
+    flat, content = tensor.flatten(1), features[0].flatten().to(tensor.device)
+    if flat.shape[1] < len(content) or tensor.is_floating_point() != content.is_floating_point():
+        return None
+    found = (flat.unfold(1, len(content), 1) == content).all(dim=-1).nonzero().tolist()
+    sizes = {"batch": len(flat), "length": len(content), "width": flat.shape[1]}
+    return next((_Place(index=index, start=start, **sizes) for index, start in found), None)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor) and not value.is_complex():  # Those have no order.
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
+
+
+def _differ(before: Parts, after: Parts) -> bool | None:
+    """Whether a row's parts moved by more than rounding. None: none of them has kept its shape."""
+    pairs = [(a, b) for a, b in zip(before, after, strict=False) if a is not None and b is not None]
+    pairs = [(a, b, ROUNDING * a.nan_to_num(0, 0, 0).abs().max().item()) for a, b in pairs if a.shape == b.shape]
+    return not all(torch.allclose(a, b, rtol=0, atol=far, equal_nan=True) for a, b, far in pairs) if pairs else None
+
+
+def _length(row: Row) -> int:
+    return len(row["input_ids"]) if "input_ids" in row else 0
+
+
+def _features(row: Row) -> dict[str, torch.Tensor]:
+    """The fields of floats, without the labels."""
+    tensors = {}
+    for name, value in row.items():
+        with suppress(TypeError, ValueError, RuntimeError):  # A text is no tensor.
+            tensors[name] = torch.as_tensor(value)
+    return {k: v for k, v in tensors.items() if v.ndim and v.is_floating_point() and not k.startswith("label")}
+
+
+def _with_nan(row: Row) -> Row:
+    made = {name: tensor * math.nan for name, tensor in _features(row).items()}
+    return row | {name: tensor.tolist() if isinstance(row[name], list) else tensor for name, tensor in made.items()}
