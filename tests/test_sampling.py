@@ -1,17 +1,18 @@
-"""Poisson batches, and what a logical batch is made of."""
+"""Poisson batches: who joins them."""
 
 import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.sampling import LogicalBatchCollator, PoissonBatchSampler, steps_per_epoch
+from hf_dpzo.sampling import PoissonBatchSampler, steps_per_epoch
+from hf_dpzo.units import Units
 
 
 def batches(size, rate, count):
-    sampler = PoissonBatchSampler(size=size, sampling_rate=rate)
+    sampler = PoissonBatchSampler(units=Units(num_rows=size), sampling_rate=rate)
     drawn = []
     while len(drawn) < count:
-        drawn += list(sampler)
+        drawn += [[one.row for one in batch] for batch in sampler]
     return drawn[:count]
 
 
@@ -39,7 +40,7 @@ def test_empty_batches_are_yielded():
 
 
 def test_two_passes_differ_whatever_is_seeded():
-    sampler = PoissonBatchSampler(size=200, sampling_rate=0.2)
+    sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.2)
     passes = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -50,20 +51,4 @@ def test_two_passes_differ_whatever_is_seeded():
 
 @pytest.mark.parametrize(("rate", "steps"), [(1.0, 1), (0.5, 2), (0.3, 3), (0.9, 1)])
 def test_an_epoch_uses_each_row_once_on_average(rate, steps):
-    assert steps_per_epoch(rate) == steps == len(PoissonBatchSampler(size=10, sampling_rate=rate))
-
-
-def test_logical_batch_is_cut_into_micro_batches_in_order_of_length():
-    rows = [{"input_ids": [0] * length} for length in (5, 1, 4, 2, 3)]
-    item = LogicalBatchCollator(lambda part: [len(row["input_ids"]) for row in part], micro_batch_size=2)(rows)
-    parts = [{"rows": 2, "inputs": [1, 2]}, {"rows": 2, "inputs": [3, 4]}, {"rows": 1, "inputs": [5]}]
-    assert item == {"micro_batches": parts}
-
-
-def test_empty_batch_has_no_micro_batches():
-    assert LogicalBatchCollator(list, micro_batch_size=2)([]) == {"micro_batches": []}
-
-
-def test_rows_without_tokens_keep_their_order():
-    (part,) = LogicalBatchCollator(list, micro_batch_size=3)([3, 1, 2])["micro_batches"]
-    assert part == {"rows": 3, "inputs": [3, 1, 2]}
+    assert steps_per_epoch(rate) == steps == len(PoissonBatchSampler(units=Units(num_rows=10), sampling_rate=rate))
