@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_dpzo.accounting import check_delta, check_promise, guarantee
 from hf_dpzo.calibration import calibrate
@@ -12,16 +13,26 @@ from hf_dpzo.queries import QUERIES, GaussianQuery, LaplaceQuery
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit status: 2, and one sentence on standard error, for bad input."""
+    """Run one command, and return its exit status.
+
+    2, with one sentence on standard error, is for bad input, and 1 for an audit that found more than is claimed.
+    """
     arguments, flags = _parser().parse_known_args(argv)
     try:
-        if flags and arguments.run is not _train:
+        if flags and arguments.run not in (_train, _audit):
             raise ValueError(f"{flags[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
         sys.stdout.write(arguments.run(arguments, flags))
     except (ValueError, OSError, BudgetExceededError) as error:
         sys.stderr.write(f"hf-dpzo: {error}\n")
         return 2
+    except _ViolationError as error:
+        sys.stdout.write(str(error))
+        return 1
     return 0
+
+
+class _ViolationError(Exception):
+    """An audit found more than is claimed."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--at-step", "--at_step", type=int, help="after so many steps; by default after all")
     replay.add_argument("--revision", help="branch, tag or commit of the base model on the Hub")
     replay.set_defaults(run=_replay)
-    audit = commands.add_parser("audit", help="attack what is claimed, and what is not")
-    audit.add_argument("--demo", choices=["inherent-privacy"], required=True, help="do random directions hide data?")
+    audit = commands.add_parser("audit", help="attack the mechanism that a recipe would run")
+    audit.add_argument("recipe", nargs="?", help="a YAML file; its fields are flags, as in hf-dpzo train")
+    audit.add_argument("--picture", help="also draw the best attacker's ROC curve, into this file")
+    audit.add_argument("--demo", choices=["inherent-privacy"], help="instead: do random directions hide data?")
     audit.set_defaults(run=_audit)
     for command in (epsilon, noise):
         command.add_argument(
@@ -94,7 +107,34 @@ def _replay(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     )
 
 
-def _audit(arguments: argparse.Namespace, _: Sequence[str]) -> str:
+def _audit(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
+    if arguments.demo is not None:
+        return _demonstration()
+    if arguments.recipe is None:
+        raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml, or --demo.")
+    from hf_dpzo.audit import audit
+    from hf_dpzo.loading import load_tables
+    from hf_dpzo.recipe import read_recipe
+    from hf_dpzo.roc import draw
+
+    recipe, args = read_recipe(arguments.recipe, flags)
+    if not args.private:
+        raise ValueError(f"method={args.method}: it adds no noise, so there is no claim to attack; choose another.")
+    train, _ = load_tables(recipe)
+    method, _ = args.plan(len(args.units(train)))
+    found = audit(method, seed=args.seed)
+    if arguments.picture is not None:
+        draw(found, Path(arguments.picture))
+    verdicts = {True: "ok", False: "VIOLATED"}
+    checks = [(check.name, check.measured, check.allowed, verdicts[check.passed]) for check in found.checks]
+    end = f"One release at sampling rate 1; {found.releases} in each of the two worlds of each attack."
+    text = f"{_table([('check', 'measured', 'allowed', ''), *checks])}\n{end}\n"
+    if not found.passed:
+        raise _ViolationError(text)
+    return text
+
+
+def _demonstration() -> str:
     from hf_dpzo.inherent import inherent_privacy
 
     lines = [("directions", "noise", "the attacker sees", "guesses right", "allowed")]

@@ -56,8 +56,8 @@ def with_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.
     return model if recipe.adapter == "none" else seeded_peft_model(model, _lora(recipe), seed=seed)
 
 
-def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Return the encoded training rows and evaluation rows."""
+def load_tables(recipe: Recipe) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Return the training rows and the evaluation rows, as the data have them."""
     train = _load(recipe.data, recipe.data_config, recipe.train_split)
     evaluation = None
     if recipe.eval_data is not None:
@@ -76,8 +76,16 @@ def load_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[datas
             raise ValueError(f"eval_rows={recipe.eval_rows}: the data have {len(train)} rows; hold out fewer.")
         halves = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
         train, evaluation = halves["train"], halves["test"]
-    train, evaluation = (None if rows is None else _encoded(rows, recipe, tokenizer) for rows in (train, evaluation))
-    return train, None if evaluation is None else _in_order_of_length(evaluation)
+    return train, evaluation
+
+
+def load_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, keep: str | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Return the encoded training rows, with the column to `keep`, and the encoded evaluation rows."""
+    train, evaluation = load_tables(recipe)
+    train = _encoded(train, recipe, tokenizer, keep=keep)
+    return train, None if evaluation is None else _in_order_of_length(_encoded(evaluation, recipe, tokenizer))
 
 
 def _source(recipe: Recipe) -> dict[str, Any]:
@@ -122,7 +130,9 @@ def _kept(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
     return rows.filter(lambda row: all(row[name] == value for name, value in wanted.items())) if wanted else rows
 
 
-def _encoded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+def _encoded(
+    rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, keep: str | None = None
+) -> datasets.Dataset:
     columns = [*Template(template=recipe.template).fields]
     if recipe.task != "causal-lm":
         columns.append(recipe.label_column)
@@ -134,7 +144,8 @@ def _encoded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokeni
         raise ValueError(f"template={recipe.template!r}: the data have no column {sorted(missing)[0]}, only {names}.")
     encode = _encode_text if recipe.task == "causal-lm" else _encode_example
     options = {"recipe": recipe, "tokenizer": tokenizer}
-    return rows.map(encode, fn_kwargs=options, remove_columns=rows.column_names, desc="Tokenizing")
+    removed = [name for name in rows.column_names if name != keep]
+    return rows.map(encode, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
 
 
 def _in_order_of_length(rows: datasets.Dataset) -> datasets.Dataset:

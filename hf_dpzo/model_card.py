@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dpzo.accounting import NEIGHBORING_RELATION, group_epsilon, replace_one_epsilon
+from hf_dpzo.audit import Audit
 from hf_dpzo.isolation import Isolation
 from hf_dpzo.ledger import Budget, round_up
 from hf_dpzo.methods import Method
@@ -79,6 +80,7 @@ class Run:
         expected_batch_size: units in a batch on average.
         sampling_rate: the probability with which each unit joined a batch.
         isolation: what the probe measured; `None` before training, and where nothing is promised.
+        fixed_shapes: whether what a row is evaluated with always has one of a few public shapes.
         audit: what an attack on the mechanism found; `None` where none was made.
         eval_data_is_public: whether the evaluation data were declared public.
         metrics: the metrics of the last evaluation.
@@ -100,7 +102,8 @@ class Run:
     expected_batch_size: int
     sampling_rate: float
     isolation: Isolation | None
-    audit: dict[str, Any] | None
+    fixed_shapes: bool
+    audit: Audit | None
     eval_data_is_public: bool
     metrics: dict[str, float]
     hyperparameters: dict[str, Any]
@@ -133,7 +136,7 @@ def privacy_statement(run: Run) -> dict[str, Any]:
         "accounting": _accounting(run.budget) if run.budget.private else None,
         "directions": {"distribution": run.directions, "seed": run.seed, "public": True},
         "numerical_isolation": _isolation(run),
-        "audit": run.audit,
+        "audit": None if run.audit is None else {**run.audit.as_json(), "roc": None},
         "not_covered": _not_covered(run),
         "base_model": run.base_model,
         "versions": {
@@ -186,7 +189,7 @@ def _isolation(run: Run) -> dict[str, Any]:
     """How far rows of a batch were kept apart, as measured before training."""
     if run.isolation is None:
         return {"status": "not measured", "bound_in_clip_norms": None}
-    if run.isolation.bitwise:
+    if run.isolation.bitwise and run.fixed_shapes:
         return {"status": "bitwise", "bound_in_clip_norms": 0.0}
     estimator = run.method.estimator
     moved = 2 * run.isolation.moved / estimator.span / math.sqrt(estimator.num_directions)

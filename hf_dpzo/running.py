@@ -34,7 +34,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     """Load everything that the recipe names, and put the trainer together."""
     tokenizer = load_tokenizer(recipe)
-    train, evaluation = load_rows(recipe, tokenizer)
+    train, evaluation = load_rows(recipe, tokenizer, keep=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
     causal = recipe.task == "causal-lm"
     return ZOTrainer(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
+from hf_dpzo.audit import Audit, audit
 from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.durable import DurableTrainer
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
@@ -115,6 +116,7 @@ class ZOTrainer(DurableTrainer):
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
         self._isolation: Isolation | None = None
+        self._audit: Audit | None = None
         if self.method is not None:
             self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
@@ -221,6 +223,8 @@ class ZOTrainer(DurableTrainer):
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
         self._find_log(resume_from_checkpoint or False)
         self._refuse_changes(resumes=bool(resume_from_checkpoint))
+        if self.args.audit:
+            self._audit_mechanism()
         try:
             output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
         finally:
@@ -230,6 +234,18 @@ class ZOTrainer(DurableTrainer):
         if self.args.private:
             metrics["epsilon"] = round_up(self.budget.stated().epsilon)
         return TrainOutput(output.global_step, math.nan, metrics)
+
+    def _audit_mechanism(self) -> None:
+        """Attack a mechanism like this run's; raise where it says more than it claims."""
+        if not self.args.private:
+            raise ValueError(f"audit=True: method={self.args.method} adds no noise, so it claims nothing; remove it.")
+        method, _ = self.args.plan(self._num_units)
+        self._audit = audit(method, seed=self.args.seed)
+        failed = [check.name for check in self._audit.checks if not check.passed]
+        if failed:
+            raise RuntimeError(
+                f"audit: {', '.join(failed)}: the mechanism releases more than it claims; do not use it."
+            )
 
     def _refuse_model(self) -> None:
         refuse_model(self.model, private=self.args.private)
@@ -277,7 +293,8 @@ class ZOTrainer(DurableTrainer):
             expected_batch_size=self.args.expected_batch_size,
             sampling_rate=self.args.sampling_rate(self._num_units),
             isolation=self._isolation,
-            audit=None,
+            fixed_shapes=self._train_batch_size == 1 or self.args.padded_lengths is not None,
+            audit=self._audit,
             eval_data_is_public=self.args.eval_data_is_public,
             metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},

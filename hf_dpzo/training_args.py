@@ -172,6 +172,10 @@ class ZOTrainingArguments(TrainingArguments):
     directions: str = field(
         default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
     )
+    audit: bool = field(
+        default=False,
+        metadata={"help": "Attack the mechanism before training, some 20 seconds, and say in the card what was found."},
+    )
     eval_data_is_public: bool = field(
         default=False,
         metadata={"help": "Declares that nobody's privacy depends on the evaluation data, so they may steer the run."},

@@ -1,5 +1,6 @@
 """The card and privacy.json: what they say follows from the ledger, and survives being handled by other libraries."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from huggingface_hub import ModelCard
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.accounting import guarantee, replace_one_epsilon
+from hf_dpzo.accounting import group_epsilon, guarantee, replace_one_epsilon
+from hf_dpzo.audit import Audit, Check, Roc, audit
 from hf_dpzo.ledger import round_up
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery
 from hf_dpzo.running import accuracy
@@ -140,10 +142,46 @@ def test_card_says_whether_the_evaluation_data_are_public(train, public, phrase)
     assert "eval_accuracy" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("size", "phrase"), [(1, "evaluated by itself"), (4, "float32 rounding")])
-def test_card_says_how_rows_are_kept_apart(train, size, phrase):
-    _, folder = train(per_device_train_batch_size=size)
-    assert phrase in statement(folder)["numerical_isolation"]
+def test_card_says_how_rows_are_kept_apart(train):
+    for settings, status in (
+        ({"per_device_train_batch_size": 1}, "bitwise"),
+        ({"padded_lengths": [8, 16]}, "bitwise"),
+        ({}, "bounded"),
+    ):
+        _, folder = train(**settings)
+        said = statement(folder)["numerical_isolation"]
+        assert said["status"] == status
+        assert 0 <= said["bound_in_clip_norms"] < 1e-3
+        assert f"`{status}`: on public rows" in (folder / "README.md").read_text()
+
+
+def test_card_states_what_holds_for_several_rows_of_one_person(train):
+    trainer, folder = train()
+    groups = statement(folder)["claim"]["groups"]
+    assert [group["rows"] for group in groups] == [2, 4]
+    for group in groups:
+        epsilon = group_epsilon(trainer.budget.claimed, size=group["rows"], delta=1e-4)
+        assert group["epsilon"] == round_up(epsilon) > group["rows"] * statement(folder)["claim"]["epsilon"] / 2
+        assert f"ε = {group['epsilon']} for {group['rows']} rows" in (folder / "README.md").read_text()
+
+
+def test_card_tells_of_the_audit_where_it_was_asked_for(train, monkeypatch):
+    monkeypatch.setattr("hf_dpzo.trainer.audit", functools.partial(audit, releases=400))
+    _, folder = train(audit=True)
+    found = statement(folder)["audit"]
+    assert found["passed"] and found["releases"] == 400
+    assert f"| {found['checks'][0]['name']} | {found['checks'][0]['measured']} |" in (folder / "README.md").read_text()
+    assert "\n\n\n" not in (folder / "README.md").read_text()
+    assert statement(train()[1])["audit"] is None
+
+
+def test_a_mechanism_that_fails_its_audit_is_not_run(train, monkeypatch):
+    failed = Check(name="noise scale", measured="0.5", allowed=">= 1", passed=False)
+    roc = Roc(false_alarms=(), detections=(), allowed=())
+    bad = Audit(checks=(failed,), roc=roc, mu_lower=2.0, mu_claimed=1.0, releases=200)
+    monkeypatch.setattr("hf_dpzo.trainer.audit", lambda method, seed: bad)
+    with pytest.raises(RuntimeError, match="audit: noise scale: the mechanism releases more than it claims"):
+        train(audit=True)
 
 
 def test_card_holds_no_training_loss(train):

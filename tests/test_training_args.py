@@ -24,21 +24,21 @@ from hf_dpzo.updates import SGD, Adam, Momentum
 
 def test_target_epsilon_is_met_by_the_plan(make_args):
     args = make_args(noise_multiplier="absent", target_epsilon=2.0, max_steps=50)
-    method, budget = args.plan(num_rows=1000)
+    method, budget = args.plan(num_units=1000)
     assert 1.9 < budget.stated().epsilon <= 2.0
     assert budget.query.sampling_rate == 0.008
     assert method.noise_multiplier <= budget.query.noise_multiplier < method.noise_multiplier * (1 + 1e-9)
 
 
 def test_given_noise_multiplier_is_kept(make_args):
-    method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_rows=1000)
+    method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_units=1000)
     assert method.noise_multiplier == 0.9
     assert budget.stated() == guarantee(((budget.query, 50),), delta=1e-4)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 125), (0.5, 63), (3, 375)])
 def test_epochs_are_planned_as_the_trainer_counts_them(make_args, epochs, steps):
-    _, budget = make_args(max_steps=-1, num_train_epochs=epochs).plan(num_rows=1000)
+    _, budget = make_args(max_steps=-1, num_train_epochs=epochs).plan(num_units=1000)
     assert budget.planned_steps == steps
 
 
@@ -181,7 +181,7 @@ def test_public_evaluation_data_may_choose_the_model(make_args):
 @pytest.mark.parametrize(("rows", "message"), [(4, "the training data have 4 rows"), (20_000, "choose at most 5e-06")])
 def test_data_that_do_not_fit_the_plan_are_refused(make_args, rows, message):
     with pytest.raises(ValueError, match=message):
-        make_args().plan(num_rows=rows)
+        make_args().plan(num_units=rows)
 
 
 # ---- What the trainer is given ----
@@ -302,13 +302,13 @@ def test_float32_models_are_accepted():
 def test_stages_that_do_not_fit_into_the_plan_are_refused(make_args, stages):
     args = make_args(method="zoso", num_stages=stages, max_steps=6)
     with pytest.raises(ValueError, match=rf"num_stages={stages}: .*{stages} - 1 steps, and there are 6; lower it"):
-        args.plan(num_rows=100)
+        args.plan(num_units=100)
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, "0", "0.0", -0.0])
 def test_projected_without_noise_is_a_run_without_privacy(make_args, zero):
     args = make_args(method="projected", radius=1.0, noise_multiplier=zero, target_delta="absent")
-    method, budget = args.plan(num_rows=100)
+    method, budget = args.plan(num_units=100)
     assert not args.private
     assert not budget.private
     assert budget.query == NonPrivateQuery()
@@ -317,7 +317,7 @@ def test_projected_without_noise_is_a_run_without_privacy(make_args, zero):
 
 def test_calibrating_for_paper_noise_leaves_less_epsilon_than_the_target(make_args):
     plain, doubled = (
-        make_args(noise_multiplier="absent", target_epsilon=2.0, paper_noise=paper).plan(num_rows=100)
+        make_args(noise_multiplier="absent", target_epsilon=2.0, paper_noise=paper).plan(num_units=100)
         for paper in (False, True)
     )
     assert doubled[0].noise_multiplier == plain[0].noise_multiplier
@@ -327,7 +327,7 @@ def test_calibrating_for_paper_noise_leaves_less_epsilon_than_the_target(make_ar
 
 def test_laplace_noise_is_calibrated_for_pure_epsilon(make_args):
     args = make_args(method="dpzo", noise="laplace", noise_multiplier="absent", target_epsilon=2.0)
-    stated = args.plan(num_rows=100)[1].stated()
+    stated = args.plan(num_units=100)[1].stated()
     assert 1.999 < stated.pure <= 2.0
     assert stated.epsilon < stated.pure
 
@@ -359,5 +359,5 @@ IMPOSSIBLE = [
 def test_impossible_plans_are_refused(make_args, changes, message):
     args = make_args(**{"target_delta": 1e-8, **changes})
     with pytest.raises(ValueError, match=message) as caught:
-        args.plan(num_rows=10_000_000 if "expected_batch_size" in changes else 100)
+        args.plan(num_units=10_000_000 if "expected_batch_size" in changes else 100)
     assert "\n" not in str(caught.value)
