@@ -26,7 +26,7 @@ SMALLEST_PLD_DELTA = 1e-12
 # A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
 COARSE, FINE = 1e-3, 1e-4
 # Groups cost many times as much time, and their epsilon, which is large, needs no finer one.
-GROUP_GRID = 1e-2
+GROUP_GRID, LARGEST_GROUP = 1e-2, 64
 
 # The Rényi accountant warns for each order that it leaves out; the orders that remain still give an upper bound.
 logging.getLogger("absl").setLevel(logging.ERROR)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dpzo.accounting import check_delta, check_promise, guarantee
+from hf_dpzo.accounting import LARGEST_GROUP, check_delta, check_promise, group_epsilon, guarantee
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import BudgetExceededError, round_up
 from hf_dpzo.queries import QUERIES, GaussianQuery, LaplaceQuery
@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         required=True,
         help="noise scale over the sensitivity: clip norms; for zoso and zopo sqrt(K) of them",
+    )
+    epsilon.add_argument(
+        "--rows_per_person", type=int, default=1, help="state it for people with so many rows, which are all protected"
     )
     epsilon.set_defaults(run=_epsilon)
     noise = commands.add_parser("calibrate", help="the noise multiplier that a guarantee asks for")
@@ -167,7 +170,14 @@ def _query(arguments: argparse.Namespace, noise_multiplier: float) -> GaussianQu
 
 
 def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> str:
-    return _plan(arguments, _query(arguments, arguments.noise_multiplier))
+    query, rows = _query(arguments, arguments.noise_multiplier), arguments.rows_per_person
+    if not 1 <= rows <= LARGEST_GROUP:
+        raise ValueError(f"rows_per_person={rows}: it must lie between 1 and {LARGEST_GROUP}.")
+    text = _plan(arguments, query)
+    if rows == 1:
+        return text
+    together = group_epsilon(((query, arguments.max_steps),), size=rows, delta=arguments.target_delta)
+    return text + _table([(f"epsilon of {rows} rows", f"{round_up(together):g}")])
 
 
 def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> str:

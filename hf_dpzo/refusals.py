@@ -96,6 +96,8 @@ def refuse_arguments(args: TrainingArguments) -> None:
         "padding_free": (_added(args, "padding_free"), "it joins the rows of a batch; remove it"),
     }
     _raise_first(args, refused)
+    if args.hub_token is not None:
+        raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
     if args.private:
         _refuse_for_privacy(args)
 

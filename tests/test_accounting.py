@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy, replace_one_epsilon
+from hf_dpzo.accounting import Guarantee, group_epsilon, guarantee, membership_accuracy, replace_one_epsilon
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
@@ -312,3 +312,48 @@ def test_replace_one_is_the_distance_of_opposite_rows(sampling_rate):
 def test_replace_one_is_not_stated_where_it_is_not_known():
     assert replace_one_epsilon(laplace(), delta=1e-5) == math.inf
     assert replace_one_epsilon(((query(0.1, 0.1), 1),), delta=1e-5) == math.inf
+
+
+# ---- Several rows of one person ----
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "rate", "steps", "size"), [(1.0, 0.2, 1, 2), (2.0, 0.5, 1, 3), (3.0, 1.0, 4, 2)]
+)
+def test_group_epsilon_is_that_of_a_binomial_mixture(noise_multiplier, rate, steps, size):
+    """Against numerical integration of the hockey-stick divergence, of one step or of all of the data."""
+    delta = 1e-5
+    epsilon = group_epsilon(
+        ((GaussianQuery(noise_multiplier=noise_multiplier, sampling_rate=rate), steps),), size=size, delta=delta
+    )
+    scale = noise_multiplier / math.sqrt(steps)  # Of all of the data, steps add up to one with less noise.
+    x = np.linspace(-20 * scale, size + 20 * scale, 400_001)
+    weights = [math.comb(size, k) * rate**k * (1 - rate) ** (size - k) for k in range(size + 1)]
+    density = [np.exp(-((x - k) ** 2) / (2 * scale**2)) / (scale * math.sqrt(2 * math.pi)) for k in range(size + 1)]
+    there, gone = sum(w * d for w, d in zip(weights, density, strict=True)), density[0]
+
+    def spent(at: float) -> float:
+        both = (np.maximum(a - math.exp(at) * b, 0).sum() * (x[1] - x[0]) for a, b in ((there, gone), (gone, there)))
+        return max(both)
+
+    assert spent(epsilon) <= delta * 1.001
+    assert spent(0.98 * epsilon) > delta
+
+
+def test_group_of_one_costs_what_one_costs():
+    releases = ((GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), 200),)
+    assert group_epsilon(releases, size=1, delta=1e-5) == pytest.approx(
+        guarantee(releases, delta=1e-5).epsilon, rel=0.02
+    )
+
+
+def test_groups_cost_more_than_their_size_says():
+    """At the same delta: multiplying epsilon would promise too much."""
+    releases = ((GaussianQuery(noise_multiplier=1.26, sampling_rate=0.016), 1000),)
+    one = guarantee(releases, delta=1e-5).epsilon
+    assert group_epsilon(releases, size=4, delta=1e-5) > 4.5 * one
+
+
+def test_pure_epsilon_of_a_group_is_a_multiple():
+    releases = ((LaplaceQuery(noise_multiplier=4.0, sampling_rate=0.1), 10),)
+    assert group_epsilon(releases, size=3, delta=1e-5) == pytest.approx(3 * releases[0][0].pure_epsilon(10))

@@ -361,3 +361,24 @@ def test_impossible_plans_are_refused(make_args, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         args.plan(num_units=10_000_000 if "expected_batch_size" in changes else 100)
     assert "\n" not in str(caught.value)
+
+
+def test_tokens_are_refused_without_being_shown(make_args):
+    """They would be saved in each checkpoint."""
+    with pytest.raises(ValueError, match="hub_token: it would be saved beside the weights") as caught:
+        make_args(hub_token="hf_secret")
+    assert "hf_secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"padded_lengths": [16, 8]}, "padded_lengths=.* lengths must grow"),
+        ({"padded_lengths": [8, 8]}, "padded_lengths=.* lengths must grow"),
+        ({"padded_lengths": [0]}, "padded_lengths=0: it must be a whole number"),
+        ({"privacy_unit_column": "user", "max_rows_per_unit": 0}, "max_rows_per_unit=0"),
+    ],
+)
+def test_units_and_lengths_that_can_not_be_are_refused(make_args, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(**settings)
