@@ -24,11 +24,11 @@ from hf_dpzo.run_log import RunLog
 class DurableTrainer(DiscreetTrainer):
     """A discreet Trainer that keeps a log, and resumes from it.
 
-    Subclasses set the `method`, its budget, and the units of privacy.
+    Subclasses set the `method`, its budget, and public facts about the rows.
     """
 
     method: Method | None
-    _described_units: dict[str, Any]
+    _rows_facts: dict[str, Any]
     _log: RunLog
 
     def _begin(self) -> Stage:
@@ -80,7 +80,7 @@ class DurableTrainer(DiscreetTrainer):
             method=self.method,
             update=self.args.update_rule,
             budget=self.budget,
-            units=self._described_units,
+            rows=self._rows_facts,
             initial=values_fingerprint(descent.optimizer.parameters()) if initial else None,
         )
         self._log.open(header, self.model)

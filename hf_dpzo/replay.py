@@ -41,7 +41,7 @@ def header_of(
     method: Method,
     update: Update,
     budget: Budget,
-    units: dict[str, Any],
+    rows: dict[str, Any],
     initial: str | None,
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
@@ -52,7 +52,7 @@ def header_of(
         method: with its noise set.
         update: what becomes of released coefficients.
         budget: the plan.
-        units: what the units of privacy are, and how many.
+        rows: how many units of privacy they make, and how they are evaluated.
         initial: the fingerprint of the initial values; `None` where it is not known any more.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -75,8 +75,8 @@ def header_of(
                     "steps": budget.planned_steps,
                     "delta": budget.delta,
                     "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
-                    "units": units,
                 },
+                "rows": rows,
                 "replays_on": _replays_on(method, update, optimizer),
             }
         )

@@ -103,10 +103,13 @@ class ZOTrainer(DurableTrainer):
         self.probe_rows = None if probe_rows is None else list(probe_rows)
         self._units = args.units(train_dataset)
         self._num_units = len(self._units)
-        self._described_units = {
-            "number": self._num_units,
-            "column": args.privacy_unit_column,
-            "max_rows": args.max_rows_per_unit,
+        self._rows_facts = {
+            "units": self._num_units,
+            "privacy_unit_column": args.privacy_unit_column,
+            "max_rows_per_unit": args.max_rows_per_unit,
+            # The isolation that the card states is that of the whole run.
+            "padded_lengths": args.padded_lengths,
+            "evaluated_alone": self._train_batch_size == 1,
         }
         self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
         self._planned_values = args.planned_values
