@@ -9,10 +9,10 @@ from typing import Self
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_dpzo.trajectory import Trajectory, TrajectoryError, sync, write_durably
+from hf_dpzo.trajectory import Trajectory, TrajectoryError, replace_durably, sync
 
 
-FILE_NAME = "trajectory_checkpoint.json"
+MARK_FILE = "trajectory_checkpoint.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,13 @@ class CheckpointMark:
         """Write the mark of `folder`, once everything else in it is on disk."""
         for path in folder.rglob("*"):
             sync(path)
-        scratch = folder / f"{FILE_NAME}.new"
-        write_durably(scratch, json.dumps(asdict(self)).encode())
-        scratch.replace(folder / FILE_NAME)
-        sync(folder)
+        replace_durably(folder / MARK_FILE, json.dumps(asdict(self)).encode())
         sync(folder.parent)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Read the mark of `folder`; `None` where it has none."""
-        path = folder / FILE_NAME
+        path = folder / MARK_FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 

@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, BudgetExceededError) as error:
         sys.stderr.write(f"hf-dpzo: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
+        return 130
     except _ViolationError as error:
         sys.stdout.write(str(error))
         return 1
@@ -95,9 +98,11 @@ def _train(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
 
 def _replay(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     from hf_dpzo.replay import rebuild
-    from hf_dpzo.trajectory import Trajectory
+    from hf_dpzo.trajectory import LOG_FILE, Trajectory
 
     log = Trajectory.read(arguments.log)
+    if (Path(arguments.output) / LOG_FILE).exists():
+        raise ValueError(f"output={arguments.output}: it holds the log of a run, and maybe its weights; name another.")
     model = rebuild(arguments.base, arguments.log, at_step=arguments.at_step, revision=arguments.revision)
     model.save_pretrained(arguments.output)
     steps = len(log.records) if arguments.at_step is None else arguments.at_step
@@ -118,8 +123,10 @@ def _audit(arguments: argparse.Namespace, flags: Sequence[str]) -> str:
     from hf_dpzo.audit import audit
     from hf_dpzo.loading import load_tables
     from hf_dpzo.recipe import read_recipe
-    from hf_dpzo.roc import draw
+    from hf_dpzo.roc import check_picture, draw
 
+    if arguments.picture is not None:
+        check_picture(Path(arguments.picture))
     recipe, args = read_recipe(arguments.recipe, flags)
     if not args.private:
         raise ValueError(f"method={args.method}: it adds no noise, so there is no claim to attack; choose another.")

@@ -4,11 +4,15 @@ A row that somebody's code fails on contributes nothing, and nobody learns that 
 can not be made or evaluated, its rows are tried one by one.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+import copy
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from hf_dpzo.sampling import Fetched
 from hf_dpzo.sealed import WithheldError, sealed
@@ -51,7 +55,8 @@ class LogicalBatch:
 class LogicalBatchCollator:
     """Makes one dataloader item of one logical batch.
 
-    Rows are put in order of length first, which cuts padding. The order makes no difference to the sum. With
+    Rows are put in order of length first, which cuts padding. The order makes no difference to the sum. Only rows with
+    the same fields, of the same types, share a micro-batch: a collator may take these from whichever row is first. With
     `padded_lengths`, each micro-batch has one of a few public shapes, whatever rows it holds: its rows are padded to
     the least of these lengths that holds them, and filled up with copies of one of them to `micro_batch_size`. One
     place is always a copy, stretched to that length, so that any collator pads to it. A longer row has no content.
@@ -76,12 +81,18 @@ class LogicalBatchCollator:
         """Its rows one by one, in the same shape. A row that even so can not be collated has no inputs."""
         return tuple(self._single(row) for row in micro_batch.rows)
 
+    def show(self, rows: Sequence[Any]) -> None:
+        """Raise what is withheld where public `rows` can not be collated."""
+        self._tried(tuple(Fetched(unit=0, row=row) for row in rows))
+
     def _groups(self, rows: Sequence[Fetched]) -> Iterator[tuple[Fetched, ...]]:
-        ordered = sorted((row for row in rows if row.row is not None), key=lambda row: length_of(row.row))
-        for length in self.padded_lengths or (None,):
-            fitting = [row for row in ordered if self._padded_length(row) == length]
-            for start in range(0, len(fitting), self._capacity):
-                yield tuple(fitting[start : start + self._capacity])
+        alike: dict[tuple, list[Fetched]] = {}
+        for row in sorted((row for row in rows if row.row is not None), key=lambda row: length_of(row.row)):
+            alike.setdefault((self._padded_length(row), signature_of(row.row)), []).append(row)
+        for (length, _), fitting in alike.items():
+            if length != 0:
+                for start in range(0, len(fitting), self._capacity):
+                    yield tuple(fitting[start : start + self._capacity])
 
     @property
     def _capacity(self) -> int:
@@ -103,21 +114,56 @@ class LogicalBatchCollator:
         try:
             return self._collated((row,))
         except WithheldError:
-            return MicroBatch(rows=(row,), size=1, inputs=None)
+            return MicroBatch(rows=(replace(row, row=None),), size=1, inputs=None)
 
     def _collated(self, rows: tuple[Fetched, ...]) -> MicroBatch:
-        physical = [row.row for row in rows]
-        if self.padded_lengths and self.micro_batch_size > 1:
-            filling = sealed("data_collator", lambda: stretched(physical[0], self._padded_length(rows[0])))
-            physical += [filling] * (self.micro_batch_size - len(rows))
-        inputs = sealed("data_collator", lambda: self.collate([_copied(row) for row in physical]))
-        return MicroBatch(rows=rows, size=len(physical), inputs=inputs)
+        return sealed("data_collator", lambda: self._tried(rows))
+
+    def _tried(self, rows: tuple[Fetched, ...]) -> MicroBatch:
+        physical, length = [row.row for row in rows], self._padded_length(rows[0])
+        if self._fills:
+            physical += [stretched(physical[0], length)] * (self.micro_batch_size - len(rows))
+        # Copies, for collators may change what they are given, and the data with it.
+        inputs = self.collate(copy.deepcopy(physical))
+        if self._fills and tuple(inputs["input_ids"].shape[:2]) != (self.micro_batch_size, length):
+            raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
+        made = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
+        if get_worker_info() is not None:
+            pickle.dumps(made)  # Where a worker can not send it, it would wait for ever, after showing why.
+        return made
+
+    @property
+    def _fills(self) -> bool:
+        """Whether micro-batches are filled up to public shapes."""
+        return bool(self.padded_lengths) and self.micro_batch_size > 1
 
 
 def length_of(row: Any) -> int:
     """Tokens of a row; 0 where it has none."""
     tokens = row.get("input_ids") if isinstance(row, dict) else None
-    return len(tokens) if isinstance(tokens, Sized) else 0
+    try:
+        return sealed("train_dataset", lambda: len(tokens))
+    except WithheldError:
+        return 0
+
+
+def signature_of(row: Any) -> tuple:
+    """What a collator may take from one row for all: its fields, and the type of each.
+
+    >>> signature_of({"input_ids": [5, 6], "labels": None})
+    (('input_ids', 'list', 'int', ''), ('labels', 'NoneType', '', ''))
+    """
+    if not isinstance(row, dict):
+        return (type(row).__name__,)
+    return tuple((str(name), *_type_of(value)) for name, value in row.items())
+
+
+def _type_of(value: Any) -> tuple[str, str, str]:
+    """The type of a value, and of what is in it; for an array also its number of dimensions."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return type(value).__name__, str(value.dtype), str(value.ndim)
+    inside = ",".join(sorted({type(one).__name__ for one in value})) if isinstance(value, list | tuple) else ""
+    return type(value).__name__, inside, ""
 
 
 def stretched(row: dict[str, Any], length: int) -> dict[str, Any]:
@@ -140,8 +186,3 @@ def _per_token(value: Any, tokens: int) -> bool:
 def _repeated(value: Any, length: int) -> Any:
     places = [place % len(value) for place in range(length)]
     return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
-
-
-def _copied(row: Any) -> Any:
-    """Collators may take fields out of what they are given."""
-    return dict(row) if isinstance(row, dict) else row

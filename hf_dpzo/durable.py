@@ -16,7 +16,9 @@ from hf_dpzo.discreet import DiscreetTrainer
 from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.ledger import Budget
+from hf_dpzo.losses import unwrapped
 from hf_dpzo.methods.method import Method, Stage
+from hf_dpzo.refusals import remember_trained
 from hf_dpzo.replay import header_of, remembers, trained_parameters
 from hf_dpzo.run_log import RunLog
 
@@ -53,6 +55,12 @@ class DurableTrainer(DiscreetTrainer):
         self._log = RunLog(Path(self.args.output_dir), resume=resume, planned_steps=planned)
         self.budget.ledger.append(self.budget.query, count=self._log.steps)
 
+    def _close_log(self) -> None:
+        """Take no more steps, unless none could be taken yet."""
+        if self._log.opened:
+            self.budget.close()
+        self._log.close()
+
     def _init_training_state(
         self,
         max_steps: int,
@@ -84,6 +92,7 @@ class DurableTrainer(DiscreetTrainer):
             initial=values_fingerprint(descent.optimizer.parameters()) if initial else None,
         )
         self._log.open(header, self.model)
+        remember_trained(unwrapped(self.model))
         if self._log.found is not None:
             self._log.catch_up(descent, self.lr_scheduler, initial=initial)
         return prepared

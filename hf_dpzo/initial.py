@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save
 from transformers import PreTrainedModel
 
 from hf_dpzo.losses import unwrapped
-from hf_dpzo.trajectory import write_durably
+from hf_dpzo.trajectory import replace_durably
 
 
-FILE_NAME = "initial.safetensors"
+INITIAL_FILE = "initial.safetensors"
+# All that a log may say about the configuration of a base model: what its head and its padding are made with.
+HEAD_OPTIONS = ("id2label", "label2id", "problem_type", "pad_token_id")
 # Heads up to this share of the model are saved; what is larger comes out of a base model.
 _HEAD_SHARE = 0.1
 _SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
@@ -70,15 +72,17 @@ def adapter_of(model: torch.nn.Module) -> dict[str, Any] | None:
 
 
 def base_of(model: torch.nn.Module) -> dict[str, Any]:
-    """Which model the run began from: names for people, and what a copy of it is made with."""
+    """Which model the run began from: names for people, and what its head is made with."""
     base = unwrapped(model)
     if not isinstance(base, PreTrainedModel):
-        return {"architecture": type(base).__name__, "name": "", "revision": None, "config": None}
-    config = json.loads(base.config.to_json_string(use_diff=True))
-    name, revision = base.config.name_or_path, getattr(base.config, "_commit_hash", None)
-    for volatile in ("transformers_version", "_name_or_path"):
-        config.pop(volatile, None)
-    return {"architecture": type(base).__name__, "name": name, "revision": revision, "config": config}
+        return {"architecture": type(base).__name__, "name": "", "revision": None, "head": {}}
+    config = json.loads(base.config.to_json_string(use_diff=False))
+    return {
+        "architecture": type(base).__name__,
+        "name": base.config.name_or_path,
+        "revision": getattr(base.config, "_commit_hash", None),
+        "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
+    }
 
 
 def shapes_fingerprint(named: Mapping[str, torch.Tensor]) -> str:
@@ -98,44 +102,46 @@ def values_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
 def frozen_fingerprint(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> str:
     """SHA-256 of everything in `model` that is saved, but for what is `trained`."""
     moving = {id(parameter) for parameter in trained}
-    kept = model.state_dict(keep_vars=True)
-    return values_fingerprint(
-        tensor for tensor in kept.values() if isinstance(tensor, torch.Tensor) and id(tensor) not in moving
-    )
+    kept = model.state_dict(keep_vars=True).values()
+    return values_fingerprint(one for one in kept if isinstance(one, torch.Tensor) and id(one) not in moving)
 
 
 def save_initial(model: torch.nn.Module, folder: Path) -> None:
     """Save into `folder` the initial values that neither a base model nor a public seed gives back, if there are any.
 
-    Those are of an adapter without a public seed; and, of a model's own parameters, those of its head.
+    Those are of an adapter without a public seed, and of a head, whether it is trained or not.
     """
     kept = {name: p.detach().cpu().contiguous() for name, p in _not_given_back(model)}
     if kept:
-        scratch = folder / f"{FILE_NAME}.new"
-        write_durably(scratch, save(kept))
-        scratch.replace(folder / FILE_NAME)
+        replace_durably(folder / INITIAL_FILE, save(kept))
 
 
 @torch.no_grad()
-def restore_initial(model: torch.nn.Module, folder: Path) -> None:
-    """Give `model` the initial values that are saved in `folder`, if there are any."""
-    path, parameters = folder / FILE_NAME, dict(model.named_parameters())
+def restore_initial(model: torch.nn.Module, folder: Path, *, trained: bool = True) -> None:
+    """Give `model` the initial values that are saved in `folder`, if there are any; without `trained` the frozen alone.
+
+    Raises:
+        ValueError: the model has no such parameters.
+    """
+    path, parameters = folder / INITIAL_FILE, dict(model.named_parameters())
     for name, value in (load_file(path) if path.is_file() else {}).items():
         if name not in parameters or parameters[name].shape != value.shape:
             raise ValueError(f"{path}: the model has no parameter {name} of that shape; start from the same model.")
-        parameters[name].copy_(value)
+        if trained or not parameters[name].requires_grad:
+            parameters[name].copy_(value)
 
 
 def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if isinstance(model, PeftModel):
-        return [] if model in _SEEDS else trained
-    if not isinstance(model, PreTrainedModel) or model.base_model is model:
+    base = unwrapped(model)
+    if not isinstance(base, PreTrainedModel):
         return []
-    body = {id(parameter) for parameter in model.base_model.parameters()}
-    head = [(name, p) for name, p in trained if id(p) not in body]
+    body = {id(parameter) for parameter in base.base_model.parameters()}
+    head = {name: p for name, p in model.named_parameters() if id(p) not in body}
     total = sum(parameter.numel() for parameter in model.parameters())
-    return head if sum(p.numel() for _, p in head) <= _HEAD_SHARE * total else []
+    kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
+    if isinstance(model, PeftModel) and model not in _SEEDS:
+        kept = kept | {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return list(kept.items())
 
 
 def _plain(value: Any) -> Any:

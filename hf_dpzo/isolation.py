@@ -9,13 +9,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_dpzo.losses import unwrapped
+from hf_dpzo.methods.method import Method
 from hf_dpzo.sealed import DrawnError
 
 
@@ -57,11 +58,26 @@ class Isolation:
         return self.moved == 0
 
 
+def isolation_bound(method: Method, planned_steps: int, moved: float) -> float:
+    """How far a row's coefficients move, in clip norms, where its loss may move by `moved`; in the worst stage.
+
+    >>> from hf_dpzo.methods import DPZero
+    >>> method = DPZero(noise_multiplier=1.0, expected_batch_size=8, smoothing=0.5)
+    >>> isolation_bound(method, planned_steps=10, moved=0.125)
+    0.25
+    """
+    stages = (method.stage(step, planned_steps) for step in (0, planned_steps - 1))
+    smoothing = min(stage.smoothing for stage in stages)
+    estimator = replace(method.estimator, smoothing=smoothing)
+    # A coefficient is a difference over the span and over K; K of them make a vector.
+    return 2 * moved / estimator.span / math.sqrt(estimator.num_directions) / method.mechanism.clip_norm
+
+
 @torch.no_grad()
 def probe(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn. In nine calls of `evaluate`, the others are
+    The first row, the shortest and the longest are followed in turn. In nine calls of `evaluate` for each, others are
     replaced, permuted, lengthened, shortened, removed, added to and made NaN, and one batch is evaluated twice. The
     model is in evaluation mode meanwhile; its modes and buffers are afterwards as they were.
 
@@ -173,7 +189,7 @@ class _Followed:
         except Exception as error:
             text = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                f"isolation: {variation.doing} of public rows raised {type(error).__name__}: {text}; correct the loss "
+                f"isolation: on public rows, {variation.doing} raised {type(error).__name__}: {text}; correct the loss "
                 "or the collator, or pass probe_rows, public rows of the data set's format."
             ) from error
         if not isinstance(losses, torch.Tensor) or losses.shape != (len(rows),):

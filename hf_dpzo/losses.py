@@ -184,7 +184,7 @@ class BatchLosses:
         losses = torch.full((len(rows),), torch.nan, device=self.device)
         for micro_batch in batch.micro_batches:
             if micro_batch.inputs is None:
-                self.collator.collate([dict(row) for row in rows])  # Raises what was withheld.
+                self.collator.show([rows[row.unit] for row in micro_batch.rows])
             units = [row.unit for row in micro_batch.rows]
             evaluated = drawing_nothing("per_example_loss", functools.partial(self._checked, model, micro_batch))
             losses[units] = evaluated[: len(units)].float()

@@ -1,9 +1,11 @@
 """Rows of a data set's format whose content is made up, for trying things out before any private row is read.
 
-They are a function of public things alone: the types of the columns, and the model's configuration.
+They are a function of the types of the columns and of the model's configuration. Where a data set does not state the
+types, those that most of its first rows have are taken.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_dpzo.losses import unwrapped
-from hf_dpzo.sealed import sealed
+from hf_dpzo.sealed import WithheldError, sealed
 
 
-# Models rarely have it as a size, so that the probe takes nothing else for tokens.
-PROBE_LENGTH = 11
+# Of how many rows the types are compared, where no features say them.
+COMPARED = 9
+# Models rarely have the first as a size, so that the probe takes nothing else for tokens.
+PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 LABELS = ("label", "labels", "label_ids")
 BY_TOKEN = ("input_ids", "token_type_ids", "position_ids")
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
@@ -56,40 +60,32 @@ def made_up_probe_rows(
     dataset: Any,
     model: torch.nn.Module,
     *,
-    length: int = PROBE_LENGTH,
-    first_token: int = 0,
+    lengths: Sequence[int] = PROBE_LENGTHS,
     kept: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows for `isolation.probe`: five of `length` tokens, one of half as many, and one of twice as many.
+    """Rows of these lengths for `isolation.probe`: best five of one, a shorter and a longer.
 
     Takes and raises what `made_up_rows` does.
     """
-    counts = {length: 5, max(1, length // 2): 1, 2 * length: 1}
     return [
         row
-        for size, count in counts.items()
-        for row in made_up_rows(dataset, model, count=count, length=size, first_token=first_token, kept=kept)
+        for length, count in Counter(lengths).items()
+        for row in made_up_rows(dataset, model, count=count, length=length, kept=kept)
     ]
 
 
 def made_up_rows(
-    dataset: Any,
-    model: torch.nn.Module,
-    *,
-    count: int,
-    length: int,
-    first_token: int = 0,
-    kept: Collection[str] | None = None,
+    dataset: Any, model: torch.nn.Module, *, count: int, length: int, kept: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Return `count` rows of `length` tokens. They are the same each time, and draw from no global generator.
 
     Args:
         dataset: a `datasets.Dataset`, of which the features and the format are read, or any data set whose rows are
-            dictionaries, of which the types in the first row are read, never its values or lengths.
+            mappings, of which the types in the first few are read, never values or lengths, and by majority, so that
+            no single row decides.
         model: its configuration says how many tokens and labels there are.
         count: rows.
         length: tokens in each.
-        first_token: the least token that is used; special tokens come before it in most vocabularies.
         kept: the columns that the rows have; the others never reach the collator. None: all.
 
     Raises:
@@ -100,7 +96,7 @@ def made_up_rows(
     # Where the features fix the length of a row, they are public, and each row has it.
     fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
     head = type(unwrapped(model)).__name__
-    maker = _Maker(config=config, head=head, length=fixed or length, first_token=first_token, series=length)
+    maker = _Maker(config=config, head=head, length=fixed or length, series=length)
     rows = [maker.row(columns, index) for index in range(count)]
     return _formatted_alike(rows, dataset) if _has_features(dataset) else rows
 
@@ -114,18 +110,37 @@ def columns_of(dataset: Any) -> list[Column]:
     if _has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
         return [_column_of_feature(name, dataset.features[name]) for name in names]
-    row = sealed("train_dataset", lambda: dataset[0])
-    if not isinstance(row, Mapping):
-        raise ValueError(f"train_dataset: rows of type {type(row).__name__} can not be made up; {REMEDY}.")
-    return [_column_of_value(name, value) for name, value in row.items()]
+    found = [columns for index in range(min(COMPARED, len(dataset))) if (columns := _columns_of_row(dataset, index))]
+    if not found:
+        raise ValueError(f"train_dataset: its rows are no mappings from columns to values; {REMEDY}.")
+    kinds = [tuple((column.name, column.kind, column.shape) for column in columns) for columns in found]
+    (commonest, _), *_ = Counter(kinds).most_common(1)
+    return found[kinds.index(commonest)]
+
+
+def _columns_of_row(dataset: Any, index: int) -> list[Column] | None:
+    """The types in one row; `None` where it can not be read, which must not show."""
+    try:
+        row = sealed("train_dataset", lambda: dict(dataset[index]))
+        return sealed("train_dataset", lambda: [_column_of_value(name, value) for name, value in row.items()])
+    except WithheldError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Maker:
+    """Makes rows.
+
+    Args:
+        config: of the model.
+        head: the name of the model's class.
+        length: tokens of a row.
+        series: tells rows of one call from those of others.
+    """
+
     config: PretrainedConfig
     head: str
     length: int
-    first_token: int
     series: int
 
     def row(self, columns: list[Column], index: int) -> dict[str, Any]:
@@ -137,9 +152,9 @@ class _Maker:
     def _tokens(self, draw: np.random.Generator) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
         padding = getattr(self.config, "pad_token_id", None)
-        used = [token for token in range(self.first_token, size or 0) if token != padding]
+        used = [token for token in range(size or 0) if token != padding]
         if not used:
-            raise ValueError(f"column=input_ids: no token from {self.first_token} up is known to the model; {REMEDY}.")
+            raise ValueError(f"column=input_ids: the model says of no token that it knows it; {REMEDY}.")
         return [used[place] for place in draw.integers(len(used), size=self.length)]
 
     def _value(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:

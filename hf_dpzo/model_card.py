@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dpzo.accounting import NEIGHBORING_RELATION, group_epsilon, replace_one_epsilon
 from hf_dpzo.audit import Audit
-from hf_dpzo.isolation import Isolation
+from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import Budget, round_up
 from hf_dpzo.methods import Method
 from hf_dpzo.methods.method import parameters_of
@@ -80,7 +80,7 @@ class Run:
         expected_batch_size: units in a batch on average.
         sampling_rate: the probability with which each unit joined a batch.
         isolation: what the probe measured; `None` before training, and where nothing is promised.
-        fixed_shapes: whether what a row is evaluated with always has one of a few public shapes.
+        fixed_shapes: whether a row's shape and neighbours' shapes are public, or it has no neighbours.
         audit: what an attack on the mechanism found; `None` where none was made.
         eval_data_is_public: whether the evaluation data were declared public.
         metrics: the metrics of the last evaluation.
@@ -136,7 +136,7 @@ def privacy_statement(run: Run) -> dict[str, Any]:
         "accounting": _accounting(run.budget) if run.budget.private else None,
         "directions": {"distribution": run.directions, "seed": run.seed, "public": True},
         "numerical_isolation": _isolation(run),
-        "audit": None if run.audit is None else {**run.audit.as_json(), "roc": None},
+        "audit": None if run.audit is None else run.audit.as_json(),
         "not_covered": _not_covered(run),
         "base_model": run.base_model,
         "versions": {
@@ -191,9 +191,8 @@ def _isolation(run: Run) -> dict[str, Any]:
         return {"status": "not measured", "bound_in_clip_norms": None}
     if run.isolation.bitwise and run.fixed_shapes:
         return {"status": "bitwise", "bound_in_clip_norms": 0.0}
-    estimator = run.method.estimator
-    moved = 2 * run.isolation.moved / estimator.span / math.sqrt(estimator.num_directions)
-    return {"status": "bounded", "bound_in_clip_norms": float(f"{moved / run.method.mechanism.clip_norm:.2g}")}
+    bound = isolation_bound(run.method, run.budget.planned_steps, run.isolation.moved)
+    return {"status": "bounded", "bound_in_clip_norms": float(f"{bound:.2g}")}
 
 
 def _also(run: Run) -> list[dict[str, Any]]:

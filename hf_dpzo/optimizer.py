@@ -51,6 +51,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._update, self._constraint = update or SGD(), constraint or Constraint()
         self._origin: list[torch.Tensor] | None = None
         self._received: tuple[int, Sequence[float]] | None = None
+        self._logged_rates: list[float] = []
         self.stage: int | None = None
         self.rate_factor = 1.0
         self._restrict(None)
@@ -86,6 +87,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         if self._received is not None:
             raise RuntimeError(f"step={step}: the coefficients of step {self._received[0]} were never applied.")
         self._received = (step, tuple(coefficients))
+        self._logged_rates = [group["lr"] for group in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -94,6 +96,11 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
         if self.stage is None:
             raise RuntimeError("no stage has begun: call begin_stage before the first step.")
+        if [group["lr"] for group in self.param_groups] != self._logged_rates:
+            raise RuntimeError(
+                f"step={self._received[0]}: the learning rate changed between its release and its update, and the log "
+                "has the one before; change it in on_step_end."
+            )
         (step, coefficients), self._received = self._received, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
         self._constraint.pull_(self.parameters(), self._origin, rates)

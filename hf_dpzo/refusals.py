@@ -25,6 +25,8 @@ from hf_dpzo.losses import is_decoder, unwrapped
 
 # Models that a trainer of this process has trained: another one's card would not count what was spent on them.
 _TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+# In clip norms, for each row of a batch.
+LARGEST_BOUND = 0.01
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
@@ -219,6 +221,15 @@ def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
 
 
+def refuse_bound(bound: float) -> None:
+    """Raise `ValueError` where rounding would let rows move each other's part by more than the guarantee can ignore."""
+    if bound > LARGEST_BOUND:
+        raise ValueError(
+            f"isolation: rounding lets rows of a batch move each other's part by {bound:.2g} clip norms; raise "
+            "smoothing or clip_norm, or set padded_lengths or per_device_train_batch_size=1."
+        )
+
+
 def refuse_resuming(args: TrainingArguments) -> None:
     """Raise `ValueError` where a log does not hold all that a resumed run would need."""
     if args.lr_scheduler_type in METRIC_SCHEDULERS:
@@ -229,9 +240,13 @@ def refuse_resuming(args: TrainingArguments) -> None:
 
 
 def refuse_trained(model: torch.nn.Module) -> None:
-    """Raise `ValueError` for a model that a trainer of this process has trained, and remember this one."""
+    """Raise `ValueError` for a model that a trainer of this process has trained."""
     if model in _TRAINED:
         raise ValueError("model: another trainer has trained it, and a card counts one run; load the model anew.")
+
+
+def remember_trained(model: torch.nn.Module) -> None:
+    """From now on `model` is one that a trainer of this process has trained."""
     _TRAINED.add(model)
 
 

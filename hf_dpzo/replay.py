@@ -14,6 +14,7 @@ from transformers import GgufConfig, PreTrainedModel
 
 from hf_dpzo.descent import Descent
 from hf_dpzo.initial import (
+    HEAD_OPTIONS,
     adapter_of,
     base_of,
     frozen_fingerprint,
@@ -147,14 +148,16 @@ def rebuild(base: str, path: str | Path, *, at_step: int | None = None, revision
     """
     log = Trajectory.read(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    with public_draws(log.header["directions"]["seed"]):
-        model = _load_base(base, revision, log.header["base"])
-    adapter = log.header["adapter"]
-    if adapter is None:
-        return _started(model, log, folder, at_step)
-    config = PeftConfig.from_peft_type(**adapter["config"])
-    with public_draws(adapter["seed"] or 0):
-        return _started(get_peft_model(model, config), log, folder, at_step)
+    try:
+        model = _initial_model(base, revision, log)
+        restore_initial(model, folder)
+        replay_onto(model, log, at_step=at_step)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise TrajectoryError(
+            f"{path}: its header does not describe a run on {base} ({type(error).__name__}: {error}); name the model "
+            "that the run began from."
+        ) from error
+    return model
 
 
 def check_start(log: Trajectory, frozen: str, initial: str | None) -> None:
@@ -179,10 +182,14 @@ def check_device(log: Trajectory, device: torch.device) -> None:
         )
 
 
-def _started(model: torch.nn.Module, log: Trajectory, folder: Path, at_step: int | None) -> torch.nn.Module:
-    restore_initial(model, folder)
-    replay_onto(model, log, at_step=at_step)
-    return model
+def _initial_model(base: str, revision: str | None, log: Trajectory) -> torch.nn.Module:
+    with public_draws(log.header["directions"]["seed"]):
+        model = _load_base(base, revision, log.header["base"])
+    adapter = log.header["adapter"]
+    if adapter is None:
+        return model
+    with public_draws(adapter["seed"] or 0):
+        return get_peft_model(model, PeftConfig.from_peft_type(**adapter["config"]))
 
 
 def _load_base(base: str, revision: str | None, header: dict[str, Any]) -> PreTrainedModel:
@@ -191,14 +198,15 @@ def _load_base(base: str, revision: str | None, header: dict[str, Any]) -> PreTr
         raise TrajectoryError(
             f"architecture={header['architecture']}: transformers has no such model; build it, and call replay_onto."
         )
-    options: dict[str, Any] = {"dtype": torch.float32, "revision": revision or header["revision"] or "main"}
-    config = kind.config_class.from_dict(header["config"])
+    # Of an untrusted log nothing else may choose what is loaded.
+    head = {name: header["head"][name] for name in HEAD_OPTIONS if name in header["head"]}
+    if "id2label" in head:
+        head["id2label"] = {int(number): label for number, label in head["id2label"].items()}
+    options = {"dtype": torch.float32, "revision": revision or header["revision"] or "main", **head}
     if base.endswith(".gguf"):
         base, _, options["gguf_file"] = base.rpartition("/")
-        model = kind.from_pretrained(resolve(base), quantization_config=GgufConfig(dequantize=True), **options)
-        model.config = config
-    else:
-        model = kind.from_pretrained(resolve(base), config=config, **options)
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    model = kind.from_pretrained(resolve(base), **options)
     model.config.name_or_path = header["name"]
     return model.eval()
 

@@ -5,6 +5,14 @@ from pathlib import Path
 from hf_dpzo.audit import Audit
 
 
+def check_picture(path: Path) -> None:
+    """Raise `ValueError` where no picture can be written to `path`, before the work that it would show."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"picture={path}: it is none of .png, .svg and .pdf; name one.")
+    if not path.parent.is_dir():
+        raise ValueError(f"picture={path}: there is no such folder; make it, or name another.")
+
+
 def draw(found: Audit, path: Path) -> None:
     """Write the best attacker's detections at each share of false alarms, beside those allowed, as a picture.
 

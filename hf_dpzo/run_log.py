@@ -4,13 +4,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from hf_dpzo.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
 from hf_dpzo.descent import Descent
 from hf_dpzo.initial import restore_initial, save_initial, values_fingerprint
 from hf_dpzo.replay import check_device, replay
-from hf_dpzo.trajectory import FILE_NAME, Record, Trajectory, TrajectoryError, TrajectoryWriter, differences
+from hf_dpzo.trajectory import LOG_FILE, Record, Trajectory, TrajectoryError, TrajectoryWriter, differences, locked
 
 
 class RunLog:
@@ -30,10 +31,25 @@ class RunLog:
         self._writer: TrajectoryWriter | None = None
         self.found: Trajectory | None = None
         self.checkpoint: Path | None = None
+        # Before anything is read, and until the run is over: what it counts on must not change under it.
+        self._lock = self._locked()
+        try:
+            self._find(resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _find(self, resume: bool | str) -> None:
+        folder = self._folder
         if resume:
+            if not (folder / LOG_FILE).is_file():
+                raise TrajectoryError(
+                    f"resume_from_checkpoint={resume}: output_dir={folder} holds no log of a run; leave it out to "
+                    "start one."
+                )
             self.found = Trajectory.read(folder)
             self.checkpoint = self._chosen(resume)
-        elif (folder / FILE_NAME).exists():
+        elif (folder / LOG_FILE).exists():
             raise TrajectoryError(
                 f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
                 "choose another folder for a new one."
@@ -45,13 +61,9 @@ class RunLog:
         return 0 if self.found is None else len(self.found.records) + self._torn
 
     def start_from(self, model: torch.nn.Module, *, initial: bool) -> None:
-        """See to it that `model` is where a replay starts, at the checkpoint or at the initial values.
-
-        Raises:
-            TrajectoryError: the weights of the checkpoint are not those that were saved.
-        """
-        if self.found is not None and initial:
-            restore_initial(model, self._folder)
+        """Give `model` what was kept of where the run began; of what is trained only if the replay starts there."""
+        if self.found is not None:
+            restore_initial(model, self._folder, trained=initial)
 
     def open(self, header: dict[str, Any], model: torch.nn.Module) -> None:
         """Begin the log with `header`, or see that the one that was found has the same, and be ready to append.
@@ -60,7 +72,7 @@ class RunLog:
             TrajectoryError: the log belongs to another model, data size or configuration; it says what differs.
             OSError: the folder can not be written to.
         """
-        path = self._folder / FILE_NAME
+        path = self._folder / LOG_FILE
         if self.found is None:
             self._create(path, header, model)
             return
@@ -75,16 +87,25 @@ class RunLog:
         check_device(self.found, next(model.parameters()).device)
         self._writer = TrajectoryWriter(path, self.found)
 
-    def _create(self, path: Path, header: dict[str, Any], model: torch.nn.Module) -> None:
+    def _locked(self) -> filelock.BaseFileLock:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            return locked(self._folder / LOG_FILE)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(
+            f"output_dir={self._folder}: the log of the run can not be written there ({error.strerror}); nothing was "
+            "trained: make room, or choose another folder."
+        )
+
+    def _create(self, path: Path, header: dict[str, Any], model: torch.nn.Module) -> None:
+        try:
             save_initial(model, self._folder)
             self._writer = TrajectoryWriter.create(path, header)
         except OSError as error:
-            raise OSError(
-                f"output_dir={self._folder}: the log of the run can not be written there ({error.strerror}); nothing "
-                "was trained: make room, or choose another folder."
-            ) from error
+            raise self._unwritable(error) from error
 
     def catch_up(self, descent: Descent, scheduler: torch.optim.lr_scheduler.LRScheduler, *, initial: bool) -> None:
         """Take the steps that the log holds and the model does not have yet, and the schedule with them.
@@ -127,6 +148,12 @@ class RunLog:
         """Let others write."""
         if self._writer is not None:
             self._writer.close()
+        self._lock.release()
+
+    @property
+    def opened(self) -> bool:
+        """Whether the run has begun, or gone on."""
+        return self._writer is not None
 
     @property
     def _torn(self) -> bool:
@@ -157,8 +184,12 @@ class RunLog:
             return find_checkpoint(self._folder, self.found)
         if Path(resume).resolve().parent != self._folder.resolve():
             raise TrajectoryError(
-                f"resume_from_checkpoint={resume}: it does not lie in output_dir={self._folder}, where the log of its "
-                "run is; set output_dir to its folder."
+                f"resume_from_checkpoint={resume}: it is neither True nor a checkpoint in output_dir={self._folder}; "
+                "pass one of these."
+            )
+        if not Path(resume).is_dir():
+            raise TrajectoryError(
+                f"resume_from_checkpoint={resume}: there is no such checkpoint; pass True, which finds the newest."
             )
         if not check_checkpoint(Path(resume), self.found):
             raise TrajectoryError(

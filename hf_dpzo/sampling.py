@@ -3,7 +3,7 @@
 The number of rows in a batch is itself secret. Nothing here counts, logs or keeps it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,6 @@ class SealedRows(Dataset):
             row = sealed("train_dataset", lambda: self._dataset[index])
         except WithheldError:
             return None
-        if self._without is not None and isinstance(row, dict):
-            row = {name: value for name, value in row.items() if name != self._without}
+        if isinstance(row, Mapping):  # Such as what a tokenizer returns.
+            return {name: value for name, value in row.items() if name != self._without}
         return row

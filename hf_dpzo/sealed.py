@@ -1,7 +1,11 @@
 """Work on private rows, sealed: it draws no global randomness, and its errors say nothing about the rows."""
 
+import logging
+import os
 import random
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TypeVar
 
 import numpy as np
@@ -20,11 +24,13 @@ class DrawnError(RuntimeError):
 
 
 def sealed(what: str, work: Callable[[], Result]) -> Result:
-    """Return what somebody's code makes of private rows. Of an error only the type is shown: its text may show one.
+    """Return what somebody's code makes of private rows. What it prints, warns of and logs is dropped.
+
+    Of an error only the type is shown: its text may show a row.
 
     Raises:
         WithheldError: the code failed.
-        RuntimeError: it drew from a global generator.
+        DrawnError: it drew from a global generator.
 
     >>> sealed("data_collator", lambda: {}["a secret"])
     Traceback (most recent call last):
@@ -32,7 +38,8 @@ def sealed(what: str, work: Callable[[], Result]) -> Result:
     """
     failure = None
     try:
-        return drawing_nothing(what, work)
+        with _silence():
+            return drawing_nothing(what, work)
     except DrawnError:
         raise
     except Exception as error:
@@ -42,14 +49,19 @@ def sealed(what: str, work: Callable[[], Result]) -> Result:
 
 
 def drawing_nothing(what: str, work: Callable[[], Result]) -> Result:
-    """Return what `work` makes, or raise `DrawnError` if it drew from a global generator.
+    """Return what `work` makes, or raise `DrawnError` if it drew from a global generator, which is put back.
 
     That would make what happens to one row depend on how many rows came before it, and would leave a count of them in
     the generator's state.
     """
     before = _states()
-    result = work()
-    if _states() != before:
+    try:
+        result = work()
+    finally:
+        drawn = _states() != before
+        if drawn:
+            _put_back(before)
+    if drawn:
         raise DrawnError(
             f"{what}: it draws from a global random generator, so that one row depends on the others; make it a "
             "function of the row alone."
@@ -57,6 +69,34 @@ def drawing_nothing(what: str, work: Callable[[], Result]) -> Result:
     return result
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is printed, warned of or logged inside."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with open(os.devnull, "w") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            with redirect_stderr(nowhere):
+                yield
+    finally:
+        logging.disable(level)
+
+
 def _states() -> tuple:
-    _, keys, position, *_ = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), keys.tobytes(), position, random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    gpus = tuple(one.numpy().tobytes() for one in torch.cuda.get_rng_state_all()) if _on_gpu() else ()
+    return torch.get_rng_state().numpy().tobytes(), (kind, keys.tobytes(), *rest), random.getstate(), gpus
+
+
+def _put_back(states: tuple) -> None:
+    own, (kind, keys, *rest), python, gpus = states
+    torch.set_rng_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
+    np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
+    random.setstate(python)
+    if gpus:
+        torch.cuda.set_rng_state_all([torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in gpus])
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

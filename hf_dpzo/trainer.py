@@ -18,16 +18,18 @@ from hf_dpzo.audit import Audit, audit
 from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.durable import DurableTrainer
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
-from hf_dpzo.isolation import Isolation, probe
+from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import BatchLosses, Inputs, PerExampleLoss, as_loss, unwrapped
-from hf_dpzo.made_up import PROBE_LENGTH, columns_of, made_up_probe_rows
+from hf_dpzo.made_up import columns_of
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS, Run, write_card
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.probing import batches_to_probe, measured
 from hf_dpzo.progress import EpsilonProgressCallback
 from hf_dpzo.refusals import (
     refuse_arguments,
+    refuse_bound,
     refuse_changed,
     refuse_model,
     refuse_padding,
@@ -170,7 +172,7 @@ class ZOTrainer(DurableTrainer):
             loss=self.per_example_loss, collator=collator, prepare=self._prepare_inputs, device=self.args.device
         )
         if self.args.private:
-            self._isolation = self._probed(stock.dataset, collator)
+            self._isolation = self._probed(stock.dataset)
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
             batch_sampler=PoissonBatchSampler(
@@ -185,15 +187,14 @@ class ZOTrainer(DurableTrainer):
             multiprocessing_context=stock.multiprocessing_context,
         )
 
-    def _probed(self, dataset: Any, collator: LogicalBatchCollator) -> Isolation:
-        """What public rows show about how far rows are kept apart. Raises where they are not."""
-        rows = self.probe_rows
-        if rows is None:
-            length = max(1, collator.padded_lengths[-1] // 2) if collator.padded_lengths else PROBE_LENGTH
-            kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
-            kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
-            rows = made_up_probe_rows(dataset, self.model, length=length, kept=kept)
-        return probe(self.model, functools.partial(self._losses.of_public, self.model), rows)
+    def _probed(self, dataset: Any) -> Isolation:
+        """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
+        kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
+        kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
+        batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
+        found = measured(self.model, self._losses, batches)
+        refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
+        return found
 
     def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
         """The expected batch size; the actual ones are secret."""
@@ -225,14 +226,13 @@ class ZOTrainer(DurableTrainer):
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
         self._find_log(resume_from_checkpoint or False)
-        self._refuse_changes(resumes=bool(resume_from_checkpoint))
-        if self.args.audit:
-            self._audit_mechanism()
         try:
+            self._refuse_changes(resumes=bool(resume_from_checkpoint))
+            if self.args.audit:
+                self._audit_mechanism()
             output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
         finally:
-            self.budget.close()
-            self._log.close()
+            self._close_log()
         metrics = {"epoch": self.state.epoch}
         if self.args.private:
             metrics["epsilon"] = round_up(self.budget.stated().epsilon)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from typing import Any, Self
 import filelock
 
 
-FILE_NAME = "trajectory.zo"
+LOG_FILE = "trajectory.zo"
 MAGIC = b"hf_dpzo trajectory 1\n"
 # What an untrusted file may make a reader hold.
 LARGEST_HEADER, LARGEST_K = 1 << 24, 1 << 16
@@ -133,9 +133,9 @@ class Trajectory:
         Raises:
             TrajectoryError: there is none, or one that is damaged before its last record.
         """
-        path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        path = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
-            raise TrajectoryError(f"{path}: there is no log of a run; name its folder, or its {FILE_NAME}.")
+            raise TrajectoryError(f"{path}: there is no log of a run; name its folder, or its {LOG_FILE}.")
         data = path.read_bytes()
         header, checksum, start = _read_header(data, path)
         layout, records, checksums = layout_of(header), [], [checksum]
@@ -144,7 +144,7 @@ class Trajectory:
             record = layout.unpack(piece, checksums[-1])
             if record is None or record.step != len(records):
                 if begin + layout.size < len(data):
-                    raise TrajectoryError(f"{path}: record {len(records)} is damaged; take the log from a backup.")
+                    raise TrajectoryError(f"{path}: record {len(records)} is damaged; replay a copy of the log.")
                 break
             records.append(record)
             checksums.append(piece[-_CHAIN:])
@@ -153,7 +153,7 @@ class Trajectory:
 
 
 class TrajectoryWriter:
-    """Appends records to a log, each on disk before `append` returns. One writer at a time.
+    """Appends records to a log, each on disk before `append` returns. For a process that holds its lock.
 
     Args:
         path: the file, which exists.
@@ -163,11 +163,6 @@ class TrajectoryWriter:
     def __init__(self, path: Path, log: Trajectory) -> None:
         self._path, self._layout, self._steps = path, log.layout, len(log.records)
         self._before = log.checksums[-1]
-        self._lock = filelock.FileLock(f"{path}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise TrajectoryError(f"{path}: another process writes this log; wait for it, or stop it.") from None
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
         # Over the torn bytes, if there are any: they are fewer than the next record has.
         self._file.seek(-log.torn, os.SEEK_END)
@@ -181,10 +176,7 @@ class TrajectoryWriter:
         """
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
         start = MAGIC + _LENGTH.pack(len(text)) + text
-        scratch = path.with_name(f"{path.name}.new")
-        write_durably(scratch, start + hashlib.sha256(start).digest())
-        scratch.replace(path)
-        sync(path.parent)
+        replace_durably(path, start + hashlib.sha256(start).digest())
         return cls(path, Trajectory.read(path))
 
     def append(self, record: Record) -> None:
@@ -198,9 +190,9 @@ class TrajectoryWriter:
             raise RuntimeError(f"step={record.step}: the log expects step {self._steps}.")
         data = self._layout.pack(record, self._before)
         try:
-            written = self._file.write(data)
-            if written != len(data):
-                self._file.write(data[written:])
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(
@@ -215,9 +207,22 @@ class TrajectoryWriter:
         return self._before.hex()
 
     def close(self) -> None:
-        """Let others write."""
+        """Append no more."""
         self._file.close()
-        self._lock.release()
+
+
+def locked(path: Path) -> filelock.BaseFileLock:
+    """Lock the log at `path` for this process, from before it is read or made until the lock is released.
+
+    Raises:
+        TrajectoryError: another process holds it.
+    """
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise TrajectoryError(f"{path}: another process writes this log; wait for it, or stop it.") from None
+    return lock
 
 
 def layout_of(header: Mapping[str, Any]) -> Layout:
@@ -241,12 +246,15 @@ def differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [] if there == here else [f"{path}={_short(there)} there and {_short(here)} here"]
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file, and wait until it is on disk."""
-    with open(path, "wb") as file:
+def replace_durably(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, and wait until it is on disk."""
+    scratch = path.with_name(f"{path.name}.new")
+    with open(scratch, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    scratch.replace(path)
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -268,7 +276,7 @@ def _read_header(data: bytes, path: Path) -> tuple[dict[str, Any], bytes, int]:
     end = len(MAGIC) + _LENGTH.size + length
     checksum = hashlib.sha256(data[:end]).digest()
     if length > LARGEST_HEADER or data[end : end + len(checksum)] != checksum:
-        raise TrajectoryError(f"{path}: its header is damaged; take the log from a backup.")
+        raise TrajectoryError(f"{path}: its header is damaged; replay a copy of the log.")
     header = json.loads(data[end - length : end])
     if not (0 < header["num_directions"] <= LARGEST_K and 0 < len(header["groups"]) <= LARGEST_K):
         raise TrajectoryError(f"{path}: num_directions={header['num_directions']} can not be; take the log anew.")
@@ -279,6 +287,6 @@ def _checksum(before: bytes, body: bytes) -> bytes:
     return hashlib.sha256(before + body).digest()[:_CHAIN]
 
 
-def _short(value: Sequence[Any] | Any) -> str:
+def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

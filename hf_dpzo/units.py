@@ -35,11 +35,10 @@ class Units:
 
     @classmethod
     def of_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
-        """Group rows by their user. Rows that name none are those of one user together, whom nobody is left out of."""
+        """Group rows by their user, a string or a number. All rows that name none are taken for those of one user."""
         members: dict[Any, list[int]] = {}
         for row, user in enumerate(users):
-            known = user is not None and user == user  # NaN is what a table has where it has nothing.
-            members.setdefault(user if known else None, []).append(row)
+            members.setdefault(_name(user), []).append(row)
         count = sum(len(rows) for rows in members.values())
         return cls(num_rows=count, members=[np.array(rows) for rows in members.values()], max_rows=max_rows)
 
@@ -89,4 +88,15 @@ def unit_means(differences: torch.Tensor, units: Sequence[int], num_units: int) 
 
 def _column_alone(dataset: Any, column: str) -> Iterable[Any]:
     """`dataset` without its other columns, where it knows how to leave them unread."""
-    return dataset.select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
+    return dataset.with_format(None).select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
+
+
+def _name(user: Any) -> str | int | float | bytes | None:
+    """What tells a user from others; `None` for what does not, such as a list, or NaN, which stands for no value.
+
+    Tensors with the same number in them are different objects, and would each be a user.
+    """
+    if isinstance(user, torch.Tensor | np.ndarray | np.generic):
+        array = np.asarray(user)
+        user = array.item() if array.size == 1 else None
+    return user if isinstance(user, str | int | float | bytes) and user == user else None

@@ -19,6 +19,12 @@ def of_length(*sizes):
     return fetched(*({"input_ids": [7] * size} for size in sizes))
 
 
+def padded(rows):
+    """As a collator that pads to the longest row."""
+    width = max(lengths(rows))
+    return {"input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])}
+
+
 def made(rows, **options):
     return LogicalBatchCollator(**{"collate": lengths, "micro_batch_size": 2, **options})(rows)["batch"]
 
@@ -42,9 +48,9 @@ def test_rows_without_tokens_keep_their_order():
 @pytest.mark.parametrize("sizes", [(1,), (3, 3), (1, 2, 3, 4, 5, 6, 7, 8), (8, 8, 8, 8), (4,) * 9])
 def test_padded_micro_batches_have_public_shapes_alone(sizes):
     """Full, and with a row of the padded length in each, to which any collator pads."""
-    batch = made(of_length(*sizes), padded_lengths=(4, 8), micro_batch_size=3)
-    shapes = {(one.size, len(one.inputs), max(one.inputs)) for one in batch.micro_batches}
-    assert shapes <= {(3, 3, 4), (3, 3, 8)}
+    batch = made(of_length(*sizes), collate=padded, padded_lengths=(4, 8), micro_batch_size=3)
+    assert {tuple(one.inputs["input_ids"].shape) for one in batch.micro_batches} <= {(3, 4), (3, 8)}
+    assert all(one.size == 3 for one in batch.micro_batches)
     assert sorted(batch.units) == list(range(len(sizes)))
 
 
@@ -67,14 +73,39 @@ def test_where_one_row_can_not_be_collated_the_others_are_collated_one_by_one():
 
     batch = made(fetched({"input_ids": [1]}, {"input_ids": [9]}, {"input_ids": [2]}), collate=collate)
     assert [one.inputs for one in batch.micro_batches] == [[1], None, [1]]
-    padded = made(fetched({"input_ids": [1]}, {"input_ids": [9]}), collate=collate, padded_lengths=(4,))
-    assert [one.inputs for one in padded.micro_batches] == [[1, 4], None] or padded.micro_batches
 
 
 def test_rows_taken_apart_keep_the_public_shape():
-    collator = LogicalBatchCollator(collate=lengths, micro_batch_size=4, padded_lengths=(8,))
+    collator = LogicalBatchCollator(collate=padded, micro_batch_size=4, padded_lengths=(8,))
     (one,) = collator(of_length(3, 5, 2))["batch"].micro_batches
-    assert [part.inputs for part in collator.apart(one)] == [[2, 8, 8, 8], [3, 8, 8, 8], [5, 8, 8, 8]]
+    parts = collator.apart(one)
+    assert [tuple(part.inputs["input_ids"].shape) for part in parts] == [(4, 8)] * 3
+    assert [[row.unit for row in part.rows] for part in parts] == [[2], [0], [1]]
+
+
+def test_a_collator_that_does_not_pad_to_the_longest_row_makes_no_public_shape():
+    def cutting(rows):
+        return {"input_ids": torch.zeros(len(rows), 3)}
+
+    assert made(of_length(2, 3), collate=cutting, padded_lengths=(8,)).micro_batches[0].inputs is None
+
+
+def test_rows_of_other_fields_or_types_have_micro_batches_of_their_own():
+    rows = fetched(
+        {"input_ids": [1], "labels": 1},
+        {"input_ids": [1], "labels": None},
+        {"input_ids": [1]},
+        {"input_ids": [1], "labels": 0.5},
+        {"input_ids": [2], "labels": 0},
+        {"input_ids": torch.tensor([2]), "labels": 0},
+    )
+    assert [[row.unit for row in one.rows] for one in made(rows, micro_batch_size=9).micro_batches] == [
+        [0, 4],
+        [1],
+        [2],
+        [3],
+        [5],
+    ]
 
 
 def test_what_a_row_has_for_each_token_is_stretched_and_nothing_else():

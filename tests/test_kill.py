@@ -24,7 +24,7 @@ from transformers import DataCollatorWithPadding
 from hf_dpzo import ZOTrainer
 from hf_dpzo.checkpoints import CheckpointMark
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.trajectory import FILE_NAME, MAGIC, Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
 
 
 STEPS, SMOOTHING = 12, 2.0**-6
@@ -54,6 +54,10 @@ def make_trainer(make_args, tokenizer, tmp_path):
     return make
 
 
+def said_by(process: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"hf_dpzo-child-{process}"
+
+
 def in_child(work: Callable[[], None]) -> int:
     """Start `work` in a process of its own; return its number."""
     child = os.fork()
@@ -65,7 +69,7 @@ def in_child(work: Callable[[], None]) -> int:
             work()
             status = 0
         except OSError as error:
-            Path(f"/tmp/hf_dpzo-child-{os.getpid()}").write_text(str(error))
+            said_by(os.getpid()).write_text(str(error))
             status = 2
         finally:
             os._exit(status)
@@ -75,7 +79,7 @@ def in_child(work: Callable[[], None]) -> int:
 def outcome(child: int) -> tuple[int, str]:
     """How a process ended, and what it said."""
     _, status = os.waitpid(child, 0)
-    said = Path(f"/tmp/hf_dpzo-child-{child}")
+    said = said_by(child)
     text = said.read_text() if said.exists() else ""
     said.unlink(missing_ok=True)
     return os.waitstatus_to_exitcode(status), text
@@ -117,17 +121,17 @@ def check(make_trainer, folder: Path) -> None:
     initial = {name: p.detach().numpy().copy() for name, p in trainer.model.named_parameters()}
     trainer.train(resume_from_checkpoint=True)
     assert len(trainer.budget.ledger) == trainer.state.global_step == STEPS
-    assert independent_replay(folder / FILE_NAME, initial) == STEPS
+    assert independent_replay(folder / LOG_FILE, initial) == STEPS
     for name, parameter in trainer.model.named_parameters():
         assert np.array_equal(parameter.detach().numpy(), initial[name]), name
 
 
 def go_on(make_trainer, folder: Path) -> None:
-    make_trainer(folder).train(resume_from_checkpoint=(folder / FILE_NAME).exists())
+    make_trainer(folder).train(resume_from_checkpoint=(folder / LOG_FILE).exists())
 
 
-def killed_at_random(make_trainer, folder: Path, kills: int, longest: float) -> int:
-    """Start, kill, and start again, until it was killed `kills` times; what was on disk must stay. Return kills."""
+def killed_at_random(make_trainer, folder: Path, kills: int, longest: float) -> None:
+    """Start, kill, and start again, until it was killed `kills` times; what was on disk must stay."""
     draw, seen, done = random.SystemRandom(), b"", 0
     while done < kills:
         child = in_child(lambda: go_on(make_trainer, folder))
@@ -135,7 +139,7 @@ def killed_at_random(make_trainer, folder: Path, kills: int, longest: float) -> 
         os.kill(child, signal.SIGKILL)
         status, said = outcome(child)
         assert status in (0, -signal.SIGKILL), (status, said)
-        log = folder / FILE_NAME
+        log = folder / LOG_FILE
         if log.exists():
             now = log.read_bytes()
             whole = len(now) - Trajectory.read(folder).torn
@@ -146,7 +150,6 @@ def killed_at_random(make_trainer, folder: Path, kills: int, longest: float) -> 
             shutil.rmtree(folder)
             seen = b""
         done += status != 0
-    return done
 
 
 def duration(make_trainer, folder: Path) -> float:
@@ -157,8 +160,8 @@ def duration(make_trainer, folder: Path) -> float:
 
 def test_killed_at_random_instants_nothing_is_lost(make_trainer, tmp_path):
     longest = duration(make_trainer, tmp_path / "timed")
-    assert killed_at_random(make_trainer, tmp_path / "out", 6, longest) == 6
-    if (tmp_path / "out" / FILE_NAME).exists():
+    killed_at_random(make_trainer, tmp_path / "out", 6, longest)
+    if (tmp_path / "out" / LOG_FILE).exists():
         check(make_trainer, tmp_path / "out")
 
 
@@ -166,8 +169,8 @@ def test_killed_at_random_instants_nothing_is_lost(make_trainer, tmp_path):
 def test_killed_sixty_times_nothing_is_lost(make_trainer, tmp_path):
     longest = duration(make_trainer, tmp_path / "timed")
     for number in range(6):
-        assert killed_at_random(make_trainer, tmp_path / f"out{number}", 10, longest) == 10
-        if (tmp_path / f"out{number}" / FILE_NAME).exists():
+        killed_at_random(make_trainer, tmp_path / f"out{number}", 10, longest)
+        if (tmp_path / f"out{number}" / LOG_FILE).exists():
             check(make_trainer, tmp_path / f"out{number}")
 
 
@@ -177,13 +180,13 @@ def die() -> None:
 
 def inside_the_append(patch, count: int) -> None:
     """Half of a record is written."""
-    pack = TrajectoryWriter.append
+    append_whole = TrajectoryWriter.append
 
     def append(writer, record):
         if record.step == count:
             writer._file.write(writer._layout.pack(record, writer._before)[:30])
             die()
-        pack(writer, record)
+        append_whole(writer, record)
 
     patch.setattr(TrajectoryWriter, "append", append)
 
@@ -271,7 +274,6 @@ def test_full_disk_ends_with_a_clear_error_and_an_intact_log(make_trainer, tmp_p
 def test_read_only_folder_ends_with_a_clear_error(make_trainer):
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o555)
-    os.chmod(folder, 0o555)
 
     def train() -> None:
         trainer = make_trainer(folder)
@@ -294,8 +296,8 @@ def test_two_processes_do_not_write_one_log(make_trainer, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         inside_the_update(patch, 3)
         outcome(in_child(lambda: go_on(make_trainer, folder)))
-    writer = TrajectoryWriter(folder / FILE_NAME, Trajectory.read(folder))
+    lock = locked(folder / LOG_FILE)
     with pytest.raises(ValueError, match="another process writes this log"):
         make_trainer(folder).train(resume_from_checkpoint=True)
-    writer.close()
+    lock.release()
     check(make_trainer, folder)

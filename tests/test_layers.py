@@ -49,6 +49,7 @@ LAYERS = {
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},
     "initial": {"torch", "transformers", "peft", "safetensors"},
+    "probing": {"torch"},
     "replay": {"torch", "transformers", "peft"},
     "checkpoints": {"transformers"},
     "run_log": {"torch"},
@@ -71,7 +72,7 @@ LAYERS = {
     "": set(),
 }
 # Generators of one's own, and a look at the global one.
-OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.default_rng")
+OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
 HEAVY = {"opendp", "dp_accounting", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"}
 # Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
 FORBIDDEN = {

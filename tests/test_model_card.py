@@ -106,7 +106,7 @@ def test_a_run_that_stopped_early_claims_its_whole_plan(train):
     claim = statement(folder)["claim"]
     assert (claim["steps_taken"], claim["steps_claimed"]) == (1, 4)
     assert claim["epsilon"] == round_up(trainer.budget.stated().epsilon)
-    assert "after 1 of 4 planned steps" in (folder / "README.md").read_text()
+    assert "1 of 4 planned steps had been released" in (folder / "README.md").read_text()
 
 
 def test_checkpoint_states_the_guarantee_of_the_whole_plan(train):

@@ -8,7 +8,7 @@ import torch
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from datasets import Dataset
 from peft import TaskType
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+from transformers import BatchEncoding, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.isolation import CoupledRowsError
@@ -105,6 +105,95 @@ def test_public_rows_are_used_where_they_are_given(make_trainer):
     public = [{"input_ids": [41, 42, 43 + i], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(4)]
     make_trainer(classifier(), parts={"per_example_loss": loss, "probe_rows": public}).train()
     assert seen[0][0][-3:] == [41, 42, 43]
+
+
+def test_public_rows_lose_the_columns_that_private_rows_lose(make_trainer):
+    """Else a loss that reads such a column would pass the probe, and fail on each private row."""
+    rows = labelled_rows(20).add_column("weight", [0.5] * 20)
+
+    def weighted(model, inputs):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return inputs["weight"] * torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+
+    parts = {"train_dataset": rows, "per_example_loss": weighted, "probe_rows": rows.to_list()[:4]}
+    with pytest.raises(ValueError, match="raised KeyError: 'weight'"):
+        make_trainer(classifier(), parts=parts).train()
+    make_trainer(classifier(), parts=parts, remove_unused_columns=False).train()
+
+
+class Counting(torch.nn.Module):
+    """A layer that keeps a count in a frozen parameter, which would be saved."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head, self.seen = head, torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x):
+        self.seen += x.shape[1]
+        return self.head(x)
+
+
+def test_models_that_count_what_they_see_are_refused(make_trainer):
+    model = classifier()
+    model.score = Counting(model.score)
+    with pytest.raises(CoupledRowsError, match="evaluating a batch changed what is saved with the model"):
+        make_trainer(model).train()
+
+
+def test_every_public_shape_is_probed(make_trainer):
+    shapes = set()
+
+    def loss(model, inputs):
+        shapes.add(tuple(inputs["input_ids"].shape))
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+
+    trainer = make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12])
+    trainer.get_train_dataloader()
+    assert shapes == {(4, 5), (4, 12)}
+
+
+def test_a_bound_that_would_count_is_refused(make_trainer):
+    """A tiny smoothing makes much of rounding."""
+    with pytest.raises(ValueError, match=r"isolation: rounding lets rows .* raise smoothing or clip_norm"):
+        make_trainer(causal_lm(), parts=texts(), smoothing=1e-6, clip_norm=1e-3).train()
+
+
+def texts():
+    rows = Dataset.from_list(
+        [{"input_ids": [5, 6, 7, 8, 9], "attention_mask": [1] * 5, "labels": [5, 6, 7, 8, 9]}] * 20
+    )
+    return {"train_dataset": rows, "data_collator": collated}
+
+
+def collated(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+    fields = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        name: torch.tensor([list(row[name]) + [fill] * (width - len(row[name])) for row in rows])
+        for name, fill in fields.items()
+    }
+
+
+def test_rows_of_a_tokenizer_are_rows_like_others(make_trainer, tokenizer):
+    """It returns mappings that are no dicts."""
+    shapes = set()
+
+    class Tokenized(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return BatchEncoding({"input_ids": [5] * (index + 1), "attention_mask": [1] * (index + 1), "labels": 1})
+
+    def loss(model, inputs):
+        shapes.add(tuple(inputs["input_ids"].shape))
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+
+    parts = {"train_dataset": Tokenized(), "per_example_loss": loss}
+    make_trainer(classifier(), parts=parts, padded_lengths=[8, 16]).train()
+    assert shapes <= {(4, 8), (4, 16)}
 
 
 def test_what_can_not_be_made_up_is_asked_for(make_trainer):

@@ -16,10 +16,10 @@ from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli import main
-from hf_dpzo.initial import FILE_NAME as INITIAL
+from hf_dpzo.initial import INITIAL_FILE as INITIAL
 from hf_dpzo.initial import public_draws
-from hf_dpzo.replay import ANYWHERE, check_device
-from hf_dpzo.trajectory import FILE_NAME, Trajectory, TrajectoryError
+from hf_dpzo.replay import ANYWHERE, check_device, rebuild
+from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryError, TrajectoryWriter
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_command_rebuilds_what_training_saved(adapter, write, workplace, cap
 def test_a_run_on_the_command_line_goes_on(write, workplace, capsys):  # noqa: F811
     recipe = write(max_steps=4)
     assert main(["train", recipe]) == 0
-    log = workplace / "out" / FILE_NAME
+    log = workplace / "out" / LOG_FILE
     whole = log.read_bytes()
     log.write_bytes(whole[: -2 * 64])
     assert refused(capsys, "train", recipe).endswith("or choose another folder for a new one.\n")
@@ -89,15 +89,57 @@ def test_bad_replays_get_one_sentence(write, workplace, capsys):  # noqa: F811
     assert not Path(again).exists()
 
 
+def test_replays_do_not_overwrite_a_run(write, workplace, capsys):  # noqa: F811
+    assert main(["train", write()]) == 0
+    base, out = str(workplace / "causal"), str(workplace / "out")
+    assert "it holds the log of a run" in refused(capsys, "replay", base, out, "--output", out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": [{}]},
+        {"base": None},
+        {"base": {"architecture": 5, "head": {}}},
+        {"base": {"architecture": "LlamaForCausalLM", "revision": None, "head": {"id2label": 5}}},
+        {"adapter": {"config": {"peft_type": "NONE"}, "seed": None}},
+        {"method": {"name": "dpzero", "clip_norm": "text"}},
+        {"directions": {}},
+        {"method": {"name": "os.system"}},
+    ],
+)
+def test_crafted_logs_get_one_sentence(change, write, workplace, capsys):  # noqa: F811
+    assert main(["train", write()]) == 0
+    log = Trajectory.read(workplace / "out")
+    (workplace / "crafted").mkdir()
+    TrajectoryWriter.create(workplace / "crafted" / LOG_FILE, {**log.header, **change}).close()
+    base = str(workplace / "causal")
+    assert refused(capsys, "replay", base, str(workplace / "crafted"), "--output", str(workplace / "again"))
+
+
+def test_stopping_the_command_line_says_how_to_go_on(write, capsys, monkeypatch):  # noqa: F811
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ZOTrainer, "training_step", interrupted)
+    assert main(["train", write()]) == 130
+    assert "--resume_from_checkpoint true goes on" in capsys.readouterr().err
+
+
 # ---- The start ----
 
 
 def test_adapters_from_a_public_seed_are_rebuilt_from_the_log_alone(train, tmp_path):
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"])
     trainer = train(seeded_peft_model(classifier(), config, seed=7))
-    log = Trajectory.read(trainer.args.output_dir)
-    assert log.header["adapter"]["seed"] == 7
-    assert not (Path(trainer.args.output_dir) / INITIAL).exists()
+    folder = Path(trainer.args.output_dir)
+    assert Trajectory.read(folder).header["adapter"]["seed"] == 7
+    assert not [
+        name for name in load_file(folder / INITIAL) if "lora" in name
+    ]  # The head alone, of which nobody knows.
+    torch.manual_seed(0)
+    classifier().save_pretrained(tmp_path / "base")
+    assert same(rebuild(str(tmp_path / "base"), folder), trainer.model)
 
 
 def test_public_draws_leave_no_trace():
@@ -184,7 +226,7 @@ def test_replays_do_not_depend_on_the_number_of_threads(train, settings, tmp_pat
 
 def test_a_run_is_a_few_kilobytes(train):
     trainer = train(max_steps=20)
-    path = Path(trainer.args.output_dir) / FILE_NAME
+    path = Path(trainer.args.output_dir) / LOG_FILE
     log = Trajectory.read(path)
     header = len(json.dumps(log.header))
     assert path.stat().st_size == pytest.approx(header + 20 * 64, abs=100)

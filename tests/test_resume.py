@@ -1,6 +1,6 @@
 """A run that was stopped anywhere goes on from its log, and ends as if nothing had happened."""
 
-import copy
+import functools
 import os
 from pathlib import Path
 
@@ -9,16 +9,16 @@ import torch
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from peft import PromptEncoderConfig, TaskType, get_peft_model
 from test_contract import CASES, PRIVATE
-from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
+from transformers import DataCollatorWithPadding, LlamaForSequenceClassification, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.checkpoints import FILE_NAME as MARK
-from hf_dpzo.initial import FILE_NAME as INITIAL
+from hf_dpzo.checkpoints import MARK_FILE as MARK
+from hf_dpzo.initial import INITIAL_FILE as INITIAL
 from hf_dpzo.mechanism import IntegerSum, PlainMean, Release
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.replay import rebuild, replay_onto
+from hf_dpzo.replay import rebuild, replay, replay_onto
 from hf_dpzo.run_log import RunLog
-from hf_dpzo.trajectory import FILE_NAME as LOG
+from hf_dpzo.trajectory import LOG_FILE as LOG
 from hf_dpzo.trajectory import Trajectory, TrajectoryError, TrajectoryWriter
 
 
@@ -185,6 +185,11 @@ def test_resuming_twice_from_one_log_releases_different_noise(make_trainer, monk
     assert not set(ends[0][3:]) & set(ends[1][3:])
 
 
+def watched(seen: list[int], descent, records) -> None:
+    seen.extend(record.step for record in records)
+    replay(descent, records)
+
+
 def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
     """A plain run takes only the tail of the log again; one with moments takes all of it."""
     for name, expected in (("dpzero", [4]), ("mezo-adam", [0, 1, 2, 3, 4])):
@@ -195,14 +200,7 @@ def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
                 make_trainer(name, where=where).train()
         seen = []
         with monkeypatch.context() as patch:
-            replayed = RunLog.catch_up.__globals__["replay"]
-            patch.setitem(
-                RunLog.catch_up.__globals__,
-                "replay",
-                lambda descent, records, seen=seen, replayed=replayed: (
-                    seen.extend(record.step for record in records) or replayed(descent, records)
-                ),
-            )
+            patch.setattr("hf_dpzo.run_log.replay", functools.partial(watched, seen))
             make_trainer(name, where=where).train(resume_from_checkpoint=True)
         assert seen == expected
 
@@ -239,25 +237,44 @@ def test_an_interrupted_trainer_can_go_on_by_itself(make_trainer, monkeypatch):
     assert len(trainer.budget.ledger) == STEPS
 
 
-def test_random_adapters_and_heads_are_kept_beside_the_log(make_trainer, folder, tmp_path, monkeypatch):
-    """A script that does not seed them gets the ones that the run began with."""
-    for lora in (True, False):
-        where = tmp_path / f"lora-{lora}"
-        with monkeypatch.context() as patch:
-            patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step))
-            trainer = make_trainer(lora=lora, where=where, save_strategy="no")
-            base = copy.deepcopy(trainer.model.get_base_model() if lora else trainer.model)
-            with pytest.raises(Killed):
-                trainer.train()
-        assert (where / INITIAL).is_file()
-        again = make_trainer(lora=lora, where=where, save_strategy="no")
-        torch.manual_seed(99)
-        for name, parameter in again.model.named_parameters():
-            if "lora_A" in name or (not lora and "score" in name):
-                torch.nn.init.normal_(parameter.data)
-        again.train(resume_from_checkpoint=True)
-        assert len(again.budget.ledger) == STEPS
-        del base
+def with_fresh_head(base_folder: Path, *, lora: bool) -> torch.nn.Module:
+    """As scripts make it that seed nothing: the head is new each time, and so is the adapter."""
+    torch.seed()
+    base = LlamaForSequenceClassification.from_pretrained(base_folder)
+    torch.nn.init.normal_(base.score.weight)
+    return with_lora(base) if lora else base
+
+
+@pytest.mark.parametrize("checkpoints", ["no", "steps"])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_random_adapters_and_heads_are_kept_beside_the_log(
+    lora, checkpoints, make_trainer, tmp_path, folder, monkeypatch, fixed_releases
+):
+    """A script that seeds none of them goes on with those that the run began with; PEFT keeps the head twice."""
+    classifier().save_pretrained(tmp_path / "base")
+    ends = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step, after=True))
+        killed = make_trainer(
+            model=with_fresh_head(tmp_path / "base", lora=lora), lora=False, save_strategy=checkpoints
+        )
+        with pytest.raises(Killed):
+            fixed_releases(killed)
+    at_the_kill = weights(killed.model)
+    seen = RunLog.catch_up
+    monkeypatch.setattr(
+        RunLog,
+        "catch_up",
+        lambda log, descent, *given, **named: (
+            seen(log, descent, *given, **named) or ends.append(weights(descent.model))
+        ),
+    )
+    again = make_trainer(model=with_fresh_head(tmp_path / "base", lora=lora), lora=False, save_strategy=checkpoints)
+    fixed_releases(again, resume_from_checkpoint=True)
+    assert (folder / INITIAL).is_file()
+    assert_equal(at_the_kill, ends[0])
+    rebuilt = rebuild(str(tmp_path / "base"), folder)
+    assert_equal(weights(again.model), weights(rebuilt))
 
 
 def test_prompt_tuning_resumes_though_its_checkpoints_lack_its_encoder(make_args, tokenizer, folder, monkeypatch):
@@ -353,7 +370,7 @@ def test_a_log_is_not_overwritten(make_trainer, monkeypatch, folder):
 
 
 def test_without_a_run_there_is_nothing_to_resume(make_trainer):
-    with pytest.raises(TrajectoryError, match="there is no log of a run"):
+    with pytest.raises(TrajectoryError, match="holds no log of a run; leave it out to start one"):
         make_trainer().train(resume_from_checkpoint=True)
 
 
@@ -361,7 +378,7 @@ def test_checkpoint_without_its_log_is_refused(make_trainer, monkeypatch, folder
     """What the steps after it spent is not known."""
     stopped(make_trainer, monkeypatch)
     (folder / LOG).unlink()
-    with pytest.raises(TrajectoryError, match="there is no log of a run"):
+    with pytest.raises(TrajectoryError, match="holds no log of a run; leave it out to start one"):
         make_trainer().train(resume_from_checkpoint=f"{folder}/checkpoint-2")
 
 
@@ -395,7 +412,7 @@ def test_checkpoint_whose_weights_were_changed_is_refused(make_trainer, monkeypa
 def test_checkpoints_of_elsewhere_are_refused(make_trainer, monkeypatch, folder, tmp_path):
     stopped(make_trainer, monkeypatch)
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(TrajectoryError, match="it does not lie in output_dir="):
+    with pytest.raises(TrajectoryError, match="it is neither True nor a checkpoint in output_dir="):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
 
 
@@ -410,6 +427,69 @@ def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, monkey
     stopped(make_trainer, monkeypatch, **settings)
     with pytest.raises(ValueError, match="it depends on evaluations, which a log does not hold"):
         make_trainer(**settings).train(resume_from_checkpoint=True)
+
+
+def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
+    """The second finds the first's lock before there is a log, and leaves everything as it is."""
+    first, second = make_trainer(), make_trainer()
+    probed = ZOTrainer._probed
+
+    def meanwhile(trainer, dataset):
+        with pytest.raises(TrajectoryError, match="another process writes this log"):
+            second.train()
+        return probed(trainer, dataset)
+
+    monkeypatch.setattr(ZOTrainer, "_probed", meanwhile)
+    first.train()
+    assert len(Trajectory.read(folder).records) == len(first.budget.ledger) == STEPS
+    assert len(second.budget.ledger) == 0
+
+
+def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, monkeypatch, folder):
+    stopped(make_trainer, monkeypatch)
+    first, second = make_trainer(), make_trainer()
+    probed = ZOTrainer._probed
+
+    def meanwhile(trainer, dataset):
+        with pytest.raises(TrajectoryError, match="another process writes this log"):
+            second.train(resume_from_checkpoint=True)
+        return probed(trainer, dataset)
+
+    monkeypatch.setattr(ZOTrainer, "_probed", meanwhile)
+    first.train(resume_from_checkpoint=True)
+    assert len(Trajectory.read(folder).records) == STEPS
+
+
+def test_a_model_of_a_resumed_run_is_not_trained_by_another(make_trainer, monkeypatch, tmp_path):
+    stopped(make_trainer, monkeypatch)
+    resumed = make_trainer()
+    resumed.train(resume_from_checkpoint=True)
+    other = make_trainer(where=tmp_path / "other", model=resumed.model, lora=False)
+    with pytest.raises(ValueError, match="another trainer has trained it"):
+        other.train()
+
+
+def test_a_run_that_could_not_begin_spends_nothing(make_trainer, monkeypatch):
+    trainer, probed = make_trainer(), ZOTrainer._probed
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOTrainer, "_probed", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    assert probed is ZOTrainer._probed
+    trainer.train()
+    assert len(trainer.budget.ledger) == STEPS
+
+
+def test_learning_rates_that_the_log_does_not_have_stop_the_run(make_trainer):
+    class Meddler(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            for group in kwargs["optimizer"].param_groups:
+                group["lr"] *= 2
+
+    trainer = make_trainer(warmup_steps=0)
+    trainer.add_callback(Meddler())
+    with pytest.raises(RuntimeError, match="step=0: the learning rate changed between its release and its update"):
+        trainer.train()
 
 
 # ---- Torn records ----

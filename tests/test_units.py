@@ -62,6 +62,23 @@ def test_rows_without_a_user_are_one_users_rows():
     assert [units.rows_of(unit) for unit in range(len(units))] == [[0, 3], [1, 2, 4]]
 
 
+@pytest.mark.parametrize("kind", [None, "torch", "numpy", "pandas"])
+def test_users_are_the_same_in_every_format(kind):
+    """A tensor is not the number in it: two with the same number are two objects."""
+    rows = Dataset.from_list([{"user": i % 3, "input_ids": [5]} for i in range(9)]).with_format(kind)
+    assert len(Units.of_column(rows, "user", max_rows=8)) == 3
+
+
+def test_users_in_tensors_are_told_by_what_is_in_them():
+    rows = [{"user": torch.tensor(i % 3)} for i in range(9)]
+    assert len(Units.of_column(rows, "user", max_rows=8)) == 3
+
+
+def test_what_is_no_name_names_nobody():
+    units = Units.of_users(["ann", ["a", "list"], {"a": 1}, torch.tensor([1, 2]), object()], max_rows=8)
+    assert [units.rows_of(unit) for unit in range(len(units))] == [[0], [1, 2, 3, 4]]
+
+
 def test_a_unit_is_the_mean_of_its_own_rows():
     differences = torch.tensor([[1.0, 2.0], [3.0, math.nan], [5.0, math.inf]], dtype=torch.float64)
     assert unit_means(differences, [0, 0, 1], 2).tolist() == [[2.0, 1.0], [5.0, 0.0]]
