@@ -180,11 +180,11 @@ def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     query, rows = _query(arguments, arguments.noise_multiplier), arguments.rows_per_person
     if not 1 <= rows <= LARGEST_GROUP:
         raise ValueError(f"rows_per_person={rows}: it must lie between 1 and {LARGEST_GROUP}.")
-    text = _plan(arguments, query)
     if rows == 1:
-        return text
+        return _plan(arguments, query)
     together = group_epsilon(((query, arguments.max_steps),), size=rows, delta=arguments.target_delta)
-    return text + _table([(f"epsilon of {rows} rows", f"{round_up(together):g}")])
+    pure = "pure epsilon" if isinstance(query, LaplaceQuery) else "epsilon"
+    return _plan(arguments, query, (f"{pure} of {rows} rows of a person", f"{round_up(together):g}"))
 
 
 def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> str:
@@ -197,7 +197,7 @@ def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> str:
     return _plan(arguments, query)
 
 
-def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery) -> str:
+def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery, *more: tuple[str, str]) -> str:
     check_delta(arguments.target_delta, num_rows=arguments.num_rows)
     spent = guarantee(((query, arguments.max_steps),), delta=arguments.target_delta)
     check_promise(spent)
@@ -206,6 +206,7 @@ def _plan(arguments: argparse.Namespace, query: GaussianQuery | LaplaceQuery) ->
             ("epsilon", f"{round_up(spent.epsilon):g}"),
             ("delta", f"{spent.delta:g}"),
             *([] if spent.pure is None else [("pure epsilon", f"{round_up(spent.pure):g} (delta 0)")]),
+            *more,
             ("noise multiplier", f"{query.noise_multiplier:.6g}"),
             ("sampling rate", f"{query.sampling_rate:.6g}"),
             ("steps", str(arguments.max_steps)),

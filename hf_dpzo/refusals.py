@@ -201,6 +201,16 @@ def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], 
         )
 
 
+def refuse_no_rows(probe_rows: Any) -> list[Mapping[str, Any]] | None:
+    """Return `probe_rows` as a list, or raise `ValueError` where they are no rows."""
+    if probe_rows is None:
+        return None
+    rows = list(probe_rows) if isinstance(probe_rows, Iterable) else []
+    if len(rows) < 2 or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("probe_rows: it must be two or more public rows, each from the names of columns to values.")
+    return rows
+
+
 def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:
     """Raise `ValueError` for parts of the stock Trainer that zeroth-order training replaces."""
     if compute_loss_func is not None:

@@ -25,6 +25,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_guarantee(trainer),
+        *([("audit", "passed")] if args.audit else []),
         ("steps", str(trainer.state.global_step)),
         ("seconds of training", f"{seconds:.0f}"),
         ("model" if recipe.adapter == "none" else "adapter", args.output_dir),
@@ -33,6 +34,11 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     """Load everything that the recipe names, and put the trainer together."""
+    if args.padded_lengths and recipe.max_length > args.padded_lengths[-1]:
+        raise ValueError(
+            f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
+            "ones would contribute nothing; raise the last length, or lower max_length."
+        )
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, keep=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)

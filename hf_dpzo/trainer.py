@@ -32,6 +32,7 @@ from hf_dpzo.refusals import (
     refuse_bound,
     refuse_changed,
     refuse_model,
+    refuse_no_rows,
     refuse_padding,
     refuse_parts,
     refuse_replaced,
@@ -102,7 +103,7 @@ class ZOTrainer(DurableTrainer):
         )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
-        self.probe_rows = None if probe_rows is None else list(probe_rows)
+        self.probe_rows = refuse_no_rows(probe_rows)
         self._units = args.units(train_dataset)
         self._num_units = len(self._units)
         self._rows_facts = {

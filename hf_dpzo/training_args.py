@@ -30,7 +30,7 @@ from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
 from hf_dpzo.units import Units
 from hf_dpzo.updates import UPDATES, Update
-from hf_dpzo.values import one_of, positive, whole
+from hf_dpzo.values import as_list, one_of, positive, whole
 
 
 PLANNED_FLAGS = (
@@ -304,7 +304,7 @@ class ZOTrainingArguments(TrainingArguments):
             )
         if self.privacy_unit_column is not None and self.max_rows_per_unit is None:
             self.max_rows_per_unit = 8
-        lengths = [whole("padded_lengths", length) for length in self.padded_lengths or ()]
+        lengths = [whole("padded_lengths", length) for length in as_list("padded_lengths", self.padded_lengths)]
         if lengths != sorted(set(lengths)):
             raise ValueError(f"padded_lengths={self.padded_lengths}: lengths must grow; sort them, each once.")
         self.padded_lengths = lengths or None

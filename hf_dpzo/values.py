@@ -43,3 +43,10 @@ def one_of(name: str, value: str, known: Collection[str]) -> None:
     """Raise unless `value` is one of the names in `known`."""
     if value not in known:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")
+
+
+def as_list(name: str, value: Collection[object] | None) -> list[object]:
+    """Return `value` as a list, empty for `None`, or raise."""
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"{name}={value!r}: it must be a list.")
+    return list(value or ())

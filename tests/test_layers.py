@@ -41,10 +41,10 @@ LAYERS = {
     "methods": set(),
     "descent": {"torch"},
     "inherent": {"torch"},
-    "audit": {"torch"},
-    "roc": set(),
+    "audit": {"torch", "scipy"},
+    "roc": {"matplotlib"},
     "packages": set(),
-    "trajectory": set(),
+    "trajectory": {"filelock"},
     "losses": {"torch", "transformers", "peft"},
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},
@@ -52,7 +52,7 @@ LAYERS = {
     "probing": {"torch"},
     "replay": {"torch", "transformers", "peft"},
     "checkpoints": {"transformers"},
-    "run_log": {"torch"},
+    "run_log": {"torch", "filelock"},
     "prompting": {"torch", "transformers", "peft"},
     "refusals": {"torch", "transformers", "peft"},
     "values": set(),
@@ -73,7 +73,10 @@ LAYERS = {
 }
 # Generators of one's own, and a look at the global one.
 OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
-HEAVY = {"opendp", "dp_accounting", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub"}
+HEAVY = {
+    *("opendp", "dp_accounting", "scipy", "torch", "transformers", "accelerate", "peft", "datasets"),
+    *("huggingface_hub", "safetensors", "filelock", "matplotlib"),
+}
 # Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
 FORBIDDEN = {
     "noise": {"perturbation"},

@@ -1,6 +1,7 @@
 """Recipes and the command line, as a user types them."""
 
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 import yaml
 from conftest import causal_lm, classifier, masked_lm
 
+from hf_dpzo.audit import audit
 from hf_dpzo.cli import main
+from hf_dpzo.noise import DiscreteGaussian
 from hf_dpzo.packages import resolve
 from hf_dpzo.recipe import Recipe, read_recipe
 
@@ -283,3 +286,47 @@ def test_laplace_plans_state_both_epsilons(capsys):
     printed = table(capsys.readouterr().out)
     assert printed["pure epsilon"] == "2 (delta 0)"
     assert float(printed["epsilon"]) < 2
+
+
+def test_epsilon_of_several_rows_of_a_person_is_stated_on_request(capsys):
+    plan = ["--target_delta", "1e-5", "--num_rows", "5000", "--expected_batch_size", "64", "--max_steps", "100"]
+    assert main(["epsilon", "--noise_multiplier", "1.2", *plan, "--rows_per_person", "3"]) == 0
+    said = table(capsys.readouterr().out)
+    assert float(said["epsilon of 3 rows of a person"]) > 2 * float(said["epsilon"])
+    assert "rows_per_person=0" in refused(
+        capsys, "epsilon", "--noise_multiplier", "1.2", *plan, "--rows_per_person", "0"
+    )
+
+
+def test_rows_that_would_all_be_too_long_are_refused(write, capsys):
+    said = refused(capsys, "train", write(), "--padded_lengths", "16", "--max_length", "32")
+    assert "padded_lengths=[16]: rows may have max_length=32 tokens" in said
+
+
+def test_audits_print_a_table(write, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_dpzo.audit.audit", functools.partial(audit, releases=200))
+    assert main(["audit", write(), "--picture", str(tmp_path / "roc.png")]) == 0
+    out = capsys.readouterr().out
+    assert "noise scale" in out and "VIOLATED" not in out
+    assert (tmp_path / "roc.png").stat().st_size > 1000
+
+
+def test_audits_of_what_leaks_end_with_1(write, capsys, monkeypatch):
+    monkeypatch.setattr(DiscreteGaussian, "add", lambda noise, values: values)
+    monkeypatch.setattr("hf_dpzo.audit.audit", functools.partial(audit, releases=200))
+    assert main(["audit", write()]) == 1
+    assert "VIOLATED" in capsys.readouterr().out
+
+
+def test_bad_audits_get_one_sentence(write, capsys, tmp_path):
+    assert "recipe: missing" in refused(capsys, "audit")
+    assert "it adds no noise" in refused(
+        capsys, "audit", write(), "--method", "mezo", "--without", "noise_multiplier,target_delta"
+    )
+    assert "there is no such folder" in refused(capsys, "audit", write(), "--picture", "/nowhere/roc.png")
+    assert "it is none of" in refused(capsys, "audit", write(), "--picture", str(tmp_path / "roc.txt"))
+
+
+def test_users_of_a_recipe_are_protected(write, workplace, capsys):
+    assert main(["train", write(privacy_unit_column="source", expected_batch_size=1, target_delta="0.1")]) == 0
+    assert "all rows of one user (column source)" in (workplace / "out" / "privacy.json").read_text()

@@ -374,6 +374,7 @@ def test_tokens_are_refused_without_being_shown(make_args):
     ("settings", "message"),
     [
         ({"padded_lengths": [16, 8]}, "padded_lengths=.* lengths must grow"),
+        ({"padded_lengths": 8}, "padded_lengths=8: it must be a list"),
         ({"padded_lengths": [8, 8]}, "padded_lengths=.* lengths must grow"),
         ({"padded_lengths": [0]}, "padded_lengths=0: it must be a whole number"),
         ({"privacy_unit_column": "user", "max_rows_per_unit": 0}, "max_rows_per_unit=0"),
