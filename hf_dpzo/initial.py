@@ -114,6 +114,8 @@ def save_initial(model: torch.nn.Module, folder: Path) -> None:
     kept = {name: p.detach().cpu().contiguous() for name, p in _not_given_back(model)}
     if kept:
         replace_durably(folder / INITIAL_FILE, save(kept))
+    else:
+        (folder / INITIAL_FILE).unlink(missing_ok=True)  # Of a run that was killed before its log was there.
 
 
 @torch.no_grad()

@@ -81,13 +81,19 @@ class SealedRows(Dataset):
 
     def __getitems__(self, drawn: list[Drawn]) -> list[Fetched]:
         """The rows that were drawn: what a dataloader asks for a batch with."""
-        return [Fetched(unit=one.unit, row=self._fetched(one.row)) for one in drawn]
-
-    def _fetched(self, index: int) -> Any:
         try:
-            row = sealed("train_dataset", lambda: self._dataset[index])
+            return sealed("train_dataset", lambda: [self._fetched(one) for one in drawn])
         except WithheldError:
-            return None
+            return [self._alone(one) for one in drawn]
+
+    def _alone(self, one: Drawn) -> Fetched:
+        try:
+            return sealed("train_dataset", lambda: self._fetched(one))
+        except WithheldError:
+            return Fetched(unit=one.unit, row=None)
+
+    def _fetched(self, one: Drawn) -> Fetched:
+        row = self._dataset[one.row]
         if isinstance(row, Mapping):  # Such as what a tokenizer returns.
-            return {name: value for name, value in row.items() if name != self._without}
-        return row
+            row = {name: value for name, value in row.items() if name != self._without}
+        return Fetched(unit=one.unit, row=row)

@@ -101,7 +101,7 @@ def test_audit_is_json(sound):
     loaded = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert loaded["passed"] is True
     assert loaded["checks"][0].keys() == {"name", "measured", "allowed", "passed"}
-    assert loaded["roc"].keys() == {"false_alarms", "detections", "allowed"}
+    assert "roc" not in loaded  # Hundreds of numbers, for the picture.
 
 
 def test_many_directions_cost_releases():
