@@ -79,7 +79,7 @@ class LogicalBatchCollator:
 
     def apart(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
         """Its rows one by one, in the same shape. A row that even so can not be collated has no inputs."""
-        return tuple(self._single(row) for row in micro_batch.rows)
+        return tuple(one for row in micro_batch.rows for one in self._made((row,)))
 
     def show(self, rows: Sequence[Any]) -> None:
         """Raise what is withheld where public `rows` can not be collated."""
@@ -105,19 +105,13 @@ class LogicalBatchCollator:
         return next((length for length in self.padded_lengths if length >= length_of(row.row)), 0)
 
     def _made(self, rows: tuple[Fetched, ...]) -> tuple[MicroBatch, ...]:
+        """One micro-batch; where that fails one for each row, and a row that fails alone has no inputs."""
         try:
-            return (self._collated(rows),)
+            return (sealed("data_collator", lambda: self._tried(rows)),)
         except WithheldError:
-            return tuple(self._single(row) for row in rows)
-
-    def _single(self, row: Fetched) -> MicroBatch:
-        try:
-            return self._collated((row,))
-        except WithheldError:
-            return MicroBatch(rows=(replace(row, row=None),), size=1, inputs=None)
-
-    def _collated(self, rows: tuple[Fetched, ...]) -> MicroBatch:
-        return sealed("data_collator", lambda: self._tried(rows))
+            if len(rows) > 1:
+                return tuple(one for row in rows for one in self._made((row,)))
+            return (MicroBatch(rows=(replace(rows[0], row=None),), size=1, inputs=None),)
 
     def _tried(self, rows: tuple[Fetched, ...]) -> MicroBatch:
         physical, length = [row.row for row in rows], self._padded_length(rows[0])
@@ -143,7 +137,7 @@ def length_of(row: Any) -> int:
     tokens = row.get("input_ids") if isinstance(row, dict) else None
     try:
         return len(tokens)
-    except TypeError:  # As a number has, or a tensor of one.
+    except Exception:  # As a number, or a tensor of one, has none. Whatever is wrong with it must not show.
         return 0
 
 

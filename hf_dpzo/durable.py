@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -16,7 +15,7 @@ from hf_dpzo.discreet import DiscreetTrainer
 from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.ledger import Budget
-from hf_dpzo.losses import unwrapped
+from hf_dpzo.losses import is_prompt_tuned, unwrapped
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.refusals import remember_trained
 from hf_dpzo.replay import header_of, remembers, trained_parameters
@@ -100,8 +99,9 @@ class DurableTrainer(DiscreetTrainer):
     @property
     def _from_initial(self) -> bool:
         """Whether a run starts from the initial values: a new one does, and one whose steps depend on all before."""
-        prompts = isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning
-        return self._log.checkpoint is None or prompts or remembers(self.method, self.args.update_rule)
+        # Of prompt tuning a checkpoint holds the virtual tokens alone, and not the encoder that made them.
+        incomplete = is_prompt_tuned(self.model) or remembers(self.method, self.args.update_rule)
+        return self._log.checkpoint is None or incomplete
 
     def _run_epoch(self, *, resume_from_checkpoint: Any, **rest: Any) -> None:
         """As stock, but for the epochs of a run that is complete. A resumed epoch is cut short at its front."""

@@ -64,8 +64,7 @@ class Forward:
     def __init__(self, model: torch.nn.Module) -> None:
         base = unwrapped(model)
         # Prompt tuning computes positions of its own.
-        virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-        self._positions = is_decoder(base) and accepts(base, "position_ids") and not virtual
+        self._positions = is_decoder(base) and accepts(base, "position_ids") and not is_prompt_tuned(model)
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The logits, float32."""
@@ -191,15 +190,12 @@ class BatchLosses:
         return losses
 
     def _of(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        """Its rows' losses; where that fails those of one after the other, and NaN for a row that fails alone."""
         try:
             return self._evaluated(model, micro_batch)
         except WithheldError:
-            return torch.cat([self._of_single(model, one) for one in self.collator.apart(micro_batch)])
-
-    def _of_single(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        try:
-            return self._evaluated(model, micro_batch)
-        except WithheldError:
+            if len(micro_batch.rows) > 1:
+                return torch.cat([self._of(model, one) for one in self.collator.apart(micro_batch)])
             return torch.full((1,), torch.nan, device=self.device)
 
     def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
@@ -235,6 +231,11 @@ def without_labels(inputs: Inputs) -> dict[str, Any]:
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT model, or `model` itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_prompt_tuned(model: torch.nn.Module) -> bool:
+    """Whether what is trained are virtual tokens in front of a row's own."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def accepts(model: torch.nn.Module, argument: str) -> bool:

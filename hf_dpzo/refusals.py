@@ -20,7 +20,7 @@ from transformers import (
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_dpzo.losses import is_decoder, unwrapped
+from hf_dpzo.losses import is_decoder, is_prompt_tuned, unwrapped
 
 
 # Models that a trainer of this process has trained: another one's card would not count what was spent on them.
@@ -264,8 +264,7 @@ def refuse_padding(model: torch.nn.Module, tokenizer: Any) -> None:
     """Raise `ValueError` where left padding would move the positions of a row, and with them its loss."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.padding_side != "left":
         return
-    virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-    if virtual or not is_decoder(unwrapped(model)):
+    if is_prompt_tuned(model) or not is_decoder(unwrapped(model)):
         raise ValueError(
             f"padding_side=left: positions in {type(unwrapped(model)).__name__} would depend on the longest row; set "
             "tokenizer.padding_side='right'."

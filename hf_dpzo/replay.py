@@ -160,14 +160,14 @@ def rebuild(base: str, path: str | Path, *, at_step: int | None = None, revision
     return model
 
 
-def check_start(log: Trajectory, frozen: str, initial: str | None) -> None:
+def check_start(log: Trajectory, frozen: str, initial: str) -> None:
     """Raise `TrajectoryError` where a run begins from other weights than `log` did."""
     if frozen != log.header["base"]["frozen"]:
         raise TrajectoryError(
             f"base={log.header['base']['name']}: the weights that are not trained are others than those that the log "
             "began with; start from the same model."
         )
-    if initial is not None and initial != log.header["trained"]["initial"]:
+    if initial != log.header["trained"]["initial"]:
         raise TrajectoryError(
             "model: the initial values of what is trained are others than those that the log began with; load the base "
             "model anew, and initialize what is new from the same seed."

@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from hf_dpzo import ZOTrainingArguments
+from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 
 
 # Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
@@ -124,3 +126,12 @@ def make_args(tmp_path):
         return ZOTrainingArguments(**{name: value for name, value in given.items() if value != "absent"})
 
     return make
+
+
+@pytest.fixture
+def sums(monkeypatch) -> list[list[int]]:
+    """The sums that Gaussian noise would be added to, with everybody in each batch. There is no noise."""
+    seen = []
+    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
+    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
+    return seen

@@ -6,26 +6,15 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import classifier, labelled_rows
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 
 
 ROWS, MARK = 9, 63  # A token that no made-up or other row of these tests has.
-
-
-@pytest.fixture
-def sums(monkeypatch) -> list[list[int]]:
-    """The sums that noise would be added to, with everybody in each batch. There is no noise."""
-    seen = []
-    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
-    return seen
 
 
 def loss_of(act):

@@ -62,7 +62,7 @@ LAYERS = {
     "progress": {"transformers"},
     "model_card": {"huggingface_hub"},
     "discreet": {"torch", "transformers"},
-    "durable": {"torch", "transformers", "peft"},
+    "durable": {"torch", "transformers"},
     "trainer": {"torch", "transformers", "peft"},
     "recipe": {"transformers"},
     "loading": {"torch", "transformers", "peft", "datasets"},

@@ -13,7 +13,6 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.lattice import SENSITIVITY
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.sampling import PoissonBatchSampler
 from hf_dpzo.units import Units, unit_means
 
@@ -99,14 +98,6 @@ def make_trainer(make_args, tokenizer):
         )
 
     return make
-
-
-@pytest.fixture
-def sums(monkeypatch) -> list[list[int]]:
-    seen = []
-    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
-    return seen
 
 
 @pytest.mark.parametrize("removed", ["ann", "bob", "dan"])
