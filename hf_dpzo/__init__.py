@@ -8,12 +8,14 @@ from hf_dpzo._version import __version__
 
 if TYPE_CHECKING:
     from hf_dpzo.initial import seeded_peft_model
+    from hf_dpzo.log_repository import from_trajectory
     from hf_dpzo.methods import scaled_clip_norm
     from hf_dpzo.prompting import Prompt
     from hf_dpzo.replay import replay_onto
     from hf_dpzo.trainer import ZOTrainer
     from hf_dpzo.training_args import ZOTrainingArguments
     from hf_dpzo.trajectory import Trajectory
+    from hf_dpzo.verification import verify
 
 
 __all__ = [
@@ -22,9 +24,11 @@ __all__ = [
     "ZOTrainer",
     "ZOTrainingArguments",
     "__version__",
+    "from_trajectory",
     "replay_onto",
     "scaled_clip_norm",
     "seeded_peft_model",
+    "verify",
 ]
 
 _HOMES = {
@@ -32,9 +36,11 @@ _HOMES = {
     "Trajectory": "trajectory",
     "ZOTrainer": "trainer",
     "ZOTrainingArguments": "training_args",
+    "from_trajectory": "log_repository",
     "replay_onto": "replay",
     "seeded_peft_model": "initial",
     "scaled_clip_norm": "methods",
+    "verify": "verification",
 }
 
 

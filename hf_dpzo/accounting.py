@@ -9,6 +9,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import dp_accounting
 from dp_accounting import dp_event
@@ -83,12 +84,12 @@ def guarantee(releases: Releases, *, delta: float) -> Guarantee:
         return Guarantee(delta=delta, rdp=0.0, pld=0.0)
     if any(isinstance(query, NonPrivateQuery) for query, _ in releases):
         return Guarantee(delta=delta, rdp=math.inf, pld=math.inf)
-    return Guarantee(
-        delta=delta,
-        rdp=_rdp_epsilon(releases, delta) if _suits_rdp(releases) else None,
-        pld=_pld_epsilon(releases, delta) if _suits_pld(releases, delta) else None,
-        pure=_pure_epsilon(releases),
-    )
+    rdp = _rdp_epsilon(releases, delta) if _suits_rdp(releases) else None
+    pure = _pure_epsilon(releases)
+    # A distribution of larger losses would take minutes and gigabytes, most often to find a promise that is none.
+    quick = rdp if pure is None else pure
+    answers = suits_pld(releases, delta) and (quick is None or quick <= 5 * LARGEST_EPSILON)
+    return Guarantee(delta=delta, rdp=rdp, pld=_pld_epsilon(releases, delta) if answers else None, pure=pure)
 
 
 def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
@@ -103,7 +104,7 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
     >>> bool(abs(replace_one_epsilon((release,), delta=1e-5) - added) < 1e-2)
     True
     """
-    if not (_suits_pld(releases, delta) and all(isinstance(query, GaussianQuery) for query, _ in releases)):
+    if not (suits_pld(releases, delta) and all(isinstance(query, GaussianQuery) for query, _ in releases)):
         return math.inf
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
     return float(PLDAccountant(relation, COARSE).compose(composed(releases)).get_epsilon(delta))
@@ -125,10 +126,10 @@ def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
     pure = _pure_epsilon(releases)
     if pure is not None:
         return size * pure
-    if not _suits_pld(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
+    if not suits_pld(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
         return math.inf
     guess = size * guarantee(releases, delta=delta).epsilon
-    grid = min(GROUP_GRID, max(COARSE, math.sqrt(0.002 * guess / _steps(releases))))
+    grid = min(GROUP_GRID, max(COARSE, math.sqrt(0.002 * guess / steps_of(releases))))
     accountant = PLDAccountant(NEIGHBORING_RELATION, grid)
     for query, count in releases:
         accountant.compose(_of_group(query, size), count)
@@ -143,35 +144,31 @@ def _of_group(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpE
     return dp_event.MixtureOfGaussiansDpEvent(query.noise_multiplier, list(present), list(present.values()))
 
 
-def membership_accuracy(releases: Releases, *, delta: float) -> float:
-    """How often the best possible guess whether one row was used is right, from even odds: an upper bound.
-
-    It is `(1 + TV) / 2`, with the total variation distance between the outputs on neighbouring data sets, read off the
-    privacy loss distribution where there is one and bounded by epsilon and delta otherwise.
-
-    >>> round(membership_accuracy(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1),), delta=1e-5), 3)
-    0.691
-    """
-    if not releases:
-        return 0.5
-    epsilon = guarantee(releases, delta=delta).epsilon
-    if math.isinf(epsilon):
-        return 1.0
-    bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
-    if _suits_pld(releases, delta):
-        bounds += [
-            (1 + float(pld_accountant(releases, grid).get_delta(0.0))) / 2 for grid in grids(_steps(releases), epsilon)
-        ]
-    return min(bounds)
-
-
 def composed(releases: Releases) -> dp_accounting.DpEvent:
     """Return all of `releases` as one event."""
     repeated = [dp_accounting.SelfComposedDpEvent(query.event, int(count)) for query, count in releases]
     return repeated[0] if len(repeated) == 1 else dp_accounting.ComposedDpEvent(repeated)
 
 
-def _suits_pld(releases: Releases, delta: float) -> bool:
+def event_tree(releases: Releases) -> dict[str, Any]:
+    """Return all of `releases` as JSON: dp-accounting's event, by the names of its classes and their fields.
+
+    >>> event_tree(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 3),))["class_name"]
+    'SelfComposedDpEvent'
+    """
+    return _as_tree(composed(releases).to_named_tuple())
+
+
+def _as_tree(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_tree(one) for one in value]
+    if not isinstance(value, tuple):
+        return value
+    return {name: _as_tree(one) for name, one in value._asdict().items() if name != "module_name"}
+
+
+def suits_pld(releases: Releases, delta: float) -> bool:
+    """Whether privacy loss distributions answer for `releases` at `delta`, within seconds."""
     return delta >= SMALLEST_PLD_DELTA and all(
         query.noise_multiplier >= query.smallest_pld_noise for query, _ in releases
     )
@@ -201,12 +198,13 @@ def pld_accountant(releases: Releases, grid: float) -> PLDAccountant:
 
 def _pld_epsilon(releases: Releases, delta: float) -> float:
     epsilon = float(pld_accountant(releases, COARSE).get_epsilon(delta))
-    if FINE in grids(_steps(releases), epsilon):
+    if FINE in grids(steps_of(releases), epsilon):
         epsilon = min(epsilon, float(pld_accountant(releases, FINE).get_epsilon(delta)))
     return epsilon
 
 
-def _steps(releases: Releases) -> int:
+def steps_of(releases: Releases) -> int:
+    """How many releases there are."""
     return sum(count for _, count in releases)
 
 

@@ -4,6 +4,7 @@ The attacker knows the claim, the seed and all rows but one. The mechanism is no
 what `query` says that one release at sampling rate 1 costs. Values are in clip norms over the expected batch size.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -75,7 +76,7 @@ class Audit:
     def as_json(self) -> dict[str, Any]:
         """Everything but the curve, as JSON knows it."""
         found = {"passed": self.passed, **asdict(self)}
-        return {name: value for name, value in found.items() if name != "roc"}
+        return json.loads(json.dumps({name: value for name, value in found.items() if name != "roc"}))
 
 
 def audit(method: PrivateMethod, *, seed: int, releases: int = 20_000) -> Audit:

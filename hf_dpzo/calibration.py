@@ -1,15 +1,17 @@
 """How much noise a budget asks for."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import dp_accounting
-from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
+from scipy import optimize
 
 from hf_dpzo.accounting import (
+    COARSE,
     NEIGHBORING_RELATION,
     SMALLEST_PLD_DELTA,
     check_delta,
@@ -90,20 +92,25 @@ def _epsilon(releases: Releases, delta: float) -> float:
 def _tighten(releases, best: float, grid: float, target_epsilon: float, target_delta: float) -> float:
     """Lower the noise multiplier `best` as far as PLD on `grid` allows."""
 
+    @cache
     def excess(noise_multiplier: float) -> float:
         return pld_accountant(releases(noise_multiplier), grid).get_epsilon(target_delta) - target_epsilon
 
-    low = max(0.5 * best, GaussianQuery.smallest_pld_noise)
-    if low >= best or target_delta < SMALLEST_PLD_DELTA or excess(best) > 0:
+    lowest = GaussianQuery.smallest_pld_noise
+    if lowest >= best or target_delta < SMALLEST_PLD_DELTA or excess(best) > 0:
         return best
-    if excess(low) <= 0:
+    # A finer grid lowers it by little.
+    for low in (0.98 * best, 0.5 * best) if grid != COARSE else (0.5 * best,):
+        low = max(low, lowest)
+        if excess(low) > 0:
+            break
+    else:
         return low
-    tightened = dp_accounting.calibrate_dp_mechanism(
-        lambda: PLDAccountant(NEIGHBORING_RELATION, grid),
-        lambda noise_multiplier: composed(releases(noise_multiplier)),
-        target_epsilon,
-        target_delta,
-        bracket_interval=dp_accounting.ExplicitBracketInterval(low, best),
-        tol=1e-4 * best,
-    )
-    return min(best, tightened)
+    return _smallest_that_meets(excess, low, best)
+
+
+def _smallest_that_meets(excess: Callable[[float], float], low: float, high: float) -> float:
+    """Between one that exceeds the target and one that does not, by less than 1e-4 of `high`."""
+    tolerance = 1e-4 * high
+    found = float(optimize.brentq(excess, low, high, xtol=tolerance / 2))
+    return next(one for one in (found, min(found + tolerance, high), high) if excess(one) <= 0)

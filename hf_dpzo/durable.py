@@ -25,12 +25,13 @@ from hf_dpzo.run_log import RunLog
 class DurableTrainer(DiscreetTrainer):
     """A discreet Trainer that keeps a log, and resumes from it.
 
-    Subclasses set the `method`, its budget, and public facts about the rows.
+    Subclasses set the `method`, its budget, public facts about the rows, and what the run is made with.
     """
 
     method: Method | None
     _rows_facts: dict[str, Any]
-    _log: RunLog
+    _made_with: dict[str, Any]
+    _log: RunLog | None = None
 
     def _begin(self) -> Stage:
         """Begin the stage of the next step."""
@@ -89,6 +90,7 @@ class DurableTrainer(DiscreetTrainer):
             budget=self.budget,
             rows=self._rows_facts,
             initial=values_fingerprint(descent.optimizer.parameters()) if initial else None,
+            made_with=self._made_with,
         )
         self._log.open(header, self.model)
         remember_trained(unwrapped(self.model))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_dpzo.accounting import membership_accuracy
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.descent import Descent
+from hf_dpzo.meaning import membership_accuracy
 from hf_dpzo.methods import Projected
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
+from hf_dpzo.adapters import described_adapter
+from hf_dpzo.commits import cached_commit
+from hf_dpzo.header import TrajectoryError, short
 from hf_dpzo.losses import unwrapped
 from hf_dpzo.trajectory import replace_durably
 
@@ -25,6 +29,11 @@ from hf_dpzo.trajectory import replace_durably
 INITIAL_FILE = "initial.safetensors"
 # All that a log may say about the configuration of a base model: what its head and its padding are made with.
 HEAD_OPTIONS = ("id2label", "label2id", "problem_type", "pad_token_id")
+# Of the header of that file, in bytes: a hundred for each of 100000 parameters.
+LARGEST_NAMES = 1 << 24
+# How safetensors calls types.
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8}  # Of heads that are packed.
 # Heads up to this share of the model are saved; what is larger comes out of a base model.
 _HEAD_SHARE = 0.1
 _SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
@@ -64,11 +73,7 @@ def adapter_of(model: torch.nn.Module) -> dict[str, Any] | None:
     """How to make the adapter of `model` again: its configuration, and its seed where it has one."""
     if not isinstance(model, PeftModel):
         return None
-    config = {name: _plain(value) for name, value in model.active_peft_config.to_dict().items()}
-    # Of this machine, or of what will be done with the adapter, or the name that PEFT gives the base model.
-    for name in ("runtime_config", "inference_mode", "base_model_name_or_path", "revision", "peft_version"):
-        config.pop(name, None)
-    return {"config": config, "seed": _SEEDS.get(model)}
+    return {"config": described_adapter(model), "seed": _SEEDS.get(model)}
 
 
 def base_of(model: torch.nn.Module) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def base_of(model: torch.nn.Module) -> dict[str, Any]:
     return {
         "architecture": type(base).__name__,
         "name": base.config.name_or_path,
-        "revision": getattr(base.config, "_commit_hash", None),
+        "revision": getattr(base.config, "_commit_hash", None) or cached_commit(base.config.name_or_path),
         "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
     }
 
@@ -122,15 +127,42 @@ def save_initial(model: torch.nn.Module, folder: Path) -> None:
 def restore_initial(model: torch.nn.Module, folder: Path, *, trained: bool = True) -> None:
     """Give `model` the initial values that are saved in `folder`, if there are any; without `trained` the frozen alone.
 
+    Guarantee: whoever made the file, no tensor is loaded that is not one of the model's, in name, shape and type.
+
     Raises:
-        ValueError: the model has no such parameters.
+        TrajectoryError: the file is damaged, or the model has no such parameters.
     """
     path, parameters = folder / INITIAL_FILE, dict(model.named_parameters())
-    for name, value in (load_file(path) if path.is_file() else {}).items():
-        if name not in parameters or parameters[name].shape != value.shape:
-            raise ValueError(f"{path}: the model has no parameter {name} of that shape; start from the same model.")
-        if trained or not parameters[name].requires_grad:
-            parameters[name].copy_(value)
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_NAMES:
+        raise TrajectoryError(f"{path}: its header has {length} bytes, and no run's has so many; use another copy.")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping.
+                _check_alike(path, name, tensors.get_slice(name), parameters.get(name))
+            for name in tensors.keys():  # noqa: SIM118
+                if trained or not parameters[name].requires_grad:
+                    parameters[name].copy_(_finite(path, name, tensors.get_tensor(name)))
+    except SafetensorError as error:
+        raise TrajectoryError(f"{path}: it is damaged ({error!s:.100}); use another copy.") from error
+
+
+def _check_alike(path: Path, name: str, saved: Any, parameter: torch.Tensor | None) -> None:
+    """Raise unless `saved`, a slice of which nothing was read yet, is what `parameter` can be."""
+    kind = _TYPES.get(saved.get_dtype())
+    if parameter is None or list(parameter.shape) != saved.get_shape() or parameter.dtype != kind:
+        raise TrajectoryError(
+            f"{path}: the model has no parameter {short(name)} of that shape and type; start from the same model."
+        )
+
+
+def _finite(path: Path, name: str, value: torch.Tensor) -> torch.Tensor:
+    if not value.isfinite().all():
+        raise TrajectoryError(f"{path}: {short(name)} holds a number that is not finite; use another copy.")
+    return value
 
 
 def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -144,14 +176,3 @@ def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramete
     if isinstance(model, PeftModel) and model not in _SEEDS:
         kept = kept | {name: p for name, p in model.named_parameters() if p.requires_grad}
     return list(kept.items())
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON knows it."""
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -6,7 +6,7 @@ computed from it, together with the steps of the plan that are still to come.
 
 import math
 
-from hf_dpzo.accounting import Guarantee, guarantee, membership_accuracy
+from hf_dpzo.accounting import Guarantee, guarantee
 from hf_dpzo.queries import NonPrivateQuery, Query, Releases
 
 
@@ -109,10 +109,6 @@ class Budget:
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
         releases = ((self.query, steps),) if steps else ()
         return guarantee(releases, delta=self._stated_delta).epsilon
-
-    def membership_accuracy(self) -> float:
-        """The best accuracy of a guess whether one row was used, from even odds, after what is claimed."""
-        return membership_accuracy(self.claimed, delta=self._stated_delta)
 
     @property
     def _stated_delta(self) -> float:

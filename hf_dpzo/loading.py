@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_dpzo.commits import cached_commit
 from hf_dpzo.initial import public_draws, seeded_peft_model
 from hf_dpzo.packages import resolve
 from hf_dpzo.prompting import Template
@@ -44,6 +45,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
         options["num_labels"] = len(recipe.labels)
     with public_draws(seed):
         model = _auto_class(recipe).from_pretrained(resolve(recipe.model_name_or_path), **options)
+    if recipe.model_revision is not None:
+        model.config._commit_hash = cached_commit(recipe.model_name_or_path, recipe.model_revision)
     # What a card calls the model: where the recipe found it, not where this machine keeps it.
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:

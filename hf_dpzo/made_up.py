@@ -5,7 +5,7 @@ types, those that most of its first rows have are taken.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,7 @@ def made_up_probe_rows(
 
     Takes and raises what `made_up_rows` does.
     """
-    return [
-        row
-        for length, count in Counter(lengths).items()
-        for row in made_up_rows(dataset, model, count=count, length=length, kept=kept)
-    ]
+    return _made_up(dataset, model, Counter(lengths), kept)
 
 
 def made_up_rows(
@@ -91,13 +87,20 @@ def made_up_rows(
     Raises:
         ValueError: for a column that can not be made up, such as one of texts or images.
     """
+    return _made_up(dataset, model, {length: count}, kept)
+
+
+def _made_up(
+    dataset: Any, model: torch.nn.Module, counts: Mapping[int, int], kept: Collection[str] | None
+) -> list[dict[str, Any]]:
+    """Rows of each length in `counts`, as many as it says."""
     config = unwrapped(model).config if isinstance(unwrapped(model), PreTrainedModel) else PretrainedConfig()
     columns = [column for column in columns_of(dataset) if kept is None or column.name in kept]
     # Where the features fix the length of a row, they are public, and each row has it.
     fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
     head = type(unwrapped(model)).__name__
-    maker = _Maker(config=config, head=head, length=fixed or length, series=length)
-    rows = [maker.row(columns, index) for index in range(count)]
+    makers = {n: _Maker(config=config, head=head, length=fixed or n, series=n) for n in counts}
+    rows = [makers[length].row(columns, index) for length, count in counts.items() for index in range(count)]
     return _formatted_alike(rows, dataset) if _has_features(dataset) else rows
 
 

@@ -104,6 +104,11 @@ class NoisySum(IntegerSum):
 
     noise_multiplier: float
 
+    @property
+    def noise_scale(self) -> float:
+        """Of the noise that is drawn: its standard deviation, or Laplace's b, in lattice steps."""
+        return float(self._noise.scale)
+
     def _noisy(self, sums: list[int]) -> list[int]:
         return self._noise.add(sums)
 

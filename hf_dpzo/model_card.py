@@ -1,281 +1,130 @@
-"""The guarantee, written down: `privacy.json` for machines and `README.md` for people, beside the weights.
+"""The guarantee, written down beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
 
-Every number about privacy is computed from the ledger. Nothing here takes an epsilon.
+The card is a function of `privacy.json` and of what lies beside it, so whoever has these can write it again.
 """
 
-import dataclasses
-import importlib.metadata
 import json
-import math
-import platform
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from hf_dpzo.accounting import NEIGHBORING_RELATION, group_epsilon, replace_one_epsilon
-from hf_dpzo.audit import Audit
-from hf_dpzo.isolation import Isolation, isolation_bound
-from hf_dpzo.ledger import Budget, round_up
-from hf_dpzo.methods import Method
-from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
-from hf_dpzo.updates import Update
+from hf_dpzo.declared import Declared
+from hf_dpzo.methods import METHODS
+from hf_dpzo.schema import check_statement
+from hf_dpzo.statement import privacy_statement
+from hf_dpzo.training_picture import PICTURE_FILE, draw_training
+from hf_dpzo.weights import is_weights
 
 
-SCHEMA = "hf-dpzo/privacy@2"
+CARD_FILE, STATEMENT_FILE = "README.md", "privacy.json"
 TAGS = ("zeroth-order", "hf-dpzo")
 # Not for a run without noise, which must not be found by it.
-PRIVATE_TAGS = ("differential-privacy", *TAGS)
+PRIVATE_TAG = "differential-privacy"
+PRIVATE_TAGS = (PRIVATE_TAG, *TAGS)
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
-NOT_COVERED = (
-    "the data that the base model was pretrained on",
-    "choices made by looking at private data: hyperparameters, templates, label words, the number of attempts",
-    "the evaluation figures, which were computed on data {evaluation}; that these hold no training row was not checked",
-    "other runs on the same rows: a card counts its own run alone",
-    "{more_than_the_unit}",
-    "the number of training {units}, which is treated as public",
-    "what happened to the data before training, such as filtering or removing duplicates",
-    "the time and the memory that training took, whether it crashed, and whoever could watch the machine",
-)
-# Parameters of methods that have rows of their own.
-SHOWN_PARAMETERS = {
-    "clip_norm",
-    "difference",
-    "expected_batch_size",
-    "noise",
-    "noise_multiplier",
-    "num_directions",
-    "paper_noise",
-    "smoothing",
-}
-NOISE = {
-    GaussianQuery: "discrete Gaussian (OpenDP), one draw for each direction and step",
-    LaplaceQuery: "discrete Laplace (OpenDP), one draw for each direction and step",
-    NonPrivateQuery: "none",
-}
-# Rows of one person, where the unit is a row.
-GROUPS = (2, 4)
+PICTURE_IN_WORDS = "epsilon over the steps, and what was measured on public data"
+# Metadata that follow from the statement. Any other, such as a license, stays as somebody set it.
+_OWN = {"base_model", "datasets", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a card is written about.
+def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`, which holds the log.
 
     Args:
-        method_name: the method's name in `METHODS`.
-        method: the method with its parameters.
-        budget: its plan and ledger.
-        update: what becomes of released coefficients.
-        directions: the name of the directions' distribution.
-        seed: the public seed of the directions.
-        base_model: what was fine-tuned.
-        peft: whether an adapter was trained, instead of the model's own parameters.
-        num_rows: number of training rows.
-        num_units: number of units of privacy.
-        unit_column: the column that says whose a row is; `None` where the unit is a row.
-        max_rows_per_unit: how many rows of a unit a batch held at most; `None` where the unit is a row.
-        expected_batch_size: units in a batch on average.
-        sampling_rate: the probability with which each unit joined a batch.
-        isolation: what the probe measured; `None` before training, and where nothing is promised.
-        fixed_shapes: whether a row's shape and neighbours' shapes are public, or it has no neighbours.
-        audit: what an attack on the mechanism found; `None` where none was made.
-        eval_data_is_public: whether the evaluation data were declared public.
-        metrics: the metrics of the last evaluation.
-        hyperparameters: what else the card lists of how the model was trained.
+        folder: of the log, and of weights that belong to it, if there are any.
+        declared: what the log can not tell.
+        metadata: for the head of the card, such as a license; besides those that the card there has.
     """
-
-    method_name: str
-    method: Method
-    budget: Budget
-    update: Update
-    directions: str
-    seed: int
-    base_model: str
-    peft: bool
-    num_rows: int
-    num_units: int
-    unit_column: str | None
-    max_rows_per_unit: int | None
-    expected_batch_size: int
-    sampling_rate: float
-    isolation: Isolation | None
-    fixed_shapes: bool
-    audit: Audit | None
-    eval_data_is_public: bool
-    metrics: dict[str, float]
-    hyperparameters: dict[str, Any]
-
-
-def write_card(run: Run, folder: str | Path) -> None:
-    """Write `privacy.json` and `README.md` into `folder`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    statement = privacy_statement(run)
-    (folder / "privacy.json").write_text(json.dumps(statement, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    render(run, statement).save(folder / "README.md")
+    statement = check_statement(privacy_statement(folder, declared))
+    text = json.dumps(statement, indent=2, allow_nan=False)
+    (folder / STATEMENT_FILE).write_text(f"{text}\n", encoding="utf-8")
+    draw_training(statement, folder / PICTURE_FILE)
+    kept = {**metadata_of(folder), **(metadata or {})}
+    files = {path.name for path in folder.iterdir()}
+    rendered(statement, files, kept).save(folder / CARD_FILE)
 
 
-def privacy_statement(run: Run) -> dict[str, Any]:
-    """Return what `privacy.json` says: what is claimed, for what, and from which facts it follows."""
-    return {
-        "schema": SCHEMA,
-        "status": "differentially_private" if run.budget.private else "NOT_PRIVATE",
-        "claim": _claim(run) if run.budget.private else None,
-        "mechanism": _mechanism(run),
-        "sampling": {
-            "scheme": f"Poisson: each {_one(run)} joins each batch independently",
-            "sampling_rate": run.sampling_rate,
-            "expected_batch_size": run.expected_batch_size,
-            "num_units": run.num_units,
-            "num_rows": run.num_rows,
-            "randomness": "operating system (os.urandom), kept nowhere",
-        },
-        "accounting": _accounting(run.budget) if run.budget.private else None,
-        "directions": {"distribution": run.directions, "seed": run.seed, "public": True},
-        "numerical_isolation": _isolation(run),
-        "audit": None if run.audit is None else run.audit.as_json(),
-        "not_covered": _not_covered(run),
-        "base_model": run.base_model,
-        "versions": {
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _claim(run: Run) -> dict[str, Any]:
-    budget = run.budget
-    return {
-        "definition": "(epsilon, delta)-differential privacy",
-        "epsilon": round_up(budget.stated().epsilon),
-        "delta": budget.delta,
-        "unit": _unit(run),
-        "neighboring_relation": NEIGHBORING_RELATION.name,
-        "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
-        "steps_taken": len(budget.ledger),
-        "steps_claimed": sum(count for _, count in budget.claimed),
-        "best_membership_accuracy": round_up(budget.membership_accuracy()),
-        "groups": _groups(run),
-        "also": _also(run),
-    }
-
-
-def _one(run: Run) -> str:
-    return "row" if run.unit_column is None else "user"
-
-
-def _unit(run: Run) -> str:
-    if run.unit_column is None:
-        return "one row of the training data"
-    return (
-        f"all rows of one user (column {run.unit_column}), of which a batch holds at most {run.max_rows_per_unit}, as "
-        "one clipped mean"
+def rendered(
+    statement: Mapping[str, Any], files: Collection[str], metadata: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """Return the card that `statement` asks for, beside `files` that may be weights, or a picture."""
+    name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
+    title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
+    return ModelCard.from_template(
+        card_data(statement, title, metadata or {}),
+        template_path=str(TEMPLATE),
+        statement=statement,
+        title=title,
+        citation=METHODS[statement["mechanism"]["method"]].paper.citation,
+        repository=statement["reproducibility"]["repository"] or "FOLDER_OR_REPOSITORY",
+        holds_weights=any(is_weights(name) for name in files),
+        picture=PICTURE_FILE if PICTURE_FILE in files else None,
+        picture_alt=PICTURE_IN_WORDS,
     )
 
 
-def _groups(run: Run) -> list[dict[str, Any]]:
-    """What holds for people with several rows, where the unit is a row."""
-    if run.unit_column is not None:
-        return []
-    budget = run.budget
-    found = {size: group_epsilon(budget.claimed, size=size, delta=budget.delta) for size in GROUPS}
-    return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
+def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
+    """Return the metadata that the Hub shows and searches."""
+    private = statement["status"] == "differentially_private"
+    training, base = statement["training"], statement["reproducibility"]["base_model"]
+    own = PRIVATE_TAGS if private else TAGS
+    data = ModelCardData(
+        base_model=base["name"] if base["revision"] is not None else None,  # Which what came from the Hub has.
+        datasets=[name for name in training["dataset"] if on_hub(name)] or None,
+        library_name="peft" if training["trained"] == "adapter" else "transformers",
+        pipeline_tag=training["task"],
+        tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
+        model_name=title,
+        eval_results=_results(statement) or None,
+        **{name: value for name, value in metadata.items() if name not in {*_OWN, "tags"}},
+    )
+    if private:
+        data.differential_privacy = in_short(statement)
+    return data
 
 
-def _isolation(run: Run) -> dict[str, Any]:
-    """How far rows of a batch were kept apart, as measured before training."""
-    if run.isolation is None:
-        return {"status": "not measured", "bound_in_clip_norms": None}
-    if run.isolation.bitwise and run.fixed_shapes:
-        return {"status": "bitwise", "bound_in_clip_norms": 0.0}
-    bound = isolation_bound(run.method, run.budget.planned_steps, run.isolation.moved)
-    return {"status": "bounded", "bound_in_clip_norms": float(f"{bound:.2g}")}
+def in_short(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """The claim, for the head of the card."""
+    claim, pure = statement["claim"], statement["accounting"]["epsilon_pure"]
+    found = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
+    return found if pure is None else {**found, "pure_epsilon": pure}
 
 
-def _also(run: Run) -> list[dict[str, Any]]:
-    """What the same run guarantees in other terms."""
-    budget, found = run.budget, []
-    pure = budget.stated().pure
-    if pure is not None:
-        found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
-    if run.method.noise_for_replacing:
-        epsilon = replace_one_epsilon(budget.claimed, delta=budget.delta)
-        if math.isfinite(epsilon):
-            found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
+def on_hub(name: str) -> bool:
+    """Whether `name` could be of a repository on the Hub.
+
+    >>> on_hub("org/name"), on_hub("package://name/file.csv"), on_hub("/a/folder")
+    (True, False, False)
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
+    training = statement["training"]
+    data = training["dataset"][0].split("/")[-1] if training["dataset"] else "evaluation rows"
     return [
-        {"definition": definition, "epsilon": round_up(epsilon), "delta": delta, "neighboring_relation": relation}
-        for definition, epsilon, delta, relation in found
+        EvalResult(
+            task_type=training["task"] or "other",
+            dataset_type=data,
+            dataset_name=data,
+            metric_type=name.removeprefix("eval_"),
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in statement["evaluation"]["metrics"].items()
     ]
 
 
-def _accounting(budget: Budget) -> dict[str, Any]:
-    spent = budget.stated()
-    return {
-        "ledger": [
-            {**dataclasses.asdict(query), "query": type(query).__name__, "count": n} for query, n in budget.claimed
-        ],
-        "epsilon_pld": None if spent.pld is None else round_up(spent.pld),
-        "epsilon_rdp": None if spent.rdp is None else round_up(spent.rdp),
-        "epsilon_pure": None if spent.pure is None else round_up(spent.pure),
-        "reported": "the smallest of the upper bounds, rounded up",
-    }
-
-
-def _mechanism(run: Run) -> dict[str, Any]:
-    return {
-        "method": run.method_name,
-        "title": run.method.paper.title,
-        "url": run.method.paper.url,
-        **dataclasses.asdict(run.method),
-        **({"noise_multiplier": run.budget.query.noise_multiplier} if run.budget.private else {}),
-        "num_directions": run.method.estimator.num_directions,
-        "noise": NOISE[type(run.budget.query)],
-        "sensitivity": "exact, in integers of 2**-40 clip norms, given each row's losses"
-        if run.budget.private
-        else "not used: there is no claim",
-        "clipped": run.method.clipped,
-        "noise_unit": run.method.noise_unit,
-        "update": {"rule": type(run.update).__name__, **dataclasses.asdict(run.update)},
-    }
-
-
-def _not_covered(run: Run) -> list[str]:
-    evaluation = "declared public" if run.eval_data_is_public else "that were not declared public"
-    more = "more than one row of the same person: the unit is a row"
-    if run.unit_column is not None:
-        more = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
-    units = "rows" if run.unit_column is None else "users"
-    return [line.format(evaluation=evaluation, more_than_the_unit=more, units=units) for line in NOT_COVERED]
-
-
-def render(run: Run, statement: dict[str, Any]) -> ModelCard:
-    """Return the card for people."""
-    data = ModelCardData(
-        base_model=run.base_model or None,
-        library_name="peft" if run.peft else "transformers",
-        tags=list(PRIVATE_TAGS if run.budget.private else TAGS),
-    )
-    if run.budget.private:
-        claim = statement["claim"]
-        data.differential_privacy = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
-        pure = statement["accounting"]["epsilon_pure"]
-        if pure is not None:
-            data.differential_privacy["pure_epsilon"] = pure
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        run=run,
-        title=f"{run.base_model.split('/')[-1] or 'Model'}, fine-tuned by {run.method_name}",
-        paper=run.method.paper,
-        other_parameters=sorted(parameters_of(type(run.method)) - SHOWN_PARAMETERS),
-        statement=statement,
-        metrics={name: value for name, value in run.metrics.items() if _is_shown(name, value)},
-    )
-
-
-def _is_shown(metric: str, value: float) -> bool:
-    """Whether a metric says something of the model, and not of the machine."""
-    return not (math.isnan(value) or metric.endswith(("_runtime", "_per_second", "_preparation_time")))
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """The metadata at the head of the card in `folder`, if there is one."""
+    path = folder / CARD_FILE
+    return ModelCard.load(path).data.to_dict() if path.is_file() else {}

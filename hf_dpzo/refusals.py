@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from transformers.trainer_utils import SaveStrategy, SchedulerType
+from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from hf_dpzo.losses import is_decoder, is_prompt_tuned, unwrapped
@@ -67,9 +67,9 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
         ),
         "world_size": (args.world_size > 1, "several processes are not supported yet; launch one"),
-        "push_to_hub": (
-            args.push_to_hub,
-            "commits made while training would carry weights without their guarantee; upload the folder afterwards",
+        "hub_strategy": (
+            args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE),
+            "a run goes on from the log, which every commit holds; set every_save, or end",
         ),
         "train_sampling_strategy": (
             args.train_sampling_strategy != "random",
@@ -279,7 +279,7 @@ def _value(args: TrainingArguments, name: str) -> Any:
     value = args
     for part in name.split("."):
         value = getattr(value, part)
-    return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy) else value
+    return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy | HubStrategy) else value
 
 
 def _raise_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:

@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from peft import PeftConfig, get_peft_model
-from transformers import GgufConfig, PreTrainedModel
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from peft import get_peft_model
+from transformers import PreTrainedModel
 
+from hf_dpzo.adapters import adapter_config
 from hf_dpzo.descent import Descent
 from hf_dpzo.initial import (
-    HEAD_OPTIONS,
     adapter_of,
     base_of,
     frozen_fingerprint,
@@ -26,9 +27,10 @@ from hf_dpzo.initial import (
 from hf_dpzo.ledger import Budget
 from hf_dpzo.methods import METHODS, Method
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.packages import resolve
+from hf_dpzo.packages import PACKAGE
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.trajectory import Record, Trajectory, TrajectoryError
+from hf_dpzo.untrusted import BaseModel, in_one_sentence
 from hf_dpzo.updates import UPDATES, Update
 
 
@@ -44,6 +46,7 @@ def header_of(
     budget: Budget,
     rows: dict[str, Any],
     initial: str | None,
+    made_with: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -53,8 +56,9 @@ def header_of(
         method: with its noise set.
         update: what becomes of released coefficients.
         budget: the plan.
-        rows: how many units of privacy they make, and how they are evaluated.
+        rows: how many units of privacy they make, and how they are drawn and evaluated.
         initial: the fingerprint of the initial values; `None` where it is not known any more.
+        made_with: what may differ where the run goes on: what the probe measured, and versions.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
@@ -79,6 +83,7 @@ def header_of(
                 },
                 "rows": rows,
                 "replays_on": _replays_on(method, update, optimizer),
+                "made_with": made_with,
             }
         )
     )
@@ -111,8 +116,14 @@ def replay(descent: Descent, records: Iterable[Record]) -> None:
         descent.optimizer.step()
 
 
-def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None = None) -> None:
+def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None = None, anywhere: bool = False) -> None:
     """Give `model`, which is where the run began, the weights that it had after `at_step` steps; by default after all.
+
+    Args:
+        model: with its adapter, if it has one.
+        log: of the run.
+        at_step: how many steps to take.
+        anywhere: whether to replay also where the last bit may differ.
 
     Raises:
         TrajectoryError: the model is another one, the device is of another kind, or there are fewer steps.
@@ -122,12 +133,13 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
         raise TrajectoryError(f"at_step={steps}: the log has {len(log.records)} steps; choose one of them.")
     trained = trained_parameters(log, model)
     check_start(log, frozen_fingerprint(model, trained.values()), values_fingerprint(trained.values()))
-    check_device(log, next(model.parameters()).device)
+    if not anywhere:
+        check_device(log, next(model.parameters()).device)
     groups = [
         {"params": [trained[name] for name in group["parameters"]], "weight_decay": group["weight_decay"]}
         for group in log.header["groups"]
     ]
-    method, update = _made(METHODS, log.header["method"]), _made(UPDATES, log.header["update"])
+    method, update = made(METHODS, log.header["method"]), made(UPDATES, log.header["update"])
     optimizer = ZOOptimizer(
         groups,
         directions=DIRECTIONS[log.header["directions"]["name"]],
@@ -137,26 +149,26 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
         constraint=method.constraint,
     )
     planned = log.header["plan"]["steps"]
-    replay(Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned), log.records[:steps])
+    descent = Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
+    with in_one_sentence(log.header["base"]["name"]):
+        replay(descent, log.records[:steps])
 
 
 def rebuild(base: str, path: str | Path, *, at_step: int | None = None, revision: str | None = None) -> PreTrainedModel:
     """Return the model that the log at `path` leads to from `base`: on the Hub, a folder, or package://name.
 
+    Anybody may have written the log. It can make this take long, but not run code, and not take more memory than the
+    base model and an adapter do.
+
     Raises:
-        TrajectoryError: `base` is not what the run began from, or what it began from was not kept.
+        ValueError: `base` is not what the run began from, or what it began from was not kept.
+        OSError: `base` can not be loaded.
     """
     log = Trajectory.read(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    try:
-        model = _initial_model(base, revision, log)
-        restore_initial(model, folder)
-        replay_onto(model, log, at_step=at_step)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise TrajectoryError(
-            f"{path}: its header does not describe a run on {base} ({type(error).__name__}: {error}); name the model "
-            "that the run began from."
-        ) from error
+    model = initial_model(base, revision, log)
+    restore_initial(model, folder)
+    replay_onto(model, log, at_step=at_step)
     return model
 
 
@@ -174,41 +186,61 @@ def check_start(log: Trajectory, frozen: str, initial: str) -> None:
         )
 
 
+def replays_here(log: Trajectory, device: torch.device) -> bool:
+    """Whether a replay of `log` on `device` makes the same bits."""
+    return log.header["replays_on"] in (ANYWHERE, _kind(device))
+
+
 def check_device(log: Trajectory, device: torch.device) -> None:
     """Raise `TrajectoryError` where a replay on `device` could differ in the last bit."""
-    if log.header["replays_on"] not in (ANYWHERE, _kind(device)):
+    if not replays_here(log, device):
         raise TrajectoryError(
             f"device={_kind(device)}: this run replays bit for bit on {log.header['replays_on']} alone; replay there."
         )
 
 
-def _initial_model(base: str, revision: str | None, log: Trajectory) -> torch.nn.Module:
-    with public_draws(log.header["directions"]["seed"]):
-        model = _load_base(base, revision, log.header["base"])
-    adapter = log.header["adapter"]
-    if adapter is None:
-        return model
-    with public_draws(adapter["seed"] or 0):
-        return get_peft_model(model, PeftConfig.from_peft_type(**adapter["config"]))
+def base_from_header(header: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the name of the base model, and its revision, where an untrusted log may name it: on the Hub, or packaged.
 
-
-def _load_base(base: str, revision: str | None, header: dict[str, Any]) -> PreTrainedModel:
-    kind = getattr(transformers, header["architecture"], None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+    Raises:
+        TrajectoryError: it names something else, or what could be a folder here.
+    """
+    name, revision = header["base"]["name"], header["base"]["revision"]
+    if name.startswith(PACKAGE):
+        return name, None
+    folder = name.rpartition("/")[0] if name.endswith(".gguf") else name
+    try:
+        validate_repo_id(folder)
+    except HFValidationError:
+        revision = None
+    if revision is None or Path(folder).exists():
         raise TrajectoryError(
-            f"architecture={header['architecture']}: transformers has no such model; build it, and call replay_onto."
+            f"base={name}: the log does not say that it is on the Hub, or there is a folder of that name here; name "
+            "where it is, by --base."
         )
-    # Of an untrusted log nothing else may choose what is loaded.
-    head = {name: header["head"][name] for name in HEAD_OPTIONS if name in header["head"]}
-    if "id2label" in head:
-        head["id2label"] = {int(number): label for number, label in head["id2label"].items()}
-    options = {"dtype": torch.float32, "revision": revision or header["revision"] or "main", **head}
-    if base.endswith(".gguf"):
-        base, _, options["gguf_file"] = base.rpartition("/")
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    model = kind.from_pretrained(resolve(base), **options)
-    model.config.name_or_path = header["name"]
-    return model.eval()
+    return name, revision
+
+
+def initial_model(base: str, revision: str | None, log: Trajectory) -> torch.nn.Module:
+    """Return what the run began from, but for initial values that were saved. Anybody may have written the log.
+
+    Raises:
+        ValueError: the log does not describe a run on `base`, or asks for what no log may ask for.
+        OSError: `base` can not be loaded.
+    """
+    header = log.header
+    source, adapter = BaseModel.of(base, revision, header["base"]), header["adapter"]
+    with in_one_sentence(base):
+        wanted, config = None if adapter is None else adapter_config(adapter["config"]), source.config()
+        if wanted is not None:
+            source.check_growth(config, wanted)
+        with public_draws(header["directions"]["seed"]):
+            model = source.load(config)
+        model.config.name_or_path = header["base"]["name"]
+        if wanted is None:
+            return model
+        with public_draws(adapter["seed"] or 0):
+            return get_peft_model(model, wanted)
 
 
 def trained_parameters(log: Trajectory, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -221,12 +253,17 @@ def trained_parameters(log: Trajectory, model: torch.nn.Module) -> dict[str, tor
     return trained
 
 
-def _made(known: dict[str, type], described: dict[str, Any]) -> Any:
+def made(known: dict[str, type], described: dict[str, Any]) -> Any:
     """The dataclass that a header describes."""
-    values = {name: value for name, value in described.items() if name != "name"}
-    if described["name"] not in known:
-        raise TrajectoryError(f"name={described['name']}: this version has only {', '.join(known)}; use a newer one.")
-    return known[described["name"]](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    name, values = described["name"], {name: value for name, value in described.items() if name != "name"}
+    if name not in known:
+        raise TrajectoryError(f"name={name}: this version has only {', '.join(known)}; use a newer one.")
+    try:
+        return known[name](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    except TypeError:
+        raise TrajectoryError(
+            f"name={name}: it has not the parameters {', '.join(values)}; use the version that wrote the log."
+        ) from None
 
 
 def _name_in(known: dict[str, type], one: Any) -> str:

@@ -3,14 +3,7 @@
 from pathlib import Path
 
 from hf_dpzo.audit import Audit
-
-
-def check_picture(path: Path) -> None:
-    """Raise `ValueError` where no picture can be written to `path`, before the work that it would show."""
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"picture={path}: it is none of .png, .svg and .pdf; name one.")
-    if not path.parent.is_dir():
-        raise ValueError(f"picture={path}: there is no such folder; make it, or name another.")
+from hf_dpzo.pictures import new_figure
 
 
 def draw(found: Audit, path: Path) -> None:
@@ -26,12 +19,7 @@ def draw(found: Audit, path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        # A figure of its own: pyplot would choose a backend, and keep the figure, for the whole process.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(f"picture={path}: it needs matplotlib, which is missing; pip install matplotlib.") from error
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = new_figure(path, size=(5, 5))
     axes = figure.add_subplot()
     axes.plot(
         found.roc.false_alarms, found.roc.allowed, color="tab:red", alpha=0.4, linewidth=5, label="allowed by the claim"

@@ -31,6 +31,7 @@ class RunLog:
         self._writer: TrajectoryWriter | None = None
         self.found: Trajectory | None = None
         self.checkpoint: Path | None = None
+        self.header: dict[str, Any] | None = None
         # Before anything is read, and until the run is over: what it counts on must not change under it.
         self._lock = self._locked()
         try:
@@ -73,12 +74,14 @@ class RunLog:
             OSError: the folder can not be written to.
         """
         path = self._folder / LOG_FILE
+        self.header = header if self.found is None else dict(self.found.header)
         if self.found is None:
             self._create(path, header, model)
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.found.header["trained"]["initial"]
-        different = differences(self.found.header, header)
+        # On another machine, or with other versions, a run may go on; the log keeps what it began with.
+        different = differences(self.found.header, header | {"made_with": self.found.header["made_with"]})
         if different:
             raise TrajectoryError(
                 f"resume_from_checkpoint: the log in {self._folder} is of another run: {'; '.join(different[:3])}; set "

@@ -15,6 +15,7 @@ from hf_dpzo.training_args import ZOTrainingArguments
 def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
     """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report."""
     trainer = build_trainer(recipe, args)
+    trainer.create_model_card(dataset=recipe.data)
     before = _metric(trainer, recipe)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))

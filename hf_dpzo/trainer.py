@@ -9,24 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.audit import Audit, audit
 from hf_dpzo.collation import LogicalBatchCollator
-from hf_dpzo.durable import DurableTrainer
+from hf_dpzo.declared import isolation_of, versions
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import BatchLosses, Inputs, PerExampleLoss, as_loss, unwrapped
 from hf_dpzo.made_up import columns_of
-from hf_dpzo.model_card import PRIVATE_TAGS, TAGS, Run, write_card
+from hf_dpzo.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.probing import batches_to_probe, measured
 from hf_dpzo.progress import EpsilonProgressCallback
+from hf_dpzo.published import PublishingTrainer
 from hf_dpzo.refusals import (
     refuse_arguments,
     refuse_bound,
@@ -44,10 +44,7 @@ from hf_dpzo.training_args import ZOTrainingArguments
 from hf_dpzo.units import unit_means
 
 
-SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
-
-
-class ZOTrainer(DurableTrainer):
+class ZOTrainer(PublishingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -107,7 +104,9 @@ class ZOTrainer(DurableTrainer):
         self._units = args.units(train_dataset)
         self._num_units = len(self._units)
         self._rows_facts = {
+            "rows": self._units.num_rows,
             "units": self._num_units,
+            "expected_batch_size": args.expected_batch_size,
             "privacy_unit_column": args.privacy_unit_column,
             "max_rows_per_unit": args.max_rows_per_unit,
             # The isolation that the card states is that of the whole run.
@@ -197,6 +196,14 @@ class ZOTrainer(DurableTrainer):
         refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
         return found
 
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        bound = None
+        if self._isolation is not None:
+            bound = isolation_bound(self.method, self.budget.planned_steps, self._isolation.moved)
+        fixed = self._train_batch_size == 1 or self.args.padded_lengths is not None
+        return {"isolation": isolation_of(self._isolation, fixed_shapes=fixed, bound=bound), "versions": versions()}
+
     def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
         """The expected batch size; the actual ones are secret."""
         return args.expected_batch_size
@@ -265,41 +272,3 @@ class ZOTrainer(DurableTrainer):
             refuse_resuming(self.args)
         elif self.args.private and self.model_init is None:
             refuse_trained(unwrapped(self.model))
-
-    # ---- What is saved ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As stock, with the guarantee written beside the weights: `README.md` and `privacy.json`."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save and self.budget is not None:
-            write_card(self._run(), output_dir or self.args.output_dir)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write this library's card, in place of one that names an optimizer that never ran."""
-        write_card(self._run(), self.args.output_dir)
-
-    def _run(self) -> Run:
-        base, arguments = unwrapped(self.model), self.args.to_dict()
-        evaluations = [log for log in self.state.log_history if "eval_loss" in log]
-        return Run(
-            method_name=self.args.method,
-            method=self.method,
-            budget=self.budget,
-            update=self.args.update_rule,
-            directions=self.args.directions,
-            seed=self.args.seed,
-            base_model=base.config.name_or_path if isinstance(base, PreTrainedModel) else "",
-            peft=isinstance(self.model, PeftModel),
-            num_rows=self._units.num_rows,
-            num_units=self._num_units,
-            unit_column=self.args.privacy_unit_column,
-            max_rows_per_unit=self.args.max_rows_per_unit,
-            expected_batch_size=self.args.expected_batch_size,
-            sampling_rate=self.args.sampling_rate(self._num_units),
-            isolation=self._isolation,
-            fixed_shapes=self._train_batch_size == 1 or self.args.padded_lengths is not None,
-            audit=self._audit,
-            eval_data_is_public=self.args.eval_data_is_public,
-            metrics={k: v for k, v in (evaluations or [{}])[-1].items() if k.startswith("eval_")},
-            hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
-        )

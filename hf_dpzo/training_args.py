@@ -28,9 +28,10 @@ from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
+from hf_dpzo.unit_flags import check_units
 from hf_dpzo.units import Units
 from hf_dpzo.updates import UPDATES, Update
-from hf_dpzo.values import as_list, one_of, positive, whole
+from hf_dpzo.values import one_of, positive, whole
 
 
 PLANNED_FLAGS = (
@@ -176,6 +177,17 @@ class ZOTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Attack the mechanism before training, some 20 seconds, and say in the card what was found."},
     )
+    tuning_runs: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many runs on these rows choices were made from, this one among them. The card says so; they "
+            "are not accounted."
+        },
+    )
+    push_trajectory: bool = field(
+        default=False,
+        metadata={"help": "What is pushed to the Hub holds the log, from which the weights follow, and no weights."},
+    )
     eval_data_is_public: bool = field(
         default=False,
         metadata={"help": "Declares that nobody's privacy depends on the evaluation data, so they may steer the run."},
@@ -286,7 +298,8 @@ class ZOTrainingArguments(TrainingArguments):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         check_method_flags(self)
         check_update(self)
-        self._check_units()
+        check_units(self)
+        self.tuning_runs = whole("tuning_runs", self.tuning_runs)
         if self.private:
             self._check_privacy()
         elif self.target_epsilon is not None or self.target_delta is not None:
@@ -295,19 +308,6 @@ class ZOTrainingArguments(TrainingArguments):
                 f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
                 "target_epsilon and target_delta."
             )
-
-    def _check_units(self) -> None:
-        self.max_rows_per_unit = whole("max_rows_per_unit", self.max_rows_per_unit)
-        if self.max_rows_per_unit is not None and self.privacy_unit_column is None:
-            raise ValueError(
-                f"max_rows_per_unit={self.max_rows_per_unit}: each row is its own unit; set privacy_unit_column too."
-            )
-        if self.privacy_unit_column is not None and self.max_rows_per_unit is None:
-            self.max_rows_per_unit = 8
-        lengths = [whole("padded_lengths", length) for length in as_list("padded_lengths", self.padded_lengths)]
-        if lengths != sorted(set(lengths)):
-            raise ValueError(f"padded_lengths={self.padded_lengths}: lengths must grow; sort them, each once.")
-        self.padded_lengths = lengths or None
 
     def _check_privacy(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):

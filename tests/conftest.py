@@ -1,7 +1,9 @@
 """Tiny models, built from config classes, and tiny data."""
 
+import gc
 import itertools
 import random
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -26,6 +28,12 @@ from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(40)] + ["bad", "good", "very", ":"]
+
+
+def pytest_collection_finish() -> None:
+    """Take what is loaded by now out of garbage collection: the Trainer collects in each run, at half of its cost."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +80,11 @@ def causal_lm(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama_config(**changes)).eval()
 
 
+def one_layer(**changes) -> LlamaForSequenceClassification:
+    """The classifier for tests that make many runs, to which a second layer adds nothing but time."""
+    return classifier(num_hidden_layers=1, **changes)
+
+
 def masked_lm() -> BertForMaskedLM:
     return BertForMaskedLM(
         BertConfig(
@@ -98,6 +111,21 @@ def labelled_rows(count: int, seed: int = 0) -> Dataset:
         ids = [draw.randrange(4, 48) for _ in range(draw.randrange(3, 10))]
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": int(ids[0] >= 26)})
     return Dataset.from_list(rows)
+
+
+def each_with_each(names: Iterable[str], kinds: Iterable[str]) -> pytest.MarkDecorator:
+    """A sweep of `name`, `kind` and `lora` in which any two of their values meet.
+
+    Directions know neither methods nor models, so that nothing hangs on all three.
+    """
+    cases = [(name, kind, (i + j) % 2 == 0) for i, name in enumerate(names) for j, kind in enumerate(kinds)]
+    ids = [f"{name}-{kind}-{'lora' if lora else 'full'}" for name, kind, lora in cases]
+    return pytest.mark.parametrize(("name", "kind", "lora"), cases, ids=ids)
+
+
+def few_public_rows() -> list[dict]:
+    """The fewest rows for the isolation probe, in tests whose subject it is not. By default it makes up more."""
+    return labelled_rows(2, seed=9).to_list()
 
 
 @pytest.fixture

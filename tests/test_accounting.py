@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.accounting import Guarantee, group_epsilon, guarantee, membership_accuracy, replace_one_epsilon
+from hf_dpzo.accounting import Guarantee, group_epsilon, guarantee, replace_one_epsilon
 from hf_dpzo.calibration import calibrate
 from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
+from hf_dpzo.meaning import membership_accuracy
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 

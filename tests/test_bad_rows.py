@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import few_public_rows, labelled_rows, one_layer
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from hf_dpzo import ZOTrainer
@@ -81,12 +81,12 @@ def train(make_args, tokenizer, sums):
         data = (rows or (lambda some: some))(data)
         args = make_args(**{"expected_batch_size": 4, "per_device_train_batch_size": 1, "max_steps": 1, **changes})
         trainer = ZOTrainer(
-            model=classifier(),
+            model=one_layer(),
             args=args,
             train_dataset=data,
             per_example_loss=loss,
             data_collator=(collate or DataCollatorWithPadding)(tokenizer),
-            probe_rows=labelled_rows(5, seed=9).to_list(),
+            probe_rows=few_public_rows(),
         )
         trainer.train()
         return sums.pop(), args.output_dir

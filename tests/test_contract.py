@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import classifier, labelled_rows, with_lora
+from conftest import each_with_each, few_public_rows, labelled_rows, one_layer, with_lora
 from dp_accounting.pld import PLDAccountant
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -21,7 +21,7 @@ from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
 
 
-ROWS, STEPS = 10, 3
+ROWS, STEPS = 6, 3
 # Each method as its users would run it, and its options that change what is released or moved.
 CASES = {
     "mezo": {"method": "mezo", "num_directions": 2},
@@ -51,7 +51,6 @@ CASES = {
     "projected": {"method": "projected", "radius": 0.02, "num_directions": 2},
 }
 PRIVATE = [name for name, case in CASES.items() if issubclass(METHODS[case["method"]], PrivateMethod)]
-SWEEP = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 def test_every_method_is_swept():
@@ -70,12 +69,13 @@ def make_trainer(make_args, tokenizer):
         settings = {"directions": kind, "max_steps": STEPS, "weight_decay": 0.01, "expected_batch_size": 4}
         args = make_args(**{**settings, **noise, **CASES[name], **changes})
         torch.manual_seed(0)  # The same initial weights each time.
-        base = classifier()
+        base = one_layer()
         return ZOTrainer(
             model=with_lora(base) if lora else base,
             args=args,
             train_dataset=labelled_rows(ROWS) if rows is None else rows,
             data_collator=DataCollatorWithPadding(tokenizer),
+            probe_rows=few_public_rows(),
         )
 
     return make
@@ -99,9 +99,7 @@ def norm(moved: list[int], mechanism) -> float:
     return float(np.linalg.norm(values)) / np.sqrt(spread)
 
 
-@SWEEP
-@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-@pytest.mark.parametrize("name", PRIVATE)
+@each_with_each(PRIVATE, sorted(DIRECTIONS))
 def test_one_row_moves_a_release_by_at_most_the_sensitivity(name, kind, lora, make_trainer, sums, monkeypatch):
     """The whole program on neighbours, with everybody in each batch and with the noise left out."""
     monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
@@ -127,9 +125,7 @@ def test_adversarial_rows_move_a_release_by_at_most_the_sensitivity(name, seed, 
         assert norm((everybody - others).tolist(), method.mechanism) <= 1
 
 
-@SWEEP
-@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-@pytest.mark.parametrize("name", PRIVATE)
+@each_with_each(PRIVATE, sorted(DIRECTIONS))
 def test_empty_batch_is_noise_alone(name, kind, lora, make_trainer, monkeypatch):
     for noise in (DiscreteGaussian, DiscreteLaplace):
         monkeypatch.setattr(noise, "add", lambda one, values: [value + 7 * one.scale for value in values])
@@ -144,9 +140,7 @@ def test_empty_batch_is_noise_alone(name, kind, lora, make_trainer, monkeypatch)
     assert np.array(released) == pytest.approx(noise)
 
 
-@SWEEP
-@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-@pytest.mark.parametrize("name", CASES)
+@each_with_each(CASES, sorted(DIRECTIONS))
 def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_trainer):
     """From the initial weights, the public seed and the released values alone, without data. The frozen ones stay."""
     trainer = make_trainer(name, kind=kind, lora=lora, lr_scheduler_type="linear")

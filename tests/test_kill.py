@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import few_public_rows, labelled_rows, one_layer
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
@@ -36,7 +36,7 @@ def make_trainer(make_args, tokenizer, tmp_path):
     def make(folder: Path = tmp_path / "out") -> ZOTrainer:
         torch.manual_seed(0)
         return ZOTrainer(
-            model=classifier(),
+            model=one_layer(),
             args=make_args(
                 output_dir=str(folder),
                 max_steps=STEPS,
@@ -49,9 +49,24 @@ def make_trainer(make_args, tokenizer, tmp_path):
             ),
             train_dataset=labelled_rows(10),
             data_collator=DataCollatorWithPadding(tokenizer),
+            probe_rows=few_public_rows(),
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def accounted() -> set[int]:
+    """Of how many steps the accountants were asked."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def _remembered(make_trainer, tmp_path, accounted):
+    """One run in this process: what accountants say is remembered, and children that are killed need not ask again."""
+    if STEPS not in accounted:
+        go_on(make_trainer, tmp_path / "first")
+        accounted.add(STEPS)
 
 
 def said_by(process: int) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import classifier, labelled_rows, with_lora
+from conftest import each_with_each, few_public_rows, labelled_rows, one_layer, with_lora
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, scaled_clip_norm
@@ -173,14 +173,12 @@ def test_every_method_has_a_textbook_twin():
     assert {settings["method"] for _, settings in TEXTBOOK.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", TEXTBOOK)
+@each_with_each(TEXTBOOK, sorted(DIRECTIONS))
 def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, monkeypatch):
     step, settings = TEXTBOOK[name]
     directions = settings.get("num_directions", 1)
     frozen = Frozen(monkeypatch, directions)
-    base = classifier()
+    base = one_layer()
     model = with_lora(base) if lora else base
     twin = copy.deepcopy(model)
     rows, collate = labelled_rows(ROWS), DataCollatorWithPadding(tokenizer)
@@ -196,7 +194,7 @@ def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, mo
         smoothing=SMOOTHING,
         lr_scheduler_type="constant",
     )
-    trainer = ZOTrainer(model=model, args=args, train_dataset=rows, data_collator=collate)
+    trainer = ZOTrainer(model=model, args=args, train_dataset=rows, data_collator=collate, probe_rows=few_public_rows())
     trainer.train()
 
     parameters = in_order_of_the_optimizer(trainer, twin)

@@ -89,7 +89,7 @@ def test_train_prints_what_was_reached_and_spent(write, workplace, capsys):
     assert (Path(printed["adapter"]) / "adapter_model.safetensors").is_file()
     said = json.loads((workplace / "out" / "privacy.json").read_text())
     assert said["claim"]["epsilon"] == pytest.approx(float(printed["epsilon"]), abs=1e-3)
-    assert said["base_model"] == str(workplace / "causal")
+    assert said["reproducibility"]["base_model"]["name"] == str(workplace / "causal")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ REFUSED = [
     ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
     ({"target_delta": "0.1"}, "target_delta=0.1: with 70 rows"),
     ({"model_name_or_path": "package://no_such_package"}, "the Python package no_such_package is not installed"),
-    ({"push_to_hub": True}, "push_to_hub=True"),
+    ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "hub_strategy=checkpoint"),
 ]
 
 

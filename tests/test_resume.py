@@ -2,11 +2,12 @@
 
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import causal_lm, classifier, labelled_rows, with_lora
+from conftest import causal_lm, few_public_rows, labelled_rows, one_layer, with_lora
 from peft import PromptEncoderConfig, TaskType, get_peft_model
 from test_contract import CASES, PRIVATE
 from transformers import DataCollatorWithPadding, LlamaForSequenceClassification, TrainerCallback
@@ -65,13 +66,14 @@ def make_trainer(make_args, tokenizer, folder):
             "save_steps": 2,
         }
         torch.manual_seed(0)  # The same base each time, as a script that loads one has it.
-        base = classifier() if model is None else model
+        base = one_layer() if model is None else model
         return ZOTrainer(
             model=with_lora(base) if lora else base,
             args=make_args(**{**settings, **noise, **CASES[name], **changes}),
             train_dataset=labelled_rows(rows),
             eval_dataset=labelled_rows(4, seed=1),
             data_collator=DataCollatorWithPadding(tokenizer),
+            probe_rows=few_public_rows(),
         )
 
     return make
@@ -105,6 +107,27 @@ def assert_equal(one: dict, other: dict) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.fixture(scope="module")
+def ends() -> dict:
+    """How runs end that nothing stopped, by what they are."""
+    return {}
+
+
+@pytest.fixture
+def whole(ends, fixed_releases, make_trainer, tmp_path):
+    """How a run ends that nothing stops: weights, log and what it claims. Each is run once for all tests."""
+
+    def run(name="dpzero", *, lora=True) -> tuple[dict, bytes, tuple]:
+        if (name, lora) not in ends:
+            trainer = make_trainer(name, lora=lora, where=tmp_path / "whole")
+            fixed_releases(trainer)
+            log = (tmp_path / "whole" / LOG).read_bytes()
+            ends[name, lora] = weights(trainer.model), log, trainer.budget.claimed
+        return ends[name, lora]
+
+    return run
+
+
 PLACES = {
     "before the append": (TrajectoryWriter, "append", False),
     "after the append": (TrajectoryWriter, "append", True),
@@ -130,29 +153,27 @@ def killed_and_resumed(run, make_trainer, monkeypatch, name, place, count, **set
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("name", CASES)
 def test_killed_run_ends_as_if_nothing_had_happened(
-    name, lora, fixed_releases, make_trainer, monkeypatch, tmp_path, folder
+    name, lora, whole, fixed_releases, make_trainer, monkeypatch, folder
 ):
     """Schedule, stages, anchors, masks, moments: after a kill in step 5 all of them are what they were."""
-    whole = make_trainer(name, lora=lora, where=tmp_path / "whole")
-    fixed_releases(whole)
+    end, log, _ = whole(name, lora=lora)
     resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, name, "inside the update", 5, lora=lora)
-    assert_equal(weights(whole.model), weights(resumed.model))
+    assert_equal(end, weights(resumed.model))
     assert len(resumed.budget.ledger) == resumed.state.global_step == STEPS
-    assert (folder / LOG).read_bytes() == (tmp_path / "whole" / LOG).read_bytes()
+    assert (folder / LOG).read_bytes() == log
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_killed_anywhere_nothing_is_lost_or_counted_twice(
-    place, count, fixed_releases, make_trainer, monkeypatch, tmp_path, folder
+    place, count, whole, fixed_releases, make_trainer, monkeypatch, folder
 ):
-    whole = make_trainer(where=tmp_path / "whole")
-    fixed_releases(whole)
+    end, _, claimed = whole()
     resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, "dpzero", place, count)
-    assert_equal(weights(whole.model), weights(resumed.model))
+    assert_equal(end, weights(resumed.model))
     assert len(resumed.budget.ledger) == STEPS
     assert len(Trajectory.read(folder).records) == STEPS
-    assert resumed.budget.claimed == whole.budget.claimed
+    assert resumed.budget.claimed == claimed
 
 
 def test_noise_and_batches_are_fresh_after_resuming(make_trainer, monkeypatch, folder):
@@ -251,7 +272,7 @@ def test_random_adapters_and_heads_are_kept_beside_the_log(
     lora, checkpoints, make_trainer, tmp_path, folder, monkeypatch, fixed_releases
 ):
     """A script that seeds none of them goes on with those that the run began with; PEFT keeps the head twice."""
-    classifier().save_pretrained(tmp_path / "base")
+    one_layer().save_pretrained(tmp_path / "base")
     ends = []
     with monkeypatch.context() as patch:
         patch.setattr(ZOOptimizer, "step", raises_at(3, ZOOptimizer.step, after=True))
@@ -308,11 +329,26 @@ def test_prompt_tuning_resumes_though_its_checkpoints_lack_its_encoder(make_args
 # ---- What may not be resumed ----
 
 
-def stopped(make_trainer, monkeypatch, **settings) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(ZOOptimizer, "step", raises_at(4, ZOOptimizer.step))
-        with pytest.raises(Killed):
-            make_trainer(**settings).train()
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """A place for folders that several tests begin with."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def stopped(make_trainer, monkeypatch, folder, kept):
+    """Put into `folder` what a run leaves that was killed in its fourth step. It is run once for all tests."""
+
+    def stop(**settings) -> None:
+        left = kept / f"stopped {settings}"
+        if not left.exists():
+            with monkeypatch.context() as patch:
+                patch.setattr(ZOOptimizer, "step", raises_at(4, ZOOptimizer.step))
+                with pytest.raises(Killed):
+                    make_trainer(where=left, **settings).train()
+        shutil.copytree(left, folder)
+
+    return stop
 
 
 @pytest.mark.parametrize(
@@ -333,8 +369,8 @@ def stopped(make_trainer, monkeypatch, **settings) -> None:
         ({"target_delta": 1e-3}, "plan.delta=0.0001 there and 0.001 here"),
     ],
 )
-def test_a_log_of_another_run_is_refused_with_what_differs(settings, said, make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_a_log_of_another_run_is_refused_with_what_differs(settings, said, make_trainer, stopped, folder):
+    stopped()
     before = (folder / LOG).read_bytes()
     trainer = make_trainer(**settings)
     with pytest.raises(TrajectoryError) as caught:
@@ -343,26 +379,26 @@ def test_a_log_of_another_run_is_refused_with_what_differs(settings, said, make_
     assert (folder / LOG).read_bytes() == before
 
 
-def test_another_model_is_refused(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_another_model_is_refused(make_trainer, stopped, folder):
+    stopped()
     torch.manual_seed(5)
-    other = classifier()
+    other = one_layer()
     with pytest.raises(TrajectoryError, match=r"base\.frozen="):
         make_trainer(model=other).train(resume_from_checkpoint=True)
     with pytest.raises(TrajectoryError, match="it has not the parameters that the log trains"):
         make_trainer(lora=False).train(resume_from_checkpoint=True)
 
 
-def test_other_initial_weights_are_refused(make_trainer, monkeypatch):
-    stopped(make_trainer, monkeypatch, lora=False, save_strategy="no")
-    changed = classifier()
+def test_other_initial_weights_are_refused(make_trainer, stopped):
+    stopped(lora=False, save_strategy="no")
+    changed = one_layer()
     changed.model.layers[0].mlp.up_proj.weight.data += 1
     with pytest.raises(TrajectoryError, match=r"trained\.initial="):
         make_trainer(lora=False, save_strategy="no", model=changed).train(resume_from_checkpoint=True)
 
 
-def test_a_log_is_not_overwritten(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_a_log_is_not_overwritten(make_trainer, stopped, folder):
+    stopped()
     before = (folder / LOG).read_bytes()
     with pytest.raises(TrajectoryError, match="it holds the log of a run; go on with that by resume_from_checkpoint"):
         make_trainer().train()
@@ -374,16 +410,16 @@ def test_without_a_run_there_is_nothing_to_resume(make_trainer):
         make_trainer().train(resume_from_checkpoint=True)
 
 
-def test_checkpoint_without_its_log_is_refused(make_trainer, monkeypatch, folder):
+def test_checkpoint_without_its_log_is_refused(make_trainer, stopped, folder):
     """What the steps after it spent is not known."""
-    stopped(make_trainer, monkeypatch)
+    stopped()
     (folder / LOG).unlink()
     with pytest.raises(TrajectoryError, match="holds no log of a run; leave it out to start one"):
         make_trainer().train(resume_from_checkpoint=f"{folder}/checkpoint-2")
 
 
-def test_log_that_was_cut_behind_a_checkpoint_is_refused(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_log_that_was_cut_behind_a_checkpoint_is_refused(make_trainer, stopped, folder):
+    stopped()
     log = Trajectory.read(folder)
     data = (folder / LOG).read_bytes()
     (folder / LOG).write_bytes(data[: len(data) - 3 * log.layout.size])
@@ -391,8 +427,8 @@ def test_log_that_was_cut_behind_a_checkpoint_is_refused(make_trainer, monkeypat
         make_trainer().train(resume_from_checkpoint=True)
 
 
-def test_unfinished_checkpoints_are_passed_over(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_unfinished_checkpoints_are_passed_over(make_trainer, stopped, folder):
+    stopped()
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "model.safetensors").write_text("half")
     with pytest.raises(TrajectoryError, match="it was never finished"):
@@ -402,21 +438,21 @@ def test_unfinished_checkpoints_are_passed_over(make_trainer, monkeypatch, folde
     assert len(resumed.budget.ledger) == STEPS
 
 
-def test_checkpoint_whose_weights_were_changed_is_refused(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_checkpoint_whose_weights_were_changed_is_refused(make_trainer, stopped, folder):
+    stopped()
     make_trainer(where=folder.parent / "other").model.save_pretrained(folder / "checkpoint-2")
     with pytest.raises(TrajectoryError, match="its weights are not those that were saved; delete this folder"):
         make_trainer().train(resume_from_checkpoint=True)
 
 
-def test_checkpoints_of_elsewhere_are_refused(make_trainer, monkeypatch, folder, tmp_path):
-    stopped(make_trainer, monkeypatch)
+def test_checkpoints_of_elsewhere_are_refused(make_trainer, stopped, folder, tmp_path):
+    stopped()
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(TrajectoryError, match="it is neither True nor a checkpoint in output_dir="):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
 
 
-def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, monkeypatch):
+def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, stopped):
     settings = {
         "eval_data_is_public": True,
         "lr_scheduler_type": "reduce_lr_on_plateau",
@@ -424,7 +460,7 @@ def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, monkey
         "eval_steps": 2,
         "warmup_steps": 0,
     }
-    stopped(make_trainer, monkeypatch, **settings)
+    stopped(**settings)
     with pytest.raises(ValueError, match="it depends on evaluations, which a log does not hold"):
         make_trainer(**settings).train(resume_from_checkpoint=True)
 
@@ -445,8 +481,8 @@ def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
     assert len(second.budget.ledger) == 0
 
 
-def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, monkeypatch, folder):
-    stopped(make_trainer, monkeypatch)
+def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, stopped, monkeypatch, folder):
+    stopped()
     first, second = make_trainer(), make_trainer()
     probed = ZOTrainer._probed
 
@@ -460,8 +496,8 @@ def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, monkeyp
     assert len(Trajectory.read(folder).records) == STEPS
 
 
-def test_a_model_of_a_resumed_run_is_not_trained_by_another(make_trainer, monkeypatch, tmp_path):
-    stopped(make_trainer, monkeypatch)
+def test_a_model_of_a_resumed_run_is_not_trained_by_another(make_trainer, stopped, tmp_path):
+    stopped()
     resumed = make_trainer()
     resumed.train(resume_from_checkpoint=True)
     other = make_trainer(where=tmp_path / "other", model=resumed.model, lora=False)
@@ -496,9 +532,9 @@ def test_learning_rates_that_the_log_does_not_have_stop_the_run(make_trainer):
 
 
 @pytest.mark.parametrize("lost", [1, 20, 63])
-def test_torn_record_is_a_step_that_is_spent(lost, make_trainer, monkeypatch, folder):
+def test_torn_record_is_a_step_that_is_spent(lost, make_trainer, stopped, folder):
     """Somebody may have seen what was released. The step is taken with nothing, and none is taken in its place."""
-    stopped(make_trainer, monkeypatch)
+    stopped()
     data = (folder / LOG).read_bytes()
     (folder / LOG).write_bytes(data[:-lost])
     resumed = make_trainer()
@@ -512,9 +548,9 @@ def test_torn_record_is_a_step_that_is_spent(lost, make_trainer, monkeypatch, fo
     assert_equal(weights(again.model), weights(resumed.model))
 
 
-def test_zeros_in_place_of_the_last_record_are_torn_too(make_trainer, monkeypatch, folder):
+def test_zeros_in_place_of_the_last_record_are_torn_too(make_trainer, stopped, folder):
     """As a file system may leave them when the power goes."""
-    stopped(make_trainer, monkeypatch)
+    stopped()
     data = (folder / LOG).read_bytes()
     (folder / LOG).write_bytes(data[:-64] + bytes(64))
     make_trainer().train(resume_from_checkpoint=True)
@@ -526,7 +562,7 @@ def test_zeros_in_place_of_the_last_record_are_torn_too(make_trainer, monkeypatc
 
 def test_any_step_is_rebuilt_from_base_and_log(make_trainer, tmp_path, folder):
     torch.manual_seed(0)
-    classifier().save_pretrained(tmp_path / "base")
+    one_layer().save_pretrained(tmp_path / "base")
     for lora in (True, False):
         where = tmp_path / f"run-{lora}"
         base = LlamaForSequenceClassification.from_pretrained(tmp_path / "base")

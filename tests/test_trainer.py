@@ -573,6 +573,22 @@ SIGNATURES = {
     "predict": ["self", "test_dataset", "ignore_keys", "metric_key_prefix"],
     "log": ["self", "logs", "start_time"],
     "save_model": ["self", "output_dir", "_internal_call"],
+    "create_model_card": [
+        "self",
+        "language",
+        "license",
+        "tags",
+        "model_name",
+        "finetuned_from",
+        "tasks",
+        "dataset_tags",
+        "dataset",
+        "dataset_args",
+    ],
+    "push_to_hub": ["self", "commit_message", "blocking", "token", "revision", "private", "kwargs"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_finish_current_push": ["self"],
+    "_load_best_model": ["self"],
 }
 
 
@@ -603,6 +619,11 @@ def test_stock_loop_still_asks_for_the_private_hooks():
     epoch = inspect.getsource(Trainer._run_epoch)
     assert epoch.count("resume_from_checkpoint") == 4  # The argument, whether to skip, and two loads of generators.
     assert "self.optimizer_cls_and_kwargs" in inspect.getsource(Trainer.create_optimizer)
+    # Checkpoints are pushed once they are whole but for their mark, and the last push is waited for.
+    assert saved.index("self.state.save_to_json(") < saved.index("self._push_from_checkpoint(output_dir)")
+    finished = inspect.getsource(Trainer._finalize_training)
+    assert finished.index("self._load_best_model()") < finished.index("self._finish_current_push()")
+    assert "self.push_to_hub(" in inspect.getsource(Trainer.save_model)
 
 
 def test_no_gradient_machinery_is_set_up(make_trainer):

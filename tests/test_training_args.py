@@ -61,7 +61,8 @@ REFUSED = [
     ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches=True"),
     ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches=True"),
     ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen=all: .* which rows"),
-    ({"push_to_hub": True}, "push_to_hub=True: .* upload the folder"),
+    ({"push_to_hub": True, "hub_strategy": "all_checkpoints"}, "hub_strategy=all_checkpoints: .* every_save"),
+    ({"tuning_runs": 0}, "tuning_runs=0"),
     ({"bf16": True}, "bf16=True: 16-bit rounding"),
     ({"load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end=True: .* eval_data_is_public"),
     (

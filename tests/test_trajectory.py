@@ -1,6 +1,7 @@
 """The log: what it holds, how it is damaged, and what its readers notice."""
 
 import json
+import math
 
 import pytest
 
@@ -17,7 +18,29 @@ from hf_dpzo.trajectory import (
 )
 
 
-HEADER = {"num_directions": 2, "groups": [{"weight_decay": 0.0}], "method": {"name": "aggzo"}}
+# Of a run that changes no model: what the format asks for, and no more.
+HEADER = {
+    "base": {"architecture": "LlamaForCausalLM", "name": "", "revision": None, "head": {}, "frozen": "0" * 64},
+    "adapter": None,
+    "trained": {"shapes": "1" * 64, "initial": "2" * 64},
+    "method": {"name": "aggzo", "smoothing": 1e-3, "difference": "central", "num_directions": 2},
+    "num_directions": 2,
+    "update": {"name": "sgd"},
+    "directions": {"name": "rademacher", "seed": 0},
+    "groups": [{"weight_decay": 0.0, "parameters": ["model.embed_tokens.weight"]}],
+    "plan": {"steps": 6, "delta": 1e-5, "query": {"name": "NonPrivateQuery"}},
+    "rows": {
+        "rows": 10,
+        "units": 10,
+        "expected_batch_size": 4,
+        "privacy_unit_column": None,
+        "max_rows_per_unit": None,
+        "padded_lengths": None,
+        "evaluated_alone": False,
+    },
+    "replays_on": "any kind of device",
+    "made_with": {"isolation": {"status": "not measured", "bound_in_clip_norms": None}, "versions": {}},
+}
 SIZE = 40 + 8 + 16
 
 
@@ -97,7 +120,7 @@ def test_dropped_repeated_and_exchanged_records_are_noticed(log):
 
 
 def test_records_of_another_log_do_not_fit(log, tmp_path):
-    other = TrajectoryWriter.create(tmp_path / "other.zo", {**HEADER, "method": {"name": "zoso"}})
+    other = TrajectoryWriter.create(tmp_path / "other.zo", {**HEADER, "method": {**HEADER["method"], "name": "zoso"}})
     for step in range(3):
         other.append(record(step))
     other.close()
@@ -125,10 +148,22 @@ def test_files_that_are_no_log_get_one_sentence(tmp_path, data):
         Trajectory.read(tmp_path)
 
 
-@pytest.mark.parametrize("count", [0, -1, 10**9])
-def test_headers_do_not_make_a_reader_hold_any_amount(tmp_path, count):
-    with pytest.raises(TrajectoryError, match=f"num_directions={count} can not be"):
+@pytest.mark.parametrize("count", [0, -1, 10**9, True, 2.0, "2", None])
+def test_no_log_is_made_that_nobody_could_read(tmp_path, count):
+    with pytest.raises(TrajectoryError, match=r"num_directions=.*: (type|minimum|maximum)"):
         TrajectoryWriter.create(tmp_path / LOG_FILE, {**HEADER, "num_directions": count})
+    with pytest.raises(TrajectoryError, match=r"max_steps=10000000: a log of 64 MiB.* holds 10485\d\d of these steps"):
+        TrajectoryWriter.create(tmp_path / LOG_FILE, {**HEADER, "plan": {**HEADER["plan"], "steps": 10**7}})
+    assert not (tmp_path / LOG_FILE).exists()
+
+
+@pytest.mark.parametrize("changes", [{"rates": (math.nan,)}, {"rates": (math.inf,)}, {"smoothing": math.nan}])
+def test_steps_without_finite_numbers_are_not_logged(log, changes):
+    before, writer = log.read_bytes(), TrajectoryWriter(log, Trajectory.read(log))
+    with pytest.raises(ValueError, match="step 5 can not take it; correct the schedule"):
+        writer.append(record(5, **changes))
+    writer.close()
+    assert log.read_bytes() == before
 
 
 def test_steps_are_appended_in_order(log):

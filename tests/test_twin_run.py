@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import classifier, labelled_rows, with_lora
+from conftest import labelled_rows, one_layer, with_lora
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
@@ -83,8 +83,20 @@ def frozen(monkeypatch) -> list[list[int]]:
     return sums
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The same for all runs, for they write down where they are."""
+    return tmp_path_factory.mktemp("twins") / "out"
+
+
+@pytest.fixture(scope="module")
+def ordinary() -> dict:
+    """What runs on ordinary data left behind, which all twins are compared with, and what came to their doors."""
+    return {}
+
+
 @pytest.fixture
-def leave_behind(make_args, tokenizer, tmp_path, capsys, caplog):
+def leave_behind(make_args, tokenizer, folder, capsys, caplog):
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.WARNING, logger="filelock")  # It names locks by their addresses in memory.
     verbosity = transformers.logging.get_verbosity()
@@ -95,7 +107,7 @@ def leave_behind(make_args, tokenizer, tmp_path, capsys, caplog):
         torch.manual_seed(0)
         data = labelled_rows(ROWS).to_list()
         data[6] = row
-        folder, witness = tmp_path / "out", Witness()
+        witness = Witness()
         args = make_args(
             output_dir=str(folder),
             max_steps=STEPS,
@@ -108,7 +120,7 @@ def leave_behind(make_args, tokenizer, tmp_path, capsys, caplog):
             **changes,
         )
         trainer = ZOTrainer(
-            model=with_lora(classifier()) if lora else classifier(),
+            model=with_lora(one_layer()) if lora else one_layer(),
             args=args,
             train_dataset=data,
             eval_dataset=labelled_rows(6, seed=1),
@@ -137,14 +149,18 @@ def leave_behind(make_args, tokenizer, tmp_path, capsys, caplog):
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_a_run_and_its_twin_leave_the_same_bytes(name, lora, frozen, leave_behind):
-    files, text, seen = leave_behind(ORDINARY, lora=lora, clip_norm=0.01, padded_lengths=[16])
-    twin_files, twin_text, twin_seen = leave_behind(NEIGHBOURS[name], lora=lora, clip_norm=0.01, padded_lengths=[16])
+def test_a_run_and_its_twin_leave_the_same_bytes(name, lora, frozen, leave_behind, ordinary):
+    settings = {"lora": lora, "clip_norm": 0.01, "padded_lengths": [16]}
+    if lora not in ordinary:
+        ordinary[lora] = *leave_behind(ORDINARY, **settings), frozen[:]
+        frozen.clear()
+    files, text, seen, sums = ordinary[lora]
+    twin_files, twin_text, twin_seen = leave_behind(NEIGHBOURS[name], **settings)
     assert files.keys() == twin_files.keys()
     assert [path for path in files if files[path] != twin_files[path]] == []
     assert text == twin_text
     assert seen == twin_seen
-    moved = np.abs(np.array(frozen[:STEPS]) - np.array(frozen[STEPS:]))
+    moved = np.abs(np.array(sums) - np.array(frozen))
     # One row is replaced by another: it leaves with at most the sensitivity, and the other comes with as much.
     assert 0 < moved.max() <= (2 if name == "another row" else 1) * SENSITIVITY
 
@@ -181,6 +197,7 @@ def test_files_of_a_run_are_known(frozen, leave_behind):
         "all_results.json",
         "trainer_state.json",
         "training_args.bin",
+        "training.png",
         "trajectory.zo",
         "trajectory.zo.lock",
         "trajectory_checkpoint.json",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import labelled_rows, one_layer
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
@@ -90,7 +90,7 @@ def make_trainer(make_args, tokenizer):
         torch.manual_seed(0)
         settings = {"privacy_unit_column": "user", "expected_batch_size": 2, "per_device_train_batch_size": 3}
         return ZOTrainer(
-            model=classifier(),
+            model=one_layer(),
             args=make_args(**{**settings, **changes}),
             train_dataset=with_users(users),
             eval_dataset=labelled_rows(4, seed=1),
@@ -127,7 +127,7 @@ def test_card_says_that_users_are_protected(make_trainer):
     assert said["claim"]["groups"] == []
     assert (said["sampling"]["num_units"], said["sampling"]["num_rows"]) == (4, 8)
     text = (Path(trainer.args.output_dir) / "README.md").read_text()
-    assert "adding or removing all rows of one\nuser" in text
+    assert "adding or removing all rows of one user" in text
     assert "2 of 4 users expected in a batch" in text
     assert "the number of training users, which is treated as public" in text
     assert "one row" not in text

@@ -20,6 +20,14 @@ class Paper:
     venue: str
     url: str
 
+    @property
+    def citation(self) -> str:
+        """An entry for a bibliography, as BibTeX."""
+        key = f"{self.authors.split(',')[0].lower()}{self.venue.split()[-1]}"
+        authors = self.authors.replace(", ", " and ")
+        fields = {"title": self.title, "author": authors, "howpublished": self.venue, "url": self.url}
+        return ",\n  ".join([f"@misc{{{key}", *(f"{name} = {{{value}}}" for name, value in fields.items())]) + "\n}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

@@ -1,0 +1,33 @@
+"""`hf-dpzo push-log`: publish a private model as its log."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_dpzo.commands.outcome import Commands, Outcome
+from hf_dpzo.commands.tables import table
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("push-log", help="publish a private model as its log, without weights")
+    parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
+    parser.add_argument("repository", help="user/model on the Hub; it is made if it is not there")
+    parser.add_argument("--revision", help="the branch to commit to")
+    parser.add_argument("--private", action="store_true", help="if it is made, make it private")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
+    from huggingface_hub import HfApi
+
+    from hf_dpzo.log_repository import push_log
+    from hf_dpzo.publishing import Destination
+    from hf_dpzo.trajectory import LOG_FILE
+
+    folder = Path(arguments.folder)
+    if not (folder / LOG_FILE).is_file():
+        raise ValueError(f"folder={folder}: it holds no {LOG_FILE}; name the output_dir of a run.")
+    created = HfApi().create_repo(arguments.repository, private=arguments.private or None, exist_ok=True)
+    url = push_log(folder, Destination(repository=created.repo_id, revision=arguments.revision))
+    return Outcome(text=table([("published", url), ("bytes of the log", str((folder / LOG_FILE).stat().st_size))]))

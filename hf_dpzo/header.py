@@ -1,0 +1,139 @@
+"""The header of a log, read from bytes that anybody may have written.
+
+What a header may hold is said once, in `schemas/trajectory-header.json`. Whoever has read one need not look again at
+types, sizes and ranges.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+
+# Bytes. An honest header has a few thousand; one that names 10000 parameters has half of this.
+LARGEST_HEADER = 1 << 20
+SCHEMAS = Path(__file__).parent / "schemas"
+# An honest header has five levels: adapter, config, rank_pattern, module, and the header itself.
+_DEEPEST = 8
+ANEW = "use a copy of the log that nobody changed, or the version of hf_dpzo that wrote it"
+
+
+class TrajectoryError(ValueError):
+    """A log that can not be read, or that belongs to another run."""
+
+
+def read_header(data: bytes, *, remedy: str = ANEW) -> dict[str, Any]:
+    """Return the header that `data` holds, in JSON, of the shape that the schema asks for.
+
+    Args:
+        data: what a file holds, or will hold.
+        remedy: how the sentence ends that is raised.
+
+    Raises:
+        TrajectoryError: it holds none, or one that no run has.
+    """
+    try:
+        return _parsed(data)
+    except TrajectoryError as error:
+        raise TrajectoryError(f"{error}; {remedy}.") from None
+
+
+def fault_in(value: Any, schema: str) -> str | None:
+    """Return what is wrong with `value`, as `name=value: reason`, or `None` where `schema`, a file's name, allows it.
+
+    >>> fault_in({"LORA": {"r": 10**9}}, "adapters.json")
+    'LORA.r=1000000000: maximum 4096'
+    >>> fault_in({"LORA": {"megatron_core": "os"}}, "adapters.json")
+    'LORA.megatron_core="os": no log may set it'
+    """
+    # The first of them, for a crafted value may have a million.
+    error = next(_validator(schema).iter_errors(value), None)
+    if error is None:
+        return None
+    name, value = ".".join(str(part) for part in error.absolute_path), error.instance
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        unknown = min(set(value) - set(error.schema["properties"]))
+        name, value, reason = f"{name}.{unknown}".lstrip("."), value[unknown], "no log may set it"
+    elif error.validator == "required":
+        missing = next(one for one in error.validator_value if one not in value)
+        reason = f"it has no {missing}"
+    else:
+        reason = f"{error.validator} {short(error.validator_value)}"
+    return f"{short(name)[1:-1] or 'header'}={short(value)}: {reason}"
+
+
+def short(value: Any) -> str:
+    """Return `value` as JSON in ASCII, of 80 characters at most.
+
+    >>> short({"name": "a" * 100})[-10:]
+    'aaaaaaa...'
+    """
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    if len(data) > LARGEST_HEADER:
+        raise TrajectoryError(f"header: it has {len(data)} bytes, and {LARGEST_HEADER} are the most")
+    try:
+        header = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+        # Half of a surrogate pair is no text, and could not even be shown in a message.
+        json.dumps(header, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError(f"header: it is no JSON that a run writes ({type(error).__name__})") from None
+    _check_values(header)
+    fault = fault_in(header, "trajectory-header.json")
+    if fault is not None:
+        raise TrajectoryError(fault)
+    _check_agreement(header)
+    return header
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice in one object.")
+    return made
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}: JSON has no such number.")
+
+
+def _check_values(header: Any) -> None:
+    """Raise where `header` holds an infinite number, or is so deep that whoever walks through it could fail."""
+    level = [header]
+    for _ in range(_DEEPEST):
+        if not all(math.isfinite(one) for one in level if isinstance(one, float)):
+            raise TrajectoryError("header: it holds a number that is too large for float64")
+        level = [inner for one in level for inner in _inside(one)]
+    if level:
+        raise TrajectoryError(f"header: it has more than {_DEEPEST} levels")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+
+
+def _check_agreement(header: Mapping[str, Any]) -> None:
+    """Raise where two parts of `header` contradict each other."""
+    names = [name for group in header["groups"] for name in group["parameters"]]
+    if len(set(names)) < len(names):
+        raise TrajectoryError("groups: a parameter is in them twice")
+    if not names:
+        raise TrajectoryError("groups: there is no parameter in them")
+    directions = header["method"].get("num_directions", 1)
+    if directions != header["num_directions"]:
+        raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")
+
+
+@lru_cache(maxsize=2)
+def _validator(schema: str) -> jsonschema.protocols.Validator:
+    # JSON schemas take 2.0 for an integer, and record layouts do not.
+    whole = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, one: type(one) is int)
+    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=whole)
+    return kind(json.loads((SCHEMAS / schema).read_text(encoding="utf-8")))

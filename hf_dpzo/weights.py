@@ -1,0 +1,119 @@
+"""Weights in files, compared tensor by tensor with those that a replay saved. No file is ever whole in memory."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hf_dpzo.initial import INITIAL_FILE
+from hf_dpzo.sources import Source, SourceError
+from hf_dpzo.trajectory import differences
+
+
+# Relative to a tensor's largest entry: how far another kind of device may lead.
+LARGEST_DRIFT = 1e-4
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+# Of versions and of loading, or set from the tokenizer when training began.
+_IGNORED = (
+    *("_name_or_path", "transformers_version", "peft_version", "dtype", "torch_dtype", "inference_mode", "revision"),
+    *("runtime_config", "eos_token_id", "bos_token_id", "pad_token_id", "use_cache"),
+)
+_SLACK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How weights differ from those that were replayed.
+
+    Args:
+        tensor: the one that differs most.
+        detail: how it does.
+        drift: the largest difference of an entry, relative to the largest entry of its tensor.
+    """
+
+    tensor: str
+    detail: str
+    drift: float
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds weights."""
+    return name.endswith(".safetensors") and "/" not in name and name != INITIAL_FILE
+
+
+def compare_weights(source: Source, replayed: Path) -> Difference | None:
+    """Return how the weights in `source` differ from those in the folder `replayed`; `None` where in no bit.
+
+    Raises:
+        SourceError: they are larger than those, or no weights at all.
+    """
+    names = [name for name in source.sizes if is_weights(name)]
+    expected = sorted(path for path in replayed.iterdir() if is_weights(path.name))
+    largest = sum(path.stat().st_size for path in expected) + _SLACK
+    folder = source.fetched(dict.fromkeys(names, largest))
+    try:
+        there, here = _tensors([folder / name for name in names]), _tensors(expected)
+        return max(_differing(there, here), key=lambda one: one.drift, default=None)
+    except SafetensorError as error:
+        raise SourceError(f"{', '.join(names)}: it can not be read ({error}); take it anew.") from None
+
+
+def compare_configurations(source: Source, replayed: Path) -> list[str]:
+    """Return what the configurations in `source` say that those in the folder `replayed` do not."""
+    found = []
+    for name in CONFIGURATIONS:
+        if not (replayed / name).is_file():
+            found += [f"{name}: the log leads to none"] if name in source.sizes else []
+            continue
+        there, here = source.json(name), json.loads((replayed / name).read_text(encoding="utf-8"))
+        found += differences(_kept(there), _kept(here), name)
+    return found
+
+
+def _kept(configuration: Any) -> Any:
+    if not isinstance(configuration, dict):
+        return configuration
+    # PEFT adds modules to save whenever it makes an adapter, also those that are there.
+    return {
+        name: sorted(set(value)) if name == "modules_to_save" and value else value
+        for name, value in configuration.items()
+        if name not in _IGNORED
+    }
+
+
+def _tensors(paths: list[Path]) -> dict[str, Path]:
+    found = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def _differing(there: dict[str, Path], here: dict[str, Path]) -> Iterator[Difference]:
+    for name in sorted({*there, *here}):
+        if name not in there or name not in here:
+            detail = "it is missing" if name not in there else "the log leads to no such tensor"
+            yield Difference(tensor=name, detail=detail, drift=math.inf)
+            continue
+        with safe_open(there[name], framework="pt") as file, safe_open(here[name], framework="pt") as replayed:
+            form, wanted = (one.get_slice(name) for one in (file, replayed))
+            if (form.get_shape(), form.get_dtype()) != (wanted.get_shape(), wanted.get_dtype()):
+                detail = (
+                    f"it is {form.get_dtype()} {form.get_shape()}, and not {wanted.get_dtype()} {wanted.get_shape()}"
+                )
+                yield Difference(tensor=name, detail=detail, drift=math.inf)
+                continue
+            yield from _of_values(name, file.get_tensor(name), replayed.get_tensor(name))
+
+
+def _of_values(name: str, there: torch.Tensor, here: torch.Tensor) -> Iterator[Difference]:
+    if torch.equal(there.contiguous().view(torch.uint8), here.contiguous().view(torch.uint8)):
+        return
+    furthest = (there.double() - here.double()).abs().max().item()
+    drift = furthest / max(here.abs().max().item(), 1e-30) if math.isfinite(furthest) else math.inf
+    yield Difference(tensor=name, detail=f"an entry differs by {furthest:.3g}", drift=drift)
