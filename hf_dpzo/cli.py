@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from hf_dpzo.commands import audit, card, planning, push_log, replay, train, verify
+from hf_dpzo.commands.tables import printable
 from hf_dpzo.ledger import BudgetExceededError
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
     except (ValueError, OSError, BudgetExceededError) as error:
-        sys.stderr.write(f"hf-dpzo: {error}\n")
+        sys.stderr.write(f"hf-dpzo: {printable(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")

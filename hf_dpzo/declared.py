@@ -24,7 +24,8 @@ class Declared:
         weights: of what is trained: SHA-256, bytes, parameters, and after how many steps; `None` where not known.
         tuning_runs: how many runs on the same rows choices were made from, this one among them; `None` if not told.
         eval_data_is_public: whether the evaluation data were declared public.
-        metrics: of the last evaluation.
+        metrics: of the last evaluation of the weights.
+        metrics_step: how many steps these had taken; `None` where they were not evaluated.
         history: metrics by step, where the evaluation data are public.
         hyperparameters: what else the card lists of how the model was trained.
         dataset: names of the training data.
@@ -39,6 +40,7 @@ class Declared:
     tuning_runs: int | None = None
     eval_data_is_public: bool = False
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics_step: int | None = None
     history: Sequence[Mapping[str, float]] = ()
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dataset: Sequence[str] = ()
@@ -57,6 +59,7 @@ class Declared:
             tuning_runs=said["tuning"]["runs_on_private_data"],
             eval_data_is_public=evaluation["data_are_public"],
             metrics=evaluation["metrics"],
+            metrics_step=evaluation["after_step"],
             history=evaluation["history"],
             hyperparameters=training["hyperparameters"],
             dataset=training["dataset"],

@@ -137,3 +137,19 @@ def _validator(schema: str) -> jsonschema.protocols.Validator:
     whole = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, one: type(one) is int)
     kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=whole)
     return kind(json.loads((SCHEMAS / schema).read_text(encoding="utf-8")))
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Return what differs between two headers, as `name=value there and value here`.
+
+    >>> differences({"method": {"clip_norm": 1.0}}, {"method": {"clip_norm": 0.5}})
+    ['method.clip_norm=1.0 there and 0.5 here']
+    """
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        names = sorted({*there, *here})
+        return [
+            line
+            for name in names
+            for line in differences(there.get(name), here.get(name), f"{path}.{name}".lstrip("."))
+        ]
+    return [] if there == here else [f"{path}={short(there)} there and {short(here)} here"]

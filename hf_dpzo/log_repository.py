@@ -11,7 +11,7 @@ from hf_dpzo.initial import INITIAL_FILE, restore_initial, values_fingerprint
 from hf_dpzo.model_card import STATEMENT_FILE, metadata_of, write_card
 from hf_dpzo.publishing import Destination, Snapshot, copy_log
 from hf_dpzo.replay import base_from_header, initial_model, replay_onto, replays_here, trained_parameters
-from hf_dpzo.schema import check_statement
+from hf_dpzo.schema import StatementError, check_statement
 from hf_dpzo.sources import Source, SourceError, source_of
 from hf_dpzo.trajectory import LARGEST_LOG, LOG_FILE, Trajectory, TrajectoryError
 
@@ -66,13 +66,7 @@ def fetched_log(source: Source) -> Path:
 
 
 def push_log(folder: Path, to: Destination) -> str:
-    """Publish the log in `folder`, with its card and `privacy.json`, and no weights; return the commit's address.
-
-    Raises:
-        SourceError: the folder has no statement, so that what holds of the run beyond its log is not known.
-    """
-    if not (folder / STATEMENT_FILE).is_file():
-        raise SourceError(f"{folder}: it has no {STATEMENT_FILE}; run hf-dpzo card {folder} first.")
+    """Publish the log in `folder`, with its card and `privacy.json`, and no weights; return the commit's address."""
     snapshot = Snapshot(folder)
     copy_log(folder, snapshot.folder)
     refresh_card(snapshot.folder, from_folder=folder, repository=to.repository)
@@ -83,13 +77,12 @@ def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: s
     """Write card, `privacy.json` and picture anew from the log in `folder`.
 
     What a log can not tell is taken from the `privacy.json` in `from_folder`, by default in `folder`; where there is
-    none, nothing is declared.
+    none that can be read, nothing is declared.
     """
     there = from_folder or folder
-    source = source_of(there)
-    if STATEMENT_FILE in source.sizes:
-        declared = Declared.of_statement(check_statement(source.json(STATEMENT_FILE)))
-    else:
+    try:
+        declared = Declared.of_statement(check_statement(source_of(there).json(STATEMENT_FILE)))
+    except (SourceError, StatementError):  # There is none, or one that a kill cut off.
         declared = Declared.of_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)

@@ -8,7 +8,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from hf_dpzo.accounting import COARSE, LARGEST_EPSILON, grids, guarantee, pld_accountant, steps_of, suits_pld
+from hf_dpzo.accounting import (
+    COARSE,
+    LARGEST_EPSILON,
+    SMALLEST_PLD_DELTA,
+    grids,
+    guarantee,
+    pld_accountant,
+    steps_of,
+    suits_pld,
+)
 from hf_dpzo.queries import Releases
 
 
@@ -34,7 +43,7 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     if epsilon > LARGEST_EPSILON:
         return 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
-    if suits_pld(releases, delta):
+    if suits_pld(releases, SMALLEST_PLD_DELTA):  # It is asked at epsilon 0, whatever the stated delta is.
         bounds += [
             (1 + float(pld_accountant(releases, grid).get_delta(0.0))) / 2
             for grid in grids(steps_of(releases), epsilon)

@@ -1,22 +1,25 @@
 """The guarantee, written down beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
 
-The card is a function of `privacy.json` and of what lies beside it, so whoever has these can write it again.
+The card is a function of `privacy.json`, of the names of the files beside it, and of this version's template, so
+whoever has these can write it again.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from hf_dpzo.declared import Declared
+from hf_dpzo.front_matter import read_card
+from hf_dpzo.ledger import round_up
 from hf_dpzo.methods import METHODS
 from hf_dpzo.schema import check_statement
 from hf_dpzo.statement import privacy_statement
 from hf_dpzo.training_picture import PICTURE_FILE, draw_training
+from hf_dpzo.trajectory import replace_durably
 from hf_dpzo.weights import is_weights
 
 
@@ -28,7 +31,7 @@ PRIVATE_TAGS = (PRIVATE_TAG, *TAGS)
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 PICTURE_IN_WORDS = "epsilon over the steps, and what was measured on public data"
 # Metadata that follow from the statement. Any other, such as a license, stays as somebody set it.
-_OWN = {"base_model", "datasets", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
+_OWN = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
 
 
 def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, Any] | None = None) -> None:
@@ -37,16 +40,15 @@ def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, An
     Args:
         folder: of the log, and of weights that belong to it, if there are any.
         declared: what the log can not tell.
-        metadata: for the head of the card, such as a license; besides those that the card there has.
+        metadata: for the head of the card, such as a license.
     """
     folder = Path(folder)
     statement = check_statement(privacy_statement(folder, declared))
     text = json.dumps(statement, indent=2, allow_nan=False)
-    (folder / STATEMENT_FILE).write_text(f"{text}\n", encoding="utf-8")
+    replace_durably(folder / STATEMENT_FILE, f"{text}\n".encode())
     draw_training(statement, folder / PICTURE_FILE)
-    kept = {**metadata_of(folder), **(metadata or {})}
     files = {path.name for path in folder.iterdir()}
-    rendered(statement, files, kept).save(folder / CARD_FILE)
+    replace_durably(folder / CARD_FILE, str(rendered(statement, files, metadata)).encode())
 
 
 def rendered(
@@ -58,14 +60,41 @@ def rendered(
     return ModelCard.from_template(
         card_data(statement, title, metadata or {}),
         template_path=str(TEMPLATE),
-        statement=statement,
-        title=title,
+        statement=as_text(statement),
+        title=as_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,
         repository=statement["reproducibility"]["repository"] or "FOLDER_OR_REPOSITORY",
         holds_weights=any(is_weights(name) for name in files),
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
-        picture_alt=PICTURE_IN_WORDS,
+        picture_alt=PICTURE_IN_WORDS if statement["evaluation"]["history"] else "epsilon over the steps",
+        percent=percent,
     )
+
+
+def percent(share: float) -> str:
+    """A share that is an upper bound, rounded so that it stays one.
+
+    >>> percent(0.58314), percent(0.5)
+    ('58.4 %', '50.0 %')
+    """
+    return f"{round_up(100 * share, digits=1):.1f} %"
+
+
+def as_text(value: Any) -> Any:
+    """Return `value` with all strings in it as one line of plain text: no markup that somebody may have put there.
+
+    >>> as_text({"a": ["# **x** <b> | [y](z)", 2]})
+    {'a': ['# x &lt;b> / [y] (z)', 2]}
+    """
+    if isinstance(value, Mapping):
+        return {as_text(name): as_text(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [as_text(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    line = " ".join("".join(one if one.isprintable() else " " for one in value).split())
+    line = line.replace("**", "").replace("|", "/").replace("`", "'").replace("](", "] (")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", line)
 
 
 def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
@@ -75,9 +104,9 @@ def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, A
     own = PRIVATE_TAGS if private else TAGS
     data = ModelCardData(
         base_model=base["name"] if base["revision"] is not None else None,  # Which what came from the Hub has.
-        datasets=[name for name in training["dataset"] if on_hub(name)] or None,
         library_name="peft" if training["trained"] == "adapter" else "transformers",
         pipeline_tag=training["task"],
+        # What PEFT tags with a colon, the base model, the Hub knows from base_model.
         tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
         model_name=title,
         eval_results=_results(statement) or None,
@@ -95,27 +124,13 @@ def in_short(statement: Mapping[str, Any]) -> dict[str, Any]:
     return found if pure is None else {**found, "pure_epsilon": pure}
 
 
-def on_hub(name: str) -> bool:
-    """Whether `name` could be of a repository on the Hub.
-
-    >>> on_hub("org/name"), on_hub("package://name/file.csv"), on_hub("/a/folder")
-    (True, False, False)
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1
-
-
 def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
     training = statement["training"]
-    data = training["dataset"][0].split("/")[-1] if training["dataset"] else "evaluation rows"
     return [
         EvalResult(
             task_type=training["task"] or "other",
-            dataset_type=data,
-            dataset_name=data,
+            dataset_type="evaluation-rows",
+            dataset_name="evaluation rows",
             metric_type=name.removeprefix("eval_"),
             metric_name=name,
             metric_value=value,
@@ -125,6 +140,8 @@ def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def metadata_of(folder: Path) -> dict[str, Any]:
-    """The metadata at the head of the card in `folder`, if there is one."""
-    path = folder / CARD_FILE
-    return ModelCard.load(path).data.to_dict() if path.is_file() else {}
+    """The metadata at the head of the card in `folder`; none where there is no card, or none that can be read."""
+    try:
+        return read_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
+    except (OSError, ValueError):
+        return {}

@@ -23,6 +23,8 @@ _LABELS = {
 
 def check_folder(path: Path, *, flag: str) -> None:
     """Raise `ValueError` where the folder of `path`, which `flag` names, is missing, before any work."""
+    if path.is_dir():
+        raise ValueError(f"{flag}={path}: it is a folder; name a file.")
     if not path.parent.is_dir():
         raise ValueError(f"{flag}={path}: there is no such folder; make it, or name another.")
 

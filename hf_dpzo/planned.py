@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from hf_dpzo.header import differences
 from hf_dpzo.ledger import Budget
 from hf_dpzo.methods import METHODS, Method
 from hf_dpzo.queries import Query
 from hf_dpzo.replay import made
-from hf_dpzo.trajectory import Trajectory, TrajectoryError, differences
+from hf_dpzo.trajectory import Trajectory, TrajectoryError
 from hf_dpzo.updates import UPDATES, Update
 
 

@@ -2,13 +2,15 @@
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from peft import PeftModel
+from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils.hub import PushInProgress
 
 from hf_dpzo.audit import Audit
@@ -18,6 +20,7 @@ from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.model_card import metadata_of, write_card
 from hf_dpzo.publishing import Destination, Snapshot, copy_log
+from hf_dpzo.trajectory import LOG_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -36,17 +39,27 @@ class PublishingTrainer(DurableTrainer):
     _metadata: Mapping[str, Any] = {}
     _dataset: Sequence[str] = ()
     _task: str | None = None
-    # Of the steps whose weights the model has, where these are not all.
+    # Of the step whose weights were loaded as the best, and of the evaluations before that.
     _loaded_step: int | None = None
+    _loaded_at: int | None = None
+    # The fingerprint of the weights that training left.
+    _final: str | None = None
 
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self._trained:  # There is nothing to say, and nothing may be said by a card that is there.
+            self._refuse_folder_of_another(folder)
+            super().save_model(output_dir, _internal_call=True)
+            return
+        self._refuse_other_weights()
+        if isinstance(self.model, PeftModel):  # PEFT keeps the place from which the base model was loaded here.
+            self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
         super().save_model(output_dir, _internal_call=True)
-        if self._log is None or not self._log.opened or not self.args.should_save:
-            return  # Nothing was trained, so there is nothing to say.
-        self._write_card(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            self._write_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -67,16 +80,42 @@ class PublishingTrainer(DurableTrainer):
         What it is told stays in all cards that are written from now on. `model_name` and `finetuned_from` are as stock
         has them, and not used: the card names the base model that the log does.
         """
-        self._describe(language=language, license=license, tags=tags)
+        given = {"language": language, "license": license, "datasets": _names(dataset_tags) or None}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_names(tags)]}
         self._dataset = _names(dataset_tags, dataset, dataset_args) or self._dataset
         self._task = next(iter(_names(tasks)), self._task)
-        if self._log is not None and self._log.opened:
+        if self._trained:
             self._write_card(Path(self.args.output_dir))
 
-    def _describe(self, *, tags: str | list[str] | None, **metadata: Any) -> None:
-        given = {name: value for name, value in metadata.items() if value is not None}
-        tagged = {"tags": [*self._metadata.get("tags", ()), *_names(tags)]}
-        self._metadata = {**self._metadata, **given, **tagged}
+    @property
+    def _trained(self) -> bool:
+        """Whether there is a log of what the model is."""
+        return self._log is not None and self._log.opened
+
+    def _refuse_folder_of_another(self, folder: Path) -> None:
+        if (folder / LOG_FILE).exists():
+            raise ValueError(
+                f"output_dir={folder}: it holds the log of a run that did not lead to this model; save elsewhere."
+            )
+
+    def _refuse_other_weights(self) -> None:
+        """Refuse a model that is not the one that was trained, or whose weights were changed since."""
+        here = {id(parameter) for parameter in self.model.parameters()}
+        trained = unwrapped_optimizer(self.optimizer).parameters()
+        changed = self._final is not None and values_fingerprint(trained) != self._final
+        if changed or not here >= {id(parameter) for parameter in trained}:
+            raise ValueError(
+                "model: it is another one than training left, or was changed since, and the log does not lead to it; "
+                "save it by its own save_pretrained."
+            )
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """As stock; then remember what training left."""
+        self._final = self._loaded_step = self._loaded_at = None
+        output = super().train(*args, **options)
+        self._final = values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
+        return output
 
     def _write_card(self, folder: Path) -> None:
         copy_log(Path(self.args.output_dir), folder)
@@ -84,15 +123,17 @@ class PublishingTrainer(DurableTrainer):
         write_card(folder, self._declared(), {**there, **self._metadata})
 
     def _declared(self) -> Declared:
-        arguments, evaluations = self.args.to_dict(), self._evaluations()
+        arguments, weights = self.args.to_dict(), self._weights()
+        step, metrics = self._evaluated(weights["after_step"])
         return Declared(
             isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._made_with["isolation"]),
             audit=None if self._audit is None else self._audit.as_json(),
-            weights=self._weights(),
+            weights=weights,
             tuning_runs=self.args.tuning_runs,
             eval_data_is_public=self.args.eval_data_is_public,
-            metrics={name: value for name, value in (evaluations or [{}])[-1].items() if name != "step"},
-            history=evaluations if self.args.eval_data_is_public else (),
+            metrics=metrics,
+            metrics_step=step,
+            history=self._evaluations()[: self._loaded_at] if self.args.eval_data_is_public else (),
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
             dataset=self._dataset,
             task=self._task,
@@ -101,25 +142,41 @@ class PublishingTrainer(DurableTrainer):
         )
 
     def _weights(self) -> dict[str, Any]:
-        trained = unwrapped_optimizer(self.optimizer).parameters()
+        optimizer = unwrapped_optimizer(self.optimizer)
+        trained = optimizer.parameters()
+        # A run that was stopped between a release and its update has logged one step more than it has taken.
+        taken = self._log.written - (len(optimizer.received) > 0)
         return {
-            "sha256": values_fingerprint(trained),
+            "sha256": self._final or values_fingerprint(trained),
             "parameters": sum(parameter.numel() for parameter in trained),
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
-            "after_step": len(self.budget.ledger) if self._loaded_step is None else self._loaded_step,
+            "after_step": taken if self._loaded_step is None else self._loaded_step,
         }
 
     def _evaluations(self) -> list[dict[str, float]]:
         return [
-            {name: value for name, value in log.items() if name == "step" or _is_shown(name, value)}
+            {_plain(name): value for name, value in log.items() if name == "step" or _is_shown(name, value)}
             for log in self.state.log_history
             if "eval_loss" in log
         ]
 
+    def _evaluated(self, after_step: int) -> tuple[int | None, dict[str, float]]:
+        """The last evaluation of the weights, or of those of an earlier step, and which that is."""
+        found = self._evaluations()
+        since = [] if self._loaded_at is None else found[self._loaded_at :]
+        earlier = [one for one in found if one["step"] <= after_step]
+        if since:  # Of the best weights, however many steps were taken.
+            step, last = after_step, since[-1]
+        elif earlier:
+            step, last = earlier[-1]["step"], earlier[-1]
+        else:
+            return None, {}
+        return step, {name: value for name, value in last.items() if name != "step"}
+
     def _load_best_model(self) -> None:
         """As stock. The weights are no longer those of the last step."""
         super()._load_best_model()
-        self._loaded_step = self.state.best_global_step
+        self._loaded_step, self._loaded_at = self.state.best_global_step, len(self._evaluations())
 
     # ---- Pushing ----
 
@@ -145,7 +202,7 @@ class PublishingTrainer(DurableTrainer):
         Raises:
             ValueError: nothing was trained.
         """
-        if self._log is None or not self._log.opened:
+        if not self._trained:
             raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -153,24 +210,16 @@ class PublishingTrainer(DurableTrainer):
         self.create_model_card(**kwargs)
         self.save_model(_internal_call=True)
         self._finish_current_push()
-        snapshot = Snapshot(Path(self.args.output_dir))
-        if self.args.push_trajectory:
-            self._write_card(snapshot.folder)
-        else:
-            self.save_model(str(snapshot.folder), _internal_call=True)
+        snapshot = self._snapshot()
         to = Destination(repository=self.hub_model_id, revision=revision or self.args.hub_revision, token=token)
         return snapshot.upload(to, message=commit_message, wait=blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As stock, from a copy of the checkpoint, which steps that follow do not change."""
+        """As stock; but what is pushed is saved anew, for other things may lie in the checkpoint's folder."""
         if self.args.hub_strategy == HubStrategy.END or (self._is_pushing and not self.args.hub_always_push):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        snapshot = Snapshot(Path(self.args.output_dir))
-        if self.args.push_trajectory:
-            self._write_card(snapshot.folder)
-        else:
-            snapshot.take(Path(checkpoint_folder))
+        snapshot = self._snapshot()
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
         when = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
         to = Destination(repository=self.hub_model_id, revision=self.args.hub_revision)
@@ -191,6 +240,15 @@ class PublishingTrainer(DurableTrainer):
             if job.done() and job.exception() is not None:
                 logger.warning("A push to the Hub failed, and the next one will make up for it: %s", job.exception())
 
+    def _snapshot(self) -> Snapshot:
+        """What to push, in a folder that steps that follow do not change, and where nothing was before."""
+        snapshot = Snapshot(Path(self.args.output_dir))
+        if self.args.push_trajectory:
+            self._write_card(snapshot.folder)
+        else:
+            self.save_model(str(snapshot.folder), _internal_call=True)
+        return snapshot
+
     @property
     def _is_pushing(self) -> bool:
         return self.push_in_progress is not None and not self.push_in_progress.is_done()
@@ -200,6 +258,10 @@ def _names(*given: str | list[str] | None) -> list[str]:
     """Each name once, in order."""
     lists = ([one] if isinstance(one, str) else one or [] for one in given)
     return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _plain(metric: str) -> str:
+    return re.sub(r"[^\w./@-]", "_", metric)[:128]
 
 
 def _is_shown(metric: str, value: float) -> bool:

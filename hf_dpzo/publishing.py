@@ -1,15 +1,12 @@
 """What is uploaded to the Hub, and that nothing else is."""
 
-import os
-import shutil
 import tempfile
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, run_as_future
 
-from hf_dpzo.checkpoints import MARK_FILE
 from hf_dpzo.initial import INITIAL_FILE
 from hf_dpzo.model_card import CARD_FILE, STATEMENT_FILE
 from hf_dpzo.trajectory import LOG_FILE, replace_durably
@@ -17,8 +14,8 @@ from hf_dpzo.trajectory import LOG_FILE, replace_durably
 
 # What saving a model, a tokenizer and a card makes. No pickle is among it, and no state of a generator or a Trainer.
 PUBLIC_SUFFIXES = {".jinja", ".json", ".md", ".model", ".png", ".safetensors", ".txt", ".zo"}
-STALE = "*.safetensors*"  # Of an earlier model: they would be loaded in place of these.
-KEPT_BACK = {MARK_FILE, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
+# Of an earlier model: they would be loaded in place of these, or beside them.
+STALE = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +44,6 @@ class Snapshot:
         self._scratch = tempfile.TemporaryDirectory(dir=within, prefix="_push-")
         self.folder = Path(self._scratch.name)
 
-    def take(self, source: Path) -> None:
-        """Take what may be public of a folder with weights, card and log."""
-        for path in sorted(source.iterdir()):
-            if _is_public(path):
-                _link(path, self.folder / path.name)
-
     def upload(self, to: Destination, *, message: str, wait: bool) -> CommitInfo | Future:
         """Upload all of it in one commit, which takes weights of other models away; then forget the snapshot.
 
@@ -67,23 +58,26 @@ class Snapshot:
                 path.unlink()
         if wait:
             return self._commit(to, message)
-        return HfApi().run_as_future(self._commit, to, message)
+        return run_as_future(self._commit, to, message)  # One after the other.
 
     def _commit(self, to: Destination, message: str) -> CommitInfo:
         with self._scratch:
             # upload_folder may make several commits, of which the first would hold weights without the rest.
             api, ours = HfApi(token=to.token), {path.name: path for path in self.folder.iterdir()}
-            there = api.list_repo_files(to.repository, revision=to.revision)
-            stale = [name for name in there if Path(name).match(STALE) and name not in ours]
+            there = api.model_info(to.repository, revision=to.revision)
+            names = [file.rfilename for file in there.siblings]
+            stale = [name for name in names if name not in ours and any(Path(name).match(one) for one in STALE)]
             operations = [
                 *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(ours.items())),
                 *(CommitOperationDelete(path_in_repo=name) for name in stale),
             ]
-            return api.create_commit(to.repository, operations, commit_message=message, revision=to.revision)
+            return api.create_commit(
+                to.repository, operations, commit_message=message, revision=to.revision, parent_commit=there.sha
+            )
 
 
 def _is_public(path: Path) -> bool:
-    return path.is_file() and path.suffix in PUBLIC_SUFFIXES and path.name not in KEPT_BACK
+    return path.is_file() and path.suffix in PUBLIC_SUFFIXES
 
 
 def copy_log(source: Path, folder: Path) -> None:
@@ -93,11 +87,3 @@ def copy_log(source: Path, folder: Path) -> None:
     for name in (LOG_FILE, INITIAL_FILE):
         if (source / name).is_file():
             replace_durably(folder / name, (source / name).read_bytes())
-
-
-def _link(path: Path, copy: Path) -> None:
-    """Where files can have two names, a copy costs no space, and stays when the other name is deleted."""
-    try:
-        os.link(path, copy)
-    except OSError:
-        shutil.copyfile(path, copy)

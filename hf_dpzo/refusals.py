@@ -67,6 +67,10 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
         ),
         "world_size": (args.world_size > 1, "several processes are not supported yet; launch one"),
+        "push_trajectory": (
+            args.push_trajectory and not args.push_to_hub,
+            "nothing is pushed; set push_to_hub=True too, or run hf-dpzo push-log afterwards",
+        ),
         "hub_strategy": (
             args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE),
             "a run goes on from the log, which every commit holds; set every_save, or end",

@@ -216,7 +216,7 @@ def base_from_header(header: Mapping[str, Any]) -> tuple[str, str | None]:
     if revision is None or Path(folder).exists():
         raise TrajectoryError(
             f"base={name}: the log does not say that it is on the Hub, or there is a folder of that name here; name "
-            "where it is, by --base."
+            "where it is here, as base."
         )
     return name, revision
 

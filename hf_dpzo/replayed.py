@@ -70,15 +70,20 @@ def _replayed(
         yield Finding(name="weights", holds=False, detail=detail)
         return
     if not any(is_weights(name) for name in source.sizes):
-        held = None if declared is None or not here else True
         detail = f"there are none; {steps} steps of the log lead to those whose SHA-256 is stated"
-        yield Finding(name="weights", holds=held, detail=detail)
+        if declared is None:
+            detail = "there are none, and no SHA-256 of any is stated: there is nothing to compare"
+        elif not here:
+            detail = f"there are none, and the log replays to the last bit on {log.header['replays_on']} alone"
+        yield Finding(name="weights", holds=True if declared is not None and here else None, detail=detail)
         return
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         try:
             yield _of_files(compare_weights(source, Path(scratch)), log, steps, here=here)
-            yield _of_configurations(compare_configurations(source, Path(scratch)))
+            named = log.header["base"]
+            lines = compare_configurations(source, Path(scratch), base=named["name"], revision=named["revision"])
+            yield _of_configurations(lines)
         except SourceError as error:
             yield Finding(name="weights", holds=False, detail=str(error))
 

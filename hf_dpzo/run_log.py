@@ -9,9 +9,10 @@ import torch
 
 from hf_dpzo.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
 from hf_dpzo.descent import Descent
+from hf_dpzo.header import differences
 from hf_dpzo.initial import restore_initial, save_initial, values_fingerprint
 from hf_dpzo.replay import check_device, replay
-from hf_dpzo.trajectory import LOG_FILE, Record, Trajectory, TrajectoryError, TrajectoryWriter, differences, locked
+from hf_dpzo.trajectory import LOG_FILE, Record, Trajectory, TrajectoryError, TrajectoryWriter, locked
 
 
 class RunLog:
@@ -152,6 +153,11 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
         self._lock.release()
+
+    @property
+    def written(self) -> int:
+        """How many steps are on disk."""
+        return self._writer.steps
 
     @property
     def opened(self) -> bool:

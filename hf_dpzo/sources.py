@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 
 
 # For a card, a configuration or a statement, in bytes.
@@ -63,7 +63,7 @@ class Source(ABC):
     def json(self, name: str) -> Any:
         """Return what a file holds, as JSON."""
         try:
-            return json.loads(self.text(name), parse_constant=_refuse_constant)
+            return json.loads(self.text(name), parse_constant=_refuse_constant, object_pairs_hook=_once)
         except SourceError:
             raise
         except (ValueError, RecursionError) as error:
@@ -90,14 +90,18 @@ class HubCommit(Source):
             info = HfApi().model_info(repository, revision=revision, files_metadata=True)
         except HFValidationError:
             raise SourceError(f"{repository}: it is neither a folder nor user/model on the Hub; name one.") from None
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, httpx.HTTPError) as error:
             reason = str(error).splitlines()[0]
             raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
         self._repository, self._commit = repository, info.sha
         self.sizes = {file.rfilename: _LARGEST if file.size is None else file.size for file in info.siblings}
 
     def _folder_of(self, names: Sequence[str]) -> Path:
-        paths = [Path(hf_hub_download(self._repository, name, revision=self._commit)) for name in names]
+        try:
+            paths = [Path(hf_hub_download(self._repository, name, revision=self._commit)) for name in names]
+        except (OSError, httpx.HTTPError) as error:
+            reason = str(error).splitlines()[0]
+            raise SourceError(f"{self._repository}: {names[0]} can not be had from the Hub ({reason}).") from error
         return paths[0].parent
 
 
@@ -117,3 +121,11 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check_size(name: str, size: int, limit: int) -> None:
     if size > limit:
         raise SourceError(f"{name}: it has {size} bytes, and may have {limit}; it is not opened.")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a name that is there twice, readers take different values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found

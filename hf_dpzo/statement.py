@@ -7,11 +7,12 @@ not tell is `Declared`, and is taken at its word. Nothing here takes an epsilon.
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_dpzo.accounting import LARGEST_EPSILON, NEIGHBORING_RELATION, event_tree, group_epsilon, replace_one_epsilon
-from hf_dpzo.declared import Declared
+from hf_dpzo.declared import Declared, worse_isolation
 from hf_dpzo.initial import INITIAL_FILE
 from hf_dpzo.ledger import round_up
 from hf_dpzo.meaning import detection_rate, membership_accuracy, privacy_curve
@@ -63,7 +64,8 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
     folder = Path(folder)
     log = Trajectory.read(folder)
     run = PlannedRun.of(log)
-    conditions = _conditions(run, declared)
+    isolation = worse_isolation(log.header["made_with"]["isolation"], declared.isolation)
+    conditions = _conditions(run, declared, isolation)
     private = all(one["held"] for one in conditions)
     return {
         "schema": SCHEMA,
@@ -72,11 +74,11 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
         "meaning": _meaning(run) if private else None,
         "mechanism": _mechanism(run),
         "sampling": _sampling(run),
-        "accounting": _accounting(run) if run.budget.private else None,
+        "accounting": _accounting(run) if private else None,
         "randomness": _randomness(run),
         "validity_checks": {
             "conditions": conditions,
-            "numerical_isolation": dict(declared.isolation),
+            "numerical_isolation": dict(isolation),
             "audit": declared.audit,
             "non_finite_losses": "count as zero",
         },
@@ -91,6 +93,7 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
         "evaluation": {
             "data_are_public": declared.eval_data_is_public,
             "metrics": dict(declared.metrics),
+            "after_step": declared.metrics_step,
             "history": [dict(one) for one in declared.history],
         },
         "reproducibility": _reproducibility(folder, run, declared),
@@ -98,16 +101,17 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
     }
 
 
-def _conditions(run: PlannedRun, declared: Declared) -> list[dict[str, Any]]:
+def _conditions(run: PlannedRun, declared: Declared, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What must hold of a run that is called private."""
-    budget, bound = run.budget, declared.isolation["bound_in_clip_norms"]
-    promised = budget.private and budget.stated().epsilon <= LARGEST_EPSILON
+    budget, bound = run.budget, isolation["bound_in_clip_norms"]
+    small = budget.private and budget.delta < 1 / run.units
+    promised = small and budget.stated().epsilon <= LARGEST_EPSILON
     held = {
         "every release holds noise": budget.private,
         "no step was taken beyond the plan": len(budget.ledger) <= budget.planned_steps,
         f"epsilon is at most {LARGEST_EPSILON:g}": promised,
-        f"delta is below one over the number of {run.unit_name}s": budget.private and budget.delta < 1 / run.units,
-        f"rows of a batch move each other by at most {LARGEST_BOUND} clip norms": bound is not None
+        f"delta is below one over the number of {run.unit_name}s": small,
+        f"rows of a batch move each other by at most {LARGEST_BOUND} clip norms": isolation["status"] != "not measured"
         and bound <= LARGEST_BOUND,
         "no attack that was made on the mechanism found more than is claimed": declared.audit is None
         or declared.audit["passed"],
@@ -239,7 +243,8 @@ def _not_covered(run: PlannedRun, declared: Declared) -> list[str]:
         "tuning": "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted",
         "units": f"{run.unit_name}s",
     }
-    return [line.format(**facts) for line in NOT_COVERED]
+    lines = [line for line in NOT_COVERED if declared.metrics or "{evaluation}" not in line]
+    return [line.format(**facts) for line in lines]
 
 
 def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[str, Any]:
@@ -260,8 +265,9 @@ def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[
 
 
 def _file(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"file": path.name, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
 def _as_json(one: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
     figure = new_figure(path, size=(6, 3.6))
     axes = figure.add_subplot()
     steps, epsilons = _spent(statement)
-    axes.plot(steps, epsilons, color="tab:red", label="ε spent")
+    axes.plot(steps, epsilons, color="tab:red")
     axes.set(xlabel="steps", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(f"ε at δ = {statement['claim']['delta']:g}", color="tab:red")

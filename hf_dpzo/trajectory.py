@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import filelock
 
-from hf_dpzo.header import LARGEST_HEADER, TrajectoryError, read_header, short
+from hf_dpzo.header import LARGEST_HEADER, TrajectoryError, read_header
 
 
 LOG_FILE = "trajectory.zo"
@@ -156,8 +156,9 @@ class Trajectory:
             raise TrajectoryError(f"it has more than {LARGEST_LOG} bytes, and no log has; name another file.")
         header, checksum, start = _split_header(data)
         layout, records, checksums = layout_of(header), [], [checksum]
-        if (len(data) - start) // layout.size > header["plan"]["steps"]:
-            raise TrajectoryError(f"plan.steps={header['plan']['steps']}: there are more records; replay another copy.")
+        steps, there, most = header["plan"]["steps"], len(data) - start, LARGEST_LOG - start
+        if not there // layout.size <= steps <= most // layout.size:
+            raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
         for begin in range(start, len(data) - layout.size + 1, layout.size):
             piece = data[begin : begin + layout.size]
             record = layout.unpack(piece, checksums[-1])
@@ -167,6 +168,8 @@ class Trajectory:
                 break
             if not record.finite:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
+            if record.void and any(record.integers):
+                raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
             records.append(record)
             checksums.append(piece[-_CHAIN:])
         torn = len(data) - start - len(records) * layout.size
@@ -182,7 +185,7 @@ class TrajectoryWriter:
     """
 
     def __init__(self, path: Path, log: Trajectory) -> None:
-        self._path, self._layout, self._steps = path, log.layout, len(log.records)
+        self._path, self._layout, self.steps = path, log.layout, len(log.records)
         self._before = log.checksums[-1]
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
         # Over the torn bytes, if there are any: they are fewer than the next record has.
@@ -217,8 +220,8 @@ class TrajectoryWriter:
             OSError: it could not be written. The records before it are as they were; the run must stop, and what was
                 written of this one tells a resumed run that its step is spent.
         """
-        if record.step != self._steps:
-            raise RuntimeError(f"step={record.step}: the log expects step {self._steps}.")
+        if record.step != self.steps:
+            raise RuntimeError(f"step={record.step}: the log expects step {self.steps}.")
         if not record.finite:
             raise ValueError(f"learning_rate={record.rates}: step {record.step} can not take it; correct the schedule.")
         data = self._layout.pack(record, self._before)
@@ -232,7 +235,7 @@ class TrajectoryWriter:
                 f"{self._path}: step {record.step} could not be written ({error.strerror}); the {record.step} steps "
                 "before it are safe: make room, and go on with resume_from_checkpoint=True."
             ) from error
-        self._before, self._steps = data[-_CHAIN:], self._steps + 1
+        self._before, self.steps = data[-_CHAIN:], self.steps + 1
 
     @property
     def checksum(self) -> str:
@@ -261,22 +264,6 @@ def locked(path: Path) -> filelock.BaseFileLock:
 def layout_of(header: Mapping[str, Any]) -> Layout:
     """Return the layout that `header` asks for."""
     return Layout(num_directions=header["num_directions"], groups=len(header["groups"]))
-
-
-def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Return what differs between two headers, as `name=value there and value here`.
-
-    >>> differences({"method": {"clip_norm": 1.0}}, {"method": {"clip_norm": 0.5}})
-    ['method.clip_norm=1.0 there and 0.5 here']
-    """
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        names = sorted({*there, *here})
-        return [
-            line
-            for name in names
-            for line in differences(there.get(name), here.get(name), f"{path}.{name}".lstrip("."))
-        ]
-    return [] if there == here else [f"{path}={short(there)} there and {short(here)} here"]
 
 
 def replace_durably(path: Path, data: bytes) -> None:

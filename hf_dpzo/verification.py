@@ -7,6 +7,7 @@ this library on the rows that were counted. But noise that is not there at all w
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -18,24 +19,31 @@ from scipy import stats
 from hf_dpzo._version import __version__
 from hf_dpzo.declared import Declared
 from hf_dpzo.finding import Finding
+from hf_dpzo.front_matter import read_card
+from hf_dpzo.header import differences
+from hf_dpzo.initial import INITIAL_FILE
 from hf_dpzo.log_repository import fetched_log
 from hf_dpzo.model_card import CARD_FILE, PRIVATE_TAG, STATEMENT_FILE, in_short, rendered
 from hf_dpzo.planned import PlannedRun
+from hf_dpzo.publishing import PUBLIC_SUFFIXES
 from hf_dpzo.queries import LaplaceQuery
 from hf_dpzo.replayed import replayed_findings
 from hf_dpzo.schema import StatementError, check_statement
 from hf_dpzo.sources import Source, SourceError, source_of
 from hf_dpzo.statement import privacy_statement
-from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryError, differences
+from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryError
+from hf_dpzo.weights import CONFIGURATIONS, is_weights
 
 
 # Of honest logs, one in a million has so little noise.
 CHANCE = 1e-6
 # What the claim follows from and what it says; the rest of a statement describes the run.
 CLAIMED = ("status", "claim", "meaning", "accounting")
-# Files from which a model could be loaded in place of what was verified, and which are never opened.
-UNOPENED = {".bin", ".ckpt", ".h5", ".msgpack", ".pickle", ".pkl", ".pt", ".pth", ".py"}
-HARMLESS = {"training_args.bin"}
+LOOKED_AT = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIGURATIONS}
+# Of a run's own folder, and of the Hub. Nothing is loaded from them.
+HARMLESS = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
+# How many of the values that noise alone makes lie that close to zero, and in how few of its scale.
+CLOSE = (0.05, 0.5)
 
 
 def verify(
@@ -72,11 +80,12 @@ def _findings(source: Source, base: str | None, weights: bool) -> Iterator[Findi
     yield _of_log(log, folder, said)
     yield _noise(log, run)
     if said is not None:
-        yield from _of_statement(said, folder)
-        yield _of_card(said, source)
+        follows = json.loads(json.dumps(privacy_statement(folder, Declared.of_statement(said))))
+        yield from _of_statement(said, follows)
+        yield _of_card(follows, source)
     if weights:
         yield from replayed_findings(source, folder, log, said, base)
-    yield from _unopened(source)
+    yield _others(source)
 
 
 def _of_log(log: Trajectory, folder: Path, said: Mapping[str, Any] | None) -> Finding:
@@ -91,31 +100,33 @@ def _of_log(log: Trajectory, folder: Path, said: Mapping[str, Any] | None) -> Fi
 
 
 def _noise(log: Trajectory, run: PlannedRun) -> Finding:
-    """Whether what was released varies as much as the noise alone would. Sums only make it vary more."""
+    """Whether what was released is as seldom near zero as noise alone is. Sums only move it away (Anderson 1955)."""
     if not run.budget.private:
         return Finding(name="noise", holds=True, detail="none, and none is claimed")
-    released = [integer for record in log.records if not record.void for integer in record.integers]
-    scale = run.method.mechanism.noise_scale
-    if isinstance(run.budget.query, LaplaceQuery):
-        spread, least = sum(map(abs, released)) / scale, stats.gamma.ppf(CHANCE, len(released))
-    else:
-        spread, least = sum((value / scale) ** 2 for value in released), stats.chi2.ppf(CHANCE, len(released))
-    if released and spread < least:
-        ratio = spread / len(released)
-        detail = f"what was released varies {ratio:.2g} times as much as the noise that is claimed would alone"
-        return Finding(name="noise", holds=False, detail=detail)
-    return Finding(name="noise", holds=True, detail="what was released varies at least as much as the noise should")
+    released = [abs(integer) for record in log.records if not record.void for integer in record.integers]
+    noise = stats.laplace if isinstance(run.budget.query, LaplaceQuery) else stats.norm
+    for share in CLOSE:
+        within = run.method.mechanism.noise_scale * noise.ppf((1 + share) / 2)
+        close = sum(value < within for value in released)
+        if close > stats.binom.isf(CHANCE, len(released), share):
+            detail = (
+                f"{close} of {len(released)} released values are closer to zero than {share:.0%} of the noise that is "
+                "claimed would be"
+            )
+            return Finding(name="noise", holds=False, detail=detail)
+    return Finding(
+        name="noise", holds=True, detail="what was released varies as the noise that is claimed does, or more"
+    )
 
 
-def _of_statement(said: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
-    """What the statement says, against what the log says."""
-    recomputed = json.loads(json.dumps(privacy_statement(folder, Declared.of_statement(said))))
+def _of_statement(said: Mapping[str, Any], follows: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the statement says, against what follows from the log and from what it declares."""
     parts = {
         "claim": [name for name in said if name in CLAIMED],
         "description": [name for name in said if name not in CLAIMED],
     }
     for part, names in parts.items():
-        lines = [line for name in names for line in differences(said[name], recomputed[name], name)]
+        lines = [line for name in names for line in differences(said[name], follows[name], name)]
         if lines:
             detail = f"{STATEMENT_FILE} (there) is not what the log says (here): {'; '.join(lines[:3])}"
             yield Finding(name=part, holds=False, detail=detail)
@@ -128,45 +139,59 @@ def _of_statement(said: Mapping[str, Any], folder: Path) -> Iterator[Finding]:
             yield Finding(name=part, holds=True, detail=f"{stated}, computed again from the log")
 
 
-def _of_card(said: Mapping[str, Any], source: Source) -> Finding:
+def _of_card(follows: Mapping[str, Any], source: Source) -> Finding:
     """The card is what would be written anew."""
     try:
-        card = ModelCard(source.text(CARD_FILE))
-    except (SourceError, ValueError) as error:
-        return Finding(name="card", holds=False, detail=str(error))
-    wanted = rendered(said, source.sizes)
+        card = read_card(source.text(CARD_FILE))
+        data = card.data.to_dict()
+    except ValueError as error:
+        return Finding(name="card", holds=False, detail=f"{error!s:.200}")
+    wanted = rendered(follows, source.sizes)
     for number, (there, here) in enumerate(zip_longest(_lines(card), _lines(wanted), fillvalue=""), start=1):
         if there != here:
-            return _edited_card(said, number, there, here)
-    claimed = None if said["claim"] is None else in_short(said)
-    data = card.data.to_dict()
+            return _edited_card(follows, number, there, here)
+    claimed = None if follows["claim"] is None else in_short(follows)
     # PEFT takes the tag away when it saves a loaded adapter, which claims nothing.
     if data.get("differential_privacy") != claimed or (claimed is None and PRIVATE_TAG in data.get("tags", ())):
         return Finding(name="card", holds=False, detail="its metadata claim something else than its text")
-    if data.get("model-index") != wanted.data.to_dict().get("model-index"):
-        return Finding(name="card", holds=False, detail=f"its model-index has other results than {STATEMENT_FILE}")
-    return Finding(name="card", holds=True, detail=f"it says what {STATEMENT_FILE} says")
+    own = wanted.data.to_dict()
+    if data.get("model-index") != own.get("model-index") or data.get("pipeline_tag") != own.get("pipeline_tag"):
+        return Finding(
+            name="card", holds=False, detail="its metadata have another task, or other results, than its text"
+        )
+    # PEFT names a base model also where it is in a folder.
+    if data.get("base_model") not in (None, own.get("base_model"), follows["reproducibility"]["base_model"]["name"]):
+        return Finding(name="card", holds=False, detail=f"its base_model is {data['base_model']!s:.100}")
+    return Finding(name="card", holds=True, detail="it says what the log says; other metadata are its owner's")
 
 
-def _edited_card(said: Mapping[str, Any], number: int, there: str, here: str) -> Finding:
-    version = said["versions"].get("hf_dpzo")
-    detail = f"line {number} is {there!r:.100}, and {STATEMENT_FILE} asks for {here!r:.100}"
+def _edited_card(follows: Mapping[str, Any], number: int, there: str, here: str) -> Finding:
+    version = follows["versions"].get("hf_dpzo")
+    detail = f"line {number} is {there!r:.100}, and the log asks for {here!r:.100}"
     if version != __version__:
-        other = f"; but it was written by hf_dpzo {version}, and this is {__version__}: check it with that version"
-        return Finding(name="card", holds=None, detail=f"{detail}{other}")
+        detail += f"; it was written by hf_dpzo {version}, and this is {__version__}: check it with that version"
     return Finding(name="card", holds=False, detail=detail)
 
 
 def _lines(card: ModelCard) -> list[str]:
     """What PEFT adds when it saves an adapter again says nothing."""
-    return [line for line in card.text.strip().splitlines() if not line.startswith("- PEFT ")]
+    lines = card.text.strip().replace("\r\n", "\n").split("\n")
+    return [line for line in lines if not re.fullmatch(r"- PEFT \d[\w.+]*", line)]
 
 
-def _unopened(source: Source) -> Iterator[Finding]:
-    names = [name for name in source.sizes if Path(name).suffix in UNOPENED and name not in HARMLESS]
-    if names:
-        detail = f"{', '.join(names[:3])}: files that can run code, or hold other weights, were not opened"
-        yield Finding(name="other files", holds=False, detail=detail)
+def _others(source: Source) -> Finding:
+    """Files beside those that were looked at."""
+    suspect = [name for name in source.sizes if not _is_known(name)]
+    if suspect:
+        detail = f"{', '.join(suspect[:3])}: what may run code, or hold other weights, was not opened"
+        return Finding(name="other files", holds=False, detail=detail)
+    rest = sorted(name for name in source.sizes if name not in LOOKED_AT and not is_weights(name))
+    detail = f"not looked at: {', '.join(rest)}" if rest else "none"
+    return Finding(name="other files", holds=True, detail=detail)
+
+
+def _is_known(name: str) -> bool:
+    return Path(name).suffix in PUBLIC_SUFFIXES or name in HARMLESS
 
 
 def _sha256(path: Path) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hf_dpzo.header import differences
 from hf_dpzo.initial import INITIAL_FILE
 from hf_dpzo.sources import Source, SourceError
-from hf_dpzo.trajectory import differences
 
 
 # Relative to a tensor's largest entry: how far another kind of device may lead.
@@ -20,9 +20,10 @@ LARGEST_DRIFT = 1e-4
 CONFIGURATIONS = ("config.json", "adapter_config.json")
 # Of versions and of loading, or set from the tokenizer when training began.
 _IGNORED = (
-    *("_name_or_path", "transformers_version", "peft_version", "dtype", "torch_dtype", "inference_mode", "revision"),
-    *("runtime_config", "eos_token_id", "bos_token_id", "pad_token_id", "use_cache"),
+    *("_name_or_path", "transformers_version", "peft_version", "inference_mode", "runtime_config"),
+    *("eos_token_id", "bos_token_id", "use_cache"),
 )
+_MODULES = ("target_modules", "exclude_modules", "feedforward_modules")
 _SLACK = 1 << 20
 
 
@@ -55,6 +56,8 @@ def compare_weights(source: Source, replayed: Path) -> Difference | None:
     names = [name for name in source.sizes if is_weights(name)]
     expected = sorted(path for path in replayed.iterdir() if is_weights(path.name))
     largest = sum(path.stat().st_size for path in expected) + _SLACK
+    if sum(source.sizes[name] for name in names) > largest:
+        raise SourceError(f"{', '.join(names[:3])}: together they have more than {largest} bytes, and are not opened.")
     folder = source.fetched(dict.fromkeys(names, largest))
     try:
         there, here = _tensors([folder / name for name in names]), _tensors(expected)
@@ -63,34 +66,51 @@ def compare_weights(source: Source, replayed: Path) -> Difference | None:
         raise SourceError(f"{', '.join(names)}: it can not be read ({error}); take it anew.") from None
 
 
-def compare_configurations(source: Source, replayed: Path) -> list[str]:
-    """Return what the configurations in `source` say that those in the folder `replayed` do not."""
+def compare_configurations(source: Source, replayed: Path, *, base: str, revision: str | None) -> list[str]:
+    """Return what the configurations in `source` say that those in the folder `replayed` do not.
+
+    Args:
+        source: of the published files.
+        replayed: where what the log leads to was saved.
+        base: the name of the base model, which an adapter must name.
+        revision: its commit, which an adapter may name.
+    """
     found = []
     for name in CONFIGURATIONS:
         if not (replayed / name).is_file():
             found += [f"{name}: the log leads to none"] if name in source.sizes else []
             continue
-        there, here = source.json(name), json.loads((replayed / name).read_text(encoding="utf-8"))
-        found += differences(_kept(there), _kept(here), name)
+        there, here = _kept(source.json(name)), _kept(json.loads((replayed / name).read_text(encoding="utf-8")))
+        if "base_model_name_or_path" in here and isinstance(there, dict):
+            here["base_model_name_or_path"] = base  # It was loaded from wherever it is here.
+            here["revision"] = revision if there.get("revision") == revision else None
+            # Which modules a pattern means, the names of the tensors tell.
+            patterns = {key for key in _MODULES if isinstance(there.get(key), str)}
+            there, here = ({key: one[key] for key in one if key not in patterns} for one in (there, here))
+        found += differences(there, here, name)
     return found
 
 
 def _kept(configuration: Any) -> Any:
     if not isinstance(configuration, dict):
         return configuration
-    # PEFT adds modules to save whenever it makes an adapter, also those that are there.
-    return {
-        name: sorted(set(value)) if name == "modules_to_save" and value else value
-        for name, value in configuration.items()
-        if name not in _IGNORED
-    }
+    return {name: _as_set(value) for name, value in configuration.items() if name not in _IGNORED}
+
+
+def _as_set(value: Any) -> Any:
+    """PEFT saves sets of names, in any order, and adds modules to save that are there already."""
+    names = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return sorted(set(value)) if names else value
 
 
 def _tensors(paths: list[Path]) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary.
+                if name in found:
+                    raise SourceError(f"{name:.100}: it is in {found[name].name} and in {path.name}; remove one.")
+                found[name] = path
     return found
 
 

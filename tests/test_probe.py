@@ -82,7 +82,9 @@ def test_a_run_without_privacy_is_not_probed(make_trainer):
 def isolation(trainer) -> dict:
     trainer.train()
     trainer.save_model()
-    return json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())["validity_checks"]["numerical_isolation"]
+    return json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())["validity_checks"][
+        "numerical_isolation"
+    ]
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])

@@ -176,22 +176,24 @@ def test_steps_while_a_push_runs_do_not_reach_into_its_commit(make_trainer, on_h
 
 
 def test_a_push_that_fails_ends_no_run(make_trainer, on_hub, caplog):
-    on_hub.fail_next(1)
+    on_hub.fail_next(1000)
     trainer = make_trainer(save_strategy="steps", save_steps=2)
     trainer.train()
     trainer._finish_current_push()
     assert "A push to the Hub failed" in caplog.text
+    on_hub.fail_next(0)
     trainer.push_to_hub()
     assert all(finding.holds for finding in verify(REPO))
     assert not list(Path(trainer.args.output_dir).glob("_push-*"))
 
 
 def test_a_last_push_that_fails_raises_and_loses_nothing(make_trainer, on_hub):
-    trainer = make_trainer()
+    trainer = make_trainer(hub_strategy="end")
     trainer.train()
-    on_hub.fail_next(1)
+    on_hub.fail_next(1000)
     with pytest.raises(HfHubHTTPError):
         trainer.save_model()
+    on_hub.fail_next(0)
     folder = Path(trainer.args.output_dir)
     assert {path.name for path in folder.iterdir()} >= ALWAYS | ADAPTER
     assert trainer.push_to_hub().oid
@@ -214,6 +216,91 @@ def test_weights_of_an_earlier_model_do_not_stay(make_trainer, on_hub, tmp_path)
     trainer.push_to_hub()
     assert "model.safetensors" not in commits(on_hub)[-1].files
     assert "adapter_model.safetensors" in commits(on_hub)[-1].files
+
+
+def test_what_lay_in_the_folders_before_is_not_pushed(make_trainer, on_hub, tmp_path):
+    """As of an earlier run, which was not private."""
+    for step in (2, 4):
+        folder = tmp_path / "private" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "rows.txt", "predictions.json"):
+            (folder / name).write_text("raw")
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer._finish_current_push()
+    for one in commits(on_hub):
+        assert set(one.files) - {".gitattributes"} == ALWAYS | BESIDE | ADAPTER
+
+
+def test_what_an_earlier_model_left_on_the_hub_goes(make_trainer, on_hub):
+    for name in ("pytorch_model.bin", "model-00001-of-00002.safetensors", "config.json", "notes.md"):
+        huggingface_hub.create_repo(REPO, exist_ok=True)
+        on_hub.edit(REPO, name, b"{}")
+    trainer = make_trainer()
+    trainer.train()
+    trainer.push_to_hub()
+    assert set(on_hub.commits(REPO)[-1].files) - {".gitattributes"} == ALWAYS | BESIDE | ADAPTER | {"notes.md"}
+
+
+# ---- Models that the log does not lead to ----
+
+
+def test_weights_that_were_changed_after_training_get_no_card(make_trainer, on_hub, tmp_path):
+    trainer = make_trainer(push_to_hub=False)
+    trainer.train()
+    trainer.save_model()
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).add_(1e-3)
+    for save in (lambda: trainer.save_model(str(tmp_path / "other")), trainer.push_to_hub):
+        with pytest.raises(ValueError, match="model: it is another one than training left, or was changed since"):
+            save()
+    assert not (tmp_path / "other").exists()
+
+
+def test_another_model_gets_no_card(make_trainer, on_hub, tmp_path):
+    trainer = make_trainer(push_to_hub=False)
+    trainer.train()
+    trainer.model = trainer.model.merge_and_unload()
+    with pytest.raises(ValueError, match="model: it is another one than training left"):
+        trainer.save_model(str(tmp_path / "other"))
+
+
+def test_a_model_that_was_not_trained_is_not_saved_over_one_that_was(make_trainer, on_hub):
+    trainer = make_trainer(push_to_hub=False)
+    trainer.train()
+    trainer.save_model()
+    with pytest.raises(ValueError, match="it holds the log of a run that did not lead to this model"):
+        make_trainer(push_to_hub=False).save_model()
+
+
+@pytest.mark.parametrize("event", ["on_pre_optimizer_step", "on_optimizer_step", "on_step_end"])
+def test_an_interrupted_run_states_the_step_that_its_weights_are_of(make_trainer, on_hub, event):
+    def stop(callback, args, state, control, **kwargs):
+        if state.global_step >= 2:
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(push_to_hub=False, callbacks=[type("Stop", (TrainerCallback,), {event: stop})()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.save_model()
+    assert all(finding.holds for finding in verify(trainer.args.output_dir))
+
+
+def test_results_in_a_card_are_those_of_its_weights(make_trainer, on_hub):
+    trainer = make_trainer(push_to_hub=False, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    for step in range(1, STEPS + 1):
+        said = json.loads((Path(trainer.args.output_dir) / f"checkpoint-{step}" / "privacy.json").read_text())
+        logged = next(one for one in trainer.state.log_history if one["step"] == step and "eval_loss" in one)
+        assert said["evaluation"]["after_step"] == step
+        assert said["evaluation"]["metrics"]["eval_loss"] == logged["eval_loss"]
+
+
+def test_pushing_a_log_needs_pushing(tmp_path):
+    with pytest.raises(ValueError, match="push_trajectory=True: nothing is pushed"):
+        ZOTrainingArguments(
+            output_dir=str(tmp_path), noise_multiplier=1.0, target_delta=1e-5, push_trajectory=True, use_cpu=True
+        )
 
 
 # ---- A model as a log ----
@@ -249,6 +336,12 @@ def test_command_publishes_the_log_of_a_saved_model(make_trainer, on_hub, capsys
     assert hf_dpzo.from_trajectory("tester/log") is not None
     assert main(["push-log", str(Path(trainer.args.output_dir).parent), "tester/log"]) == 2
     assert "it holds no trajectory.zo" in capsys.readouterr().err
+    assert main(["push-log", trainer.args.output_dir, "a b"]) == 2
+    assert "run hf auth login, or name a repository" in capsys.readouterr().err
+    (Path(trainer.args.output_dir) / "privacy.json").unlink()
+    assert main(["push-log", trainer.args.output_dir, "tester/never"]) == 2
+    assert "run hf-dpzo card" in capsys.readouterr().err
+    assert not any("never" in asked for asked in on_hub.requests)
 
 
 def test_a_log_that_leads_elsewhere_gives_no_model(make_trainer, on_hub):
@@ -300,7 +393,7 @@ def test_files_that_are_too_large_are_not_downloaded(make_trainer, on_hub):
     for name, data in (("adapter_model.safetensors", weights + bytes(1 << 22)), ("README.md", bytes(1 << 22))):
         on_hub.edit(REPO, name, data)
         on_hub.requests.clear()
-        assert any(one.holds is False and "it is not opened" in one.detail for one in verify(REPO))
+        assert any(one.holds is False and "not opened" in one.detail for one in verify(REPO))
         assert not any(f"resolve/{on_hub.commits(REPO)[-1].oid}/{name}" in asked for asked in on_hub.requests)
 
 

@@ -187,7 +187,7 @@ def test_a_header_that_plans_for_other_releases_than_its_method_makes_is_refused
 
 def test_declared_survives_being_written_and_read(folder):
     declared = Declared(
-        isolation={"status": "bitwise", "bound_in_clip_norms": 0.0},
+        isolation={"status": "bounded", "bound_in_clip_norms": 0.005},
         tuning_runs=7,
         eval_data_is_public=True,
         metrics={"eval_loss": 0.5},

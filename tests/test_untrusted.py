@@ -453,7 +453,7 @@ def test_a_log_may_name_a_base_on_the_hub_or_in_a_package(name, revision, expect
     if expected is not None:
         assert base_from_header(header) == expected
     else:
-        assert "name where it is, by --base" in refusal(lambda: base_from_header(header))
+        assert "name where it is here, as base" in refusal(lambda: base_from_header(header))
 
 
 def test_package_paths_stay_in_their_package(tmp_path, monkeypatch):

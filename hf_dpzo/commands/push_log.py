@@ -20,14 +20,27 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import httpx
 
     from hf_dpzo.log_repository import push_log
+    from hf_dpzo.model_card import STATEMENT_FILE
     from hf_dpzo.publishing import Destination
     from hf_dpzo.trajectory import LOG_FILE
 
     folder = Path(arguments.folder)
-    if not (folder / LOG_FILE).is_file():
-        raise ValueError(f"folder={folder}: it holds no {LOG_FILE}; name the output_dir of a run.")
-    created = HfApi().create_repo(arguments.repository, private=arguments.private or None, exist_ok=True)
-    url = push_log(folder, Destination(repository=created.repo_id, revision=arguments.revision))
+    for name, remedy in (
+        (LOG_FILE, "name the output_dir of a run"),
+        (STATEMENT_FILE, f"run hf-dpzo card {folder} first"),
+    ):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder={folder}: it holds no {name}; {remedy}.")
+    try:
+        created = HfApi().create_repo(arguments.repository, private=arguments.private or None, exist_ok=True)
+        url = push_log(folder, Destination(repository=created.repo_id, revision=arguments.revision))
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"repository={arguments.repository}: {str(error).splitlines()[0]}; run hf auth login, or name a repository "
+            "and a branch that you may write to."
+        ) from error
     return Outcome(text=table([("published", url), ("bytes of the log", str((folder / LOG_FILE).stat().st_size))]))
