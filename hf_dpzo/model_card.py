@@ -63,7 +63,7 @@ def rendered(
         statement=as_text(statement),
         title=as_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,
-        repository=statement["reproducibility"]["repository"] or "FOLDER_OR_REPOSITORY",
+        repository=as_text(statement["reproducibility"]["repository"]) or "FOLDER_OR_REPOSITORY",
         holds_weights=any(is_weights(name) for name in files),
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
         picture_alt=PICTURE_IN_WORDS if statement["evaluation"]["history"] else "epsilon over the steps",
