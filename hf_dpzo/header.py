@@ -7,16 +7,13 @@ types, sizes and ranges.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import jsonschema
+from hf_dpzo.strict_json import parse, validator
 
 
 # Bytes. An honest header has a few thousand; one that names 10000 parameters has half of this.
 LARGEST_HEADER = 1 << 20
-SCHEMAS = Path(__file__).parent / "schemas"
 # An honest header has five levels: adapter, config, rank_pattern, module, and the header itself.
 _DEEPEST = 8
 ANEW = "use a copy of the log that nobody changed, or the version of hf_dpzo that wrote it"
@@ -51,7 +48,7 @@ def fault_in(value: Any, schema: str) -> str | None:
     'LORA.megatron_core="os": no log may set it'
     """
     # The first of them, for a crafted value may have a million.
-    error = next(_validator(schema).iter_errors(value), None)
+    error = next(validator(schema).iter_errors(value), None)
     if error is None:
         return None
     name, value = ".".join(str(part) for part in error.absolute_path), error.instance
@@ -80,9 +77,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if len(data) > LARGEST_HEADER:
         raise TrajectoryError(f"header: it has {len(data)} bytes, and {LARGEST_HEADER} are the most")
     try:
-        header = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant)
-        # Half of a surrogate pair is no text, and could not even be shown in a message.
-        json.dumps(header, ensure_ascii=False).encode()
+        header = parse(data.decode())
     except (ValueError, RecursionError) as error:
         raise TrajectoryError(f"header: it is no JSON that a run writes ({type(error).__name__})") from None
     _check_values(header)
@@ -91,17 +86,6 @@ def _parsed(data: bytes) -> dict[str, Any]:
         raise TrajectoryError(fault)
     _check_agreement(header)
     return header
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name stands twice in one object.")
-    return made
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name}: JSON has no such number.")
 
 
 def _check_values(header: Any) -> None:
@@ -129,14 +113,6 @@ def _check_agreement(header: Mapping[str, Any]) -> None:
     directions = header["method"].get("num_directions", 1)
     if directions != header["num_directions"]:
         raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")
-
-
-@lru_cache(maxsize=2)
-def _validator(schema: str) -> jsonschema.protocols.Validator:
-    # JSON schemas take 2.0 for an integer, and record layouts do not.
-    whole = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, one: type(one) is int)
-    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=whole)
-    return kind(json.loads((SCHEMAS / schema).read_text(encoding="utf-8")))
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[str]:

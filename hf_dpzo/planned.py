@@ -37,11 +37,12 @@ class PlannedRun:
             TrajectoryError: it plans for releases that its method does not make.
         """
         header, plan = log.header, log.header["plan"]
+        method = made(METHODS, header["method"])
         run = cls(
             header=header,
-            method=made(METHODS, header["method"]),
+            method=method,
             update=made(UPDATES, header["update"]),
-            budget=Budget(query=_query(header), planned_steps=plan["steps"], delta=plan["delta"]),
+            budget=Budget(query=_query(header, method), planned_steps=plan["steps"], delta=plan["delta"]),
         )
         run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn > 0)))
         return run
@@ -102,9 +103,9 @@ class PlannedRun:
         )
 
 
-def _query(header: Mapping[str, Any]) -> Query:
+def _query(header: Mapping[str, Any], method: Method) -> Query:
     """What one step released, as the method says; not as the header does, which must agree."""
-    method, rows, planned = made(METHODS, header["method"]), header["rows"], header["plan"]["query"]
+    rows, planned = header["rows"], header["plan"]["query"]
     query = method.mechanism.query(rows["expected_batch_size"] / rows["units"])
     different = differences(planned, {"name": type(query).__name__, **asdict(query)})
     if different:

@@ -54,14 +54,17 @@ class PublishingTrainer(DurableTrainer):
             self._refuse_folder_of_another(folder)
             super().save_model(output_dir, _internal_call=True)
             return
-        self._refuse_other_weights()
-        if isinstance(self.model, PeftModel):  # PEFT keeps the place from which the base model was loaded here.
-            self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
-        super().save_model(output_dir, _internal_call=True)
+        self._save_weights(output_dir)
         if self.args.should_save:
             self._write_card(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_weights(self, output_dir: str | None = None) -> None:
+        self._refuse_other_weights()
+        if isinstance(self.model, PeftModel):  # PEFT keeps the place from which the base model was loaded here.
+            self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
+        super().save_model(output_dir, _internal_call=True)
 
     def create_model_card(
         self,
@@ -207,8 +210,8 @@ class PublishingTrainer(DurableTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        self._save_weights()
         self.create_model_card(**kwargs)
-        self.save_model(_internal_call=True)
         self._finish_current_push()
         snapshot = self._snapshot()
         to = Destination(repository=self.hub_model_id, revision=revision or self.args.hub_revision, token=token)

@@ -1,14 +1,15 @@
 """Where published files come from: a folder, or one commit of a repository on the Hub. Neither is trusted."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
+
+from hf_dpzo.strict_json import parse
 
 
 # For a card, a configuration or a statement, in bytes.
@@ -63,7 +64,7 @@ class Source(ABC):
     def json(self, name: str) -> Any:
         """Return what a file holds, as JSON."""
         try:
-            return json.loads(self.text(name), parse_constant=_refuse_constant, object_pairs_hook=_once)
+            return parse(self.text(name))
         except SourceError:
             raise
         except (ValueError, RecursionError) as error:
@@ -114,18 +115,6 @@ def source_of(name: str | Path, revision: str | None = None) -> Source:
     return LocalFolder(Path(name)) if Path(name).is_dir() else HubCommit(str(name), revision)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
 def _check_size(name: str, size: int, limit: int) -> None:
     if size > limit:
         raise SourceError(f"{name}: it has {size} bytes, and may have {limit}; it is not opened.")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a name that is there twice, readers take different values."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found

@@ -250,8 +250,8 @@ def _not_covered(run: PlannedRun, declared: Declared) -> list[str]:
 def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[str, Any]:
     base = run.header["base"]
     return {
-        "log": _file(folder / LOG_FILE),
-        "initial_values": _file(folder / INITIAL_FILE) if (folder / INITIAL_FILE).is_file() else None,
+        "log": file_facts(folder / LOG_FILE),
+        "initial_values": file_facts(folder / INITIAL_FILE) if (folder / INITIAL_FILE).is_file() else None,
         "weights": None if declared.weights is None else dict(declared.weights),
         "base_model": {
             "name": base["name"],
@@ -264,7 +264,8 @@ def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[
     }
 
 
-def _file(path: Path) -> dict[str, Any]:
+def file_facts(path: Path) -> dict[str, Any]:
+    """The name of a file, and of what it holds the SHA-256 and the bytes."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}

@@ -5,7 +5,6 @@ weights are those to which the log leads from there. What can not be shown from 
 this library on the rows that were counted. But noise that is not there at all would show in the log.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from hf_dpzo.queries import LaplaceQuery
 from hf_dpzo.replayed import replayed_findings
 from hf_dpzo.schema import StatementError, check_statement
 from hf_dpzo.sources import Source, SourceError, source_of
-from hf_dpzo.statement import privacy_statement
+from hf_dpzo.statement import file_facts, privacy_statement
 from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryError
 from hf_dpzo.weights import CONFIGURATIONS, is_weights
 
@@ -90,7 +89,7 @@ def _findings(source: Source, base: str | None, weights: bool) -> Iterator[Findi
 
 def _of_log(log: Trajectory, folder: Path, said: Mapping[str, Any] | None) -> Finding:
     steps, torn = len(log.records), " and a torn one, which counts as spent" if log.torn else ""
-    if said is not None and said["reproducibility"]["log"]["sha256"] != _sha256(folder / LOG_FILE):
+    if said is not None and said["reproducibility"]["log"]["sha256"] != file_facts(folder / LOG_FILE)["sha256"]:
         taken = steps if said["claim"] is None else said["claim"]["steps_taken"]
         detail = f"it holds {steps} steps{torn}, and {STATEMENT_FILE} says {taken}: steps were dropped or added"
         if taken == steps and not torn:
@@ -192,8 +191,3 @@ def _others(source: Source) -> Finding:
 
 def _is_known(name: str) -> bool:
     return Path(name).suffix in PUBLIC_SUFFIXES or name in HARMLESS
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

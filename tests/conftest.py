@@ -123,6 +123,18 @@ def each_with_each(names: Iterable[str], kinds: Iterable[str]) -> pytest.MarkDec
     return pytest.mark.parametrize(("name", "kind", "lora"), cases, ids=ids)
 
 
+# Arguments of a short private run of `ZOTrainer`, for tests whose fixtures outlive those of one test.
+SHORT_RUN = {
+    "noise_multiplier": 1.0,
+    "target_delta": 1e-4,
+    "expected_batch_size": 8,
+    "learning_rate": 1e-2,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
 def few_public_rows() -> list[dict]:
     """The fewest rows for the isolation probe, in tests whose subject it is not. By default it makes up more."""
     return labelled_rows(2, seed=9).to_list()

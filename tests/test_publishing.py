@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import SHORT_RUN, classifier, labelled_rows
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from local_hub import TOKEN, hub  # noqa: F401 - a fixture.
@@ -45,14 +45,8 @@ def make_trainer(on_hub, tokenizer, tmp_path):
     def make(*, lora: bool = True, callbacks=None, **changes) -> ZOTrainer:
         settings = {
             "output_dir": str(tmp_path / "private"),
-            "noise_multiplier": 1.0,
-            "target_delta": 1e-4,
+            **SHORT_RUN,
             "max_steps": STEPS,
-            "expected_batch_size": 8,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
             "push_to_hub": True,
         }
         model = AutoModelForSequenceClassification.from_pretrained(BASE)

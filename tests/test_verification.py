@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import SHORT_RUN, classifier, labelled_rows
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
@@ -44,14 +44,8 @@ def train(base, tokenizer, tmp_path_factory):
     def run(*, lora: bool, **changes) -> Path:
         settings = {
             "output_dir": str(tmp_path_factory.mktemp("run") / "out"),
-            "noise_multiplier": 1.0,
-            "target_delta": 1e-4,
+            **SHORT_RUN,
             "max_steps": STEPS,
-            "expected_batch_size": 8,
-            "learning_rate": 1e-2,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
         }
         given = {name: value for name, value in {**settings, **changes}.items() if value is not None}
         model = AutoModelForSequenceClassification.from_pretrained(base)
