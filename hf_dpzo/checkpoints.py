@@ -60,7 +60,7 @@ def check_checkpoint(folder: Path, log: Trajectory) -> bool:
     mark = CheckpointMark.load(folder)
     if mark is None:
         return False
-    known = log.checksums[mark.steps].hex() if mark.steps < len(log.checksums) else None
+    known = log.checksum_after(mark.steps).hex() if mark.steps <= len(log.records) else None
     if mark.checksum != known:
         raise TrajectoryError(
             f"{folder}: the log beside it does not hold the {mark.steps} steps of this checkpoint; what they spent is "

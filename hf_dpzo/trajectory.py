@@ -10,7 +10,6 @@ All that is in it is public: what left through a mechanism, and what the run was
 
 import hashlib
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping
@@ -21,93 +20,14 @@ from typing import Any, Self
 import filelock
 
 from hf_dpzo.header import LARGEST_HEADER, TrajectoryError, read_header
+from hf_dpzo.records import CHAIN, Layout, Record, Records
 
 
 LOG_FILE = "trajectory.zo"
 MAGIC = b"hf_dpzo trajectory 1\n"
-# Bytes of a whole file: a million steps of one direction. In memory, records were measured to take up to 9 times what
-# they take on disk (500 bytes for the 64 of one direction), so the largest file makes a reader hold 0.6 GB.
+# Bytes of a whole file: a million steps of one direction. A reader holds no more than these, twice.
 LARGEST_LOG = 1 << 26
-_LENGTH, _FRONT = struct.Struct("<I"), struct.Struct("<IIdQ")
-_VOID = 1
-_CHAIN = 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One step.
-
-    Args:
-        step: from 0.
-        integers: what was released, one for each direction.
-        rates: the learning rate of each parameter group.
-        smoothing: mu of the step's stage.
-        mask: a fingerprint of the coordinates that could move; 0 where all could.
-        void: whether nothing is known of what was released: its record was torn. The step counts as spent.
-    """
-
-    step: int
-    integers: tuple[int, ...]
-    rates: tuple[float, ...]
-    smoothing: float
-    mask: int = 0
-    void: bool = False
-
-    @property
-    def finite(self) -> bool:
-        """Whether its numbers are, as those of every run are."""
-        return all(math.isfinite(one) for one in (self.smoothing, *self.rates))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How the records of a file are laid out.
-
-    Args:
-        num_directions: K.
-        groups: how many parameter groups the optimizer has.
-
-    >>> layout = Layout(num_directions=1, groups=2)
-    >>> layout.size
-    64
-    >>> record = Record(step=0, integers=(-5,), rates=(0.5, 0.5), smoothing=1e-3)
-    >>> layout.unpack(layout.pack(record, bytes(16)), bytes(16)) == record
-    True
-    """
-
-    num_directions: int
-    groups: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of a record."""
-        return _FRONT.size + 8 * (self.groups + self.num_directions) + _CHAIN
-
-    def pack(self, record: Record, before: bytes) -> bytes:
-        """Return the bytes of `record`, which end with its checksum; `before` is that of the record before it."""
-        front = _FRONT.pack(record.step, _VOID * record.void, record.smoothing, record.mask)
-        body = front + self._values.pack(*record.rates, *record.integers)
-        return body + _checksum(before, body)
-
-    def unpack(self, data: bytes, before: bytes) -> Record | None:
-        """Return the record in `data`, or `None` where its checksum is wrong."""
-        body, checksum = data[:-_CHAIN], data[-_CHAIN:]
-        if len(data) != self.size or checksum != _checksum(before, body):
-            return None
-        step, flags, smoothing, mask = _FRONT.unpack_from(body)
-        values = self._values.unpack_from(body, _FRONT.size)
-        return Record(
-            step=step,
-            integers=values[self.groups :],
-            rates=values[: self.groups],
-            smoothing=smoothing,
-            mask=mask,
-            void=bool(flags & _VOID),
-        )
-
-    @property
-    def _values(self) -> struct.Struct:
-        return struct.Struct(f"<{self.groups}d{self.num_directions}q")
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +37,23 @@ class Trajectory:
     Args:
         header: what the run was configured with.
         records: of the steps, in order.
-        checksums: of the records, in order, the header's before them.
+        start: the checksum of the header.
         torn: bytes behind the last whole record. They are of a step whose release somebody may have seen.
     """
 
     header: Mapping[str, Any]
-    records: tuple[Record, ...]
-    checksums: tuple[bytes, ...]
+    records: Records
+    start: bytes
     torn: int
 
     @property
     def layout(self) -> Layout:
         """How the records are laid out."""
         return layout_of(self.header)
+
+    def checksum_after(self, steps: int) -> bytes:
+        """The checksum that stands for the log up to a step."""
+        return self.records.checksum(steps - 1) if steps else self.start
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -155,25 +79,25 @@ class Trajectory:
         if len(data) > LARGEST_LOG:
             raise TrajectoryError(f"it has more than {LARGEST_LOG} bytes, and no log has; name another file.")
         header, checksum, start = _split_header(data)
-        layout, records, checksums = layout_of(header), [], [checksum]
+        layout, count, before = layout_of(header), 0, checksum
         steps, there, most = header["plan"]["steps"], len(data) - start, LARGEST_LOG - start
         if not there // layout.size <= steps <= most // layout.size:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
         for begin in range(start, len(data) - layout.size + 1, layout.size):
             piece = data[begin : begin + layout.size]
-            record = layout.unpack(piece, checksums[-1])
-            if record is None or record.step != len(records):
+            record = layout.unpack(piece, before)
+            if record is None or record.step != count:
                 if begin + layout.size < len(data):
-                    raise TrajectoryError(f"record {len(records)} is damaged; replay a copy of the log.")
+                    raise TrajectoryError(f"record {count} is damaged; replay a copy of the log.")
                 break
             if not record.finite:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
             if record.void and any(record.integers):
                 raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
-            records.append(record)
-            checksums.append(piece[-_CHAIN:])
-        torn = len(data) - start - len(records) * layout.size
-        return cls(header=header, records=tuple(records), checksums=tuple(checksums), torn=torn)
+            count, before = count + 1, piece[-CHAIN:]
+        end = start + count * layout.size
+        records = Records(layout=layout, data=data[start:end])
+        return cls(header=header, records=records, start=checksum, torn=len(data) - end)
 
 
 class TrajectoryWriter:
@@ -186,7 +110,7 @@ class TrajectoryWriter:
 
     def __init__(self, path: Path, log: Trajectory) -> None:
         self._path, self._layout, self.steps = path, log.layout, len(log.records)
-        self._before = log.checksums[-1]
+        self._before = log.checksum_after(self.steps)
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
         # Over the torn bytes, if there are any: they are fewer than the next record has.
         self._file.seek(-log.torn, os.SEEK_END)
@@ -235,7 +159,7 @@ class TrajectoryWriter:
                 f"{self._path}: step {record.step} could not be written ({error.strerror}); the {record.step} steps "
                 "before it are safe: make room, and go on with resume_from_checkpoint=True."
             ) from error
-        self._before, self.steps = data[-_CHAIN:], self.steps + 1
+        self._before, self.steps = data[-CHAIN:], self.steps + 1
 
     @property
     def checksum(self) -> str:
@@ -297,8 +221,4 @@ def _split_header(data: bytes) -> tuple[dict[str, Any], bytes, int]:
     checksum = hashlib.sha256(data[:end]).digest()
     if length > LARGEST_HEADER or data[end : end + len(checksum)] != checksum:
         raise TrajectoryError("its header is damaged; replay a copy of the log.")
-    return read_header(data[end - length : end]), checksum[:_CHAIN], end + len(checksum)
-
-
-def _checksum(before: bytes, body: bytes) -> bytes:
-    return hashlib.sha256(before + body).digest()[:_CHAIN]
+    return read_header(data[end - length : end]), checksum[:CHAIN], end + len(checksum)

@@ -50,6 +50,7 @@ LAYERS = {
     "commits": {"huggingface_hub"},
     "strict_json": {"jsonschema"},
     "header": set(),
+    "records": set(),
     "trajectory": {"filelock"},
     "losses": {"torch", "transformers", "peft"},
     "made_up": {"torch", "transformers", "datasets"},
@@ -106,7 +107,10 @@ LAYERS = {
     "": set(),
 }
 # Generators of one's own, and a look at the global one.
-OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
+OWN = (
+    *("np.random.Philox", "np.random.Generator", "np.random.default_rng"),
+    *("np.random.get_state", "np.random.set_state", "np.random.get_bit_generator"),
+)
 HEAVY = {
     *("opendp", "dp_accounting", "scipy", "torch", "transformers", "accelerate", "peft", "datasets"),
     *("huggingface_hub", "safetensors", "filelock", "jsonschema", "matplotlib"),

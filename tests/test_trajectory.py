@@ -63,7 +63,7 @@ def log(tmp_path):
 def test_what_was_appended_is_read(log):
     found = Trajectory.read(log)
     assert found.header == HEADER
-    assert found.records == tuple(record(step) for step in range(5))
+    assert list(found.records) == [record(step) for step in range(5)]
     assert found.torn == 0
     assert Trajectory.read(log.parent) == found
 

@@ -1,0 +1,208 @@
+"""What a step costs beside its forward passes, and whether it costs more after 100,000 of them.
+
+    python recipes/long_run/measure.py [steps]
+
+A toy model is trained through the Trainer, privately, with logs, evaluations and checkpoints. Time is CPU time, which
+other processes disturb less; where waiting counts, as for a disk, it is the time that passed.
+"""
+
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging as transformers_logging
+
+from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo.collation import LogicalBatchCollator
+from hf_dpzo.discreet import DiscreetTrainer
+from hf_dpzo.durable import DurableTrainer
+from hf_dpzo.ledger import Budget
+from hf_dpzo.losses import BatchLosses, Inputs, ScoreLoss
+from hf_dpzo.mechanism import IntegerSum
+from hf_dpzo.noise import BernoulliMask
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.sampling import SealedRows
+from hf_dpzo.sealed import sealed
+from hf_dpzo.trajectory import TrajectoryWriter
+
+
+STEPS, EVERY = 100_000, 100
+# What is timed: in which row of the table, and where it happens.
+TIMED = (
+    ("accounting", Budget, "require"),
+    ("accounting", Budget, "spend"),
+    ("accounting", Budget, "running_epsilon"),
+    ("log: append and fsync", TrajectoryWriter, "append"),
+    ("logging, epsilon left out", DiscreetTrainer, "log"),
+    ("callbacks", CallbackHandler, "call_event"),
+    ("sampling", BernoulliMask, "draw"),
+    ("fetching rows", SealedRows, "__getitems__"),
+    ("collating", LogicalBatchCollator, "__call__"),
+    ("clipping and noise", IntegerSum, "release"),
+    ("losses", BatchLosses, "__call__"),
+    ("update", ZOOptimizer, "step"),
+    ("checkpoints, with cards", DurableTrainer, "_save_checkpoint"),
+    ("evaluation", DiscreetTrainer, "evaluate"),
+)
+
+
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Adds up the time that passes in some functions; in a function within another, for the inner one alone."""
+
+    seconds: Counter = field(default_factory=Counter)
+    running: list[list[float]] = field(default_factory=list)
+
+    def watch(self, row: str, owner: type, name: str) -> None:
+        """Time the method of that name from now on."""
+        inner: Callable = getattr(owner, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            self.running.append([0.0])
+            try:
+                return inner(*args, **options)
+            finally:
+                passed = time.perf_counter() - began
+                self.seconds[row] += passed - self.running.pop()[0]
+                if self.running:
+                    self.running[-1][0] += passed
+
+        setattr(owner, name, timed)
+
+
+class Record(TrainerCallback):
+    """CPU seconds, seconds and memory, a hundred times or more a run."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, float, float, int]] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record, once in a while."""
+        if state.global_step % (args.max_steps // EVERY) == 0:
+            memory = psutil.Process().memory_info().rss
+            self.rows.append((state.global_step, time.process_time(), time.perf_counter(), memory))
+
+
+class Squares(ScoreLoss):
+    """The loss of a toy: squared errors of a line."""
+
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """What the line says, `[batch]`."""
+        return model(inputs["x"]).squeeze(1)
+
+    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Its squared errors, `[batch]`."""
+        return (scores - inputs["labels"]).square()
+
+
+def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows as tensors."""
+    return {name: torch.tensor([row[name] for row in rows]) for name in ("x", "labels")}
+
+
+def toy(folder: str, steps: int, record: Record) -> ZOTrainer:
+    """A line through 512 points, and what trains it."""
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(640, 4)).astype(np.float32)
+    rows = [{"x": x.tolist(), "labels": float(x @ [1.0, -1.0, 0.5, 0.0])} for x in points]
+    args = ZOTrainingArguments(
+        output_dir=folder,
+        method="dpzero",
+        target_epsilon=2,
+        target_delta=1e-5,
+        expected_batch_size=8,
+        per_device_train_batch_size=16,
+        max_steps=steps,
+        learning_rate=1e-3,
+        smoothing=1e-3,
+        logging_steps=max(1, steps // 1000),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // 100),
+        eval_data_is_public=True,
+        save_steps=max(1, steps // 50),
+        save_total_limit=2,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = ZOTrainer(
+        model=torch.nn.Linear(4, 1),
+        args=args,
+        data_collator=stack,
+        train_dataset=Dataset.from_list(rows[:512]),
+        eval_dataset=Dataset.from_list(rows[512:]),
+        per_example_loss=Squares(),
+        probe_rows=rows[512:520],
+        callbacks=[record],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def cost_of_a_seal(times: int = 2000) -> float:
+    """Seconds of one call of `sealed`, in a process that has trained."""
+    began = time.process_time()
+    for _ in range(times):
+        sealed("nothing", int)
+    return (time.process_time() - began) / times
+
+
+def report(record: Record, watch: Stopwatch, steps: int) -> list[str]:
+    """The lines of the tables."""
+    at, cpu, wall, memory = (np.array(column, dtype=float) for column in zip(*record.rows, strict=True))
+    rates = np.diff(cpu) / np.diff(at) * 1e3
+    tenth = max(1, len(rates) // 10)
+    half = at > steps / 2
+    slope = np.polyfit(at[half], memory[half], 1)[0] * 1000 / 1024
+    lines = [
+        f"{steps:,} steps in {wall[-1] - wall[0]:.0f} s, {cpu[-1] - cpu[0]:.0f} s of them of CPU",
+        "",
+        "| | first tenth | last tenth | line through all, a 1,000 steps |",
+        "|---|---|---|---|",
+        f"| ms of CPU a step, median | {np.median(rates[:tenth]):.3f} | {np.median(rates[-tenth:]):.3f} | "
+        f"{np.polyfit(at[1:], rates, 1)[0] * 1000:+.5f} |",
+        f"| MiB | {memory[:tenth].mean() / 2**20:.1f} | {memory[-tenth:].mean() / 2**20:.1f} | "
+        f"{slope:+.2f} KiB in the second half |",
+        "",
+        "| of a step | ms |",
+        "|---|---|",
+    ]
+    total = (wall[-1] - wall[0]) / at[-1] * 1e3
+    for row in dict.fromkeys(row for row, _, _ in TIMED):
+        lines.append(f"| {row} | {watch.seconds[row] / steps * 1e3:.3f} |")
+    lines.append(f"| all, with the rest of the loop | {total:.3f} |")
+    lines.append(f"\nOne call of sealed: {cost_of_a_seal() * 1e6:.0f} us.")
+    return lines
+
+
+def main() -> None:
+    """Train, and print tables."""
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else STEPS
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    watch, record = Stopwatch(), Record()
+    for row, owner, name in TIMED:
+        watch.watch(row, owner, name)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = toy(folder, steps, record)
+        trainer.train()
+    sys.stdout.write("\n".join(report(record, watch, steps)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
