@@ -1,24 +1,19 @@
 """Work on private rows, sealed: it draws no global randomness, and its errors say nothing about the rows."""
 
-import ctypes
 import logging
 import os
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 
 Result = TypeVar("Result")
-# Of the state of NumPy's Mersenne Twister in memory: 624 words, and the place of the next one, an int.
-_TWISTER = 4 * 625
-# That memory, and what `np.random.get_state` last said of it.
-_seen: tuple[bytes, tuple] | None = None
 
 
 class WithheldError(RuntimeError):
@@ -100,26 +95,29 @@ def _states() -> tuple:
     return torch.get_rng_state().numpy().tobytes(), _numpy_state(), random.getstate(), gpus
 
 
-def _numpy_state() -> tuple:
-    """What `np.random.get_state` says, which takes it 50 us; where nothing was drawn since the last time, from then."""
-    global _seen
-    generator, memory = np.random.get_bit_generator(), None
-    if isinstance(generator, np.random.MT19937):
-        memory = ctypes.string_at(generator.ctypes.state_address, _TWISTER)
-        if _seen is not None and _seen[0] == memory:
-            return _seen[1]
-    kind, keys, place, waiting, normal = np.random.get_state()
-    state = (kind, keys.tobytes(), place, waiting, normal)
-    # A normal number that waits to be drawn, the second of two, leaves without a trace in that memory.
-    as_expected = memory == state[1] + place.to_bytes(4, sys.byteorder)
-    _seen = (memory, state) if as_expected and not waiting else None
-    return state
+@dataclass(frozen=True, kw_only=True)
+class _NumpyState:
+    """The state of NumPy's global generator: as NumPy says it, and so that it can be compared."""
+
+    said: dict[str, Any] = field(compare=False)
+    compared: tuple
+
+
+def _numpy_state() -> _NumpyState:
+    said = np.random.get_state(legacy=False)  # Of any kind of generator, where the other form knows one.
+    return _NumpyState(said=said, compared=_frozen(said))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((name, _frozen(one)) for name, one in value.items())
+    return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def _put_back(states: tuple) -> None:
-    own, (kind, keys, *rest), python, gpus = states
+    own, numpys, python, gpus = states
     torch.set_rng_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
-    np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
+    np.random.set_state(numpys.said)
     random.setstate(python)
     if gpus:
         torch.cuda.set_rng_state_all([torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in gpus])

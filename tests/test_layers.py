@@ -107,10 +107,7 @@ LAYERS = {
     "": set(),
 }
 # Generators of one's own, and a look at the global one.
-OWN = (
-    *("np.random.Philox", "np.random.Generator", "np.random.default_rng"),
-    *("np.random.get_state", "np.random.set_state", "np.random.get_bit_generator"),
-)
+OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
 HEAVY = {
     *("opendp", "dp_accounting", "scipy", "torch", "transformers", "accelerate", "peft", "datasets"),
     *("huggingface_hub", "safetensors", "filelock", "jsonschema", "matplotlib"),

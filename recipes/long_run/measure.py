@@ -2,11 +2,13 @@
 
     python recipes/long_run/measure.py [steps]
 
-A toy model is trained through the Trainer, privately, with logs, evaluations and checkpoints. Time is CPU time, which
-other processes disturb less; where waiting counts, as for a disk, it is the time that passed.
+A toy model is trained through the Trainer, privately, with logs, evaluations and checkpoints. The first table is of CPU
+time, which other processes disturb less, and of memory, a hundred times a run. The second is of the time that passed,
+since a log waits for the disk; what is measured within another part counts for the inner one alone.
 """
 
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -37,14 +39,15 @@ from hf_dpzo.sealed import sealed
 from hf_dpzo.trajectory import TrajectoryWriter
 
 
-STEPS, EVERY = 100_000, 100
+STEPS, LOOKS = 100_000, 100
 # What is timed: in which row of the table, and where it happens.
 TIMED = (
     ("accounting", Budget, "require"),
     ("accounting", Budget, "spend"),
     ("accounting", Budget, "running_epsilon"),
-    ("log: append and fsync", TrajectoryWriter, "append"),
-    ("logging, epsilon left out", DiscreetTrainer, "log"),
+    ("log", TrajectoryWriter, "append"),
+    ("waiting for the disk", os, "fsync"),
+    ("logging", DiscreetTrainer, "log"),
     ("callbacks", CallbackHandler, "call_event"),
     ("sampling", BernoulliMask, "draw"),
     ("fetching rows", SealedRows, "__getitems__"),
@@ -64,8 +67,8 @@ class Stopwatch:
     seconds: Counter = field(default_factory=Counter)
     running: list[list[float]] = field(default_factory=list)
 
-    def watch(self, row: str, owner: type, name: str) -> None:
-        """Time the method of that name from now on."""
+    def watch(self, row: str, owner: Any, name: str) -> None:
+        """Time the function of that name from now on."""
         inner: Callable = getattr(owner, name)
 
         def timed(*args: Any, **options: Any) -> Any:
@@ -90,7 +93,7 @@ class Record(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record, once in a while."""
-        if state.global_step % (args.max_steps // EVERY) == 0:
+        if state.global_step % (args.max_steps // LOOKS) == 0:
             memory = psutil.Process().memory_info().rss
             self.rows.append((state.global_step, time.process_time(), time.perf_counter(), memory))
 
@@ -161,32 +164,28 @@ def cost_of_a_seal(times: int = 2000) -> float:
     return (time.process_time() - began) / times
 
 
-def report(record: Record, watch: Stopwatch, steps: int) -> list[str]:
-    """The lines of the tables."""
-    at, cpu, wall, memory = (np.array(column, dtype=float) for column in zip(*record.rows, strict=True))
-    rates = np.diff(cpu) / np.diff(at) * 1e3
-    tenth = max(1, len(rates) // 10)
-    half = at > steps / 2
-    slope = np.polyfit(at[half], memory[half], 1)[0] * 1000 / 1024
-    lines = [
-        f"{steps:,} steps in {wall[-1] - wall[0]:.0f} s, {cpu[-1] - cpu[0]:.0f} s of them of CPU",
-        "",
-        "| | first tenth | last tenth | line through all, a 1,000 steps |",
+def growth(record: Record) -> list[str]:
+    """The table that compares the first with the last steps."""
+    at, cpu, _, memory = (np.array(column, dtype=float) for column in zip(*record.rows, strict=True))
+    rates, tenth, half = np.diff(cpu) / np.diff(at) * 1e3, len(at) // 10, len(at) // 2
+    faster = np.polyfit(at[1:], rates, 1)[0] * 1000
+    more = np.polyfit(at[half:], memory[half:] / 2**10, 1)[0] * 1000
+    return [
+        "| | first tenth | last tenth | slope for 1,000 steps |",
         "|---|---|---|---|",
-        f"| ms of CPU a step, median | {np.median(rates[:tenth]):.3f} | {np.median(rates[-tenth:]):.3f} | "
-        f"{np.polyfit(at[1:], rates, 1)[0] * 1000:+.5f} |",
-        f"| MiB | {memory[:tenth].mean() / 2**20:.1f} | {memory[-tenth:].mean() / 2**20:.1f} | "
-        f"{slope:+.2f} KiB in the second half |",
-        "",
-        "| of a step | ms |",
-        "|---|---|",
+        f"| ms of CPU a step, median | {np.median(rates[:tenth]):.2f} | {np.median(rates[-tenth:]):.2f} | "
+        f"{faster:+.4f} ms |",
+        f"| MiB of memory | {memory[:tenth].mean() / 2**20:.0f} | {memory[-tenth:].mean() / 2**20:.0f} | "
+        f"{more:+.1f} KiB, in the second half |",
     ]
-    total = (wall[-1] - wall[0]) / at[-1] * 1e3
-    for row in dict.fromkeys(row for row, _, _ in TIMED):
-        lines.append(f"| {row} | {watch.seconds[row] / steps * 1e3:.3f} |")
-    lines.append(f"| all, with the rest of the loop | {total:.3f} |")
-    lines.append(f"\nOne call of sealed: {cost_of_a_seal() * 1e6:.0f} us.")
-    return lines
+
+
+def shares(record: Record, watch: Stopwatch, steps: int) -> list[str]:
+    """The table of what a step's time goes to."""
+    wall = record.rows[-1][2] - record.rows[0][2]
+    parts = {row: watch.seconds[row] / steps * 1e3 for row in dict.fromkeys(row for row, _, _ in TIMED)}
+    parts["all, with the rest of the loop"] = wall / (record.rows[-1][0] - record.rows[0][0]) * 1e3
+    return ["| of a step | ms |", "|---|---|", *(f"| {row} | {value:.3f} |" for row, value in parts.items())]
 
 
 def main() -> None:
@@ -201,7 +200,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = toy(folder, steps, record)
         trainer.train()
-    sys.stdout.write("\n".join(report(record, watch, steps)) + "\n")
+    seal = f"One call of `sealed`: {cost_of_a_seal() * 1e6:.0f} microseconds."
+    sys.stdout.write("\n".join([*growth(record), "", *shares(record, watch, steps), "", seal]) + "\n")
 
 
 if __name__ == "__main__":
