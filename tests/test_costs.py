@@ -168,7 +168,7 @@ def test_thousands_of_steps_run_at_a_constant_rate_and_memory(tmp_path):
     at, cpu, _, memory = (np.array(column) for column in zip(*record.rows, strict=True))
     rates = np.diff(cpu) / np.diff(at)
     assert np.median(rates[-20:]) < 1.25 * np.median(rates[5:25])
-    # A kilobyte a step would be some copy of each record. The allocator itself keeps more with time, but less than that.
+    # A kilobyte a step would be a copy of each record. What the allocator keeps also grows, but by less.
     assert memory[-20:].mean() < memory[20:40].mean() + 2**10 * (at[-20:].mean() - at[20:40].mean())
     assert Trajectory.read(tmp_path).records[-1].step == 39_999
 
