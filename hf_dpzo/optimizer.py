@@ -130,7 +130,8 @@ class ZOOptimizer(torch.optim.Optimizer):
                 parameter.mul_(1 - share)
             elif share != 0:
                 for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
-                    piece.sub_(piece * self.directions.mask.chunk(index, chunk).to(piece.device), alpha=share)
+                    mask = torch.from_numpy(self.directions.mask.chunk(index, chunk)).to(piece.device)
+                    piece.sub_(piece * mask, alpha=share)
 
     def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
         for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):

@@ -27,7 +27,8 @@ def mask_of(model, ratio=0.1, seed=0, stage=0, trained=None) -> Mask:
 
 
 def dense(mask: Mask, sizes) -> torch.Tensor:
-    return torch.cat([mask.chunk(i, c) for i, size in enumerate(sizes) for c in range(-(-size // CHUNK))]).bool()
+    chunks = [mask.chunk(i, c) for i, size in enumerate(sizes) for c in range(-(-size // CHUNK))]
+    return torch.from_numpy(np.concatenate(chunks)).bool()
 
 
 def sizes_of(model) -> list[int]:
