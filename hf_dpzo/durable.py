@@ -15,8 +15,9 @@ from hf_dpzo.discreet import DiscreetTrainer
 from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.ledger import Budget
-from hf_dpzo.losses import is_prompt_tuned, unwrapped
+from hf_dpzo.losses import is_prompt_tuned
 from hf_dpzo.methods.method import Method, Stage
+from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.refusals import remember_trained
 from hf_dpzo.replay import header_of, remembers, trained_parameters
 from hf_dpzo.run_log import RunLog

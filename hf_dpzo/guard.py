@@ -11,8 +11,8 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_dpzo.losses import unwrapped
 from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.output_layer import unwrapped
 
 
 # Coordinates of each parameter that are compared: enough to notice, too few to cost memory.

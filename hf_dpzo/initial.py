@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hf_dpzo.adapters import described_adapter
 from hf_dpzo.commits import cached_commit
 from hf_dpzo.header import TrajectoryError, short
-from hf_dpzo.losses import unwrapped
+from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.trajectory import replace_durably
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_dpzo.losses import unwrapped
 from hf_dpzo.methods.method import Method
+from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.sealed import DrawnError
 
 
@@ -246,9 +246,9 @@ class _Trace:
         self._inputs.append(self._parts(tensors))  # Before the module runs, for it may write into them.
 
     def _leave(self, called: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
-        inputs = self._inputs.pop()
-        if self._place:
-            self.calls.append((called, inputs, self._parts(list(_tensors(output)))))
+        inputs, made = self._inputs.pop(), list(_tensors(output))
+        if self._place and all(tensor.numel() for tensor in made):  # A loss may ask an output layer for nothing.
+            self.calls.append((called, inputs, self._parts(made)))
 
     def _parts(self, tensors: list[torch.Tensor]) -> Parts:
         return [self._place.part(tensor) if self._place else None for tensor in tensors]

@@ -7,7 +7,7 @@ they take its outputs, and reduce within each row by itself.
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
+from hf_dpzo.output_layer import NO_TARGET, Inputs, OutputLayer, unwrapped
 from hf_dpzo.sampling import Fetched
 from hf_dpzo.sealed import WithheldError, drawing_nothing, sealed
-
-
-Inputs = Mapping[str, Any]
 
 
 class PerExampleLoss(ABC):
@@ -108,10 +106,21 @@ class SequenceClassificationLoss(ScoreLoss):
 
 
 class CausalLMLoss(ScoreLoss):
-    """Mean cross-entropy of a row's own target tokens, those whose label is not -100. A row without any scores zero."""
+    """Mean cross-entropy of a row's own target tokens, those whose label is not -100. A row without any scores zero.
+
+    Called for the losses alone, it has logits made at a row's own targets only, and of one row at a time, wherever the
+    architecture allows it. Scores are all logits. A subclass with other `losses` of them needs another `__call__`.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._forward = Forward(model)
+        self._output_layer = OutputLayer(self._forward)
+
+    def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """The losses alone, float32 `[batch]`."""
+        if self._output_layer.fits(model):
+            return self._output_layer.target_losses(model, inputs, self._targets(inputs))
+        return super().__call__(model, inputs)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Next-token logits `[batch, tokens, vocabulary]`."""
@@ -120,11 +129,16 @@ class CausalLMLoss(ScoreLoss):
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
+        targets = self._targets(inputs)
+        tokens = F.cross_entropy(scores[:, :-1].transpose(1, 2), targets, reduction="none", ignore_index=NO_TARGET)
+        return tokens.sum(dim=1) / (targets != NO_TARGET).sum(dim=1).clamp(min=1)
+
+    def _targets(self, inputs: Inputs) -> torch.Tensor:
+        """What follows each token but the last, `[batch, tokens - 1]`; -100 for nothing."""
         targets = inputs["labels"][:, 1:]
         if "attention_mask" in inputs:  # Nothing is predicted from padding, of which a row has what its batch needs.
-            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, -100)
-        tokens = F.cross_entropy(scores[:, :-1].transpose(1, 2), targets, reduction="none", ignore_index=-100)
-        return tokens.sum(dim=1) / (targets != -100).sum(dim=1).clamp(min=1)
+            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, NO_TARGET)
+        return targets
 
 
 class FunctionLoss(PerExampleLoss):
@@ -226,11 +240,6 @@ def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:
 def without_labels(inputs: Inputs) -> dict[str, Any]:
     """What a model is given: with labels, it would compute a loss of its own."""
     return {name: value for name, value in inputs.items() if name != "labels"}
-
-
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside a PEFT model, or `model` itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def is_prompt_tuned(model: torch.nn.Module) -> bool:

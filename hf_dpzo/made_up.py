@@ -15,7 +15,7 @@ from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Fe
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_dpzo.losses import unwrapped
+from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.sealed import WithheldError, sealed
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.losses import Forward, Inputs, PerExampleLoss, ScoreLoss, accepts, class_losses, unwrapped
+from hf_dpzo.losses import Forward, PerExampleLoss, ScoreLoss, accepts, class_losses
+from hf_dpzo.output_layer import Inputs, OutputLayer, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +118,19 @@ class LabelScoreLoss(ScoreLoss):
 
 
 class MaskedWordLoss(LabelScoreLoss):
-    """Label-word logits at the mask."""
+    """Label-word logits at the mask; nothing else is computed, where the architecture allows it."""
 
     def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
         self._words, self._mask_token_id, self._forward = list(words), mask_token_id, Forward(model)
+        self._output_layer = OutputLayer(self._forward)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits of the label words at each row's mask."""
-        at = (inputs["input_ids"] == self._mask_token_id).int().argmax(dim=1)
+        tokens = inputs["input_ids"]
+        # From the end, for virtual tokens come in front.
+        at = (tokens == self._mask_token_id).int().argmax(dim=1) - tokens.shape[1]
+        if self._output_layer.fits(model):
+            return self._output_layer.scores_at(model, inputs, at, self._words)
         logits = self._forward(model, inputs)
         return logits[torch.arange(len(at), device=at.device), at][:, self._words]
 
@@ -142,13 +148,15 @@ class LastLogits:
 
 
 class NextWordLoss(LabelScoreLoss):
-    """Label-word logits of the token that comes after the prompt."""
+    """Label-word logits of the token after the prompt; nothing else is computed, where the architecture allows it."""
 
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
-        self._words, self._last_logits = list(words), LastLogits(model)
+        self._words, self._last_logits, self._output_layer = list(words), LastLogits(model), OutputLayer(Forward(model))
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits of the label words after each prompt."""
+        if self._output_layer.fits(model):
+            return self._output_layer.scores_at(model, inputs, -1, self._words)
         return self._last_logits(model, inputs, 1)[:, -1, self._words]
 
 

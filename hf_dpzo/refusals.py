@@ -20,7 +20,8 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_dpzo.losses import is_decoder, is_prompt_tuned, unwrapped
+from hf_dpzo.losses import is_decoder, is_prompt_tuned
+from hf_dpzo.output_layer import unwrapped
 
 
 # Models that a trainer of this process has trained: another one's card would not count what was spent on them.

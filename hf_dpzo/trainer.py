@@ -19,10 +19,11 @@ from hf_dpzo.declared import isolation_of, versions
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
-from hf_dpzo.losses import BatchLosses, Inputs, PerExampleLoss, as_loss, unwrapped
+from hf_dpzo.losses import BatchLosses, PerExampleLoss, as_loss
 from hf_dpzo.made_up import columns_of
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.output_layer import Inputs, unwrapped
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.probing import batches_to_probe, measured
 from hf_dpzo.progress import EpsilonProgressCallback

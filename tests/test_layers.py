@@ -52,6 +52,7 @@ LAYERS = {
     "header": set(),
     "records": set(),
     "trajectory": {"filelock"},
+    "output_layer": {"torch", "transformers", "peft"},
     "losses": {"torch", "transformers", "peft"},
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},

@@ -12,6 +12,7 @@ from transformers import BatchEncoding, DataCollatorForSeq2Seq, DataCollatorWith
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.isolation import CoupledRowsError
+from hf_dpzo.losses import CausalLMLoss
 from hf_dpzo.sampling import SealedRows
 from hf_dpzo.sealed import DrawnError
 
@@ -156,9 +157,10 @@ def test_every_public_shape_is_probed(make_trainer):
 
 
 def test_a_bound_that_would_count_is_refused(make_trainer):
-    """A tiny smoothing makes much of rounding."""
+    """A tiny smoothing makes much of rounding, which the logits of a whole batch have."""
+    parts = {**texts(), "per_example_loss": lambda model, inputs: CausalLMLoss(model).evaluate(model, inputs)[0]}
     with pytest.raises(ValueError, match=r"isolation: rounding lets rows .* raise smoothing or clip_norm"):
-        make_trainer(causal_lm(), parts=texts(), smoothing=1e-6, clip_norm=1e-3).train()
+        make_trainer(causal_lm(), parts=parts, smoothing=1e-6, clip_norm=1e-3).train()
 
 
 def texts():

@@ -1,0 +1,162 @@
+"""What is saved by not computing what no loss needs: the output layer elsewhere, and padding.
+
+    python measure.py
+
+Times are ratios, measured side by side in turns, so that another load on the machine meets both alike. Models are of
+random weights, in the shapes of known ones; padding is measured on the model and the rows of the quick start.
+"""
+
+import gc
+import multiprocessing
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorWithPadding,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from hf_dpzo.collation import LogicalBatchCollator
+from hf_dpzo.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.losses import CausalLMLoss
+from hf_dpzo.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.recipe import parse_recipe
+from hf_dpzo.sampling import Fetched
+
+
+TURNS, TOKENS, TARGETS, MASK, WORDS = 3, 64, 8, 103, [2204, 2919]
+LOGICAL, MICRO = 64, 8
+
+Work = Callable[[], object]
+
+
+@torch.no_grad()
+def ratio(new: Work, old: Work) -> float:
+    """The median over the turns of the time of `new` over that of `old`, after one unmeasured turn."""
+    found = []
+    for _ in range(TURNS + 1):
+        times = []
+        for work in (new, old):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        found.append(times[0] / times[1])
+    return statistics.median(found[1:])
+
+
+def kibibytes(name: str) -> int:
+    """What Linux says of this process's memory."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def memory(work: Work) -> float:
+    """By how many MiB the peak of a process grows that does it once."""
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Forgets the peak so far, on Linux.
+        before = kibibytes("VmRSS")
+        with torch.no_grad():
+            work()
+        sending.send((kibibytes("VmHWM") - before) / 1024)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return receiving.recv()
+
+
+def batch(rows: int, vocabulary: int) -> dict[str, torch.Tensor]:
+    """Made-up rows, with a mask near their end."""
+    ids = torch.randint(1000, vocabulary, (rows, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids[:, -3] = MASK
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def row(what: str, shape: str, new: Work, old: Work) -> str:
+    """One line of the table."""
+    new(), old()  # What is only done once is done before.
+    return f"| {what} | {shape} | {ratio(new, old):.2f} | {memory(new) / memory(old):.2f} |"
+
+
+def prompts() -> list[str]:
+    """Label words at one position, beside all logits."""
+    decoder = OPTForCausalLM(OPTConfig()).eval()
+    encoder = BertForMaskedLM(BertConfig()).eval()
+    losses = {
+        "decoder": (decoder, NextWordLoss(words=WORDS, model=decoder)),
+        "encoder": (encoder, MaskedWordLoss(words=WORDS, mask_token_id=MASK, model=encoder)),
+    }
+    lines = []
+    for name, (model, loss) in losses.items():
+        for rows in (4, 16):
+            inputs = batch(rows, model.config.vocab_size)
+            what = f"label words at one position, {name}"
+            new, old = lambda: loss.scores(model, inputs), lambda: model(**inputs).logits.float()  # noqa: B023
+            lines.append(row(what, f"{rows} x {TOKENS}", new, old))
+    return lines
+
+
+def targets() -> list[str]:
+    """A language model's loss at its targets, beside that of all logits."""
+    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes)).eval()
+    loss, inputs = CausalLMLoss(model), batch(16, 32000)
+    lines = []
+    for what, first in ((f"the last {TARGETS} tokens are targets", TOKENS - TARGETS), ("all tokens are targets", 0)):
+        labels = inputs["input_ids"].masked_fill(torch.arange(TOKENS) < first, -100)
+        given = {**inputs, "labels": labels}
+        new, old = lambda: loss(model, given), lambda: loss.evaluate(model, given)  # noqa: B023
+        lines.append(row(what, f"16 x {TOKENS}", new, old))
+        plain = lambda: model(**inputs).logits  # noqa: E731
+        lines.append(row(f"{what}, beside inference without any loss", f"16 x {TOKENS}", new, plain))
+    return lines
+
+
+def padding() -> list[str]:
+    """Micro-batches of rows that are sorted within the logical batch, beside those in the order drawn."""
+    values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
+    recipe, args = parse_recipe(values)
+    tokenizer = load_tokenizer(recipe)
+    rows, _ = load_rows(recipe, tokenizer)
+    model = load_model(recipe, tokenizer, seed=args.seed).eval()
+    loss, collate = recipe.prompt.loss(model, tokenizer), DataCollatorWithPadding(tokenizer)
+    drawn = [rows[index] for index in random.Random(0).sample(range(len(rows)), LOGICAL)]
+    collator = LogicalBatchCollator(collate=collate, micro_batch_size=MICRO)
+    fetched = [Fetched(unit=unit, row=one) for unit, one in enumerate(drawn)]
+    ordered = [one.inputs for one in collator(fetched)["batch"].micro_batches]
+    unordered = [collate(drawn[start : start + MICRO]) for start in range(0, LOGICAL, MICRO)]
+    counts = [sum(inputs["input_ids"].numel() for inputs in batches) for batches in (ordered, unordered)]
+    new, old = ([lambda one=one: loss(model, one) for one in batches] for batches in (ordered, unordered))
+    whole = ratio(lambda: [one() for one in new], lambda: [one() for one in old])
+    own = sum(len(one["input_ids"]) for one in drawn)
+    return [
+        f"| sorted within the logical batch | {LOGICAL} rows by {MICRO} | {whole:.2f} | |",
+        "",
+        f"Tokens with padding: {counts[0]} sorted, {counts[1]} in the order drawn, {own} without any padding.",
+    ]
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    torch.set_num_threads(1)
+    lines = ["| what | rows x tokens | time | growth of peak memory |", "|---|---|---|---|"]
+    sys.stdout.write("\n".join([*lines, *prompts(), *targets(), *padding()]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
