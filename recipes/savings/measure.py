@@ -6,6 +6,7 @@ Times are ratios, measured side by side in turns, so that another load on the ma
 random weights, in the shapes of known ones; padding is measured on the model and the rows of the quick start.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import random
@@ -67,6 +68,7 @@ def memory(work: Work) -> float:
 
     def child() -> None:
         gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # Memory that is free already would hide what is needed.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Forgets the peak so far, on Linux.
         before = kibibytes("VmRSS")
         with torch.no_grad():
@@ -108,6 +110,9 @@ def prompts() -> list[str]:
             what = f"label words at one position, {name}"
             new, old = lambda: loss.scores(model, inputs), lambda: model(**inputs).logits.float()  # noqa: B023
             lines.append(row(what, f"{rows} x {TOKENS}", new, old))
+        if name == "decoder":
+            last = lambda: model(**inputs, logits_to_keep=1).logits.float()  # noqa: B023, E731
+            lines.append(row(f"{what}, beside all words there", f"{rows} x {TOKENS}", new, last))
     return lines
 
 
