@@ -1,7 +1,7 @@
 """DP-SGD through Opacus, on the same batch and the same loss.
 
-Opacus hooks the layers of a model, and takes the first dimension of what goes in for the rows of a batch. OPT needs some
-help with that: two kinds of its layers are wrapped here, in modules that compute the same.
+Opacus hooks the layers of a model, and takes the first dimension of what goes in for the rows of a batch. OPT needs
+some help with that: a few of its layers are wrapped here, in modules that compute the same.
 """
 
 import warnings
@@ -14,6 +14,8 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from subjects import RATE, Subject
 from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTLearnedPositionalEmbedding
+
+from hf_dpzo.losses import accepts, unwrapped
 
 
 class Positions(torch.nn.Module):
@@ -50,7 +52,8 @@ def make_step(subject: Subject, *, clipping: str) -> Callable[[], None]:
         clipping: `hooks` or `functorch`, for how gradients of each row are made; `ghost`, where their norms alone are.
     """
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Token ids have no gradients.
-    rows, tokens = subject.inputs["input_ids"].shape
+    ids = subject.inputs["input_ids"]
+    rows, tokens = ids.shape
     for module in list(subject.model.modules()):
         if isinstance(module, OPTDecoderLayer):
             for name in ("final_layer_norm", "fc1", "fc2"):
@@ -59,9 +62,10 @@ def make_step(subject: Subject, *, clipping: str) -> Callable[[], None]:
             if isinstance(child, OPTLearnedPositionalEmbedding):
                 setattr(module, name, Positions(child))
     subject.model.train()  # Opacus listens in training mode alone. Dropout is off.
-    # An encoder makes positions for one row, and adds them to all.
-    positions = torch.arange(tokens).expand(rows, tokens)
-    subject = replace(subject, inputs={**subject.inputs, "position_ids": positions})
+    # Where a model makes these itself, it makes them for one row, and adds them to all.
+    made = {"position_ids": torch.arange(tokens).repeat(rows, 1), "token_type_ids": torch.zeros_like(ids)}
+    made = {name: value for name, value in made.items() if accepts(unwrapped(subject.model), name)}
+    subject = replace(subject, inputs={**subject.inputs, **made})
     return _ghost(subject) if clipping == "ghost" else _materialized(subject, functorch=clipping == "functorch")
 
 

@@ -35,10 +35,6 @@ LOSSES: dict[str, Callable[[torch.nn.Module], PerExampleLoss]] = {
     "next-token": CausalLMLoss,
     "head": SequenceClassificationLoss,
 }
-# Dropout costs backpropagation time and memory, and zeroth-order methods use none: off, in favour of the former.
-NO_DROPOUT = dict.fromkeys(
-    ("dropout", "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ def build(spec: Mapping[str, Any], *, trained: str | int, rows: int, tokens: int
         model.requires_grad_(False)
         for layer in model.model.decoder.layers[-trained:]:
             layer.requires_grad_(True)
-    batch = _rows(rows, tokens, vocabulary=model.config.vocab_size)
+    batch = _rows(rows, tokens, vocabulary=model.config.vocab_size, next_token=loss == "next-token")
     inputs = default_data_collator(batch.to_list())
     return Subject(model=model.eval(), rows=batch, inputs=inputs, loss=LOSSES[loss](model))
 
@@ -98,18 +94,19 @@ def convert(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _model(spec: Mapping[str, Any]) -> PreTrainedModel:
-    if "opt" in spec:
+    if "path" not in spec:
         torch.manual_seed(0)
-        return OPTForCausalLM(OPTConfig(**spec["opt"], **NO_DROPOUT))
+        return OPTForCausalLM(OPTConfig(**spec["config"]))
     kind = AutoModelForCausalLM if spec["loss"] != "head" else AutoModelForSequenceClassification
-    model = kind.from_pretrained(resolve(spec["path"]), dtype=torch.float32, **NO_DROPOUT)
+    model = kind.from_pretrained(resolve(spec["path"]), dtype=torch.float32, **spec["config"])
     for parameter in model.parameters():  # The file may stay mapped, and its pages are not the model's alone.
         parameter.data = parameter.data.clone()
     return model
 
 
-def _rows(count: int, tokens: int, *, vocabulary: int) -> Dataset:
-    ids = torch.randint(10, vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0))
+def _rows(count: int, tokens: int, *, vocabulary: int, next_token: bool) -> Dataset:
+    ids = torch.randint(10, vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0)).tolist()
     mask = [1] * tokens
-    rows = [{"input_ids": one, "attention_mask": mask, "labels": i % 2} for i, one in enumerate(ids.tolist())]
+    labels = ids if next_token else [i % 2 for i in range(count)]
+    rows = [{"input_ids": ids[i], "attention_mask": mask, "labels": labels[i]} for i in range(count)]
     return Dataset.from_list(rows)

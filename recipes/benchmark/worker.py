@@ -1,7 +1,9 @@
-"""Measures one contender on one subject, in a process of its own, and prints one line of JSON.
+"""Measures one contender on one subject, in a process of its own, and prints one line of JSON. `benchmark.py` calls it.
 
     python worker.py '{"model": {...}, "trained": "all", "rows": 4, "tokens": 64, "loss": "prompt",
                        "kind": "floor", "options": {}, "steps": 3, "threads": 1}'
+
+Of a list of such jobs it measures one after the other, which saves loading libraries where memory is not compared.
 """
 
 import importlib
@@ -32,4 +34,11 @@ def measured(job: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"\n{json.dumps(measured(json.loads(sys.argv[1])))}\n")
+    given = json.loads(sys.argv[1])
+    if isinstance(given, list):
+        # Without memory, of which each holds what those before it have left.
+        several = [measured(job) for job in given]
+        found = [{name: one[name] for name in ("seconds", "parameters", "trained_parameters")} for one in several]
+    else:
+        found = measured(given)
+    sys.stdout.write(f"\n{json.dumps(found)}\n")
