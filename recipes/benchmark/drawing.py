@@ -26,6 +26,8 @@ def _draw_ratios(results: Results, path: Path) -> None:
                 for place, case in enumerate(cases)
                 if name in case["contenders"] and not results.error(title(case), name)
             }
+            if not found:
+                continue
             medians = [ratio.median for ratio in found.values()]
             ranges = [[r.median - r.low for r in found.values()], [r.high - r.median for r in found.values()]]
             places = [place + 0.08 * (number - len(shown) / 2) for place in found]
