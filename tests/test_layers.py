@@ -52,6 +52,7 @@ LAYERS = {
     "header": set(),
     "trajectory": {"filelock"},
     "losses": {"torch", "transformers", "peft"},
+    "precision": {"torch", "transformers"},
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},
     "adapters": {"peft"},
