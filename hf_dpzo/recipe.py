@@ -92,8 +92,8 @@ class Recipe:
             )
         if self.gguf_file is not None and self.quantization is not None:
             raise ValueError(
-                f"quantization={self.quantization}: a GGUF file is unpacked as it is loaded, and not quantized again on "
-                "the way; name a model in safetensors, or set dtype=bfloat16."
+                f"quantization={self.quantization}: a GGUF file is unpacked as it is loaded, and not quantized again "
+                "then; name a model in safetensors, or set dtype=bfloat16."
             )
 
     @property

@@ -1,7 +1,8 @@
-"""Frozen bases in 16 bits, and quantized ones, under float32 adapters: what trains, what is refused, what is rebuilt."""
+"""Frozen bases in 16 bits, and quantized ones, under float32 adapters: what trains, and what is refused."""
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def make_trainer(make_args, tokenizer):
     return make
 
 
+def made(name: str) -> nn.Module:
+    """Each time the same."""
+    torch.manual_seed(0)
+    return adapted(BASES[name]())
+
+
 FIXED = [{"padded_lengths": [8, 16]}, {"per_device_train_batch_size": 1}]
 
 
@@ -92,7 +99,7 @@ FIXED = [{"padded_lengths": [8, 16]}, {"per_device_train_batch_size": 1}]
 @pytest.mark.parametrize("fixed", FIXED, ids=["padded", "alone"])
 @pytest.mark.parametrize("base", BASES)
 def test_a_base_that_is_not_float32_trains_under_a_float32_adapter(base, fixed, make_trainer, tmp_path):
-    trainer = make_trainer(adapted(BASES[base]()), smoothing=0.1, **fixed)
+    trainer = make_trainer(made(base), smoothing=0.1, **fixed)
     trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
     trainer.train()
@@ -100,7 +107,7 @@ def test_a_base_that_is_not_float32_trains_under_a_float32_adapter(base, fixed, 
     assert any(not torch.equal(p, trainer.model.get_parameter(name)) for name, p in trained.items())
     said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
     assert said["validity_checks"]["numerical_isolation"]["status"] == "bitwise"
-    again = adapted(BASES[base]())
+    again = made(base)
     replay_onto(again, Trajectory.read(trainer.args.output_dir))
     assert all(torch.equal(p, trainer.model.get_parameter(name)) for name, p in again.named_parameters())
 
@@ -135,9 +142,9 @@ def test_quantizers_without_a_backward_pass_are_taken(make_trainer):
 
 def test_a_run_on_a_16_bit_base_is_resumed_and_ends_as_if_nothing_had_happened(make_trainer, make_args):
     args = make_args(padded_lengths=[16], smoothing=0.1, save_strategy="steps", save_steps=2)
-    first = make_trainer(adapted(causal_lm().bfloat16()), args=args)
+    first = make_trainer(made("bfloat16"), args=args)
     first.train()
-    second = make_trainer(adapted(causal_lm().bfloat16()), args=args)
+    second = make_trainer(made("bfloat16"), args=args)
     second.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
     trained = [[p for p in one.model.parameters() if p.requires_grad] for one in (first, second)]
     assert values_fingerprint(trained[0]) == values_fingerprint(trained[1])
@@ -145,7 +152,7 @@ def test_a_run_on_a_16_bit_base_is_resumed_and_ends_as_if_nothing_had_happened(m
 
 def test_a_base_in_another_type_does_not_go_on_with_a_log(make_trainer, make_args):
     args = make_args(padded_lengths=[16], smoothing=0.1)
-    make_trainer(adapted(causal_lm().bfloat16()), args=args).train()
+    make_trainer(made("bfloat16"), args=args).train()
     again = make_trainer(adapted(causal_lm()), args=args)
     with pytest.raises(TrajectoryError, match=r'base\.dtype="bfloat16" there and null here'):
         again.train(resume_from_checkpoint=True)
@@ -157,12 +164,12 @@ def test_a_base_in_another_type_does_not_go_on_with_a_log(make_trainer, make_arg
 @pytest.mark.parametrize("base", BASES)
 def test_shapes_that_depend_on_the_batch_are_refused(base, make_trainer):
     with pytest.raises(ValueError, match=r"by its shape; set padded_lengths or per_device_train_batch_size=1, or load"):
-        make_trainer(adapted(BASES[base]()))
+        make_trainer(made(base))
 
 
 def test_a_run_without_privacy_needs_no_shapes(make_trainer):
     without = {"noise_multiplier": "absent", "target_delta": "absent", "method": "mezo"}
-    make_trainer(adapted(causal_lm().bfloat16()), **without).train()
+    make_trainer(made("bfloat16"), **without).train()
 
 
 class Joined(nn.Module):
@@ -213,13 +220,11 @@ def test_rows_joined_in_a_fixed_shape_are_caught(kind, base, make_trainer):
     assert len(trainer.budget.ledger) == 0
 
 
-def test_what_bfloat16_rounds_by_place_would_be_lost_in_float32(make_trainer):
-    """The same rounding, far below what is taken for coupling, is refused where losses must be equal to the last bit."""
+def test_rounding_that_float32_bounds_is_refused_in_16_bits(make_trainer):
+    """What is far below coupling, and one bit too much where losses must be equal to the last."""
     model = causal_lm().bfloat16()
     model.lm_head = ByLastBit(model.lm_head)
-    with pytest.raises(
-        ValueError, match=r"lm_head\.weight: .*|.*move each other's losses by \S+ even in a fixed shape"
-    ):
+    with pytest.raises(ValueError, match=r"bfloat16, .* move each other's losses by \S+ even in a fixed"):
         make_trainer(adapted(model), padded_lengths=[16]).train()
 
 
@@ -290,9 +295,7 @@ def test_dynamic_quantization_of_torch_is_refused_by_name():
         model = torch.ao.quantization.quantize_dynamic(causal_lm(), {nn.Linear}, dtype=torch.qint8)
     except (AttributeError, RuntimeError):
         pytest.skip("this build of torch has no dynamic quantization")
-    with pytest.raises(
-        ValueError, match=r"Linear of torch\.ao scales activations by the whole batch; quantize weights"
-    ):
+    with pytest.raises(ValueError, match=r"Linear of torch\.ao scales activations by the whole batch"):
         refuse_shared_scales(model)
 
 
@@ -302,7 +305,7 @@ def test_dynamic_quantization_of_torch_is_refused_by_name():
 def test_float32_is_not_reduced_and_anything_less_is():
     assert reduced(causal_lm()) is None
     assert reduced(adapted(causal_lm())) is None
-    assert {name: reduced(adapted(make())).split(": ")[1] for name, make in BASES.items()} == {
+    assert {name: reduced(made(name)).split(": ")[1] for name in BASES} == {
         "bfloat16": "it is torch.bfloat16",
         "float16": "it is torch.float16",
         "int8": "it is quantized",
@@ -315,7 +318,7 @@ def test_float32_is_not_reduced_and_anything_less_is():
 
 
 def test_logs_name_what_a_base_was_loaded_as():
-    named = {name: base_of(adapted(make())) for name, make in BASES.items()}
+    named = {name: base_of(made(name)) for name in BASES}
     kept = {name: {key: one[key] for key in ("dtype", "quantization") if key in one} for name, one in named.items()}
     assert kept == {
         "bfloat16": {"dtype": "bfloat16"},
@@ -330,16 +333,16 @@ def test_a_fingerprint_follows_every_part_of_a_quantized_tensor():
     """Packed bits, scales and zero points, also of tensors within tensors."""
     parts = [torch.arange(4).to(torch.int8), torch.ones(4, dtype=torch.int8), torch.zeros(4, dtype=torch.int8)]
 
-    def made() -> nn.Module:
+    def quantized() -> nn.Module:
         inner = TwoTensor(parts[1].clone(), parts[2].clone())
         model = nn.Module()
         model.weight = nn.Parameter(TwoTensor(TwoTensor(parts[0].clone(), parts[0].clone()), inner), False)
         return model
 
-    found = {frozen_fingerprint(made(), [])}
-    assert frozen_fingerprint(made(), []) in found
+    found = {frozen_fingerprint(quantized(), [])}
+    assert frozen_fingerprint(quantized(), []) in found
     for part in range(4):
-        model = made()
+        model = quantized()
         list(inner_tensors(model.weight.data))[part][1] += 1
         assert frozen_fingerprint(model, []) not in found
         found.add(frozen_fingerprint(model, []))
@@ -377,22 +380,21 @@ def test_a_recipe_in_bfloat16_trains_replays_and_verifies(write, workplace, caps
     ids=str,
 )
 def test_bad_precisions_get_one_sentence(write, capsys, changes, message):  # noqa: F811
-    import re
-
     assert re.search(message, refused(capsys, "train", write(**changes)))
 
 
-def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer):
+def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer, tmp_path):
+    causal_lm().save_pretrained(tmp_path / "base")
     trainer = make_trainer(adapted(int8(causal_lm())), padded_lengths=[16], smoothing=0.1)
     trainer.train()
     with pytest.raises(TrajectoryError, match=r"quantization=other: it is not one of int8, .* call replay_onto\.$"):
-        rebuild(trainer.args.output_dir, trainer.args.output_dir)
+        rebuild(str(tmp_path / "base"), trainer.args.output_dir)
 
 
 def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
     from hf_dpzo.header import fault_in
 
-    trainer = make_trainer(adapted(causal_lm().bfloat16()), padded_lengths=[16], smoothing=0.1)
+    trainer = make_trainer(made("bfloat16"), padded_lengths=[16], smoothing=0.1)
     trainer.train()
     header = copy.deepcopy(dict(Trajectory.read(trainer.args.output_dir).header))
     for name, value in (("dtype", "float64"), ("dtype", 1), ("quantization", "int4"), ("quantization", None)):
@@ -410,7 +412,6 @@ def torchao():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_in_int8_trains_replays_and_verifies(torchao, write, workplace, capsys):  # noqa: F811
-    AutoModelForCausalLM.from_pretrained(workplace / "causal").save_pretrained(workplace / "causal")
     recipe = write(quantization="int8", padded_lengths=[8], max_length=8)
     assert main(["train", recipe]) == 0
     assert "epsilon" in table(capsys.readouterr().out)
@@ -445,7 +446,7 @@ def test_quantizations_ask_for_what_makes_them(monkeypatch):
 
 def test_public_rows_decide_for_16_bits_too(make_trainer, make_args, tokenizer):
     trainer = ZOTrainer(
-        model=adapted(causal_lm().bfloat16()),
+        model=made("bfloat16"),
         args=make_args(padded_lengths=[16], smoothing=0.1),
         train_dataset=ROWS,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
