@@ -14,7 +14,7 @@ from peft import LoraConfig, TaskType
 from test_recipe import refused, table, workplace, write  # noqa: F401 - fixtures
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TorchAoConfig
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli import main
@@ -435,6 +435,40 @@ def test_torchao_dynamic_quantization_by_tensor_is_refused_and_by_token_is_not(t
                 refuse_shared_scales(model)
         else:
             refuse_shared_scales(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Int8DynamicActivationInt8WeightConfig", "IntxWeightOnlyConfig"])
+def test_torchao_bases_that_the_stock_trainer_can_not_train_are_trained(kind, torchao, workplace, make_trainer):  # noqa: F811
+    """One has kernels without derivatives, of the other the stock Trainer says that it is not to be trained."""
+    quantized = TorchAoConfig(getattr(torchao, kind)())
+    model = adapted(AutoModelForCausalLM.from_pretrained(workplace / "causal", quantization_config=quantized))
+    tokens = torch.tensor([[5, 6, 7]])
+    with pytest.raises((RuntimeError, ValueError), match=r"does not require grad|do not support training"):
+        transformers.trainer.validate_quantization_for_training(model)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    trainer = make_trainer(model, padded_lengths=[16], smoothing=0.1)
+    trainer.train()
+    assert Trajectory.read(trainer.args.output_dir).header["base"]["quantization"] == "other"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fingerprint_follows_every_part_of_a_tensor_of_torchao(torchao):
+    def quantized() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 8))
+        torchao.quantize_(model, torchao.IntxWeightOnlyConfig())
+        return model
+
+    found = {frozen_fingerprint(quantized(), [])}
+    parts = len(list(inner_tensors(quantized()[0].weight.data)))
+    for part in range(parts):
+        model = quantized()
+        list(inner_tensors(model[0].weight.data))[part].flatten()[:1].add_(1)
+        found.add(frozen_fingerprint(model, []))
+    assert frozen_fingerprint(quantized(), []) in found
+    assert parts == 3
+    assert len(found) == 1 + parts
 
 
 def test_quantizations_ask_for_what_makes_them(monkeypatch):

@@ -3,8 +3,8 @@
     python measure.py full
     python measure.py bases
 
-`full` trains all parameters of the quick start's model, in float32 and in bfloat16 with several ways of rounding: how far
-weights are from where they were after cycles of perturbing and walking back, and what noise-free steps reach.
+`full` trains all parameters of the quick start's model, in float32 and in bfloat16 with several ways of rounding: how
+far weights are from where they were after cycles of perturbing and walking back, and what noise-free steps reach.
 `bases` compares the losses, the coefficients, the time and the weights of the quick start's adapter on frozen bases.
 int8 needs torchao.
 """
@@ -32,7 +32,7 @@ from hf_dpzo.recipe import Recipe, parse_recipe
 
 ROWS, EVALUATED, SHORT = 8, 200, 32
 CYCLES, STEPS, SMOOTHING, RATE, CLIP = 40, 60, 1e-3, 5e-5, 10.0
-DIRECTIONS, ADAPTER_SMOOTHING, REPEATS, WIDTH = 8, 1e-2, 5, 64
+COMPARED, DIRECTIONS, ADAPTER_SMOOTHING, REPEATS, WIDTH = 16, 4, 1e-2, 5, 64
 # Keys the bits that rounding draws apart from those that directions are made of.
 _ROUNDING = int.from_bytes(b"rounding", "big")
 
@@ -206,7 +206,9 @@ def bases() -> list[str]:
     recipe, seed = _quickstart(max_length=WIDTH)
     tokenizer = load_tokenizer(recipe)
     rows, _ = load_rows(recipe, tokenizer)
-    inputs = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=WIDTH)([rows[i] for i in range(32)])
+    inputs = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=WIDTH)(
+        [rows[i] for i in range(COMPARED)]
+    )
     with tempfile.TemporaryDirectory() as folder:
         load_model(replace(recipe, adapter="none"), tokenizer, seed=seed).save_pretrained(folder)
         unpacked = replace(recipe, model_name_or_path=folder, gguf_file=None)
@@ -230,7 +232,9 @@ def bases() -> list[str]:
         ]
         cells += [f"{(one.coefficients.sign() == plain.coefficients.sign()).double().mean():.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    note = f"float32: {plain.size / 1e6:.0f} MB, {plain.seconds:.2f} s for 32 rows of {WIDTH} tokens; one thread."
+    note = (
+        f"float32: {plain.size / 1e6:.0f} MB, {plain.seconds:.2f} s for {COMPARED} rows of {WIDTH} tokens; one thread."
+    )
     return [*lines, "", note]
 
 
