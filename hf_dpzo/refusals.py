@@ -144,8 +144,8 @@ def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
     for name, parameter in trainable:
         if not parameter.is_floating_point() or parameter.element_size() < 4:
             raise ValueError(
-                f"parameter={name}: it is trained in {parameter.dtype}, which perturbing in place would wear away; "
-                "load the model with dtype=torch.float32, or train an adapter."
+                f"parameter={name}: it is trained in {parameter.dtype}, where walking to a probe point and back moves "
+                "it farther than a step does; load the model with dtype=torch.float32, or train a float32 adapter."
             )
         if not parameter.is_contiguous():
             raise ValueError(f"parameter={name}: it is not contiguous in memory; call .contiguous() on it first.")
