@@ -17,12 +17,14 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from hf_dpzo.adapters import described_adapter
 from hf_dpzo.commits import cached_commit
 from hf_dpzo.header import TrajectoryError, short
 from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.precision import inner_tensors, loaded_as
 from hf_dpzo.trajectory import replace_durably
 
 
@@ -87,6 +89,7 @@ def base_of(model: torch.nn.Module) -> dict[str, Any]:
         "name": base.config.name_or_path,
         "revision": getattr(base.config, "_commit_hash", None) or cached_commit(base.config.name_or_path),
         "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
+        **loaded_as(model),
     }
 
 
@@ -97,10 +100,11 @@ def shapes_fingerprint(named: Mapping[str, torch.Tensor]) -> str:
 
 
 def values_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """SHA-256 of the values, bit for bit, wherever they are."""
+    """SHA-256 of the values, bit for bit, wherever they are; of quantized ones of their packed bits and scales."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+        for inner in inner_tensors(tensor):
+            digest.update(inner.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
 
@@ -170,7 +174,9 @@ def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramete
     if not isinstance(base, PreTrainedModel):
         return []
     body = {id(parameter) for parameter in base.base_model.parameters()}
-    head = {name: p for name, p in model.named_parameters() if id(p) not in body}
+    # A head that is quantized was not made here.
+    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(p))
+    head = {name: p for name, p in new if id(p) not in body}
     total = sum(parameter.numel() for parameter in model.parameters())
     kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
     if isinstance(model, PeftModel) and model not in _SEEDS:

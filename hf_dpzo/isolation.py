@@ -77,9 +77,9 @@ def isolation_bound(method: Method, planned_steps: int, moved: float) -> float:
 def probe(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn. In nine calls of `evaluate` for each, others are
-    replaced, permuted, lengthened, shortened, removed, added to and made NaN, and one batch is evaluated twice. The
-    model is in evaluation mode meanwhile; its modes and buffers are afterwards as they were.
+    The first row, the shortest and the longest are followed in turn. In ten calls of `evaluate` for each, others are
+    replaced, permuted, lengthened, shortened, removed, added to, made NaN and made copies of the row, and one batch is
+    evaluated twice. The model is in evaluation mode meanwhile; its modes and buffers are afterwards as they were.
 
     Args:
         model: the one that `evaluate` calls, with or without an adapter.
@@ -130,12 +130,12 @@ def _left_as_it_was(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Te
 
 @dataclass(frozen=True, kw_only=True)
 class _Variation:
-    """A batch in which the row that is followed is at `at`. `doing` is the subject of a message's sentence."""
+    """A batch in which the row that is followed is `at` one place, or each. `doing` is the subject of a sentence."""
 
     doing: str
     rows: list[Row]
     remedy: str
-    at: int = 0
+    at: int | slice = 0
     poisoned: bool = False
 
 
@@ -149,6 +149,7 @@ def _variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
     yield _Variation(doing="evaluating the same batch again", rows=[row, *near], remedy=STATELESS)
     yield _Variation(doing="replacing the other rows of a batch", rows=[row, *replaced], remedy=APART)
     yield _Variation(doing="permuting a batch", rows=[*near[::-1], row], at=len(near), remedy=APART)
+    yield _Variation(doing="filling a batch with one row", rows=[row] * (1 + len(others)), at=slice(None), remedy=APART)
     yield _Variation(doing="lengthening another row of a batch", rows=[row, *lengthened], remedy=PADDING)
     yield _Variation(doing="shortening the other rows of a batch", rows=[row, *shortened], remedy=PADDING)
     yield _Variation(doing="removing the other rows of a batch", rows=[row], remedy=APART)
@@ -168,18 +169,18 @@ class _Followed:
     def moved(self) -> float:
         """The largest change of the row's loss. Raises where it is more than rounding."""
         base, *variations = _variations(self.row, self.others)
-        expected, largest = self._loss(base), 0.0
+        expected, largest = self._losses(base).item(), 0.0
         if not math.isfinite(expected):
             raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
         for batch in variations:
-            moved = abs(self._loss(batch) - expected)
+            moved = (self._losses(batch) - expected).abs().max().item()
             if not moved <= COUPLED * max(1.0, abs(expected)):
                 where, remedy = self._where(base, batch)
                 raise CoupledRowsError(f"isolation: {batch.doing} moved a row's loss by {moved:.2g}{where}; {remedy}.")
             largest = max(largest, moved)
         return largest
 
-    def _loss(self, variation: _Variation) -> float:
+    def _losses(self, variation: _Variation) -> torch.Tensor:
         rows = [copy.deepcopy(row) for row in variation.rows]  # Collators may take fields out of what they are given.
         try:
             with self._poisoned() if variation.poisoned else nullcontext():
@@ -194,7 +195,7 @@ class _Followed:
             ) from error
         if not isinstance(losses, torch.Tensor) or losses.shape != (len(rows),):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
-        return losses[variation.at].item()
+        return losses[variation.at].double()
 
     def _poisoned(self) -> AbstractContextManager:
         model = unwrapped(self.model)
@@ -211,8 +212,7 @@ class _Followed:
 
     def _where(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
         """Where the row's ways part, in words, and what to do about it."""
-        before, after = (self._trace(each) for each in (base, variation))
-        moved = None
+        moved, before, after = None, self._trace(base), self._trace(variation)
         for (name, given, made), (other_name, given_now, made_now) in zip(before, after, strict=False):
             moved = _differ(made, made_now) if name == other_name else None
             if moved and _differ(given, given_now) is False:
@@ -224,7 +224,7 @@ class _Followed:
     def _trace(self, variation: _Variation) -> list[tuple[str, Parts, Parts]]:
         with ExitStack() as hooks:
             trace = _Trace(self.model, self.row, hooks)
-            self._loss(variation)
+            self._losses(variation)
         return trace.calls
 
 

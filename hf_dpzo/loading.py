@@ -20,6 +20,7 @@ from transformers import (
 from hf_dpzo.commits import cached_commit
 from hf_dpzo.initial import public_draws, seeded_peft_model
 from hf_dpzo.packages import resolve
+from hf_dpzo.precision import loading_options
 from hf_dpzo.prompting import Template
 from hf_dpzo.recipe import Recipe
 
@@ -37,8 +38,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> torch.nn.Module:
-    """Load the model in float32, with the adapter that the recipe asks for. What is new in it comes from `seed`."""
-    options: dict[str, Any] = {"dtype": torch.float32, **_source(recipe)}
+    """Load the model as the recipe asks, with its float32 adapter. What is new in it comes from `seed`."""
+    options = {**loading_options(recipe.dtype, recipe.quantization), **_source(recipe)}
     if recipe.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
     if recipe.task == "sequence-classification":

@@ -11,6 +11,7 @@ from hf_dpzo.initial import frozen_fingerprint
 from hf_dpzo.isolation import CoupledRowsError, Isolation, probe
 from hf_dpzo.losses import BatchLosses
 from hf_dpzo.made_up import PROBE_LENGTHS, made_up_probe_rows
+from hf_dpzo.precision import reduced, refuse_moved
 
 
 Rows = list[dict[str, Any]]
@@ -44,15 +45,22 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
 
     Raises:
         CoupledRowsError: rows are not kept apart, or what is saved with the model changes.
+        ValueError: the model is not float32, and a loss moved in any bit.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = frozen_fingerprint(model, trained)
-    found = Isolation(moved=max(probe(model, partial(losses.of_public, model), rows).moved for rows in batches))
+    try:
+        found = Isolation(moved=max(probe(model, partial(losses.of_public, model), rows).moved for rows in batches))
+    except CoupledRowsError as error:
+        if reduced(model) is None:
+            raise
+        raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
     if frozen_fingerprint(model, trained) != before:
         raise CoupledRowsError(
             "isolation: evaluating a batch changed what is saved with the model, which would carry rows into it; keep "
             "everything constant in evaluation mode."
         )
+    refuse_moved(model, found.moved)
     return found
 
 

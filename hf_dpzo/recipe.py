@@ -16,12 +16,14 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from hf_dpzo.precision import QUANTIZATIONS
 from hf_dpzo.prompting import Prompt
 from hf_dpzo.training_args import ZOTrainingArguments
 
 
 TASKS = ("prompt-classification", "sequence-classification", "causal-lm")
 ADAPTERS = ("lora", "none")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(kw_only=True)
@@ -35,7 +37,13 @@ class Recipe:
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
     )
-    gguf_file: str | None = field(default=None, metadata={"help": "A GGUF file in it, to be unpacked to float32."})
+    gguf_file: str | None = field(default=None, metadata={"help": "A GGUF file in it, to be unpacked to dtype."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Of the weights under an adapter, which is float32.", "choices": DTYPES}
+    )
+    quantization: str | None = field(
+        default=None, metadata={"help": "Of these weights; int8: by torchao.", "choices": QUANTIZATIONS}
+    )
     task: str = field(default="prompt-classification", metadata={"help": "What is learned.", "choices": TASKS})
     adapter: str = field(
         default="lora", metadata={"help": "What is trained; none: all parameters.", "choices": ADAPTERS}
@@ -62,15 +70,30 @@ class Recipe:
         self.where_values = _json_object("where", self.where)
         words = _json_object("label_words", self.label_words)
         self.labels, self.words = tuple(str(label) for label in words), tuple(str(word) for word in words.values())
-        for name, known in (("task", TASKS), ("adapter", ADAPTERS)):
+        some = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
+        for name, known in some.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(known)}.")
+                choices = ", ".join(filter(None, known))
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}.")
+        self._refuse_precision()
         if not self.data:
             raise ValueError("data: missing; name a data set on the Hub, or a CSV, JSON or Parquet file.")
         if self.task != "causal-lm" and len(self.labels) < 2:
             raise ValueError(
                 f"label_words={self.label_words}: {self.task} needs two classes or more, as {{class: word}}; they are "
                 "public, so they are never read off the data."
+            )
+
+    def _refuse_precision(self) -> None:
+        if self.adapter == "none" and (self.dtype != "float32" or self.quantization is not None):
+            raise ValueError(
+                f"adapter=none: with dtype={self.dtype}, quantization={self.quantization} nothing can be trained in "
+                "float32; choose lora, or leave them out."
+            )
+        if self.gguf_file is not None and self.quantization is not None:
+            raise ValueError(
+                f"quantization={self.quantization}: a GGUF file is unpacked as it is loaded, and not quantized again "
+                "then; name a model in safetensors, or set dtype=bfloat16."
             )
 
     @property

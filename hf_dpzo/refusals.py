@@ -22,6 +22,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_dpzo.losses import is_decoder, is_prompt_tuned
 from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.precision import refuse_shared_scales
 
 
 # Models that a trainer of this process has trained: another one's card would not count what was spent on them.
@@ -111,7 +112,10 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 def _refuse_for_privacy(args: TrainingArguments) -> None:
     steers = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
-    rounds = "16-bit rounding lets rows of a batch move each other's losses; train in float32"
+    rounds = (
+        "autocast rounds what is trained too, and may keep a copy of it from before it was perturbed; load a frozen "
+        "base with dtype=torch.bfloat16, and train a float32 adapter"
+    )
     refused = {
         "fp16": (args.fp16, rounds),
         "bf16": (args.bf16, rounds),
@@ -141,8 +145,8 @@ def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
     for name, parameter in trainable:
         if not parameter.is_floating_point() or parameter.element_size() < 4:
             raise ValueError(
-                f"parameter={name}: it is trained in {parameter.dtype}, which perturbing in place would wear away; "
-                "load the model with dtype=torch.float32, or train an adapter."
+                f"parameter={name}: it is trained in {parameter.dtype}, where walking to a probe point and back moves "
+                "it farther than a step does; load the model with dtype=torch.float32, or train a float32 adapter."
             )
         if not parameter.is_contiguous():
             raise ValueError(f"parameter={name}: it is not contiguous in memory; call .contiguous() on it first.")
@@ -152,22 +156,13 @@ def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
 
 def _refuse_coupling(model: torch.nn.Module) -> None:
     """Refuse models in which one row's loss is known to depend on the other rows of its batch."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and tensor.element_size() < 4:
-            raise ValueError(
-                f"{name}: it is {tensor.dtype}, and 16-bit rounding lets rows of a batch move each other's losses; "
-                "load the model with dtype=torch.float32."
-            )
+    refuse_shared_scales(model)
     if torch.get_float32_matmul_precision() != "highest":
         raise ValueError(
             f"float32_matmul_precision={torch.get_float32_matmul_precision()}: rounded products let the rows of a "
             'batch move each other\'s losses; call torch.set_float32_matmul_precision("highest").'
         )
     config = model.config.to_dict() if isinstance(model, PreTrainedModel | PeftModel) else {}
-    if config.get("quantization_config"):
-        raise ValueError(
-            "quantization_config: quantized layers may scale a row by the others of its batch; load it in float32."
-        )
     if config.get("output_router_logits"):
         raise ValueError(
             "output_router_logits=True: the router's auxiliary loss couples the rows of a batch; set it to False."

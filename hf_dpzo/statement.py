@@ -258,6 +258,7 @@ def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[
             "revision": base["revision"],
             "architecture": base["architecture"],
             "frozen_sha256": base["frozen"],
+            **{name: base[name] for name in ("dtype", "quantization") if name in base},
         },
         "replays_on": run.header["replays_on"],
         "repository": declared.repository,

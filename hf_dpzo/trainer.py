@@ -25,6 +25,7 @@ from hf_dpzo.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.output_layer import Inputs, unwrapped
 from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.precision import no_backward_needed, refuse_shapes
 from hf_dpzo.probing import batches_to_probe, measured
 from hf_dpzo.progress import EpsilonProgressCallback
 from hf_dpzo.published import PublishingTrainer
@@ -87,18 +88,19 @@ class ZOTrainer(PublishingTrainer):
             )
         refuse_replaced(compute_loss_func, optimizers)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            model_init=model_init,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        with no_backward_needed():
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                model_init=model_init,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = refuse_no_rows(probe_rows)
@@ -202,8 +204,13 @@ class ZOTrainer(PublishingTrainer):
         bound = None
         if self._isolation is not None:
             bound = isolation_bound(self.method, self.budget.planned_steps, self._isolation.moved)
-        fixed = self._train_batch_size == 1 or self.args.padded_lengths is not None
-        return {"isolation": isolation_of(self._isolation, fixed_shapes=fixed, bound=bound), "versions": versions()}
+        isolation = isolation_of(self._isolation, fixed_shapes=self._fixed_shapes, bound=bound)
+        return {"isolation": isolation, "versions": versions()}
+
+    @property
+    def _fixed_shapes(self) -> bool:
+        """Whether what a row is evaluated in depends on public things and on that row alone."""
+        return self._train_batch_size == 1 or bool(self.args.padded_lengths)
 
     def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
         """The expected batch size; the actual ones are secret."""
@@ -261,6 +268,8 @@ class ZOTrainer(PublishingTrainer):
 
     def _refuse_model(self) -> None:
         refuse_model(self.model, private=self.args.private)
+        if self.args.private:
+            refuse_shapes(self.model, fixed=self._fixed_shapes)
         refuse_padding(self.model, self.processing_class)
 
     def _refuse_changes(self, *, resumes: bool) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file
 
 from hf_dpzo.header import TrajectoryError, short
 from hf_dpzo.packages import resolve
+from hf_dpzo.precision import loading_options
 
 
 MODELS = {
@@ -32,6 +33,7 @@ MODELS = {
 }
 # What an adapter may add: so many times the numbers that the base model has, and so many that no machine minds.
 _GROWTH, _ALWAYS = 4, 1 << 22
+_LOADED = ("dtype", "quantization")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,16 @@ class BaseModel:
         place: a name on the Hub, or a folder.
         source: which of the files there, and of which commit.
         head: what its head and its padding are made with.
+        dtype: what its weights are loaded as; `None` for float32.
+        quantization: how they are quantized then.
     """
 
     kind: type[PreTrainedModel]
     place: str
     source: Mapping[str, Any]
     head: Mapping[str, Any]
+    dtype: str | None = None
+    quantization: str | None = None
 
     @classmethod
     def of(cls, base: str, revision: str | None, described: Mapping[str, Any]) -> Self:
@@ -63,7 +69,8 @@ class BaseModel:
         source = {"revision": revision or described["revision"] or "main"}
         if base.endswith(".gguf"):
             base, _, source["gguf_file"] = base.rpartition("/")
-        return cls(kind=_class_of(described["architecture"]), place=resolve(base), source=source, head=head)
+        kind, loaded = _class_of(described["architecture"]), {name: described.get(name) for name in _LOADED}
+        return cls(kind=kind, place=resolve(base), source=source, head=head, **loaded)
 
     def config(self) -> PreTrainedConfig:
         """Read its configuration, with the head that the log asks for.
@@ -90,9 +97,22 @@ class BaseModel:
         return wanted.from_dict(part, **self.head)
 
     def load(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Load it, in float32."""
-        options = {**self.source, "config": config, "dtype": torch.float32, "trust_remote_code": False}
+        """Load it, as the run did.
+
+        Raises:
+            TrajectoryError: the log does not say how it was quantized, or that can not be done here.
+        """
+        try:
+            loaded = loading_options(self.dtype, self.quantization)
+        except ValueError as error:
+            raise TrajectoryError(str(error)) from None
+        options = {**self.source, **loaded, "config": config, "trust_remote_code": False}
         if "gguf_file" in self.source:
+            if self.quantization is not None:
+                raise TrajectoryError(
+                    f"quantization={self.quantization}: a GGUF file is unpacked, and not quantized again; build the "
+                    "model, and call replay_onto."
+                )
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
             options["use_safetensors"] = True

@@ -17,6 +17,7 @@ from transformers import (
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.accounting import guarantee
 from hf_dpzo.mechanism import ClippedSum
+from hf_dpzo.precision import refuse_shapes
 from hf_dpzo.queries import NonPrivateQuery
 from hf_dpzo.refusals import refuse_model
 from hf_dpzo.updates import SGD, Adam, Momentum
@@ -63,7 +64,7 @@ REFUSED = [
     ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen=all: .* which rows"),
     ({"push_to_hub": True, "hub_strategy": "all_checkpoints"}, "hub_strategy=all_checkpoints: .* every_save"),
     ({"tuning_runs": 0}, "tuning_runs=0"),
-    ({"bf16": True}, "bf16=True: 16-bit rounding"),
+    ({"bf16": True}, "bf16=True: autocast rounds what is trained"),
     ({"load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end=True: .* eval_data_is_public"),
     (
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},
@@ -139,7 +140,7 @@ def test_refused_arguments(make_args, changes, message):
 def test_mixed_precision_from_the_environment_is_refused(make_args, monkeypatch):
     """accelerate launch sets it."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ValueError, match="mixed_precision=bf16: 16-bit rounding"):
+    with pytest.raises(ValueError, match="mixed_precision=bf16: autocast rounds"):
         make_args()
 
 
@@ -249,11 +250,12 @@ def test_16_bit_trainable_parameters_are_refused(dtype):
         refuse_model(classifier().to(dtype), private=False)
 
 
-def test_16_bit_base_under_an_adapter_is_refused_for_privacy_alone():
+def test_16_bit_base_under_an_adapter_is_refused_where_shapes_are_not_fixed():
     model = with_lora(causal_lm().to(torch.bfloat16), TaskType.CAUSAL_LM)
     refuse_model(model, private=False)
-    with pytest.raises(ValueError, match="16-bit rounding"):
-        refuse_model(model, private=True)
+    with pytest.raises(ValueError, match="by its shape; set padded_lengths"):
+        refuse_shapes(model, fixed=False)
+    refuse_shapes(model, fixed=True)
 
 
 def test_parameters_that_are_not_contiguous_are_refused():
@@ -282,7 +284,7 @@ def test_positions_that_depend_on_the_longest_row_are_refused(rope_type):
 def test_quantized_models_are_refused():
     model = causal_lm()
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    with pytest.raises(ValueError, match="quantization_config: quantized layers"):
+    with pytest.raises(ValueError, match="quantization_config=bitsandbytes: it is not known"):
         refuse_model(model, private=True)
 
 
