@@ -3,12 +3,12 @@
 Training and replay both go through here. What training adds is losses, and the door that they leave by.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk
+from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import Mask
@@ -52,6 +52,23 @@ class Descent:
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
         return estimator.differences(walk=self._walk(step), losses=losses)
 
+    def differences_together(
+        self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int
+    ) -> torch.Tensor:
+        """As `differences`, with several probe points in one pass. A replay can not tell: no parameter moves.
+
+        Args:
+            step: the step, from 0.
+            losses: evaluates the batch at stacked values of the trained parameters, float32 `[batch, points]`.
+            points_per_pass: how many points there are in a stack, at most.
+        """
+        estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
+        parameters, directions = self.optimizer.parameters(), self.optimizer.directions
+        return estimator.differences_together(
+            lambda points: losses(stacked(parameters, directions, step=step, points=points)),
+            points_per_pass=min(points_per_pass, len(estimator.points)),
+        )
+
     def retrace(self, step: int) -> None:
         """Leave the parameters as the walk of `step` left them, without data."""
         self.differences(step, lambda: torch.zeros(0))
@@ -88,6 +105,10 @@ class Descent:
     def _walk(self, step: int) -> Callable[[int], Walk]:
         """What makes the walk along a direction of that number."""
         parameters = self.optimizer.parameters()
-        trained, total = (sum(p.numel() for p in some) for some in (parameters, self.model.parameters()))
-        walk = CopyingWalk if trained <= COPIED_SHARE * total else AddingWalk
+        walk = CopyingWalk if is_copied(self.model, parameters) else AddingWalk
         return lambda direction: walk(parameters, self.optimizer.directions, step=step, direction=direction)
+
+
+def is_copied(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> bool:
+    """Whether what is trained is a small enough share of `model` to be restored from a copy."""
+    return sum(p.numel() for p in trained) <= COPIED_SHARE * sum(p.numel() for p in model.parameters())

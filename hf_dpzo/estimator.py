@@ -3,6 +3,7 @@
 What comes out is SENSITIVE: one row of numbers for each example, on its way to `Mechanism.release` and nowhere else.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class AddingWalk(Walk):
 
     def to(self, position: float) -> None:
         """Set the parameters to `theta + position * z`."""
-        self._add(position - self._position)
-        self._position = position
+        if position != self._position:
+            self._add(position - self._position)
+            self._position = position
 
 
 class CopyingWalk(Walk):
@@ -71,6 +73,25 @@ class CopyingWalk(Walk):
             parameter.copy_(copy)
         if position != 0.0:
             self._add(position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A probe point: `theta + position * z` of one direction."""
+
+    direction: int
+    position: float
+
+
+def stacked(
+    parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[Point]
+) -> list[torch.Tensor]:
+    """Return copies of the parameters at each of `points`, `[points, *shape]`, bit for bit where a walk takes them."""
+    stacks = [one.detach().expand(len(points), *one.shape).clone() for one in parameters]
+    for row, point in enumerate(points):
+        for index, stack in enumerate(stacks if point.position else ()):
+            directions.add_(stack[row], index=index, step=step, weights={point.direction: point.position})
+    return stacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +113,18 @@ class Difference(ABC):
 
     @property
     @abstractmethod
-    def forward_passes(self) -> int:
-        """How often a step evaluates its batch."""
+    def points(self) -> tuple[Point, ...]:
+        """Where a step evaluates its batch, direction by direction."""
 
     @abstractmethod
+    def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
+        """Return coefficients, float64 `[batch, K]`, of the losses at all points, float64 `[batch, points]`."""
+
+    @property
+    def forward_passes(self) -> int:
+        """How often a step evaluates its batch."""
+        return len(self.points)
+
     def differences(self, walk: Callable[[int], Walk], losses: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return coefficients, float64 `[batch, K]`. SENSITIVE.
 
@@ -105,11 +134,32 @@ class Difference(ABC):
             walk: makes the walk along the direction of that number.
             losses: evaluates the batch where the parameters are, float32 `[batch]`.
         """
+        found = []
+        for direction, points in itertools.groupby(self.points, key=lambda point: point.direction):
+            with walk(direction) as along:
+                for point in points:
+                    along.to(point.position)
+                    found.append(losses().double())
+        return self.coefficients(torch.stack(found, dim=1))
+
+    def differences_together(
+        self, losses: Callable[[Sequence[Point]], torch.Tensor], *, points_per_pass: int
+    ) -> torch.Tensor:
+        """As `differences`, but of several points at once, and without moving a parameter. SENSITIVE.
+
+        Args:
+            losses: evaluates the batch at `points_per_pass` points, float32 `[batch, points]`.
+            points_per_pass: the same in each pass: the last one is filled up, so that its shape is that of the others.
+        """
+        passes = range(0, len(self.points), points_per_pass)
+        filled = [*self.points, *self.points[-1:] * points_per_pass]
+        found = [losses(filled[first : first + points_per_pass]).double() for first in passes]
+        return self.coefficients(torch.cat(found, dim=1)[:, : len(self.points)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralDifference(Difference):
-    """`(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`. The curvature along z_k cancels."""
+    """`(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`. The curvature along z_k cancels. 2K points."""
 
     @property
     def span(self) -> float:
@@ -117,29 +167,22 @@ class CentralDifference(Difference):
         return 2 * self.smoothing
 
     @property
-    def forward_passes(self) -> int:
-        """`2K`."""
-        return 2 * self.num_directions
+    def points(self) -> tuple[Point, ...]:
+        """Both sides of theta along each direction."""
+        sides = (+self.smoothing, -self.smoothing)
+        return tuple(Point(direction=k, position=side) for k in range(self.num_directions) for side in sides)
 
-    def differences(self, walk: Callable[[int], Walk], losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
         """As in `Difference`."""
-        columns = []
-        for direction in range(self.num_directions):
-            with walk(direction) as along:
-                along.to(+self.smoothing)
-                plus = losses().double()
-                along.to(-self.smoothing)
-                minus = losses().double()
-            columns.append((plus - minus) / (self.span * self.num_directions))
-        return torch.stack(columns, dim=1)
+        return (losses[:, ::2] - losses[:, 1::2]) / (self.span * self.num_directions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardDifference(Difference):
     """`(loss(theta + mu z_k) - loss(theta)) / (mu K)`: all K share one loss, which halves the cost of large K.
 
-    The price is a bias of `mu / 2 * z_k' H z_k` in each quotient, where H is the Hessian. For small mu it is small, but
-    so is the difference then, and float32 has about seven digits of each loss.
+    K + 1 points. The price is a bias of `mu / 2 * z_k' H z_k` in each quotient, where H is the Hessian. For small mu it
+    is small, but so is the difference then, and float32 has about seven digits of each loss.
     """
 
     @property
@@ -148,19 +191,14 @@ class ForwardDifference(Difference):
         return self.smoothing
 
     @property
-    def forward_passes(self) -> int:
-        """`K + 1`."""
-        return self.num_directions + 1
+    def points(self) -> tuple[Point, ...]:
+        """Theta itself, and one point along each direction."""
+        along = (Point(direction=k, position=self.smoothing) for k in range(self.num_directions))
+        return (Point(direction=0, position=0.0), *along)
 
-    def differences(self, walk: Callable[[int], Walk], losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
         """As in `Difference`."""
-        here = losses().double()
-        columns = []
-        for direction in range(self.num_directions):
-            with walk(direction) as along:
-                along.to(self.smoothing)
-                columns.append((losses().double() - here) / (self.span * self.num_directions))
-        return torch.stack(columns, dim=1)
+        return (losses[:, 1:] - losses[:, :1]) / (self.span * self.num_directions)
 
 
 DIFFERENCES: dict[str, type[Difference]] = {"central": CentralDifference, "forward": ForwardDifference}

@@ -176,25 +176,27 @@ class BatchLosses:
         collator: made the micro-batches, and can take one apart.
         prepare: moves inputs to where the model is.
         device: where an empty batch's losses are.
+        tail: the shape of what the loss returns for each row: nothing, or a number of probe points.
     """
 
     loss: PerExampleLoss
     collator: LogicalBatchCollator
     prepare: Callable[[Any], Any]
     device: torch.device
+    tail: tuple[int, ...] = ()
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
         losses = [self._of(model, micro_batch) for micro_batch in batch.micro_batches]
-        return torch.cat([torch.empty(0, device=self.device), *losses])
+        return torch.cat([torch.empty((0, *self.tail), device=self.device), *losses])
 
     @torch.no_grad()
     def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
         """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
         numbered = [Fetched(unit=unit, row=row) for unit, row in enumerate(rows)]
         batch = self.collator(numbered)["batch"]
-        losses = torch.full((len(rows),), torch.nan, device=self.device)
+        losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
         for micro_batch in batch.micro_batches:
             if micro_batch.inputs is None:
                 self.collator.show([rows[row.unit] for row in micro_batch.rows])
@@ -210,7 +212,7 @@ class BatchLosses:
         except WithheldError:
             if len(micro_batch.rows) > 1:
                 return torch.cat([self._of(model, one) for one in self.collator.apart(micro_batch)])
-            return torch.full((1,), torch.nan, device=self.device)
+            return torch.full((1, *self.tail), torch.nan, device=self.device)
 
     def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         losses = sealed("per_example_loss", lambda: self._checked(model, micro_batch))
@@ -218,7 +220,7 @@ class BatchLosses:
 
     def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         losses = self.loss(model, self.prepare(micro_batch.inputs))
-        if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size,):
+        if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
         return losses
 

@@ -50,7 +50,7 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = frozen_fingerprint(model, trained)
     try:
-        found = Isolation(moved=max(probe(model, partial(losses.of_public, model), rows).moved for rows in batches))
+        found = Isolation(moved=max(probe(model, partial(_losses, model, losses), rows).moved for rows in batches))
     except CoupledRowsError as error:
         if reduced(model) is None:
             raise
@@ -62,6 +62,12 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         )
     refuse_moved(model, found.moved)
     return found
+
+
+def _losses(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
+    """One loss for each row: where there are several points, that of the last, which lies farthest in a tensor."""
+    found = losses.of_public(model, rows)
+    return found[:, -1] if losses.tail else found
 
 
 def _lengths(padded_lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:

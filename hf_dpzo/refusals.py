@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hf_dpzo.descent import is_copied
 from hf_dpzo.losses import is_decoder, is_prompt_tuned
 from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.precision import refuse_shared_scales
@@ -229,6 +230,15 @@ def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
         now = getattr(args, name)
         if now != value:
             raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
+
+
+def refuse_copies(model: torch.nn.Module, points_per_pass: int | None) -> None:
+    """Raise `ValueError` where several probe points at once would be as many copies of much of the model."""
+    if points_per_pass is not None and not is_copied(model, [p for p in model.parameters() if p.requires_grad]):
+        raise ValueError(
+            f"points_per_pass={points_per_pass}: more than a tenth of the model is trained, and each point would be a "
+            "copy of that; remove it, or train an adapter."
+        )
 
 
 def refuse_bound(bound: float) -> None:

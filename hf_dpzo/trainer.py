@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.audit import Audit, audit
-from hf_dpzo.collation import LogicalBatchCollator
+from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.declared import isolation_of, versions
+from hf_dpzo.descent import Descent
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
@@ -33,6 +34,7 @@ from hf_dpzo.refusals import (
     refuse_arguments,
     refuse_bound,
     refuse_changed,
+    refuse_copies,
     refuse_model,
     refuse_no_rows,
     refuse_padding,
@@ -42,6 +44,7 @@ from hf_dpzo.refusals import (
     refuse_trained,
 )
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
+from hf_dpzo.together import together
 from hf_dpzo.training_args import ZOTrainingArguments
 from hf_dpzo.units import unit_means
 
@@ -114,6 +117,7 @@ class ZOTrainer(PublishingTrainer):
             "max_rows_per_unit": args.max_rows_per_unit,
             # The isolation that the card states is that of the whole run.
             "padded_lengths": args.padded_lengths,
+            "points_per_pass": args.points_per_pass,
             "evaluated_alone": self._train_batch_size == 1,
         }
         self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
@@ -144,13 +148,23 @@ class ZOTrainer(PublishingTrainer):
         model.eval()
         step, descent = len(self.budget.ledger), self._descent()
         batch = inputs["batch"]
-        differences = descent.differences(step, functools.partial(self._losses, model, batch))
+        differences = self._differences(descent, step, model, batch)
         release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
         del inputs, batch, differences  # What follows is post-processing.
         self.budget.spend()
         self._log.append(descent, step, release.integers)  # On disk before anything moves.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
+
+    def _differences(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """The coefficients of each row, `[rows, K]`. SENSITIVE."""
+        if self.args.points_per_pass is None:
+            return descent.differences(step, functools.partial(self._losses, model, batch))
+        return descent.differences_together(
+            step,
+            lambda stacks: together(self._losses, model, descent.optimizer.parameters(), stacks)(model, batch),
+            points_per_pass=self.args.points_per_pass,
+        )
 
     # ---- Hooks of the stock loop ----
 
@@ -196,8 +210,23 @@ class ZOTrainer(PublishingTrainer):
         kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
         batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
         found = measured(self.model, self._losses, batches)
+        if self.args.points_per_pass is not None:
+            found = Isolation(moved=max(found.moved, self._moved_together(batches)))
         refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
         return found
+
+    def _moved_together(self, batches: Sequence[list[dict[str, Any]]]) -> float:
+        """As far as rows move each other's losses where several points are evaluated at once, here all the same."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
+        stacks = [parameter.detach().expand(points, *parameter.shape).clone() for parameter in trained]
+        try:
+            return measured(self.model, together(self._losses, self.model, trained, stacks), batches).moved
+        except Exception as error:
+            raise ValueError(
+                f"points_per_pass={self.args.points_per_pass}: at several points at once this model or its loss fails, "
+                f"or joins rows ({type(error).__name__}); remove it."
+            ) from error
 
     @property
     def _made_with(self) -> dict[str, Any]:
@@ -271,6 +300,7 @@ class ZOTrainer(PublishingTrainer):
         if self.args.private:
             refuse_shapes(self.model, fixed=self._fixed_shapes)
         refuse_padding(self.model, self.processing_class)
+        refuse_copies(self.model, self.args.points_per_pass)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""

@@ -45,6 +45,8 @@ PLANNED_FLAGS = (
     "num_train_epochs",
     "privacy_unit_column",
     "max_rows_per_unit",
+    # No part of the budget, but rows were probed with it.
+    "points_per_pass",
     # No part of the budget, but the optimizer is made with them, and the card states them.
     "learning_rate",
     "update",
@@ -70,10 +72,7 @@ class ZOTrainingArguments(TrainingArguments):
     (0.78, 100)
     """
 
-    method: str = field(
-        default="dpzero",
-        metadata={"help": "The published method.", "choices": sorted(METHODS)},
-    )
+    method: str = field(default="dpzero", metadata={"help": "The published method.", "choices": sorted(METHODS)})
     target_epsilon: float | None = field(
         default=None, metadata={"help": "The epsilon that the noise is calibrated for. Excludes noise_multiplier."}
     )
@@ -156,12 +155,10 @@ class ZOTrainingArguments(TrainingArguments):
         metadata={"help": "Rows (or users) in a batch on average; a public constant. Each batch is a Poisson sample."},
     )
     privacy_unit_column: str | None = field(
-        default=None,
-        metadata={"help": "Protect all rows of a user together: the column that says whose a row is."},
+        default=None, metadata={"help": "Protect all rows of a user together: the column that says whose a row is."}
     )
     max_rows_per_unit: int | None = field(
-        default=None,
-        metadata={"help": "privacy_unit_column: how many of a user's rows a batch may hold; default 8."},
+        default=None, metadata={"help": "privacy_unit_column: how many of a user's rows a batch may hold; default 8."}
     )
     padded_lengths: list[int] | None = field(
         default=None,
@@ -169,6 +166,9 @@ class ZOTrainingArguments(TrainingArguments):
             "help": "Public lengths in tokens that rows are padded to, in full micro-batches, so that no row moves "
             "another's loss even in the last bit. Rows that are longer than all of them contribute nothing."
         },
+    )
+    points_per_pass: int | None = field(
+        default=None, metadata={"help": "Adapters: how many probe points one forward pass evaluates; default 1."}
     )
     directions: str = field(
         default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
@@ -289,7 +289,7 @@ class ZOTrainingArguments(TrainingArguments):
                 name == "noise_multiplier" and METHODS[self.method].noise_optional
             )
             setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
-        for name in (*COUNTS, "expected_batch_size"):
+        for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs"):
             setattr(self, name, whole(name, getattr(self, name)))
         for name, known in {"directions": DIRECTIONS, "update": UPDATES, **CHOICES}.items():
             if getattr(self, name) is not None:
@@ -299,7 +299,6 @@ class ZOTrainingArguments(TrainingArguments):
         check_method_flags(self)
         check_update(self)
         check_units(self)
-        self.tuning_runs = whole("tuning_runs", self.tuning_runs)
         if self.private:
             self._check_privacy()
         elif self.target_epsilon is not None or self.target_delta is not None:

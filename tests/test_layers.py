@@ -54,6 +54,7 @@ LAYERS = {
     "trajectory": {"filelock"},
     "output_layer": {"torch", "transformers", "peft"},
     "losses": {"torch", "transformers", "peft"},
+    "together": {"torch"},
     "precision": {"torch", "transformers"},
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},
