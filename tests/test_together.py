@@ -147,11 +147,7 @@ def test_an_empty_batch_is_noise_alone(make_args, tokenizer, monkeypatch):
     assert len(trained(make_args, tokenizer, points_per_pass=6).budget.ledger) == 4
 
 
-def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, make_args, tokenizer):
-    """Its whole micro-batch fails; the others are evaluated one by one, at all points at once."""
-    rows = labelled_rows(24)["input_ids"]
-    marked = next(ids for ids in rows if rows.count(ids) == 1)
-
+def failing(way, marked):
     def loss(model, inputs):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         losses = torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
@@ -161,8 +157,16 @@ def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, 
             raise IndexError(marked)
         return torch.where(hit, torch.nan, losses)
 
+    return loss
+
+
+def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, make_args, tokenizer):
+    """Its whole micro-batch fails; the others are evaluated one by one, at all points at once."""
+    rows = labelled_rows(24)["input_ids"]
+    marked = next(ids for ids in rows if rows.count(ids) == 1)
+
     for way in ("raise", "nan"):
-        trained(make_args, tokenizer, loss=loss, max_steps=1, points_per_pass=6)
+        trained(make_args, tokenizer, loss=failing(way, marked), max_steps=1, points_per_pass=6)
     one, other = (torch.tensor(each, dtype=torch.float64) / 2**40 for each in sums)
     torch.testing.assert_close(one, other, rtol=0, atol=24 * 1e-4 / 50)
 
