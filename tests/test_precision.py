@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.trainer
-from conftest import causal_lm, few_public_rows, labelled_rows
+from conftest import causal_lm, classifier, few_public_rows, labelled_rows, with_lora
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from test_recipe import refused, table, workplace, write  # noqa: F401 - fixtures
@@ -171,6 +171,11 @@ def test_shapes_that_depend_on_the_batch_are_refused(base, make_trainer):
 def test_a_run_without_privacy_needs_no_shapes(make_trainer):
     without = {"noise_multiplier": "absent", "target_delta": "absent", "method": "mezo"}
     make_trainer(made("bfloat16"), **without).train()
+
+
+def test_a_new_head_on_a_16_bit_base_is_refused_for_it_would_be_trained_in_16_bits():
+    with pytest.raises(ValueError, match=r"score\S*: it is trained in torch\.bfloat16, where walking"):
+        refuse_model(with_lora(classifier().bfloat16()), private=True)
 
 
 class Joined(nn.Module):
