@@ -21,6 +21,7 @@ from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli import main
 from hf_dpzo.initial import base_of, frozen_fingerprint, values_fingerprint
 from hf_dpzo.isolation import CoupledRowsError
+from hf_dpzo.losses import CausalLMLoss
 from hf_dpzo.precision import inner_tensors, loading_options, reduced, refuse_shared_scales
 from hf_dpzo.refusals import refuse_model
 from hf_dpzo.replay import rebuild
@@ -74,12 +75,13 @@ BASES = {
 
 @pytest.fixture
 def make_trainer(make_args, tokenizer):
-    def make(model, *, args=None, **changes) -> ZOTrainer:
+    def make(model, *, args=None, loss=None, **changes) -> ZOTrainer:
         return ZOTrainer(
             model=model,
             args=args or make_args(**changes),
             train_dataset=ROWS,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
+            per_example_loss=loss,
         )
 
     return make
@@ -226,18 +228,16 @@ def test_rows_joined_in_a_fixed_shape_are_caught(kind, base, make_trainer):
     assert len(trainer.budget.ledger) == 0
 
 
+def by_last_bit(model, inputs):
+    """Losses that depend in their last bits on a row's place in the batch."""
+    losses = CausalLMLoss(model)(model, inputs)
+    return torch.cat([losses[:2], losses[2:] * (1 + 2**-20)])
+
+
 def test_rounding_that_float32_bounds_is_refused_in_16_bits(make_trainer):
     """What is far below coupling, and one bit too much where losses must be equal to the last."""
-    model = causal_lm().bfloat16()
-    model.lm_head = ByLastBit(model.lm_head)
     with pytest.raises(ValueError, match=r"bfloat16, .* move each other's losses by \S+ even in a fixed"):
-        make_trainer(adapted(model), padded_lengths=[16]).train()
-
-
-class ByLastBit(Joined):
-    def forward(self, x):
-        x = self.layer(x).float()
-        return torch.cat([x[:2], x[2:] * (1 + 2**-20)])
+        make_trainer(adapted(causal_lm().bfloat16()), loss=by_last_bit, padded_lengths=[16]).train()
 
 
 class Scaled(nn.Parameter):
