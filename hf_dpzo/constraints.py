@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_dpzo.perturbation import CHUNK, sum_of_squares
+from hf_dpzo.perturbation import sum_of_squares
+from hf_dpzo.stream import CHUNK
 
 
 class Constraint:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
+from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Mask
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.

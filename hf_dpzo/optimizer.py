@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from hf_dpzo.constraints import Constraint
-from hf_dpzo.perturbation import CHUNK, Directions, Mask
+from hf_dpzo.mask import Mask
+from hf_dpzo.perturbation import Directions
+from hf_dpzo.stream import CHUNK
 from hf_dpzo.updates import SGD, Update
 
 

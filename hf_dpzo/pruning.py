@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from hf_dpzo.estimator import CopyingWalk, Walk
-from hf_dpzo.perturbation import Gaussian, Mask
+from hf_dpzo.mask import Mask
+from hf_dpzo.perturbation import Gaussian
 
 
 # Steps of the public generator that no training step reaches.
