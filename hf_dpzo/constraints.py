@@ -18,6 +18,8 @@ class Constraint:
 
     # Whether it looks at parameters of before.
     remembers = False
+    # Whether it moves them before an update.
+    pulls = False
 
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
         """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
@@ -53,6 +55,7 @@ class QuadraticAnchor(Constraint):
     """
 
     remembers = True
+    pulls = True
 
     strength: float
 
