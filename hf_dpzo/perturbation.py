@@ -18,7 +18,7 @@ import torch
 
 from hf_dpzo.kernel import compiled
 from hf_dpzo.mask import Mask
-from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams
+from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
 
 
 # How many chunks are sent to another device at once: so few copies that they cost little, and so little memory.
@@ -120,10 +120,19 @@ class Rademacher(Directions):
     The signs are the bits of Philox's output, in order, so they are the same on every device.
     """
 
+    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
+        super().__init__(seed=seed, sizes=sizes, mask=mask)
+        self._words = Words(self.sizes)
+
+    def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
+        """As in `Directions`."""
+        with self._words.sweep(index, step, weights):
+            super().add_(parameter, index=index, step=step, weights=weights)
+
     def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
-        words = self._words(size, address, stream).astype("<u8", copy=False)
+        words = stream.at(address).random_raw(math.ceil(size / 64))
         # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
-        return _signed_weights(weight).take(words.view(np.uint8), axis=0, mode="clip").reshape(-1)[:size]
+        return _signed_weights(weight).take(_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
 
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
@@ -132,12 +141,10 @@ class Rademacher(Directions):
         if kernel is None or self.mask is not None or not weights or target.dtype != np.float32:
             super()._add_chunks(target, place, weights, stream, chunks)
             return
-        index, step = place
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
-            size = self._size(chunk, index)
-            words = np.stack([self._words(size, (chunk, index, k, step), stream) for k in weights])
-            kernel(target[chunk * CHUNK :][:size], words, scales)
+            piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
+            kernel(piece, self._words.of(chunk, place, weights, stream), scales)
 
     def _on_device(
         self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]
@@ -145,19 +152,13 @@ class Rademacher(Directions):
         """As in `Directions`, but what crosses to the device is one bit a coordinate."""
         if self.mask is not None or not weights:
             return super()._on_device(device, chunks, place, weights)
-        index, step = place
-        sizes = {chunk: self._size(chunk, index) for chunk in chunks}
+        words = [self._words.of(chunk, place, weights, self._streams.first) for chunk in chunks]
         total = None
-        for k, weight in weights.items():
-            words = [self._words(size, (chunk, index, k, step), self._streams.first) for chunk, size in sizes.items()]
-            rows = torch.from_numpy(np.concatenate(words).astype("<u8", copy=False).view(np.uint8)).to(device).int()
-            scaled = torch.from_numpy(_signed_weights(weight)).to(device).index_select(0, rows)
+        for row, weight in zip(np.concatenate(words, axis=1), weights.values(), strict=True):
+            table = torch.from_numpy(_signed_weights(weight)).to(device)
+            scaled = table.index_select(0, torch.from_numpy(_bytes(row)).to(device).int())
             total = scaled if total is None else total.add_(scaled)
-        return total.view(-1)[: sum(sizes.values())]
-
-    @staticmethod
-    def _words(size: int, address: Address, stream: Stream) -> np.ndarray:
-        return stream.at(address).random_raw(math.ceil(size / 64))
+        return total.view(-1)[: self.sizes[place[0]] - chunks.start * CHUNK]
 
 
 class Gaussian(Directions):
@@ -203,6 +204,11 @@ class Sphere(Gaussian):
 def _signed_weights(weight: float) -> np.ndarray:
     """For each byte the eight signed weights that its bits stand for, `[256, 8]`."""
     return _SIGNS_OF_BYTE * np.float32(weight)
+
+
+def _bytes(words: np.ndarray) -> np.ndarray:
+    """The bytes of words, the low one first on any machine."""
+    return words.astype("<u8", copy=False).view(np.uint8)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:

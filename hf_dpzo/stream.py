@@ -1,8 +1,10 @@
 """Philox at any place of a run's public directions, chunk by chunk, on as many threads as torch uses."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,8 @@ CHUNKS_WORTH_A_THREAD = 4
 # What a chunk of a direction is drawn for: chunk, parameter, direction, step; and what all chunks of a sum share.
 Address = tuple[int, int, int, int]
 Place = tuple[int, int]
+# A step, and one of its directions.
+Label = tuple[int, int]
 # Keys the streams of this library apart from anybody else's use of Philox with the same seed.
 _DOMAIN = int.from_bytes(b"hf_dpzo", "big")
 
@@ -60,6 +64,51 @@ class Streams:
         shares = [chunks[first:last] for first, last in itertools.pairwise(bounds)]
         for _ in _pool(torch.get_num_threads()).map(work, self._streams, shares):
             pass  # An error of a thread is raised here.
+
+
+class Words:
+    """The random words of signs, 64 in each. Those of the last direction of a sweep are kept for the next sweep.
+
+    A step sweeps along a direction three times: to one probe point, to the other, and for the update. What is kept is
+    one bit a coordinate, a thirty-second of the parameters.
+
+    Args:
+        sizes: number of coordinates of each parameter.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._kept: dict[int, np.ndarray] = {}
+        # Of which step and direction the words are that are kept of a parameter.
+        self._labels: dict[int, Label] = {}
+        # Those that this sweep began with, and whether it asked for any.
+        self._label: Label | None = None
+        self._asked = False
+
+    @contextmanager
+    def sweep(self, index: int, step: int, directions: Iterable[int]) -> Iterator[None]:
+        """A sweep over all of the `index`-th parameter. One that ends in an error leaves nothing to rely on."""
+        if index not in self._kept:
+            self._kept[index] = np.empty(math.ceil(self._sizes[index] / 64), dtype=np.uint64)
+        self._label, self._asked = self._labels.pop(index, None), False
+        yield
+        if self._asked:
+            self._labels[index] = (step, list(directions)[-1])
+
+    def of(self, chunk: int, place: Place, directions: Collection[int], stream: Stream) -> np.ndarray:
+        """Return the words of a chunk, uint64 `[directions, words]`, within a sweep."""
+        self._asked = True
+        index, step = place
+        kept = self._kept[index][chunk * CHUNK // 64 : (chunk + 1) * CHUNK // 64]
+        found = [self._one((chunk, index, direction, step), kept, stream) for direction in directions]
+        rows = np.stack(found) if len(found) > 1 else found[0][None]
+        if found[-1] is not kept:
+            kept[:] = found[-1]
+        return rows
+
+    def _one(self, address: Address, kept: np.ndarray, stream: Stream) -> np.ndarray:
+        _, _, direction, step = address
+        return kept if (step, direction) == self._label else stream.at(address).random_raw(len(kept))
 
 
 @lru_cache(maxsize=1)

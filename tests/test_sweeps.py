@@ -1,5 +1,7 @@
 """The fast ways to add directions: their bits are those of the plain way, which NumPy goes in one thread."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -19,10 +21,12 @@ WEIGHTS = [{0: 1e-3}, {0: 1e-3, 1: -2e-3}, {k: (-1) ** k * 10.0 ** -(k % 5) for 
 def plain(monkeypatch):
     """Adds by NumPy alone."""
 
-    def add(parameter: torch.Tensor, directions: perturbation.Directions, weights: dict[int, float]) -> torch.Tensor:
+    def add(
+        parameter: torch.Tensor, directions: perturbation.Directions, weights: dict[int, float], *, step: int = 3
+    ) -> torch.Tensor:
         with monkeypatch.context() as patch:
             patch.setattr(perturbation, "compiled", lambda: None)
-            directions.add_(parameter, index=0, step=3, weights=weights)
+            directions.add_(parameter, index=0, step=step, weights=weights)
         return parameter
 
     return add
@@ -98,6 +102,70 @@ def test_number_of_threads_changes_no_bit(kind, count, fast, plain, threads):
     assert torch.equal(*ends)
 
 
+def test_words_that_are_kept_change_no_bit(monkeypatch):
+    """Sweeps in any order: over two parameters, along the same direction, others, or many, of this step or another."""
+    if compiled() is None:
+        monkeypatch.setattr(perturbation, "compiled", lambda: add_signs)
+    sizes = [70, CHUNK // 64 * 3]
+    directions, reference = Rademacher(seed=2, sizes=sizes), Rademacher(seed=2, sizes=sizes)
+    draw = np.random.default_rng(0)
+    parameters = [torch.randn(size) for size in sizes]
+    expected = [parameter.clone() for parameter in parameters]
+    for _ in range(60):
+        at = {"index": int(draw.integers(2)), "step": int(draw.integers(2))}
+        weights = {int(k): float(draw.normal()) for k in draw.permutation(3)[: draw.integers(4)]}
+        directions.add_(parameters[at["index"]], **at, weights=weights)
+        with monkeypatch.context() as patch:
+            patch.setattr(perturbation, "compiled", lambda: None)
+            reference.add_(expected[at["index"]], **at, weights=weights)
+        assert all(torch.equal(*pair) for pair in zip(parameters, expected, strict=True))
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[int]:
+    """For each chunk that was drawn, the direction that it was drawn for."""
+    seen, at = [], Stream.at
+    monkeypatch.setattr(perturbation, "compiled", lambda: lambda target, words, weights: None)
+    monkeypatch.setattr(Stream, "at", lambda self, address: seen.append(address[2]) or at(self, address))
+    return seen
+
+
+def test_the_words_of_a_step_with_one_direction_are_drawn_once(drawn):
+    directions, parameter = Rademacher(seed=0, sizes=[2 * CHUNK]), torch.zeros(2 * CHUNK)
+    for weights in ({0: 1e-3}, {0: -2e-3}, {0: 1e-3 - 1e-6}):
+        directions.add_(parameter, index=0, step=0, weights=weights)
+    assert drawn == [0, 0]
+    directions.add_(parameter, index=0, step=1, weights={0: 1e-3})
+    assert drawn == [0, 0, 0, 0]
+
+
+def test_a_walk_over_many_directions_draws_each_once_and_all_but_one_again_for_the_update(drawn):
+    directions, parameter = Rademacher(seed=0, sizes=[64]), torch.zeros(64)
+    for weights in ({0: 1.0}, {0: -1.0, 1: 1.0}, {1: -1.0, 2: 1.0}, {0: 0.1, 1: 0.1, 2: -0.9}):
+        directions.add_(parameter, index=0, step=0, weights=weights)
+    assert drawn == [0, 1, 2, 0, 1]
+
+
+def test_words_of_a_sweep_that_failed_are_not_relied_on(monkeypatch, plain):
+    size = 2 * CHUNK
+    directions, calls = Rademacher(seed=0, sizes=[size]), []
+
+    def failing(target, words, weights) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        add_signs(target[:64], words[:, :1], weights)
+
+    monkeypatch.setattr(perturbation, "compiled", lambda: failing)
+    with pytest.raises(KeyboardInterrupt):
+        directions.add_(torch.zeros(size), index=0, step=0, weights={0: 1.0})
+    parameter, expected = torch.zeros(size), torch.zeros(size)
+    directions.add_(parameter, index=0, step=0, weights={0: 1.0})
+    plain(expected, Rademacher(seed=0, sizes=[size]), {0: 1.0}, step=0)
+    for chunk in (0, CHUNK):
+        assert torch.equal(parameter[chunk : chunk + 64], expected[chunk : chunk + 64])
+
+
 def test_threads_share_all_chunks_out_and_use_no_stream_twice(threads):
     threads(3)
     seen = []
@@ -125,7 +193,9 @@ def test_what_is_sent_to_another_device_is_the_same_sum(kind, weights, mask, pla
     mask = None if mask is None else Mask([np.arange(size) % mask == 0])
     directions, parameter = DIRECTIONS[kind](seed=4, sizes=[size], mask=mask), torch.randn(size)
     expected = plain(parameter.clone(), directions, weights)
-    pieces = [directions._on_device(parameter.device, block, (0, 3), weights) for block in (range(2), range(2, 3))]
+    blocks = [range(2), range(2, 3)]
+    with contextlib.nullcontext() if kind != "rademacher" else directions._words.sweep(0, 3, weights):
+        pieces = [directions._on_device(parameter.device, block, (0, 3), weights) for block in blocks]
     assert [len(piece) for piece in pieces] == [2 * CHUNK, 77]
     assert torch.equal(parameter + torch.cat(pieces), expected)
 
