@@ -23,6 +23,8 @@ from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
 
 # How many chunks are sent to another device at once: so few copies that they cost little, and so little memory.
 BLOCK = 64
+# For how many coordinates Numba is loaded, which takes a second and 160 MiB: fewer cost a step some milliseconds.
+WORTH_COMPILING = 20_000_000
 _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
 
 
@@ -137,7 +139,7 @@ class Rademacher(Directions):
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
-        kernel = compiled()
+        kernel = compiled() if sum(self.sizes) >= WORTH_COMPILING else None
         if kernel is None or self.mask is not None or not weights or target.dtype != np.float32:
             super()._add_chunks(target, place, weights, stream, chunks)
             return

@@ -32,6 +32,11 @@ def plain(monkeypatch):
     return add
 
 
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(perturbation, "WORTH_COMPILING", 0)
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -60,6 +65,14 @@ def test_compiled_sweep_is_taken_where_numba_is_installed(monkeypatch):
     monkeypatch.setattr(perturbation, "compiled", lambda: counting)
     Rademacher(seed=0, sizes=[CHUNK + 65]).add_(torch.zeros(CHUNK + 65), index=0, step=0, weights={0: 1.0, 1: 1.0})
     assert sizes == [(CHUNK, (2, CHUNK // 64), 2), (65, (2, 2), 2)]
+
+
+def test_numba_is_not_loaded_for_an_adapter(monkeypatch):
+    monkeypatch.setattr(perturbation, "WORTH_COMPILING", 101)
+    monkeypatch.setattr(perturbation, "compiled", lambda: pytest.fail("it was asked for"))
+    Rademacher(seed=0, sizes=[60, 40]).add_(torch.zeros(60), index=0, step=0, weights={0: 1.0})
+    with pytest.raises(pytest.fail.Exception):
+        Rademacher(seed=0, sizes=[60, 41]).add_(torch.zeros(60), index=0, step=0, weights={0: 1.0})
 
 
 def test_python_twin_of_the_compiled_function_agrees_with_numpy(plain):
