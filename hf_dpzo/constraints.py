@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_dpzo.perturbation import CHUNK, sum_of_squares
+from hf_dpzo.perturbation import sum_of_squares
+from hf_dpzo.stream import CHUNK
 
 
 class Constraint:
@@ -17,6 +18,8 @@ class Constraint:
 
     # Whether it looks at parameters of before.
     remembers = False
+    # Whether it moves them before an update.
+    pulls = False
 
     def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
         """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
@@ -52,6 +55,7 @@ class QuadraticAnchor(Constraint):
     """
 
     remembers = True
+    pulls = True
 
     strength: float
 

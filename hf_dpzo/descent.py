@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
+from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Mask
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -45,6 +45,8 @@ class Descent:
     def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
 
+        Parameters of which no copy is made stay at the last point: the optimizer goes on from there.
+
         Args:
             step: the step, from 0.
             losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
@@ -70,7 +72,7 @@ class Descent:
         )
 
     def retrace(self, step: int) -> None:
-        """Leave the parameters as the walk of `step` left them, without data."""
+        """Walk as `step` did, without data."""
         self.differences(step, lambda: torch.zeros(0))
 
     @property
@@ -102,11 +104,11 @@ class Descent:
                 "use zoso, which needs none."
             ) from error
 
-    def _walk(self, step: int) -> Callable[[int], Walk]:
-        """What makes the walk along a direction of that number."""
-        parameters = self.optimizer.parameters()
-        walk = CopyingWalk if is_copied(self.model, parameters) else AddingWalk
-        return lambda direction: walk(parameters, self.optimizer.directions, step=step, direction=direction)
+    def _walk(self, step: int) -> Walk:
+        parameters, directions = self.optimizer.parameters(), self.optimizer.directions
+        if is_copied(self.model, parameters):
+            return CopyingWalk(parameters, directions, step=step)
+        return AddingWalk(parameters, directions, step=step, stay=self.optimizer.stay)
 
 
 def is_copied(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> bool:

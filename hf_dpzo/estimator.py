@@ -3,76 +3,13 @@
 What comes out is SENSITIVE: one row of numbers for each example, on its way to `Mechanism.release` and nowhere else.
 """
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hf_dpzo.perturbation import Directions
-
-
-class Walk(ABC):
-    """Moves parameters along one direction of one step. It starts at position 0 and, as a context, ends there.
-
-    Args:
-        parameters: the trainable parameters, in the order of `directions.sizes`.
-        directions: where the direction comes from.
-        step: the step, from 0.
-        direction: which of the step's directions, from 0.
-    """
-
-    def __init__(
-        self, parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, direction: int
-    ) -> None:
-        self._parameters, self._directions = parameters, directions
-        self._step, self._direction = step, direction
-        self._position = 0.0
-
-    @abstractmethod
-    def to(self, position: float) -> None:
-        """Set the parameters to `theta + position * z`."""
-
-    def __enter__(self) -> "Walk":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.to(0.0)
-
-    def _add(self, distance: float) -> None:
-        for index, parameter in enumerate(self._parameters):
-            self._directions.add_(parameter, index=index, step=self._step, weights={self._direction: distance})
-
-
-class AddingWalk(Walk):
-    """Goes back the way it came, and keeps no copy. Rounding leaves theta changed by about one unit in the last place.
-
-    What it leaves behind depends on public values alone, so a replay that makes the same moves ends at the same bits.
-    That is why an empty batch is walked too: whether a batch was empty is not public.
-    """
-
-    def to(self, position: float) -> None:
-        """Set the parameters to `theta + position * z`."""
-        if position != self._position:
-            self._add(position - self._position)
-            self._position = position
-
-
-class CopyingWalk(Walk):
-    """Starts each move from a copy, so it ends at exactly theta. For small trainable sets, such as adapters."""
-
-    def __enter__(self) -> "Walk":
-        self._copies = [parameter.detach().clone() for parameter in self._parameters]
-        return self
-
-    @torch.no_grad()
-    def to(self, position: float) -> None:
-        """Set the parameters to `theta + position * z`."""
-        for parameter, copy in zip(self._parameters, self._copies, strict=True):
-            parameter.copy_(copy)
-        if position != 0.0:
-            self._add(position)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +18,95 @@ class Point:
 
     direction: int
     position: float
+
+
+THETA = Point(direction=0, position=0.0)
+
+
+class Walk(ABC):
+    """Moves parameters from probe point to probe point of one step. It starts at theta; a context ends it.
+
+    Args:
+        parameters: the trainable parameters, in the order of `directions.sizes`.
+        directions: where the directions come from.
+        step: the step, from 0.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], directions: Directions, *, step: int) -> None:
+        self._parameters, self._directions, self._step = parameters, directions, step
+
+    @abstractmethod
+    def to(self, point: Point) -> None:
+        """Set the parameters to those of `point`."""
+
+    @abstractmethod
+    def __enter__(self) -> "Walk": ...
+
+    @abstractmethod
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None: ...
+
+    def _add(self, weights: Mapping[int, float]) -> None:
+        for index, parameter in enumerate(self._parameters):
+            self._directions.add_(parameter, index=index, step=self._step, weights=weights)
+
+
+class AddingWalk(Walk):
+    """Goes on from where it is, in one sweep over the parameters, and keeps no copy.
+
+    Each move rounds, so theta is changed by about one unit in the last place. By how much depends on public values
+    alone: a replay that makes the same moves ends at the same bits. That is why an empty batch is walked too: whether a
+    batch was empty is not public.
+
+    Args:
+        stay: told where the walk ends, unless it ends in an error: then it goes back to theta.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        directions: Directions,
+        *,
+        step: int,
+        stay: Callable[[int, Point], None],
+    ) -> None:
+        super().__init__(parameters, directions, step=step)
+        self._at, self._stay = THETA, stay
+
+    def to(self, point: Point) -> None:
+        """Set the parameters to those of `point`."""
+        weights = {self._at.direction: -self._at.position}
+        weights[point.direction] = weights.get(point.direction, 0.0) + point.position
+        weights = {direction: weight for direction, weight in weights.items() if weight != 0.0}
+        if weights:
+            self._add(weights)
+        self._at = point
+
+    def __enter__(self) -> "AddingWalk":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self.to(THETA)
+        self._stay(self._step, self._at)
+
+
+class CopyingWalk(Walk):
+    """Starts each move from a copy, so it ends at exactly theta. For small trainable sets, such as adapters."""
+
+    @torch.no_grad()
+    def to(self, point: Point) -> None:
+        """Set the parameters to those of `point`."""
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            parameter.copy_(copy)
+        if point.position != 0.0:
+            self._add({point.direction: point.position})
+
+    def __enter__(self) -> "CopyingWalk":
+        self._copies = [parameter.detach().clone() for parameter in self._parameters]
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.to(THETA)
 
 
 def stacked(
@@ -125,21 +151,20 @@ class Difference(ABC):
         """How often a step evaluates its batch."""
         return len(self.points)
 
-    def differences(self, walk: Callable[[int], Walk], losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def differences(self, walk: Walk, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return coefficients, float64 `[batch, K]`. SENSITIVE.
 
         The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
 
         Args:
-            walk: makes the walk along the direction of that number.
+            walk: through the step.
             losses: evaluates the batch where the parameters are, float32 `[batch]`.
         """
         found = []
-        for direction, points in itertools.groupby(self.points, key=lambda point: point.direction):
-            with walk(direction) as along:
-                for point in points:
-                    along.to(point.position)
-                    found.append(losses().double())
+        with walk:
+            for point in self.points:
+                walk.to(point)
+                found.append(losses().double())
         return self.coefficients(torch.stack(found, dim=1))
 
     def differences_together(
@@ -194,7 +219,7 @@ class ForwardDifference(Difference):
     def points(self) -> tuple[Point, ...]:
         """Theta itself, and one point along each direction."""
         along = (Point(direction=k, position=self.smoothing) for k in range(self.num_directions))
-        return (Point(direction=0, position=0.0), *along)
+        return (THETA, *along)
 
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
         """As in `Difference`."""

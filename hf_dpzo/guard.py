@@ -98,7 +98,7 @@ def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: 
 def _sample(optimizer: ZOOptimizer) -> list[torch.Tensor]:
     mask, sample = optimizer.directions.mask, []
     for index, parameter in enumerate(optimizer.parameters()):
-        flat = parameter.detach().view(-1)
-        movable = slice(SAMPLE) if mask is None else mask.coordinates(index, limit=SAMPLE).to(flat.device)
-        sample.append(flat[movable].clone())
+        first = torch.arange(min(SAMPLE, parameter.numel()))
+        movable = first if mask is None else mask.coordinates(index, limit=SAMPLE)
+        sample.append(optimizer.settled(index, movable.to(parameter.device)))
     return sample

@@ -1,12 +1,16 @@
 """The update, as a real `torch.optim.Optimizer` that the stock training loop can step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from hf_dpzo.constraints import Constraint
-from hf_dpzo.perturbation import CHUNK, Directions, Mask
+from hf_dpzo.estimator import Point
+from hf_dpzo.mask import Mask
+from hf_dpzo.perturbation import Directions
+from hf_dpzo.stream import CHUNK
 from hf_dpzo.updates import SGD, Update
 
 
@@ -52,6 +56,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._origin: list[torch.Tensor] | None = None
         self._received: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
+        self._displacement: tuple[int, Point] | None = None
         self.stage: int | None = None
         self.rate_factor = 1.0
         self._restrict(None)
@@ -89,6 +94,41 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._received = (step, tuple(coefficients))
         self._logged_rates = [group["lr"] for group in self.param_groups]
 
+    def stay(self, step: int, point: Point) -> None:
+        """Take note that the parameters are not at theta but at a probe point of `step`.
+
+        `step()` goes on from there: walking back and the update are one sweep, which is rounded once.
+        """
+        self._displacement = None if point.position == 0.0 else (step, point)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring the parameters back to theta, if a walk left them at a probe point."""
+        if self._displacement is None:
+            return
+        (step, point), self._displacement = self._displacement, None
+        for index, parameter in enumerate(self.parameters()):
+            self.directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
+
+    @contextmanager
+    def settled_after_errors(self) -> Iterator[None]:
+        """A context that brings the parameters back to theta if it ends in an error."""
+        try:
+            yield
+        except BaseException:
+            self.settle()
+            raise
+
+    def settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
+        found = self.parameters()[index].detach().view(-1)[coordinates]
+        if self._displacement is not None:
+            step, point = self._displacement
+            stop = int(coordinates.max()) + 1 if len(coordinates) else 0
+            z = self.directions.values(index=index, step=step, direction=point.direction, stop=stop)
+            found.add_(z[coordinates.cpu()].mul_(-point.position).to(found.device))
+        return found
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Apply what was received."""
@@ -103,6 +143,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             )
         (step, coefficients), self._received = self._received, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        if not self._only_moves or (self._displacement is not None and self._displacement[0] != step):
+            self.settle()
         self._constraint.pull_(self.parameters(), self._origin, rates)
         self._decay_(rates)
         scaled = self._update.scaled(coefficients)
@@ -119,6 +161,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         if self._inner is not None:
             self.state = self._inner.state  # One state, so that saving this optimizer saves it.
 
+    @property
+    def _only_moves(self) -> bool:
+        """Whether nothing but a move along the directions stands between a walk and its update."""
+        decays = any(group["lr"] * group["weight_decay"] for group in self.param_groups)
+        return self._inner is None and not decays and not self._constraint.pulls
+
     def _rate(self, group: dict[str, Any]) -> float:
         return group["lr"] * self.rate_factor
 
@@ -134,8 +182,12 @@ class ZOOptimizer(torch.optim.Optimizer):
                     piece.sub_(piece * mask, alpha=share)
 
     def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
+        displacement, self._displacement = self._displacement, None
         for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):
             weights = {k: -rate * coefficient for k, coefficient in enumerate(coefficients)}
+            if displacement is not None:
+                _, point = displacement
+                weights[point.direction] -= point.position
             self.directions.add_(parameter, index=index, step=step, weights=weights)
 
     def _move_by_inner_(self, step: int, coefficients: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ nothing about the data, and must never be counted on to hide them.
 The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
 """
 
-import hashlib
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,43 +16,16 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from hf_dpzo.kernel import compiled
+from hf_dpzo.mask import Mask
+from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
 
-# Coordinates a chunk. Two float32 buffers of it (512 KiB) fit a second-level cache. Part of the format: the Gaussian
-# directions are drawn chunk by chunk.
-CHUNK = 1 << 16
-# Keys the streams of this library apart from anybody else's use of Philox with the same seed.
-_DOMAIN = int.from_bytes(b"hf_dpzo", "big")
+
+# How many chunks are sent to another device at once: so few copies that they cost little, and so little memory.
+BLOCK = 64
+# For how many coordinates Numba is loaded, which takes a second and 160 MiB: fewer cost a step some milliseconds.
+WORTH_COMPILING = 20_000_000
 _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
-
-
-class Mask:
-    """Which coordinates of the parameters may move; one bit for each.
-
-    Args:
-        selected: booleans for each parameter, in order.
-
-    >>> mask = Mask([np.array([True, False, True])])
-    >>> mask.count, mask.chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
-    (2, [1.0, 0.0, 1.0], [0])
-    """
-
-    def __init__(self, selected: Sequence[np.ndarray]) -> None:
-        self._sizes = tuple(one.size for one in selected)
-        self._bits = [np.packbits(one.reshape(-1), bitorder="little") for one in selected]
-        self.count = int(sum(np.count_nonzero(one) for one in selected))
-        # Other than 0, which stands for no mask.
-        self.fingerprint = int.from_bytes(hashlib.sha256(b"".join(self._bits)).digest()[:8], "little") | 1
-
-    def chunk(self, index: int, number: int) -> np.ndarray:
-        """Return ones and zeros for one chunk of the `index`-th parameter, float32."""
-        size = min(CHUNK, self._sizes[index] - number * CHUNK)
-        bits = self._bits[index][number * CHUNK // 8 :][: math.ceil(size / 8)]
-        return np.unpackbits(bits, count=size, bitorder="little").astype(np.float32)
-
-    def coordinates(self, index: int, *, limit: int) -> torch.Tensor:
-        """Return the numbers of the first `limit` coordinates of the `index`-th parameter that may move."""
-        bits = np.unpackbits(self._bits[index], count=self._sizes[index], bitorder="little")
-        return torch.from_numpy(np.flatnonzero(bits)[:limit])
 
 
 class Directions(ABC):
@@ -70,9 +43,7 @@ class Directions(ABC):
         self.seed = seed
         self.sizes = tuple(sizes)
         self.mask = mask
-        # Made once: making one asks the operating system for entropy, which a given key leaves unused.
-        self._generator = np.random.Philox(key=np.array([seed, _DOMAIN], dtype=np.uint64))
-        self._fresh = self._generator.state
+        self._streams = Streams(seed)
 
     @property
     def dimension(self) -> int:
@@ -83,17 +54,18 @@ class Directions(ABC):
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """Add `sum_k weights[k] * z_k` to `parameter`, the `index`-th one, in place.
 
-        Each coordinate is rounded once, after the sum over k has been taken in float32.
+        Each coordinate is rounded once, after the sum over k has been taken in float32. On a CPU as many threads do it
+        as torch uses, and how many they are changes no bit.
         """
         flat = parameter.detach().view(-1)
-        # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
-        target = flat.numpy() if flat.device.type == "cpu" else None
-        for chunk, start in enumerate(range(0, flat.numel(), CHUNK)):
-            added = self._combination(chunk, index=index, step=step, weights=weights)
-            if target is None:
-                flat[start : start + CHUNK].add_(torch.from_numpy(added).to(flat.device))
-            else:
-                target[start : start + CHUNK] += added
+        chunks = range(math.ceil(flat.numel() / CHUNK))
+        if flat.device.type == "cpu":
+            # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
+            self._streams.share(functools.partial(self._add_chunks, flat.numpy(), (index, step), weights), chunks)
+            return
+        for block in (chunks[first : first + BLOCK] for first in chunks[::BLOCK]):
+            piece = flat[block.start * CHUNK : block.stop * CHUNK]
+            piece.add_(self._on_device(piece.device, block, (index, step), weights))
 
     def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return coordinates `start` to `stop` of one direction, float32.
@@ -104,31 +76,44 @@ class Directions(ABC):
         """
         stop = self.sizes[index] if stop is None else stop
         chunks = range(start // CHUNK, math.ceil(stop / CHUNK))
-        pieces = [self._combination(c, index=index, step=step, weights={direction: 1.0}) for c in chunks]
-        whole = torch.from_numpy(np.concatenate(pieces)) if pieces else torch.empty(0)
+        whole = torch.from_numpy(self._joined(chunks, (index, step), {direction: 1.0}))
         offset = (start // CHUNK) * CHUNK
         return whole[start - offset : stop - offset]
 
-    def _combination(self, chunk: int, *, index: int, step: int, weights: Mapping[int, float]) -> np.ndarray:
-        size = min(CHUNK, self.sizes[index] - chunk * CHUNK)
+    def _add_chunks(
+        self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
+    ) -> None:
+        for chunk in chunks:
+            piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
+            piece += self._combination(chunk, place, weights, stream)
+
+    def _on_device(
+        self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]
+    ) -> torch.Tensor:
+        """`sum_k weights[k] * z_k` on consecutive chunks, float32, where a parameter is that is not on a CPU."""
+        return torch.from_numpy(self._joined(chunks, place, weights)).to(device)
+
+    def _joined(self, chunks: range, place: Place, weights: Mapping[int, float]) -> np.ndarray:
+        pieces = [self._combination(chunk, place, weights, self._streams.first) for chunk in chunks]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
+
+    def _combination(self, chunk: int, place: Place, weights: Mapping[int, float], stream: Stream) -> np.ndarray:
+        index, step = place
+        size = self._size(chunk, index)
         total = None
         for direction, weight in weights.items():
-            scaled = self._scaled(weight, size=size, address=(chunk, index, direction, step))
+            scaled = self._scaled(weight, size, (chunk, index, direction, step), stream)
             total = scaled if total is None else np.add(total, scaled, out=total)
         if total is None:
             return np.zeros(size, dtype=np.float32)
         return total if self.mask is None else total * self.mask.chunk(index, chunk)
 
-    @abstractmethod
-    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> np.ndarray:
-        """Return `weight * z` on one chunk, a new float32 array `[size]`."""
+    def _size(self, chunk: int, index: int) -> int:
+        return min(CHUNK, self.sizes[index] - chunk * CHUNK)
 
-    def _philox(self, address: tuple[int, int, int, int]) -> np.random.Philox:
-        """The counter-based generator at a chunk's place: each chunk owns 2**32 counts, far more than it uses."""
-        chunk, index, direction, step = address
-        self._fresh["state"]["counter"] = np.array([chunk << 32, index, direction, step], dtype=np.uint64)
-        self._generator.state = self._fresh
-        return self._generator
+    @abstractmethod
+    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
+        """Return `weight * z` on one chunk, a new float32 array `[size]`."""
 
 
 class Rademacher(Directions):
@@ -137,10 +122,45 @@ class Rademacher(Directions):
     The signs are the bits of Philox's output, in order, so they are the same on every device.
     """
 
-    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
-        words = self._philox(address).random_raw(math.ceil(size / 64)).astype("<u8", copy=False)
+    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
+        super().__init__(seed=seed, sizes=sizes, mask=mask)
+        self._words = Words(self.sizes)
+
+    def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
+        """As in `Directions`."""
+        with self._words.sweep(index, step, weights):
+            super().add_(parameter, index=index, step=step, weights=weights)
+
+    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
+        words = stream.at(address).random_raw(math.ceil(size / 64))
         # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
-        return _signed_weights(weight).take(words.view(np.uint8), axis=0, mode="clip").reshape(-1)[:size]
+        return _signed_weights(weight).take(_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
+
+    def _add_chunks(
+        self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
+    ) -> None:
+        kernel = compiled() if sum(self.sizes) >= WORTH_COMPILING else None
+        if kernel is None or self.mask is not None or not weights or target.dtype != np.float32:
+            super()._add_chunks(target, place, weights, stream, chunks)
+            return
+        scales = np.array(list(weights.values()), dtype=np.float32)
+        for chunk in chunks:
+            piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
+            kernel(piece, self._words.of(chunk, place, weights, stream), scales)
+
+    def _on_device(
+        self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]
+    ) -> torch.Tensor:
+        """As in `Directions`, but what crosses to the device is one bit a coordinate."""
+        if self.mask is not None or not weights:
+            return super()._on_device(device, chunks, place, weights)
+        words = [self._words.of(chunk, place, weights, self._streams.first) for chunk in chunks]
+        total = None
+        for row, weight in zip(np.concatenate(words, axis=1), weights.values(), strict=True):
+            table = torch.from_numpy(_signed_weights(weight)).to(device)
+            scaled = table.index_select(0, torch.from_numpy(_bytes(row)).to(device).int())
+            total = scaled if total is None else total.add_(scaled)
+        return total.view(-1)[: self.sizes[place[0]] - chunks.start * CHUNK]
 
 
 class Gaussian(Directions):
@@ -149,8 +169,8 @@ class Gaussian(Directions):
     Each chunk is drawn by NumPy from the chunk's own Philox stream.
     """
 
-    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
-        normal = np.random.Generator(self._philox(address)).standard_normal(size, dtype=np.float32)
+    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
+        normal = np.random.Generator(stream.at(address)).standard_normal(size, dtype=np.float32)
         return np.multiply(normal, np.float32(weight), out=normal)
 
 
@@ -161,17 +181,22 @@ class Sphere(Gaussian):
         super().__init__(seed=seed, sizes=sizes, mask=mask)
         self._stretch = lru_cache(maxsize=256)(self._compute_stretch)
 
-    def _scaled(self, weight: float, *, size: int, address: tuple[int, int, int, int]) -> torch.Tensor:
+    def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
+        """As in `Directions`."""
+        for direction in weights:  # Once, before several threads ask for it.
+            self._stretch(direction, step)
+        super().add_(parameter, index=index, step=step, weights=weights)
+
+    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
         _, _, direction, step = address
-        return super()._scaled(weight * self._stretch(direction, step), size=size, address=address)
+        return super()._scaled(weight * self._stretch(direction, step), size, address, stream)
 
     def _compute_stretch(self, direction: int, step: int) -> float:
         """What takes the Gaussian vector of a direction to the sphere."""
-        squares = 0.0
+        squares, stream = 0.0, Stream(self.seed)
         for index, numel in enumerate(self.sizes):
             for chunk in range(math.ceil(numel / CHUNK)):
-                size = min(CHUNK, numel - chunk * CHUNK)
-                piece = super()._scaled(1.0, size=size, address=(chunk, index, direction, step))
+                piece = super()._scaled(1.0, self._size(chunk, index), (chunk, index, direction, step), stream)
                 piece = piece if self.mask is None else piece * self.mask.chunk(index, chunk)
                 squares += sum_of_squares(torch.from_numpy(piece))
         return math.sqrt(self.dimension / squares)
@@ -181,6 +206,11 @@ class Sphere(Gaussian):
 def _signed_weights(weight: float) -> np.ndarray:
     """For each byte the eight signed weights that its bits stand for, `[256, 8]`."""
     return _SIGNS_OF_BYTE * np.float32(weight)
+
+
+def _bytes(words: np.ndarray) -> np.ndarray:
+    """The bytes of words, the low one first on any machine."""
+    return words.astype("<u8", copy=False).view(np.uint8)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:

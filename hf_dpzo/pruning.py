@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hf_dpzo.estimator import CopyingWalk, Walk
-from hf_dpzo.perturbation import Gaussian, Mask
+from hf_dpzo.estimator import CopyingWalk, Point, Walk
+from hf_dpzo.mask import Mask
+from hf_dpzo.perturbation import Gaussian
 
 
 # Steps of the public generator that no training step reaches.
@@ -62,10 +63,10 @@ class DataFreePruning:
         self, outputs: Callable[[], torch.Tensor], trained: Sequence[torch.Tensor], *, seed: int, first_step: int
     ) -> list[np.ndarray]:
         directions = Gaussian(seed=seed, sizes=[parameter.numel() for parameter in trained])
-        with CopyingWalk(trained, directions, step=first_step, direction=0) as along:
+        with CopyingWalk(trained, directions, step=first_step) as along:
             first = self._slope(along, outputs)
-            along.to(first * self.smoothing)
-            with CopyingWalk(trained, directions, step=first_step + 1, direction=0) as beyond:
+            along.to(Point(direction=0, position=first * self.smoothing))
+            with CopyingWalk(trained, directions, step=first_step + 1) as beyond:
                 second = self._slope(beyond, outputs)
         if not (np.isfinite(first) and np.isfinite(second)):
             raise ValueError(
@@ -83,7 +84,7 @@ class DataFreePruning:
         """Half the difference of the summed outputs at the two probe points of `walk`."""
         sums = []
         for distance in (+self.smoothing, -self.smoothing):
-            walk.to(distance)
+            walk.to(Point(direction=0, position=distance))
             sums.append(outputs().double().sum())
         return float(sums[0] - sums[1]) / 2
 

@@ -149,10 +149,11 @@ class ZOTrainer(PublishingTrainer):
         step, descent = len(self.budget.ledger), self._descent()
         batch = inputs["batch"]
         differences = self._differences(descent, step, model, batch)
-        release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
-        del inputs, batch, differences  # What follows is post-processing.
-        self.budget.spend()
-        self._log.append(descent, step, release.integers)  # On disk before anything moves.
+        with descent.optimizer.settled_after_errors():
+            release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
+            del inputs, batch, differences  # What follows is post-processing.
+            self.budget.spend()
+            self._log.append(descent, step, release.integers)  # On disk before the update.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 

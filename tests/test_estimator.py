@@ -3,11 +3,21 @@
 import pytest
 import torch
 
-from hf_dpzo.estimator import DIFFERENCES, AddingWalk, CentralDifference, CopyingWalk, ForwardDifference
+from hf_dpzo.estimator import DIFFERENCES, AddingWalk, CentralDifference, CopyingWalk, ForwardDifference, Point
 from hf_dpzo.perturbation import DIRECTIONS, Rademacher
 
 
-WALKS = [AddingWalk, CopyingWalk]
+def adding_and_back(theta, directions, *, step) -> AddingWalk:
+    """An `AddingWalk` that is brought back, as an optimizer does it."""
+
+    def back(step: int, point: Point) -> None:
+        for index, parameter in enumerate(theta):
+            directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
+
+    return AddingWalk(theta, directions, step=step, stay=back)
+
+
+WALKS = [adding_and_back, CopyingWalk]
 
 
 def parameters() -> list[torch.Tensor]:
@@ -26,7 +36,7 @@ def estimate(kind, walk, theta, data, *, smoothing=1e-2, num_directions=3, step=
     """Coefficients for the losses `sin(x . theta)`, one for each row x."""
     directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
     coefficients = CentralDifference(smoothing=smoothing, num_directions=num_directions).differences(
-        walk=lambda k: walk(theta, directions, step=step, direction=k), losses=lambda: torch.sin(data @ flat(theta))
+        walk=walk(theta, directions, step=step), losses=lambda: torch.sin(data @ flat(theta))
     )
     z = torch.stack(
         [
@@ -75,8 +85,26 @@ def test_copying_walk_ends_where_it_began_to_the_last_bit():
 def test_adding_walk_ends_within_rounding_of_where_it_began():
     theta = parameters()
     before = flat(theta)
-    estimate("gaussian", AddingWalk, theta, rows())
+    estimate("gaussian", adding_and_back, theta, rows())
     assert (flat(theta) - before).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "moves"), [("central", 6), ("forward", 3)])
+def test_adding_walk_goes_from_point_to_point_in_one_sweep_and_stays_at_the_last(name, moves, monkeypatch):
+    """The way between two directions is one sweep, along both."""
+    theta, places, sweeps = parameters(), [], []
+    before, add = flat(theta), Rademacher.add_
+    directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
+    monkeypatch.setattr(
+        Rademacher, "add_", lambda self, p, **at: sweeps.append(dict(at["weights"])) or add(self, p, **at)
+    )
+    walk = AddingWalk(theta, directions, step=5, stay=lambda *place: places.append(place))
+    DIFFERENCES[name](smoothing=1e-2, num_directions=3).differences(walk=walk, losses=lambda: torch.zeros(1))
+    last = Point(direction=2, position=1e-2 if name == "forward" else -1e-2)
+    assert places == [(5, last)]
+    assert len(sweeps) == moves * len(theta)
+    z = flat([directions.values(index=i, step=5, direction=2) for i in range(len(theta))])
+    torch.testing.assert_close(flat(theta), before + last.position * z, rtol=0, atol=1e-6)
 
 
 def test_adding_walk_leaves_the_same_bits_whatever_the_data_are():
@@ -85,14 +113,14 @@ def test_adding_walk_leaves_the_same_bits_whatever_the_data_are():
     for data in (rows(count=0), rows(count=1), rows(count=9)):
         torch.manual_seed(1)
         theta = parameters()
-        estimate("rademacher", AddingWalk, theta, data)
+        estimate("rademacher", adding_and_back, theta, data)
         ends.append(flat(theta))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
 
 
 def test_empty_batch_has_no_rows_and_all_columns():
-    coefficients, _ = estimate("rademacher", AddingWalk, parameters(), rows(count=0))
+    coefficients, _ = estimate("rademacher", adding_and_back, parameters(), rows(count=0))
     assert coefficients.shape == (0, 3)
 
 
@@ -107,7 +135,7 @@ def test_an_error_at_a_probe_point_brings_the_parameters_back(walk):
 
     with pytest.raises(KeyboardInterrupt):
         CentralDifference(smoothing=1e-2, num_directions=1).differences(
-            walk=lambda k: walk(theta, directions, step=0, direction=k), losses=broken
+            walk=walk(theta, directions, step=0), losses=broken
         )
     assert (flat(theta) - before).abs().max() < 1e-6
 
@@ -119,7 +147,7 @@ def test_forward_coefficients_agree_with_dense_directions(kind, walk):
     start = flat(theta)
     directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
     coefficients = ForwardDifference(smoothing=1e-2, num_directions=3).differences(
-        walk=lambda k: walk(theta, directions, step=0, direction=k), losses=lambda: torch.sin(data @ flat(theta))
+        walk=walk(theta, directions, step=0), losses=lambda: torch.sin(data @ flat(theta))
     )
     for k in range(3):
         z = flat([directions.values(index=i, step=0, direction=k) for i in range(len(theta))])
@@ -133,7 +161,7 @@ def test_forward_passes_are_counted_as_they_are_made(name, passes):
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
     estimator = DIFFERENCES[name](smoothing=1e-2, num_directions=4)
     estimator.differences(
-        walk=lambda k: CopyingWalk(theta, directions, step=0, direction=k),
+        walk=CopyingWalk(theta, directions, step=0),
         losses=lambda: calls.append(None) or torch.zeros(2),
     )
     assert len(calls) == estimator.forward_passes == passes
@@ -148,7 +176,7 @@ def test_bias_of_forward_differences_is_half_the_curvature_times_mu():
     found = {}
     for name, difference in DIFFERENCES.items():
         found[name] = difference(smoothing=0.1, num_directions=1).differences(
-            walk=lambda k: CopyingWalk(theta, directions, step=0, direction=k),
+            walk=CopyingWalk(theta, directions, step=0),
             losses=lambda: (theta[0] + curvature * theta[0] ** 2 / 2).sum().reshape(1),
         )
     assert found["central"].item() == pytest.approx(float(z.sum()))

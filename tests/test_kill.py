@@ -124,7 +124,7 @@ def independent_replay(path: Path, parameters: dict[str, np.ndarray]) -> int:
             words = np.random.Philox(key=key, counter=counter).random_raw(-(-value.size // 64))
             bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[: value.size]
             signs = 1 - 2 * bits.astype(np.float32)
-            for distance in (smoothing, -2 * smoothing, smoothing, -rates[groups[index]] * integer * unit):
+            for distance in (smoothing, -2 * smoothing, smoothing - rates[groups[index]] * integer * unit):
                 value += signs * np.float32(distance)
         steps += 1
     return steps

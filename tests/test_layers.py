@@ -21,6 +21,9 @@ LAYERS = {
     "calibration": {"dp_accounting", "scipy"},
     "ledger": set(),
     "tradeoff": set(),
+    "kernel": {"numba"},
+    "stream": {"torch"},
+    "mask": {"torch"},
     "perturbation": {"torch"},
     "lattice": {"torch"},
     "mechanism": {"torch"},
@@ -113,7 +116,7 @@ LAYERS = {
 OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
 HEAVY = {
     *("opendp", "dp_accounting", "scipy", "torch", "transformers", "accelerate", "peft", "datasets"),
-    *("huggingface_hub", "safetensors", "filelock", "jsonschema", "matplotlib"),
+    *("huggingface_hub", "safetensors", "filelock", "jsonschema", "matplotlib", "numba"),
 }
 # Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
 FORBIDDEN = {

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from hf_dpzo.constraints import QuadraticAnchor
+from hf_dpzo.estimator import Point
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS, Rademacher
+from hf_dpzo.updates import Adam
 
 
 def make(parameters, **settings) -> ZOOptimizer:
@@ -90,3 +93,74 @@ def test_exchanged_parameters_are_found():
 def test_no_state_is_kept():
     optimizer = make([torch.nn.Parameter(torch.zeros(1))])
     assert optimizer.state_dict()["state"] == {}
+
+
+def displaced(parameters, *, at=0.25, step=3, direction=1, **settings) -> ZOOptimizer:
+    """An optimizer whose parameters a walk has left at a probe point."""
+    optimizer = make(parameters, **settings)
+    for index, parameter in enumerate(parameters):
+        optimizer.directions.add_(parameter, index=index, step=step, weights={direction: at})
+    optimizer.stay(step, Point(direction=direction, position=at))
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
+def test_walking_back_and_the_update_are_one_sum_that_is_rounded_once(kind):
+    parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
+    before = [p.detach().clone() for p in parameters]
+    optimizer = displaced(parameters, directions=DIRECTIONS[kind])
+    stood = [p.detach().clone() for p in parameters]
+    optimizer.receive(step=3, coefficients=[2.0, -1.0])
+    optimizer.step()
+    for index, (old, there, new) in enumerate(zip(before, stood, parameters, strict=True)):
+        z = [optimizer.directions.values(index=index, step=3, direction=k).view(old.shape) for k in (0, 1)]
+        torch.testing.assert_close(new.detach(), old - 0.1 * (2 * z[0] - z[1]), rtol=1e-6, atol=1e-6)
+        optimizer.directions.add_(there, index=index, step=3, weights={0: -0.1 * 2.0, 1: 0.1 - 0.25})
+        assert torch.equal(new.detach(), there)
+    optimizer.settle()  # Nothing is left to be done.
+    assert all(torch.equal(new.detach(), there) for there, new in zip(stood, parameters, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"weight_decay": 0.5}, {"constraint": QuadraticAnchor(strength=0.5)}, {"update": Adam()}],
+    ids=["decay", "anchor", "adam"],
+)
+def test_what_looks_at_theta_before_an_update_sees_theta(settings):
+    ends = []
+    for walked in (False, True):
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+        optimizer = displaced([parameter], **settings) if walked else make([parameter], **settings)
+        optimizer.receive(step=3, coefficients=[1.0, 1.0])
+        optimizer.step()
+        ends.append(parameter.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+def test_a_walk_of_another_step_is_walked_back():
+    parameter = torch.nn.Parameter(torch.zeros(9))
+    optimizer = displaced([parameter], step=3)
+    optimizer.receive(step=4, coefficients=[0.0, 2.0])
+    optimizer.step()
+    z = optimizer.directions.values(index=0, step=4, direction=1)
+    torch.testing.assert_close(parameter.detach(), -0.2 * z, rtol=0, atol=1e-6)
+
+
+def test_settling_goes_back_once():
+    parameter = torch.nn.Parameter(torch.randn(9))
+    before = parameter.detach().clone()
+    optimizer = displaced([parameter])
+    assert not torch.allclose(parameter, before)
+    torch.testing.assert_close(optimizer.settled(0, torch.tensor([5, 2])), before[[5, 2]], rtol=0, atol=1e-6)
+    for _ in range(2):
+        optimizer.settle()
+        torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
+
+
+def test_an_error_between_walk_and_update_brings_theta_back():
+    parameter = torch.nn.Parameter(torch.randn(9))
+    before = parameter.detach().clone()
+    optimizer = displaced([parameter])
+    with pytest.raises(OSError), optimizer.settled_after_errors():
+        raise OSError
+    torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)

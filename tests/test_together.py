@@ -62,8 +62,8 @@ def test_a_stack_holds_the_bits_that_a_walk_goes_through(kind):
     points = [Point(direction=1, position=0.3), Point(direction=0, position=0.0), Point(direction=0, position=-0.3)]
     stacks = stacked(theta, directions, step=2, points=points)
     for row, point in enumerate(points):
-        with CopyingWalk(theta, directions, step=2, direction=point.direction) as along:
-            along.to(point.position)
+        with CopyingWalk(theta, directions, step=2) as along:
+            along.to(point)
             assert all(torch.equal(stack[row], one) for stack, one in zip(stacks, theta, strict=True))
 
 
@@ -100,7 +100,7 @@ def test_the_last_pass_is_filled_up_and_changes_nothing(name, points_per_pass):
 
     found = estimator.differences_together(losses, points_per_pass=points_per_pass)
     walked = estimator.differences(
-        walk=lambda k: CopyingWalk(theta, directions, step=0, direction=k), losses=lambda: torch.sin(data @ theta[0])
+        walk=CopyingWalk(theta, directions, step=0), losses=lambda: torch.sin(data @ theta[0])
     )
     torch.testing.assert_close(found, walked, rtol=0, atol=1e-12)
     assert set(sizes) == {points_per_pass} and len(sizes) == -(-estimator.forward_passes // points_per_pass)

@@ -24,8 +24,10 @@ from hf_dpzo import Prompt, ZOTrainer
 from hf_dpzo.accounting import guarantee
 from hf_dpzo.ledger import BudgetExceededError, round_up
 from hf_dpzo.losses import CausalLMLoss
+from hf_dpzo.mechanism import IntegerSum
 from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.run_log import RunLog
 from hf_dpzo.running import accuracy
 from hf_dpzo.sealed import DrawnError
 
@@ -526,10 +528,36 @@ def test_outputs_that_ignore_the_parameters_stop_the_run(make_trainer):
     assert len(trainer.budget.ledger) == 0
 
 
-def test_updates_that_never_reach_the_parameters_stop_the_run(make_trainer, monkeypatch):
-    monkeypatch.setattr(ZOOptimizer, "step", lambda self, closure=None: setattr(self, "_staged", None))
+@pytest.mark.parametrize("full", [False, True])
+def test_updates_that_never_reach_the_parameters_stop_the_run(make_trainer, monkeypatch, full):
+    """Where all parameters are trained, the walk's way back alone is no update either."""
+    monkeypatch.setattr(ZOOptimizer, "step", lambda self, closure=None: self.settle())
     with pytest.raises(RuntimeError, match="the first update moved no parameter"):
-        make_trainer().train()
+        make_trainer(*[classifier()] * full).train()
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
+def test_updates_too_small_for_float32_stop_the_run(make_trainer, make_args, kind):
+    with pytest.raises(RuntimeError, match="learning_rate=1e-30: the first update moved no parameter; raise it"):
+        make_trainer(classifier(), args=make_args(learning_rate=1e-30, directions=kind)).train()
+
+
+@pytest.mark.parametrize("place", ["release", "append"])
+def test_an_error_between_the_walk_and_the_update_leaves_the_weights_where_they_were(
+    make_trainer, make_args, monkeypatch, place
+):
+    """All parameters are trained, so that no copy of them is at hand."""
+    trainer = make_trainer(classifier(), args=make_args(smoothing=0.5))
+    before = state(trainer.model)
+
+    def broken(*args) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(*{"release": (IntegerSum, "release"), "append": (RunLog, "append")}[place], broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=1e-6)
 
 
 def test_guard_leaves_the_parameters_as_they_were(make_trainer, monkeypatch):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hf_dpzo.mask import Mask
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS, Mask
+from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.updates import UPDATES, Adam, Momentum, NormalizedSGD
 
 

@@ -35,7 +35,7 @@ COLUMNS = (
     *("parameters", "trained_parameters", "error"),
 )
 LONGEST = 600  # Seconds a process may take.
-PACKAGES = ("torch", "transformers", "peft", "opacus")
+PACKAGES = ("torch", "numpy", "numba", "transformers", "peft", "opacus")
 
 
 def run(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from mezo_twin import MezoTwin
 from subjects import RATE, SMOOTHING, Subject
 from transformers import TrainerCallback
 
-from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo import ZOTrainer, ZOTrainingArguments, perturbation
 
 
 def floor(subject: Subject, steps: int, meter: Meter, *, passes: int = 2) -> None:
@@ -56,6 +56,12 @@ def ours(subject: Subject, steps: int, meter: Meter, **arguments: Any) -> None:
         trainer.train()
 
 
+def ours_by_numpy(subject: Subject, steps: int, meter: Meter, **arguments: Any) -> None:
+    """The same where Numba is not installed."""
+    perturbation.compiled = lambda: None
+    ours(subject, steps, meter, **arguments)
+
+
 def mezo(subject: Subject, steps: int, meter: Meter) -> None:
     """MeZO as published."""
     twin = MezoTwin(subject.model, learning_rate=RATE, eps=SMOOTHING)
@@ -85,6 +91,7 @@ def adamw(subject: Subject, steps: int, meter: Meter) -> None:
 KINDS: dict[str, Callable[..., None]] = {
     "floor": floor,
     "ours": ours,
+    "ours-by-numpy": ours_by_numpy,
     "mezo": mezo,
     "dp-sgd": dp_sgd,
     "adamw": adamw,
