@@ -14,6 +14,7 @@ import torch
 
 from hf_dpzo.lattice import SENSITIVITY, as_rows, clip_to_lattice, lattice_scale
 from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoise
+from hf_dpzo.processes import ALONE, Processes
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
@@ -42,9 +43,30 @@ class Release:
 class Mechanism(ABC):
     """What releases a step."""
 
+    def release(self, differences: torch.Tensor, processes: Processes = ALONE) -> Release:
+        """Release `differences`, float `[batch, K]`, summed over all processes. All of them get the same release.
+
+        Args:
+            differences: of this process' share of the batch.
+            processes: that have the other shares.
+
+        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
+        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
+        3
+        """
+        total = processes.sum(self._summed(differences))
+        # The others pass zeros, and get what the first one has released.
+        integers = [0] * differences.shape[1] if total is None else self._released(total)
+        told = processes.told(np.array(integers, dtype=np.int64))
+        return Release(integers=tuple(told.tolist()), unit=self.unit)
+
     @abstractmethod
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release `differences`, `[batch, K]`."""
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """What is added up over processes. SENSITIVE."""
+
+    @abstractmethod
+    def _released(self, total: np.ndarray) -> list[int]:
+        """What leaves, one integer for each direction, given the sum over all processes."""
 
     @property
     @abstractmethod
@@ -68,16 +90,6 @@ class IntegerSum(Mechanism):
     clip_norm: float
     expected_batch_size: int
 
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release the sum of `differences`, `[batch, K]`.
-
-        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
-        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
-        3
-        """
-        sums = self._clipped(differences).sum(axis=0, dtype=np.int64)
-        return Release(integers=tuple(self._noisy(sums.tolist())), unit=self.unit)
-
     @property
     def unit(self) -> float:
         """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
@@ -87,9 +99,9 @@ class IntegerSum(Mechanism):
         """Each row on the lattice, int64 `[batch, K]`."""
         return clip_to_lattice(differences, self.clip_norm)
 
-    @abstractmethod
-    def _noisy(self, sums: list[int]) -> list[int]:
-        """What leaves, given the exact sums."""
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """The exact sums, int64 `[K]`."""
+        return self._clipped(differences).sum(axis=0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +121,8 @@ class NoisySum(IntegerSum):
         """Of the noise that is drawn: its standard deviation, or Laplace's b, in lattice steps."""
         return float(self._noise.scale)
 
-    def _noisy(self, sums: list[int]) -> list[int]:
-        return self._noise.add(sums)
+    def _released(self, total: np.ndarray) -> list[int]:
+        return self._noise.add(total.tolist())
 
     @property
     @abstractmethod
@@ -126,8 +138,8 @@ class ClippedSum(IntegerSum):
         """What one release costs: everything, at any sampling rate."""
         return NonPrivateQuery()
 
-    def _noisy(self, sums: list[int]) -> list[int]:
-        return sums
+    def _released(self, total: np.ndarray) -> list[int]:
+        return total.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,14 +235,19 @@ class LaplaceSum(NoisySum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainMean(Mechanism):
-    """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines."""
+    """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines.
 
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release the mean of `differences`, `[batch, K]`, on a lattice of step 2**-40; zero for an empty batch."""
+    On a lattice of step 2**-40; zero for an empty batch. Several processes may round the last digits in another way.
+    """
+
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """The sum of the rows, and how many there are, float64 `[K + 1]`."""
         rows = np.nan_to_num(as_rows(differences), nan=0.0, posinf=0.0, neginf=0.0)
-        mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
-        steps = np.clip(mean * SENSITIVITY, -LARGEST, LARGEST)
-        return Release(integers=tuple(int(value) for value in steps.tolist()), unit=self.unit)
+        return np.append(rows.sum(axis=0), float(len(rows)))
+
+    def _released(self, total: np.ndarray) -> list[int]:
+        mean = total[:-1] / max(total[-1], 1.0)
+        return [int(value) for value in np.clip(mean * SENSITIVITY, -LARGEST, LARGEST).tolist()]
 
     @property
     def unit(self) -> float:

@@ -12,6 +12,7 @@ from hf_dpzo.isolation import CoupledRowsError, Isolation, probe
 from hf_dpzo.losses import BatchLosses
 from hf_dpzo.made_up import PROBE_LENGTHS, made_up_probe_rows
 from hf_dpzo.precision import reduced, refuse_moved
+from hf_dpzo.together import together
 
 
 Rows = list[dict[str, Any]]
@@ -62,6 +63,23 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         )
     refuse_moved(model, found.moved)
     return found
+
+
+def moved_together(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
+    """As far as rows move each other's losses where so many points are evaluated at once, here all the same.
+
+    Raises:
+        ValueError: that does not work, with this model and its loss.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stacks = [parameter.detach().expand(points, *parameter.shape).clone() for parameter in trained]
+    try:
+        return measured(model, together(losses, model, trained, stacks), batches).moved
+    except Exception as error:
+        raise ValueError(
+            f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
+            f"({type(error).__name__}); remove it."
+        ) from error
 
 
 def _losses(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:

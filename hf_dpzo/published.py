@@ -191,7 +191,7 @@ class PublishingTrainer(DurableTrainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
-    ) -> CommitInfo | Future:
+    ) -> CommitInfo | Future | None:
         """As stock, in one commit: weights, or with `push_trajectory` none; card, `privacy.json` and log.
 
         Args:
@@ -207,6 +207,8 @@ class PublishingTrainer(DurableTrainer):
         """
         if not self._trained:
             raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
+        if not self.is_world_process_zero():
+            return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -219,7 +221,9 @@ class PublishingTrainer(DurableTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As stock; but what is pushed is saved anew, for other things may lie in the checkpoint's folder."""
-        if self.args.hub_strategy == HubStrategy.END or (self._is_pushing and not self.args.hub_always_push):
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self._is_pushing and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         snapshot = self._snapshot()

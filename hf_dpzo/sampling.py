@@ -34,17 +34,23 @@ class Fetched:
 class PoissonBatchSampler(Sampler[list[Drawn]]):
     """Yields the rows of batches, some of them empty. Two passes never agree: there is no seed.
 
+    Each unit belongs to one process, which draws by itself whether it joins. So what all processes draw is one Poisson
+    batch, and none of them knows it.
+
     Args:
         units: whose rows they are.
         sampling_rate: the probability with which each unit joins a batch.
+        rank: of this process.
+        processes: how many there are.
 
     >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
     (2, 2)
     """
 
-    def __init__(self, *, units: Units, sampling_rate: float) -> None:
-        self._units, self._mask = units, BernoulliMask(size=len(units), rate=sampling_rate)
+    def __init__(self, *, units: Units, sampling_rate: float, rank: int = 0, processes: int = 1) -> None:
+        self._units, self._share = units, range(rank, len(units), processes)
+        self._mask = BernoulliMask(size=len(self._share), rate=sampling_rate)
 
     def __len__(self) -> int:
         """Batches per epoch: as many as use each unit once on average."""
@@ -52,7 +58,7 @@ class PoissonBatchSampler(Sampler[list[Drawn]]):
 
     def __iter__(self) -> Iterator[list[Drawn]]:
         for _ in range(len(self)):
-            units = np.flatnonzero(self._mask.draw()).tolist()
+            units = [self._share[place] for place in np.flatnonzero(self._mask.draw())]
             yield [Drawn(unit=i, row=row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
 
 

@@ -27,7 +27,8 @@ from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.output_layer import Inputs, unwrapped
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.precision import no_backward_needed, refuse_shapes
-from hf_dpzo.probing import batches_to_probe, measured
+from hf_dpzo.probing import batches_to_probe, measured, moved_together
+from hf_dpzo.processes import processes, refuse_diverged
 from hf_dpzo.progress import EpsilonProgressCallback
 from hf_dpzo.published import PublishingTrainer
 from hf_dpzo.refusals import (
@@ -35,6 +36,7 @@ from hf_dpzo.refusals import (
     refuse_bound,
     refuse_changed,
     refuse_copies,
+    refuse_distribution,
     refuse_model,
     refuse_no_rows,
     refuse_padding,
@@ -44,9 +46,14 @@ from hf_dpzo.refusals import (
     refuse_trained,
 )
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
+from hf_dpzo.shares import refuse_other_rows
 from hf_dpzo.together import together
 from hf_dpzo.training_args import ZOTrainingArguments
 from hf_dpzo.units import unit_means
+
+
+# Every so many steps, several processes see that they still hold the same weights.
+CHECKED_EVERY = 100
 
 
 class ZOTrainer(PublishingTrainer):
@@ -104,9 +111,11 @@ class ZOTrainer(PublishingTrainer):
                 callbacks=callbacks,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
+        refuse_distribution(self.accelerator.distributed_type)
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = refuse_no_rows(probe_rows)
+        self._processes = processes(args.device)
         self._units = args.units(train_dataset)
         self._num_units = len(self._units)
         self._rows_facts = {
@@ -147,11 +156,14 @@ class ZOTrainer(PublishingTrainer):
         self.budget.require()
         model.eval()
         step, descent = len(self.budget.ledger), self._descent()
+        if step % CHECKED_EVERY == 0:
+            refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         batch = inputs["batch"]
         differences = self._differences(descent, step, model, batch)
         with descent.optimizer.settled_after_errors():
-            release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
-            del inputs, batch, differences  # What follows is post-processing.
+            means = unit_means(differences, batch.units, batch.num_units)
+            release = self.method.mechanism.release(means, self._processes)
+            del inputs, batch, differences, means  # What follows is post-processing.
             self.budget.spend()
             self._log.append(descent, step, release.integers)  # On disk before the update.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
@@ -181,6 +193,7 @@ class ZOTrainer(PublishingTrainer):
         stock = super().get_train_dataloader()
         if len(stock.dataset) != self._units.num_rows:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
+        refuse_other_rows(self._processes, stock.dataset, self._units)
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
@@ -194,7 +207,10 @@ class ZOTrainer(PublishingTrainer):
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
             batch_sampler=PoissonBatchSampler(
-                units=self._units, sampling_rate=self.args.sampling_rate(self._num_units)
+                units=self._units,
+                sampling_rate=self.args.sampling_rate(self._num_units),
+                rank=self._processes.rank,
+                processes=self._processes.size,
             ),
             collate_fn=collator,
             num_workers=stock.num_workers,
@@ -212,22 +228,11 @@ class ZOTrainer(PublishingTrainer):
         batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
         found = measured(self.model, self._losses, batches)
         if self.args.points_per_pass is not None:
-            found = Isolation(moved=max(found.moved, self._moved_together(batches)))
+            points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
+            found = Isolation(moved=max(found.moved, moved_together(self.model, self._losses, batches, points)))
+        found = Isolation(moved=self._processes.largest(found.moved))
         refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
         return found
-
-    def _moved_together(self, batches: Sequence[list[dict[str, Any]]]) -> float:
-        """As far as rows move each other's losses where several points are evaluated at once, here all the same."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
-        stacks = [parameter.detach().expand(points, *parameter.shape).clone() for parameter in trained]
-        try:
-            return measured(self.model, together(self._losses, self.model, trained, stacks), batches).moved
-        except Exception as error:
-            raise ValueError(
-                f"points_per_pass={self.args.points_per_pass}: at several points at once this model or its loss fails, "
-                f"or joins rows ({type(error).__name__}); remove it."
-            ) from error
 
     @property
     def _made_with(self) -> dict[str, Any]:
@@ -277,6 +282,7 @@ class ZOTrainer(PublishingTrainer):
             if self.args.audit:
                 self._audit_mechanism()
             output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
+            refuse_diverged(self._processes, self._descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()
         metrics = {"epoch": self.state.epoch}
