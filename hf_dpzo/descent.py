@@ -42,7 +42,12 @@ class Descent:
             self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
         return stage
 
-    def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def differences(
+        self,
+        step: int,
+        losses: Callable[[], torch.Tensor],
+        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+    ) -> torch.Tensor:
         """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
 
         Parameters of which no copy is made stay at the last point: the optimizer goes on from there.
@@ -50,9 +55,10 @@ class Descent:
         Args:
             step: the step, from 0.
             losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
+            gathered: brings losses together that several processes have evaluated.
         """
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
-        return estimator.differences(walk=self._walk(step), losses=losses)
+        return estimator.differences(walk=self._walk(step), losses=losses, gathered=gathered)
 
     def differences_together(
         self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int

@@ -151,7 +151,12 @@ class Difference(ABC):
         """How often a step evaluates its batch."""
         return len(self.points)
 
-    def differences(self, walk: Walk, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def differences(
+        self,
+        walk: Walk,
+        losses: Callable[[], torch.Tensor],
+        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+    ) -> torch.Tensor:
         """Return coefficients, float64 `[batch, K]`. SENSITIVE.
 
         The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
@@ -159,13 +164,14 @@ class Difference(ABC):
         Args:
             walk: through the step.
             losses: evaluates the batch where the parameters are, float32 `[batch]`.
+            gathered: what becomes of the losses at all points, float64 `[batch, points]`, before they are compared.
         """
         found = []
         with walk:
             for point in self.points:
                 walk.to(point)
                 found.append(losses().double())
-        return self.coefficients(torch.stack(found, dim=1))
+        return self.coefficients(gathered(torch.stack(found, dim=1)))
 
     def differences_together(
         self, losses: Callable[[Sequence[Point]], torch.Tensor], *, points_per_pass: int

@@ -97,6 +97,11 @@ def refuse_arguments(args: TrainingArguments) -> None:
             args.include_num_input_tokens_seen != "no",
             "the number of tokens tells which rows were drawn; remove it",
         ),
+        "audit": (args.audit and not args.private, "without noise nothing is claimed; remove it"),
+        "points_per_pass": (
+            args.points_per_pass is not None and args.parallel == "points",
+            "points are spread over processes already; remove one of the two",
+        ),
         "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
         # Arguments of TRL's configurations, which subclasses may add.

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from hf_dpzo.audit import Audit, audit
+from hf_dpzo.audit import Audit, audit_or_raise
 from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.declared import isolation_of, versions
 from hf_dpzo.descent import Descent
@@ -49,6 +49,7 @@ from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
 from hf_dpzo.shares import refuse_other_rows
 from hf_dpzo.together import together
 from hf_dpzo.training_args import ZOTrainingArguments
+from hf_dpzo.turns import SameBatches, Turns
 from hf_dpzo.units import unit_means
 
 
@@ -161,7 +162,9 @@ class ZOTrainer(PublishingTrainer):
         batch = inputs["batch"]
         differences = self._differences(descent, step, model, batch)
         with descent.optimizer.settled_after_errors():
-            means = unit_means(differences, batch.units, batch.num_units)
+            # Where points are spread, the first process has all losses, and the others have no rows.
+            units, count = (batch.units, batch.num_units) if len(differences) else ([], 0)
+            means = unit_means(differences, units, count)
             release = self.method.mechanism.release(means, self._processes)
             del inputs, batch, differences, means  # What follows is post-processing.
             self.budget.spend()
@@ -171,8 +174,13 @@ class ZOTrainer(PublishingTrainer):
 
     def _differences(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """The coefficients of each row, `[rows, K]`. SENSITIVE."""
+        losses = functools.partial(self._losses, model, batch)
+        if self.args.parallel == "points":
+            rows = len(batch.units)
+            turns = Turns(processes=self._processes, losses=losses, rows=rows, device=self.args.device)
+            return descent.differences(step, turns, turns.gathered)
         if self.args.points_per_pass is None:
-            return descent.differences(step, functools.partial(self._losses, model, batch))
+            return descent.differences(step, losses)
         return descent.differences_together(
             step,
             lambda stacks: together(self._losses, model, descent.optimizer.parameters(), stacks)(model, batch),
@@ -206,12 +214,7 @@ class ZOTrainer(PublishingTrainer):
             self._isolation = self._probed(stock.dataset)
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
-            batch_sampler=PoissonBatchSampler(
-                units=self._units,
-                sampling_rate=self.args.sampling_rate(self._num_units),
-                rank=self._processes.rank,
-                processes=self._processes.size,
-            ),
+            batch_sampler=self._batches(),
             collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
@@ -220,6 +223,13 @@ class ZOTrainer(PublishingTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+
+    def _batches(self) -> Sampler:
+        """Those of this process."""
+        settings = {"units": self._units, "sampling_rate": self.args.sampling_rate(self._num_units)}
+        if self.args.parallel == "points":
+            return SameBatches(PoissonBatchSampler(**settings), self._processes)
+        return PoissonBatchSampler(**settings, rank=self._processes.rank, processes=self._processes.size)
 
     def _probed(self, dataset: Any) -> Isolation:
         """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
@@ -280,7 +290,8 @@ class ZOTrainer(PublishingTrainer):
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
             if self.args.audit:
-                self._audit_mechanism()
+                method, _ = self.args.plan(self._num_units)
+                self._audit = self._processes.by_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
             refuse_diverged(self._processes, self._descent().optimizer.parameters(), output.global_step)
         finally:
@@ -289,18 +300,6 @@ class ZOTrainer(PublishingTrainer):
         if self.args.private:
             metrics["epsilon"] = round_up(self.budget.stated().epsilon)
         return TrainOutput(output.global_step, math.nan, metrics)
-
-    def _audit_mechanism(self) -> None:
-        """Attack a mechanism like this run's; raise where it says more than it claims."""
-        if not self.args.private:
-            raise ValueError(f"audit=True: method={self.args.method} adds no noise, so it claims nothing; remove it.")
-        method, _ = self.args.plan(self._num_units)
-        self._audit = audit(method, seed=self.args.seed)
-        failed = [check.name for check in self._audit.checks if not check.passed]
-        if failed:
-            raise RuntimeError(
-                f"audit: {', '.join(failed)}: the mechanism releases more than it claims; do not use it."
-            )
 
     def _refuse_model(self) -> None:
         refuse_model(self.model, private=self.args.private)

@@ -16,6 +16,7 @@ from hf_dpzo.mechanism import ClippedSum, GaussianSum, PlainMean
 from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.processes import ALONE, Group, checksum, processes
 from hf_dpzo.sampling import PoissonBatchSampler
+from hf_dpzo.turns import SameBatches, Turns
 from hf_dpzo.units import Units
 
 
@@ -328,3 +329,72 @@ def test_a_lost_process_ends_the_job_and_another_number_of_them_goes_on(model, c
 def test_resuming_what_is_not_there_fails_in_each_process(train, tmp_path):
     found = ended(2, lambda rank: train(output_dir=str(tmp_path / "none"), resume=True) and None)
     assert all("holds no log of a run" in one.error for one in found), found
+
+
+# ---- Points, spread over processes ----
+
+
+@pytest.mark.parametrize("name", ["adapter", "all parameters", "directions", "adam"])
+def test_points_may_be_spread_over_any_number_of_processes(name, train, tmp_path):
+    """With the same integers and bits as in one process; micro-batches too are those of one process."""
+    found = {}
+    for size in (1, 2, 3, 4):
+        folder = tmp_path / str(size)
+
+        def work(rank: int, size: int = size, folder=folder) -> str:
+            frozen(0, 1)
+            model = CASES[name].get("model", lambda: with_lora(classifier()))()
+            spread = {"padded_lengths": None, "parallel": "points", "output_dir": str(folder)}
+            return weights(train(**{**CASES[name], **spread, "model": model}))
+
+        ends = in_each(size, work)
+        assert len(set(ends)) == 1
+        found[size] = ends[0], released(folder)
+    assert found[1] == found[2] == found[3] == found[4]
+
+
+def test_all_processes_see_the_batch_of_the_first_one_and_take_turns(make_args):
+    class Counting(list):
+        """A sampler."""
+
+        def __iter__(self):
+            return iter([[rank_of_this], [rank_of_this, 7]])
+
+        def __len__(self):
+            return 2
+
+    rank_of_this = 0
+
+    def work(rank: int):
+        nonlocal rank_of_this
+        rank_of_this = rank
+        make_args()
+        group, calls = processes(torch.device("cpu")), []
+        batches = list(SameBatches(Counting(), group))
+        turns = Turns(
+            processes=group,
+            losses=lambda: calls.append(turns._taken) or torch.tensor([1.5, float("nan")]),
+            rows=2,
+            device=torch.device("cpu"),
+        )
+        found = turns.gathered(torch.stack([turns().double() for _ in range(5)], dim=1))
+        return batches, calls, found.tolist()
+
+    first, second = in_each(2, work)
+    assert first[0] == second[0] == [[0], [0, 7]]
+    assert (first[1], second[1]) == ([1, 3, 5], [2, 4])
+    assert str(first[2]) == str([[1.5] * 5, [float("nan")] * 5])
+    assert second[2] == []
+
+
+def test_empty_batches_pass_where_points_are_spread(train, tmp_path):
+    def work(rank: int) -> str:
+        BernoulliMask.draw = lambda mask: np.zeros(mask.size, dtype=bool)
+        return weights(train(output_dir=str(tmp_path / "run"), parallel="points"))
+
+    assert len(set(in_each(2, work))) == 1
+
+
+def test_points_are_spread_or_joined_in_a_pass_but_not_both(make_args):
+    with pytest.raises(ValueError, match=r"^points_per_pass=2: points are spread over processes already; "):
+        make_args(points_per_pass=2, parallel="points")
