@@ -33,6 +33,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_guarantee(trainer),
         *([("audit", "passed")] if args.audit else []),
+        *([("processes", str(args.world_size))] if args.world_size > 1 else []),
         ("steps", str(trainer.state.global_step)),
         ("seconds of training", f"{seconds:.0f}"),
         ("model" if recipe.adapter == "none" else "adapter", args.output_dir),
