@@ -68,6 +68,7 @@ class ZOTrainer(PublishingTrainer):
             Defaults to the loss of the model's head.
         probe_rows: public rows of the format of `train_dataset`, two or more, which show before training whether the
             rows of a batch are kept apart. By default rows are made up.
+        others: what the next class takes, where this one is joined with another one: `peft_config` of TRL's SFTTrainer.
 
     Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
 
@@ -92,6 +93,7 @@ class ZOTrainer(PublishingTrainer):
         *,
         per_example_loss: PerExampleLoss | Callable[[torch.nn.Module, Inputs], torch.Tensor] | None = None,
         probe_rows: Sequence[Mapping[str, Any]] | None = None,
+        **others: Any,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise ValueError(
@@ -107,17 +109,18 @@ class ZOTrainer(PublishingTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                model_init=model_init,
                 compute_metrics=compute_metrics,
                 callbacks=callbacks,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer takes none.
+                **others,
             )
         refuse_distribution(self.accelerator.distributed_type)
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = refuse_no_rows(probe_rows)
         self._processes = processes(args.device)
-        self._units = args.units(train_dataset)
+        self._units = args.units(self.train_dataset)  # What was passed, or what another class made of it.
         self._num_units = len(self._units)
         self._rows_facts = {
             "rows": self._units.num_rows,
@@ -133,8 +136,7 @@ class ZOTrainer(PublishingTrainer):
         self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
         self._planned_values = args.planned_values
         settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
-        constraint = None if self.method is None else self.method.constraint
-        settings |= {"update": args.update_rule, "constraint": constraint}
+        settings |= {"update": args.update_rule, "constraint": self.method and self.method.constraint}
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
         self._isolation: Isolation | None = None
@@ -176,8 +178,7 @@ class ZOTrainer(PublishingTrainer):
         """The coefficients of each row, `[rows, K]`. SENSITIVE."""
         losses = functools.partial(self._losses, model, batch)
         if self.args.parallel == "points":
-            rows = len(batch.units)
-            turns = Turns(processes=self._processes, losses=losses, rows=rows, device=self.args.device)
+            turns = Turns(processes=self._processes, losses=losses, rows=len(batch.units), device=self.args.device)
             return descent.differences(step, turns, turns.gathered)
         if self.args.points_per_pass is None:
             return descent.differences(step, losses)
@@ -236,20 +237,19 @@ class ZOTrainer(PublishingTrainer):
         kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
         kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
         batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
-        found = measured(self.model, self._losses, batches)
+        moved = measured(self.model, self._losses, batches).moved
         if self.args.points_per_pass is not None:
             points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
-            found = Isolation(moved=max(found.moved, moved_together(self.model, self._losses, batches, points)))
-        found = Isolation(moved=self._processes.largest(found.moved))
+            moved = max(moved, moved_together(self.model, self._losses, batches, points))
+        found = Isolation(moved=self._processes.largest(moved))
         refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
         return found
 
     @property
     def _made_with(self) -> dict[str, Any]:
-        bound = None
-        if self._isolation is not None:
-            bound = isolation_bound(self.method, self.budget.planned_steps, self._isolation.moved)
-        isolation = isolation_of(self._isolation, fixed_shapes=self._fixed_shapes, bound=bound)
+        found, steps = self._isolation, self.budget.planned_steps
+        bound = None if found is None else isolation_bound(self.method, steps, found.moved)
+        isolation = isolation_of(found, fixed_shapes=self._fixed_shapes, bound=bound)
         return {"isolation": isolation, "versions": versions()}
 
     @property
@@ -312,8 +312,8 @@ class ZOTrainer(PublishingTrainer):
         """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
         refuse_arguments(self.args)
         refuse_changed(self.args, self._planned_values)
-        callbacks = self.callback_handler.callbacks
-        refuse_parts(dataset=self.train_dataset, data_collator=self.data_collator, callbacks=callbacks, args=self.args)
+        parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
+        refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:
             refuse_resuming(self.args)
         elif self.args.private and self.model_init is None:
