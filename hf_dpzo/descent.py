@@ -12,6 +12,7 @@ from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
 from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.sharded import reshard
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -58,7 +59,12 @@ class Descent:
             gathered: brings losses together that several processes have evaluated.
         """
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
-        return estimator.differences(walk=self._walk(step), losses=losses, gathered=gathered)
+
+        def there() -> torch.Tensor:
+            reshard(self.model)
+            return losses()
+
+        return estimator.differences(walk=self._walk(step), losses=there, gathered=gathered)
 
     def differences_together(
         self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int

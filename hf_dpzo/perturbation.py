@@ -18,6 +18,7 @@ import torch
 
 from hf_dpzo.kernel import compiled
 from hf_dpzo.mask import Mask
+from hf_dpzo.sharded import local_part
 from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
 
 
@@ -54,10 +55,15 @@ class Directions(ABC):
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """Add `sum_k weights[k] * z_k` to `parameter`, the `index`-th one, in place.
 
-        Each coordinate is rounded once, after the sum over k has been taken in float32. On a CPU as many threads do it
+        Of a parameter that is split over processes, the part that is here. Each coordinate is rounded once, after the
+        sum over k has been taken in float32. On a CPU as many threads do it
         as torch uses, and how many they are changes no bit.
         """
-        flat = parameter.detach().view(-1)
+        part, start = local_part(parameter)
+        flat = part.detach().view(-1)
+        if flat.numel() < self.sizes[index]:
+            self._add_part(flat, start, (index, step), weights)
+            return
         chunks = range(math.ceil(flat.numel() / CHUNK))
         if flat.device.type == "cpu":
             # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
@@ -79,6 +85,15 @@ class Directions(ABC):
         whole = torch.from_numpy(self._joined(chunks, (index, step), {direction: 1.0}))
         offset = (start // CHUNK) * CHUNK
         return whole[start - offset : stop - offset]
+
+    def _add_part(self, part: torch.Tensor, start: int, place: Place, weights: Mapping[int, float]) -> None:
+        """Add to consecutive coordinates, the first of which is number `start`."""
+        stop = start + len(part)
+        for chunk in range(start // CHUNK, math.ceil(stop / CHUNK)):
+            first, last = max(start, chunk * CHUNK), min(stop, (chunk + 1) * CHUNK)
+            added = self._combination(chunk, place, weights, self._streams.first)
+            added = torch.from_numpy(added[first - chunk * CHUNK : last - chunk * CHUNK])
+            part[first - start : last - start].add_(added.to(part.device))
 
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range

@@ -24,6 +24,7 @@ LAYERS = {
     "kernel": {"numba"},
     "stream": {"torch"},
     "mask": {"torch"},
+    "sharded": {"torch"},
     "perturbation": {"torch"},
     "processes": {"torch"},
     "lattice": {"torch"},
