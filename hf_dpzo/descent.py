@@ -64,7 +64,10 @@ class Descent:
             reshard(self.model)
             return losses()
 
-        return estimator.differences(walk=self._walk(step), losses=there, gathered=gathered)
+        walk, self.optimizer.aside = self._walk(step), True
+        found = estimator.differences(walk=walk, losses=there, gathered=gathered)
+        self.optimizer.aside = isinstance(walk, AddingWalk)
+        return found
 
     def differences_together(
         self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int

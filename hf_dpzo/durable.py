@@ -60,10 +60,10 @@ class DurableTrainer(DiscreetTrainer):
         self.budget.ledger.append(self.budget.query, count=self._log.steps)
 
     def _close_log(self) -> None:
-        """Take no more steps, unless none could be taken yet. A step that was stopped in the middle is taken back."""
+        """Take no more steps, unless none could be taken yet. One that is in the log and was not applied is."""
         if self._log.opened:
             self.budget.close()
-            self._descent().optimizer.settle()
+            self._descent().optimizer.finish()
         self._log.close()
 
     def _init_training_state(
@@ -84,6 +84,7 @@ class DurableTrainer(DiscreetTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
         """As stock; then begin the log, or catch up with it."""
+        self.optimizer = self.lr_scheduler = None  # Those of an attempt before have moved on.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent, initial = self._descent(), self._from_initial
         self._log.start_from(self.model, initial=initial)

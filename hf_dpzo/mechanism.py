@@ -103,6 +103,13 @@ class IntegerSum(Mechanism):
         """The exact sums, int64 `[K]`."""
         return self._clipped(differences).sum(axis=0, dtype=np.int64)
 
+    def _released(self, total: np.ndarray) -> list[int]:
+        return self._noisy(total.tolist())
+
+    @abstractmethod
+    def _noisy(self, sums: list[int]) -> list[int]:
+        """What leaves, given the exact sums."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoisySum(IntegerSum):
@@ -121,8 +128,8 @@ class NoisySum(IntegerSum):
         """Of the noise that is drawn: its standard deviation, or Laplace's b, in lattice steps."""
         return float(self._noise.scale)
 
-    def _released(self, total: np.ndarray) -> list[int]:
-        return self._noise.add(total.tolist())
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return self._noise.add(sums)
 
     @property
     @abstractmethod
@@ -138,8 +145,8 @@ class ClippedSum(IntegerSum):
         """What one release costs: everything, at any sampling rate."""
         return NonPrivateQuery()
 
-    def _released(self, total: np.ndarray) -> list[int]:
-        return total.tolist()
+    def _noisy(self, sums: list[int]) -> list[int]:
+        return sums
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Public random directions, added to parameters in place.
 
 A direction z is a function of (run seed, step, direction number, parameter number, coordinate) and of nothing else:
-it is never stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
+it need not be stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
 nothing about the data, and must never be counted on to hide them.
 
 The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from hf_dpzo.kernel import compiled
+from hf_dpzo.kernel import Kernel, compiled
 from hf_dpzo.mask import Mask
 from hf_dpzo.sharded import local_part
 from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
@@ -143,6 +143,7 @@ class Rademacher(Directions):
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """As in `Directions`."""
+        self._kernel()  # Compiled before several threads ask for it.
         with self._words.sweep(index, step, weights):
             super().add_(parameter, index=index, step=step, weights=weights)
 
@@ -154,14 +155,18 @@ class Rademacher(Directions):
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
-        kernel = compiled() if sum(self.sizes) >= WORTH_COMPILING else None
-        if kernel is None or self.mask is not None or not weights or target.dtype != np.float32:
+        kernel = self._kernel()
+        if kernel is None or not weights or target.dtype != np.float32:
             super()._add_chunks(target, place, weights, stream, chunks)
             return
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
             piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
             kernel(piece, self._words.of(chunk, place, weights, stream), scales)
+
+    def _kernel(self) -> Kernel | None:
+        """The compiled way to add, where it pays and there is one."""
+        return compiled() if self.mask is None and sum(self.sizes) >= WORTH_COMPILING else None
 
     def _on_device(
         self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]

@@ -105,7 +105,13 @@ class PublishingTrainer(DurableTrainer):
     def _refuse_other_weights(self) -> None:
         """Refuse a model that is not the one that was trained, or whose weights were changed since."""
         here = {id(parameter) for parameter in self.model.parameters()}
-        trained = unwrapped_optimizer(self.optimizer).parameters()
+        optimizer = unwrapped_optimizer(self.optimizer)
+        if optimizer.aside:
+            raise ValueError(
+                "model: training was stopped in the middle of a step, and the log leads to these weights only up to "
+                "rounding; go on with resume_from_checkpoint=True, or get the weights after any step by hf-dpzo replay."
+            )
+        trained = optimizer.parameters()
         changed = self._final is not None and values_fingerprint(trained) != self._final
         if changed or not here >= {id(parameter) for parameter in trained}:
             raise ValueError(

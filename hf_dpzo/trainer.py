@@ -162,8 +162,8 @@ class ZOTrainer(PublishingTrainer):
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         batch = inputs["batch"]
-        differences = self._differences(descent, step, model, batch)
-        with descent.optimizer.settled_after_errors():
+        try:
+            differences = self._differences(descent, step, model, batch)
             # Where points are spread, the first process has all losses, and the others have no rows.
             units, count = (batch.units, batch.num_units) if len(differences) else ([], 0)
             means = unit_means(differences, units, count)
@@ -171,6 +171,9 @@ class ZOTrainer(PublishingTrainer):
             del inputs, batch, differences, means  # What follows is post-processing.
             self.budget.spend()
             self._log.append(descent, step, release.integers)  # On disk before the update.
+        except BaseException:
+            descent.optimizer.settle()
+            raise
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
