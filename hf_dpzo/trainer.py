@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.audit import Audit, audit_or_raise
-from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator
+from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.declared import isolation_of, versions
-from hf_dpzo.descent import Descent
+from hf_dpzo.evaluation import Evaluation
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
@@ -47,10 +47,8 @@ from hf_dpzo.refusals import (
 )
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
 from hf_dpzo.shares import refuse_other_rows
-from hf_dpzo.together import together
 from hf_dpzo.training_args import ZOTrainingArguments
-from hf_dpzo.turns import SameBatches, Turns
-from hf_dpzo.units import unit_means
+from hf_dpzo.turns import SameBatches
 
 
 # Every so many steps, several processes see that they still hold the same weights.
@@ -163,12 +161,9 @@ class ZOTrainer(PublishingTrainer):
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         batch = inputs["batch"]
         try:
-            differences = self._differences(descent, step, model, batch)
-            # Where points are spread, the first process has all losses, and the others have no rows.
-            units, count = (batch.units, batch.num_units) if len(differences) else ([], 0)
-            means = unit_means(differences, units, count)
-            release = self.method.mechanism.release(means, self._processes)
-            del inputs, batch, differences, means  # What follows is post-processing.
+            differences = self._evaluation(descent, step, model, batch)
+            release = self.method.mechanism.release(differences, self._processes)
+            del inputs, batch, differences  # What follows is post-processing.
             self.budget.spend()
             self._log.append(descent, step, release.integers)  # On disk before the update.
         except BaseException:
@@ -176,20 +171,6 @@ class ZOTrainer(PublishingTrainer):
             raise
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
-
-    def _differences(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """The coefficients of each row, `[rows, K]`. SENSITIVE."""
-        losses = functools.partial(self._losses, model, batch)
-        if self.args.parallel == "points":
-            turns = Turns(processes=self._processes, losses=losses, rows=len(batch.units), device=self.args.device)
-            return descent.differences(step, turns, turns.gathered)
-        if self.args.points_per_pass is None:
-            return descent.differences(step, losses)
-        return descent.differences_together(
-            step,
-            lambda stacks: together(self._losses, model, descent.optimizer.parameters(), stacks)(model, batch),
-            points_per_pass=self.args.points_per_pass,
-        )
 
     # ---- Hooks of the stock loop ----
 
@@ -213,6 +194,12 @@ class ZOTrainer(PublishingTrainer):
         )
         self._losses = BatchLosses(
             loss=self.per_example_loss, collator=collator, prepare=self._prepare_inputs, device=self.args.device
+        )
+        self._evaluation = Evaluation(
+            losses=self._losses,
+            processes=self._processes,
+            in_turns=self.args.parallel == "points",
+            points_per_pass=self.args.points_per_pass,
         )
         if self.args.private:
             self._isolation = self._probed(stock.dataset)

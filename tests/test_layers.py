@@ -62,6 +62,7 @@ LAYERS = {
     "output_layer": {"torch", "transformers", "peft"},
     "losses": {"torch", "transformers", "peft"},
     "together": {"torch"},
+    "evaluation": {"torch"},
     "precision": {"torch", "transformers"},
     "made_up": {"torch", "transformers", "datasets"},
     "isolation": {"torch", "transformers"},
