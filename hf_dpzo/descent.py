@@ -12,7 +12,7 @@ from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
 from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.sharded import reshard
+from hf_dpzo.sharded import sharded_modules
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -60,8 +60,11 @@ class Descent:
         """
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
 
+        sharded = sharded_modules(self.model)
+
         def there() -> torch.Tensor:
-            reshard(self.model)
+            for module in sharded:
+                module.reshard()
             return losses()
 
         walk, self.optimizer.aside = self._walk(step), True

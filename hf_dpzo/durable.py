@@ -59,6 +59,11 @@ class DurableTrainer(DiscreetTrainer):
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.steps)
 
+    def _record(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
+        """Spend a step, and put on disk what it releases."""
+        self.budget.spend()
+        self._log.append(descent, step, integers)
+
     def _close_log(self) -> None:
         """Take no more steps, unless none could be taken yet. One that is in the log and was not applied is."""
         if self._log.opened:

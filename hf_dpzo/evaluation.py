@@ -21,13 +21,13 @@ class Evaluation:
     Args:
         losses: of a logical batch, where the parameters are.
         processes: of the run.
-        in_turns: whether all processes have the same batch, and share out the points.
+        room: for how many rows, where all processes have the same batch and share out the points; else `None`.
         points_per_pass: how many points one forward pass evaluates; `None` for one.
     """
 
     losses: BatchLosses
     processes: Processes
-    in_turns: bool
+    room: int | None
     points_per_pass: int | None
 
     def __call__(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
@@ -39,9 +39,8 @@ class Evaluation:
 
     def _of_rows(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         losses = functools.partial(self.losses, model, batch)
-        if self.in_turns:
-            device = self.losses.device
-            turns = Turns(processes=self.processes, losses=losses, rows=len(batch.units), device=device)
+        if self.room is not None:
+            turns = Turns(processes=self.processes, losses=losses, places=batch.places, room=self.room)
             return descent.differences(step, turns, turns.gathered)
         if self.points_per_pass is None:
             return descent.differences(step, losses)

@@ -6,6 +6,7 @@ even to the sum of no rows.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,12 +44,18 @@ class Release:
 class Mechanism(ABC):
     """What releases a step."""
 
-    def release(self, differences: torch.Tensor, processes: Processes = ALONE) -> Release:
+    def release(
+        self,
+        differences: torch.Tensor,
+        processes: Processes = ALONE,
+        recorded: Callable[[tuple[int, ...]], object] = lambda integers: None,
+    ) -> Release:
         """Release `differences`, float `[batch, K]`, summed over all processes. All of them get the same release.
 
         Args:
             differences: of this process' share of the batch.
             processes: that have the other shares.
+            recorded: called with what is released; in the first process before the others are told.
 
         >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
         >>> len(mechanism.release(torch.zeros(0, 3)).integers)
@@ -57,8 +64,12 @@ class Mechanism(ABC):
         total = processes.sum(self._summed(differences))
         # The others pass zeros, and get what the first one has released.
         integers = [0] * differences.shape[1] if total is None else self._released(total)
-        told = processes.told(np.array(integers, dtype=np.int64))
-        return Release(integers=tuple(told.tolist()), unit=self.unit)
+        if total is not None:
+            recorded(tuple(integers))
+        told = tuple(processes.told(np.array(integers, dtype=np.int64)).tolist())
+        if total is None:
+            recorded(told)
+        return Release(integers=told, unit=self.unit)
 
     @abstractmethod
     def _summed(self, differences: torch.Tensor) -> np.ndarray:

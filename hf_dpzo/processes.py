@@ -4,6 +4,7 @@ Each evaluates its share of the data. The first one alone sees the sum of all sh
 the others what was released. Collectives are unconditional: a process takes part in each, also with an empty share.
 """
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -14,8 +15,9 @@ import torch.distributed as dist
 
 
 T = TypeVar("T")
-# Bytes that are looked at at once.
-_PIECE = 1 << 20
+# What a checksum adds up at once: so many words of 32 bits that int64 holds the sum, and so many sums.
+_SUMMED, _SUMS = 1 << 14, 64
+_PRIME = 2**63 - 25
 
 
 class Processes(ABC):
@@ -135,8 +137,9 @@ class Group(Processes):
         if self.first:
             try:
                 made[0] = make()
-            except Exception as error:
-                made[1] = error
+                pickle.dumps(made)
+            except BaseException as error:
+                made = [None, _sendable(error)]
         dist.broadcast_object_list(made, src=0, device=self._device)
         if made[1] is not None:
             raise made[1]
@@ -150,6 +153,15 @@ class Group(Processes):
 
     def _sent(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.copy()).to(self._device)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """An error that other processes can be told of, and can raise."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def processes(device: torch.device) -> Processes:
@@ -180,8 +192,10 @@ def checksum(tensors: Iterable[torch.Tensor]) -> int:
     """
     total = 0
     for tensor in tensors:
-        for piece in tensor.detach().contiguous().view(-1).view(torch.uint8).split(_PIECE):
-            words = torch.nn.functional.pad(piece, (0, -len(piece) % 8)).view(torch.int64)
-            odd = torch.arange(1, 2 * len(words), 2, device=words.device)
-            total = (total * 1_000_003 + int((words * odd).sum())) % 2**63
+        for piece in tensor.detach().contiguous().view(-1).view(torch.uint8).split(4 * _SUMMED * _SUMS):
+            missing = -len(piece) % (4 * _SUMMED)
+            words = torch.nn.functional.pad(piece, (0, missing)).view(torch.int32).view(-1, _SUMMED)
+            odd = torch.arange(1, 2 * _SUMMED, 2, device=words.device)
+            for one in (words * odd).sum(dim=1).tolist():  # Exact: below 2**61.
+                total = (total * 1_000_003 + one) % _PRIME
     return total

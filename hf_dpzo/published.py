@@ -88,7 +88,7 @@ class PublishingTrainer(DurableTrainer):
         self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_names(tags)]}
         self._dataset = _names(dataset_tags, dataset, dataset_args) or self._dataset
         self._task = next(iter(_names(tasks)), self._task)
-        if self._trained:
+        if self._trained and self.args.should_save:
             self._write_card(Path(self.args.output_dir))
 
     @property

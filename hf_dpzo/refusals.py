@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from peft import PeftModel
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -32,8 +31,6 @@ _TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 # In clip norms, for each row of a batch.
 LARGEST_BOUND = 0.01
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-# One process, or several of which each holds the model.
-REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
 
@@ -72,6 +69,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
             args.n_gpu > 1,
             "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
         ),
+        "save_on_each_node": (args.save_on_each_node, "one process writes the log, and all read it; share the folder"),
         "push_trajectory": (
             args.push_trajectory and not args.push_to_hub,
             "nothing is pushed; set push_to_hub=True too, or run hf-dpzo push-log afterwards",
@@ -116,15 +114,6 @@ def refuse_arguments(args: TrainingArguments) -> None:
         raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
     if args.private:
         _refuse_for_privacy(args)
-
-
-def refuse_distribution(kind: DistributedType) -> None:
-    """Raise `ValueError` for processes that do not each hold the whole model."""
-    if kind not in REPLICATED:
-        raise ValueError(
-            f"distributed_type={kind.value}: its processes do not each hold the whole model; launch with --multi_gpu, "
-            "or by torchrun."
-        )
 
 
 def _refuse_for_privacy(args: TrainingArguments) -> None:

@@ -102,9 +102,11 @@ class RunLog:
                 "what it had, or start a new run in another folder."
             )
         check_device(self.found, next(model.parameters()).device)
-        if self._processes.first:
-            self._writer = TrajectoryWriter(path, self.found)
+        self._processes.by_first(lambda: self._go_on(path))
         self.opened = True
+
+    def _go_on(self, path: Path) -> None:
+        self._writer = TrajectoryWriter(path, self.found)
 
     def _refuse_other_process(self, header: dict[str, Any]) -> None:
         """Raise in all processes where one of them has another model, data size or configuration than the first."""

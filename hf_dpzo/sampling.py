@@ -17,10 +17,11 @@ from hf_dpzo.units import Units
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The number of a row that was drawn, and that of its unit among those of its batch."""
+    """The number of a row that was drawn, that of its unit among those of its batch, and its place in the batch."""
 
     unit: int
     row: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Fetched:
 
     unit: int
     row: Any
+    place: int
 
 
 class PoissonBatchSampler(Sampler[list[Drawn]]):
@@ -59,7 +61,8 @@ class PoissonBatchSampler(Sampler[list[Drawn]]):
     def __iter__(self) -> Iterator[list[Drawn]]:
         for _ in range(len(self)):
             units = [self._share[place] for place in np.flatnonzero(self._mask.draw())]
-            yield [Drawn(unit=i, row=row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
+            rows = [(i, row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
+            yield [Drawn(unit=i, row=row, place=place) for place, (i, row) in enumerate(rows)]
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
@@ -96,10 +99,10 @@ class SealedRows(Dataset):
         try:
             return sealed("train_dataset", lambda: self._fetched(one))
         except WithheldError:
-            return Fetched(unit=one.unit, row=None)
+            return Fetched(unit=one.unit, row=None, place=one.place)
 
     def _fetched(self, one: Drawn) -> Fetched:
         row = self._dataset[one.row]
         if isinstance(row, Mapping):  # Such as what a tokenizer returns.
             row = {name: value for name, value in row.items() if name != self._without}
-        return Fetched(unit=one.unit, row=row)
+        return Fetched(unit=one.unit, row=row, place=one.place)

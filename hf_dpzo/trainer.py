@@ -36,7 +36,6 @@ from hf_dpzo.refusals import (
     refuse_bound,
     refuse_changed,
     refuse_copies,
-    refuse_distribution,
     refuse_model,
     refuse_no_rows,
     refuse_padding,
@@ -46,9 +45,10 @@ from hf_dpzo.refusals import (
     refuse_trained,
 )
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
-from hf_dpzo.shares import refuse_other_rows
+from hf_dpzo.sharded import refuse_sharded
+from hf_dpzo.shares import refuse_other_rows, refuse_other_settings
 from hf_dpzo.training_args import ZOTrainingArguments
-from hf_dpzo.turns import SameBatches
+from hf_dpzo.turns import SameBatches, room_for
 
 
 # Every so many steps, several processes see that they still hold the same weights.
@@ -113,7 +113,6 @@ class ZOTrainer(PublishingTrainer):
                 **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer takes none.
                 **others,
             )
-        refuse_distribution(self.accelerator.distributed_type)
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = refuse_no_rows(probe_rows)
@@ -162,10 +161,10 @@ class ZOTrainer(PublishingTrainer):
         batch = inputs["batch"]
         try:
             differences = self._evaluation(descent, step, model, batch)
-            release = self.method.mechanism.release(differences, self._processes)
+            # On disk before any process learns of it.
+            recorded = functools.partial(self._record, descent, step)
+            release = self.method.mechanism.release(differences, self._processes, recorded)
             del inputs, batch, differences  # What follows is post-processing.
-            self.budget.spend()
-            self._log.append(descent, step, release.integers)  # On disk before the update.
         except BaseException:
             descent.optimizer.settle()
             raise
@@ -198,7 +197,7 @@ class ZOTrainer(PublishingTrainer):
         self._evaluation = Evaluation(
             losses=self._losses,
             processes=self._processes,
-            in_turns=self.args.parallel == "points",
+            room=self._room,
             points_per_pass=self.args.points_per_pass,
         )
         if self.args.private:
@@ -215,11 +214,18 @@ class ZOTrainer(PublishingTrainer):
             multiprocessing_context=stock.multiprocessing_context,
         )
 
+    @property
+    def _room(self) -> int | None:
+        """For how many rows there is room, where all processes have the same batch."""
+        if self.args.parallel != "points":
+            return None
+        return room_for(self.args.expected_batch_size, max_rows=self._units.max_rows)
+
     def _batches(self) -> Sampler:
         """Those of this process."""
         settings = {"units": self._units, "sampling_rate": self.args.sampling_rate(self._num_units)}
-        if self.args.parallel == "points":
-            return SameBatches(PoissonBatchSampler(**settings), self._processes)
+        if self._room is not None:
+            return SameBatches(PoissonBatchSampler(**settings), self._processes, room=self._room)
         return PoissonBatchSampler(**settings, rank=self._processes.rank, processes=self._processes.size)
 
     def _probed(self, dataset: Any) -> Isolation:
@@ -276,6 +282,7 @@ class ZOTrainer(PublishingTrainer):
             )
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
+        refuse_other_settings(self._processes, self.args)
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
@@ -292,6 +299,7 @@ class ZOTrainer(PublishingTrainer):
         return TrainOutput(output.global_step, math.nan, metrics)
 
     def _refuse_model(self) -> None:
+        refuse_sharded(self.model, distributed_type=self.accelerator.distributed_type.value)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
             refuse_shapes(self.model, fixed=self._fixed_shapes)

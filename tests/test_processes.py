@@ -1,11 +1,13 @@
 """Several processes: one guarantee, one release, one set of weights."""
 
+import math
 import os
 
 import numpy as np
 import pytest
 import torch
 from conftest import classifier, few_public_rows, labelled_rows, with_lora
+from scipy import stats
 from several import ended, in_each
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -15,17 +17,18 @@ from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.mechanism import ClippedSum, GaussianSum, PlainMean
 from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.processes import ALONE, Group, checksum, processes
-from hf_dpzo.sampling import PoissonBatchSampler
-from hf_dpzo.turns import SameBatches, Turns
+from hf_dpzo.sampling import Drawn, PoissonBatchSampler
+from hf_dpzo.trajectory import TrajectoryWriter
+from hf_dpzo.turns import SameBatches, Turns, room_for
 from hf_dpzo.units import Units
 
 
 ROWS = 40
 
 
-def frozen(rank: int, size: int, units: int = ROWS) -> None:
+def frozen(rank: int, size: int, units: int = ROWS, seed: int = 0) -> None:
     """Make batches and noise the same in each run, whatever the number of processes. In a child's own memory."""
-    masks, noises = np.random.default_rng(1), np.random.default_rng(2)
+    masks, noises = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
 
     def draw(mask: BernoulliMask) -> np.ndarray:
         joins = (masks.random(units) < 0.25)[rank::size]
@@ -240,6 +243,16 @@ def different_plan(rank: int) -> dict:
     return {"max_steps": 4 + rank}
 
 
+def different_loop(rank: int) -> dict:
+    return {"logging_steps": 1 + rank}
+
+
+def swapped_rows(rank: int) -> dict:
+    order = list(range(ROWS))
+    order[20 : 20 + 2] = [21, 20][:: 1 if rank else -1]
+    return {"rows": labelled_rows(ROWS).select(order)}
+
+
 def different_order(rank: int) -> dict:
     return {"rows": labelled_rows(ROWS).shuffle(seed=rank)}
 
@@ -252,7 +265,9 @@ def different_rows(rank: int) -> dict:
     ("given", "message"),
     [
         (different_model, "processes: 2 were launched, and they do not train the same"),
-        (different_plan, "processes: 2 were launched, and they do not train the same"),
+        (different_plan, "args: the 2 processes do not have the same "),
+        (different_loop, "args: the 2 processes do not have the same "),
+        (swapped_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
         (different_order, "train_dataset: the 2 processes do not hold the same rows in the same order"),
         (different_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
     ],
@@ -290,15 +305,20 @@ def test_weights_that_diverged_stop_the_run_in_each_process(every, steps, train,
     assert all(one.error.startswith(message) for one in found), found
 
 
-def test_checksum_sees_a_bit_anywhere():
-    tensors = [torch.randn(3), torch.randn(300_001), torch.randn(5, 5)]
+def test_checksum_sees_bits_anywhere():
+    tensors = [torch.randn(3), torch.randn(1_500_001), torch.randn(5, 5), torch.randn(7, dtype=torch.float64)]
     before = checksum(tensors)
     assert checksum([one.clone() for one in tensors]) == before
-    for tensor, place in ((tensors[1], 300_000), (tensors[1], 131_072), (tensors[2].view(-1), 24), (tensors[0], 0)):
-        changed = tensor.view(torch.int32)
-        changed[place] ^= 1
-        assert checksum(tensors) != before
-        changed[place] ^= 1
+    words = [one.view(-1).view(torch.int32) for one in tensors]
+    places = [(0, 0), (1, 1_500_000), (1, 16_384), (1, 16_385), (1, 1_048_577), (2, 24), (3, 13)]
+    for bit in (0, 15, 31):
+        flip = -(2**31) if bit == 31 else 1 << bit
+        for some in (*[[place] for place in places], places, places[1:3], places[2:4]):
+            for tensor, place in some:
+                words[tensor][place] ^= flip
+            assert checksum(tensors) != before, (bit, some)
+            for tensor, place in some:
+                words[tensor][place] ^= flip
     assert checksum(tensors) == before
     assert checksum(tensors[::-1]) != before
 
@@ -326,6 +346,58 @@ def test_a_lost_process_ends_the_job_and_another_number_of_them_goes_on(model, c
     assert len(released(folder)) == 8
 
 
+@pytest.mark.parametrize("model", [classifier, None], ids=["all parameters", "adapter"])
+def test_no_process_learns_what_could_not_be_logged(model, train, tmp_path):
+    """The record comes first. So the weights of the others have not moved when the first one fails."""
+    ends = tmp_path / "ends"
+    ends.mkdir()
+
+    class Kept(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            (ends / f"{args.process_index}-{state.global_step}").touch()
+
+    def work(rank: int) -> None:
+        append = TrajectoryWriter.append
+
+        def full(writer, record) -> None:
+            if record.step == 2:
+                raise OSError("the disk is full")
+            append(writer, record)
+
+        TrajectoryWriter.append = full
+        train(model=model and model(), output_dir=str(tmp_path / "run"), callbacks=[Kept()])
+
+    first, second = ended(2, work)
+    assert "the disk is full" in first.error and second.error
+    assert sorted(path.name for path in ends.iterdir()) == ["0-1", "0-2", "1-1", "1-2"]
+    assert len(released(tmp_path / "run")) == 2
+
+
+def test_errors_of_the_first_process_reach_the_others_whatever_they_are(make_args):
+    class Odd(Exception):
+        """Can not be sent: it is no module's own."""
+
+    def failing(kind):
+        def make():
+            raise kind("why")
+
+        return make
+
+    def work(rank: int) -> list[str]:
+        make_args()
+        group, said = processes(torch.device("cpu")), []
+        for kind in (OSError, Odd, KeyboardInterrupt):
+            try:
+                group.by_first(failing(kind))
+            except BaseException as error:
+                said.append(f"{type(error).__name__}: {error}")
+        with pytest.raises(Exception, match="pickle"):
+            group.by_first(lambda: lambda: None)
+        return said
+
+    assert in_each(2, work) == [["OSError: why", "RuntimeError: Odd: why", "KeyboardInterrupt: why"]] * 2
+
+
 def test_resuming_what_is_not_there_fails_in_each_process(train, tmp_path):
     found = ended(2, lambda rank: train(output_dir=str(tmp_path / "none"), resume=True) and None)
     assert all("holds no log of a run" in one.error for one in found), found
@@ -342,7 +414,7 @@ def test_points_may_be_spread_over_any_number_of_processes(name, train, tmp_path
         folder = tmp_path / str(size)
 
         def work(rank: int, size: int = size, folder=folder) -> str:
-            frozen(0, 1)
+            frozen(0, 1, seed=rank)  # What the others draw is not used.
             model = CASES[name].get("model", lambda: with_lora(classifier()))()
             spread = {"padded_lengths": None, "parallel": "points", "output_dir": str(folder)}
             return weights(train(**{**CASES[name], **spread, "model": model}))
@@ -353,38 +425,94 @@ def test_points_may_be_spread_over_any_number_of_processes(name, train, tmp_path
     assert found[1] == found[2] == found[3] == found[4]
 
 
-def test_all_processes_see_the_batch_of_the_first_one_and_take_turns(make_args):
-    class Counting(list):
-        """A sampler."""
+class Batches(list):
+    """A sampler of given batches."""
 
-        def __iter__(self):
-            return iter([[rank_of_this], [rank_of_this, 7]])
 
-        def __len__(self):
-            return 2
+def drawn(*rows: int) -> list[Drawn]:
+    return [Drawn(unit=row % 3, row=row, place=place) for place, row in enumerate(rows)]
 
-    rank_of_this = 0
+
+def test_all_processes_see_the_batch_of_the_first_one(make_args):
+    def work(rank: int) -> tuple[list, list]:
+        make_args()
+        group, shapes, pack = processes(torch.device("cpu")), [], Group._sent
+        Group._sent = lambda self, values: shapes.append(values.shape) or pack(self, values)
+        own = [drawn(rank), drawn(), drawn(7 + rank, 4, 8), drawn(*range(9))]
+        return list(SameBatches(Batches(own), group, room=5)), shapes
+
+    (first, shapes), (second, others) = in_each(2, work)
+    assert first == second == [drawn(0), drawn(), drawn(7, 4, 8), drawn(0, 1, 2, 3, 4)]
+    assert shapes == others == [(5, 2)] * 4, "how many rows there are must not show"
+
+
+def test_processes_take_turns_and_put_losses_where_their_rows_were_drawn(make_args):
+    """The second one could not fetch the row at place 1, and the first one not the one at place 4."""
+    places = [[2, 0, 1], [4, 2, 0]]
 
     def work(rank: int):
-        nonlocal rank_of_this
-        rank_of_this = rank
         make_args()
-        group, calls = processes(torch.device("cpu")), []
-        batches = list(SameBatches(Counting(), group))
+        calls = []
         turns = Turns(
-            processes=group,
-            losses=lambda: calls.append(turns._taken) or torch.tensor([1.5, float("nan")]),
-            rows=2,
-            device=torch.device("cpu"),
+            processes=processes(torch.device("cpu")),
+            losses=lambda: calls.append(turns._taken) or torch.tensor([10.0 + place for place in places[rank]]),
+            places=places[rank],
+            room=6,
         )
-        found = turns.gathered(torch.stack([turns().double() for _ in range(5)], dim=1))
-        return batches, calls, found.tolist()
+        found = turns.gathered(torch.stack([turns() for _ in range(3)], dim=1))
+        return calls, found
 
-    first, second = in_each(2, work)
-    assert first[0] == second[0] == [[0], [0, 7]]
-    assert (first[1], second[1]) == ([1, 3, 5], [2, 4])
-    assert str(first[2]) == str([[1.5] * 5, [float("nan")] * 5])
-    assert second[2] == []
+    (calls, found), (other_calls, nothing) = in_each(2, work)
+    assert (calls, other_calls) == ([1, 3], [2])
+    nan = math.nan
+    expected = torch.tensor([[12.0, 12.0, 12.0], [10.0, 10.0, 10.0], [11.0, nan, 11.0]], dtype=torch.float64)
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+    assert nothing.shape == (0, 3)
+
+
+def test_a_row_that_one_process_fails_on_moves_no_other_row(train, tmp_path):
+    """Users of two rows each; one row is broken in the second process alone, so that its losses are not finite."""
+    rows = labelled_rows(ROWS).add_column("user", [f"u{i // 2}" for i in range(ROWS)]).to_list()
+
+    class Failing(torch.utils.data.Dataset):
+        def __init__(self, broken: bool) -> None:
+            self._broken = broken
+
+        def __len__(self) -> int:
+            return ROWS
+
+        def __getitem__(self, place: int) -> dict:
+            if self._broken and place == 7 and Failing.armed:
+                raise OSError
+            return rows[place]
+
+    Failing.armed = False
+
+    class Arm(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs) -> None:
+            Failing.armed = True
+
+    sums = {}
+    for broken in (False, True):
+
+        def work(rank: int, broken: bool = broken) -> list[list[int]]:
+            seen = []
+            BernoulliMask.draw = lambda mask: np.arange(mask.size) < 8
+            DiscreteGaussian.add = lambda self, values: seen.append(list(values)) or values
+            unit = {"privacy_unit_column": "user", "max_rows_per_unit": 2, "expected_batch_size": 2}
+            told = {"parallel": "points", "output_dir": str(tmp_path / str(broken)), "max_steps": 1}
+            train(rows=Failing(broken and rank == 1), callbacks=[Arm()], **unit, **told)
+            return seen
+
+        sums[broken] = in_each(2, work)[0]
+    moved = abs(sums[True][0][0] - sums[False][0][0])
+    assert 0 < moved <= 2**40, "one unit counts for less, and no other one for anything else"
+
+
+def test_room_is_more_than_any_batch_needs():
+    for mean in (1, 8, 64, 1000):
+        assert stats.poisson.sf(room_for(mean), mean) < 1e-17
+        assert room_for(mean) < 54 * mean
 
 
 def test_empty_batches_pass_where_points_are_spread(train, tmp_path):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import classifier
+from conftest import classifier, labelled_rows
 from several import in_each
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from hf_dpzo import ZOTrainer
 from hf_dpzo.descent import Descent
 from hf_dpzo.methods import METHODS
 from hf_dpzo.optimizer import ZOOptimizer
@@ -104,3 +105,14 @@ def classifier_like(model: torch.nn.Module) -> torch.nn.Module:
     made = classifier()
     made.load_state_dict(model.state_dict())
     return made
+
+
+def test_a_run_refuses_a_sharded_model(make_args):
+    def work(rank: int) -> None:
+        joined(make_args)
+        sharded = classifier()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+        with pytest.raises(ValueError, match=r"^model: .* is split over processes, which runs can not train yet; load"):
+            ZOTrainer(model=sharded, args=make_args(), train_dataset=labelled_rows(20))
+
+    in_each(2, work)

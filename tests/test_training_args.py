@@ -20,7 +20,8 @@ from hf_dpzo.accounting import guarantee
 from hf_dpzo.mechanism import ClippedSum
 from hf_dpzo.precision import refuse_shapes
 from hf_dpzo.queries import NonPrivateQuery
-from hf_dpzo.refusals import refuse_distribution, refuse_model
+from hf_dpzo.refusals import refuse_model
+from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.updates import SGD, Adam, Momentum
 
 
@@ -154,7 +155,7 @@ def test_several_devices_in_a_process_are_refused(make_args, monkeypatch):
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
 def test_processes_that_hold_a_part_of_the_model_are_refused(kind):
     with pytest.raises(ValueError, match=f"^distributed_type={kind}: its processes do not each hold the whole model; "):
-        refuse_distribution(DistributedType(kind))
+        refuse_sharded(classifier(), distributed_type=DistributedType(kind).value)
 
 
 def test_audits_of_runs_without_noise_are_refused(make_args):
