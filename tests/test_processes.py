@@ -500,7 +500,7 @@ def test_a_row_that_one_process_fails_on_moves_no_other_row(train, tmp_path):
             BernoulliMask.draw = lambda mask: np.arange(mask.size) < 8
             DiscreteGaussian.add = lambda self, values: seen.append(list(values)) or values
             unit = {"privacy_unit_column": "user", "max_rows_per_unit": 2, "expected_batch_size": 2}
-            told = {"parallel": "points", "output_dir": str(tmp_path / str(broken)), "max_steps": 1}
+            told = {"parallel": "points", "output_dir": str(tmp_path / str(broken)), "max_steps": 1, "clip_norm": 1e4}
             train(rows=Failing(broken and rank == 1), callbacks=[Arm()], **unit, **told)
             return seen
 
