@@ -79,6 +79,20 @@ class Audit:
         return json.loads(json.dumps({name: value for name, value in found.items() if name != "roc"}))
 
 
+def audit_or_raise(method: PrivateMethod, *, seed: int) -> Audit:
+    """Audit a mechanism that is about to be used.
+
+    Raises:
+        ValueError: the mechanism claims nothing.
+        RuntimeError: it releases more than it claims.
+    """
+    found = audit(method, seed=seed)
+    failed = [check.name for check in found.checks if not check.passed]
+    if failed:
+        raise RuntimeError(f"audit: {', '.join(failed)}: the mechanism releases more than it claims; do not use it.")
+    return found
+
+
 def audit(method: PrivateMethod, *, seed: int, releases: int = 20_000) -> Audit:
     """Attack the mechanism of `method`, in some 20 seconds of one core at the default.
 

@@ -54,6 +54,11 @@ class LogicalBatch:
         """The unit of each row, in the order in which they are evaluated."""
         return [row.unit for micro_batch in self.micro_batches for row in micro_batch.rows]
 
+    @property
+    def places(self) -> list[int]:
+        """The place of each row among those that were drawn, in the same order."""
+        return [row.place for micro_batch in self.micro_batches for row in micro_batch.rows]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogicalBatchCollator:
@@ -87,7 +92,7 @@ class LogicalBatchCollator:
 
     def show(self, rows: Sequence[Any]) -> None:
         """Raise what is withheld where public `rows` can not be collated."""
-        self._tried(tuple(Fetched(unit=0, row=row) for row in rows))
+        self._tried(tuple(Fetched(unit=0, row=row, place=0) for row in rows))
 
     def _groups(self, rows: Sequence[Fetched]) -> Iterator[tuple[Fetched, ...]]:
         alike: dict[tuple, list[Fetched]] = {}

@@ -12,6 +12,7 @@ from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
 from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.sharded import sharded_modules
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -42,7 +43,12 @@ class Descent:
             self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
         return stage
 
-    def differences(self, step: int, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def differences(
+        self,
+        step: int,
+        losses: Callable[[], torch.Tensor],
+        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+    ) -> torch.Tensor:
         """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
 
         Parameters of which no copy is made stay at the last point: the optimizer goes on from there.
@@ -50,9 +56,21 @@ class Descent:
         Args:
             step: the step, from 0.
             losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
+            gathered: brings losses together that several processes have evaluated.
         """
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
-        return estimator.differences(walk=self._walk(step), losses=losses)
+
+        sharded = sharded_modules(self.model)
+
+        def there() -> torch.Tensor:
+            for module in sharded:
+                module.reshard()
+            return losses()
+
+        walk, self.optimizer.aside = self._walk(step), True
+        found = estimator.differences(walk=walk, losses=there, gathered=gathered)
+        self.optimizer.aside = isinstance(walk, AddingWalk)
+        return found
 
     def differences_together(
         self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int

@@ -18,6 +18,7 @@ from hf_dpzo.ledger import Budget
 from hf_dpzo.losses import is_prompt_tuned
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.processes import Processes
 from hf_dpzo.refusals import remember_trained
 from hf_dpzo.replay import header_of, remembers, trained_parameters
 from hf_dpzo.run_log import RunLog
@@ -26,10 +27,11 @@ from hf_dpzo.run_log import RunLog
 class DurableTrainer(DiscreetTrainer):
     """A discreet Trainer that keeps a log, and resumes from it.
 
-    Subclasses set the `method`, its budget, public facts about the rows, and what the run is made with.
+    Subclasses set the `method`, its budget, the processes, public facts about the rows, and what the run is made with.
     """
 
     method: Method | None
+    _processes: Processes
     _rows_facts: dict[str, Any]
     _made_with: dict[str, Any]
     _log: RunLog | None = None
@@ -53,13 +55,20 @@ class DurableTrainer(DiscreetTrainer):
         if resume:
             self.budget = Budget(query=self.budget.query, planned_steps=planned, delta=self.budget.delta)
         self.budget.require(planned)
-        self._log = RunLog(Path(self.args.output_dir), resume=resume, planned_steps=planned)
+        folder = Path(self.args.output_dir)
+        self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.steps)
 
+    def _record(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
+        """Spend a step, and put on disk what it releases."""
+        self.budget.spend()
+        self._log.append(descent, step, integers)
+
     def _close_log(self) -> None:
-        """Take no more steps, unless none could be taken yet."""
+        """Take no more steps, unless none could be taken yet. One that is in the log and was not applied is."""
         if self._log.opened:
             self.budget.close()
+            self._descent().optimizer.finish()
         self._log.close()
 
     def _init_training_state(
@@ -80,9 +89,11 @@ class DurableTrainer(DiscreetTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
         """As stock; then begin the log, or catch up with it."""
+        self.optimizer = self.lr_scheduler = None  # Those of an attempt before have moved on.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent, initial = self._descent(), self._from_initial
         self._log.start_from(self.model, initial=initial)
+        self._processes.spread_(descent.optimizer.parameters())
         header = header_of(
             model=self.model,
             optimizer=descent.optimizer,
@@ -122,7 +133,8 @@ class DurableTrainer(DiscreetTrainer):
         """As stock; then mark it as whole."""
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._log.mark(folder, self._descent(), steps=self.state.global_step)
+        if self.args.should_save:
+            self._log.mark(folder, self._descent(), steps=self.state.global_step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Nothing: the log gives back what they hold."""

@@ -43,7 +43,7 @@ class Walk(ABC):
     def __enter__(self) -> "Walk": ...
 
     @abstractmethod
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def _add(self, weights: Mapping[int, float]) -> None:
         for index, parameter in enumerate(self._parameters):
@@ -58,7 +58,7 @@ class AddingWalk(Walk):
     batch was empty is not public.
 
     Args:
-        stay: told where the walk ends, unless it ends in an error: then it goes back to theta.
+        stay: told where the walk ends, with or without an error; the parameters stay there.
     """
 
     def __init__(
@@ -84,9 +84,7 @@ class AddingWalk(Walk):
     def __enter__(self) -> "AddingWalk":
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            self.to(THETA)
+    def __exit__(self, *_: object) -> None:
         self._stay(self._step, self._at)
 
 
@@ -105,7 +103,7 @@ class CopyingWalk(Walk):
         self._copies = [parameter.detach().clone() for parameter in self._parameters]
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.to(THETA)
 
 
@@ -151,7 +149,12 @@ class Difference(ABC):
         """How often a step evaluates its batch."""
         return len(self.points)
 
-    def differences(self, walk: Walk, losses: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def differences(
+        self,
+        walk: Walk,
+        losses: Callable[[], torch.Tensor],
+        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
+    ) -> torch.Tensor:
         """Return coefficients, float64 `[batch, K]`. SENSITIVE.
 
         The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
@@ -159,13 +162,14 @@ class Difference(ABC):
         Args:
             walk: through the step.
             losses: evaluates the batch where the parameters are, float32 `[batch]`.
+            gathered: what becomes of the losses at all points, float64 `[batch, points]`, before they are compared.
         """
         found = []
         with walk:
             for point in self.points:
                 walk.to(point)
                 found.append(losses().double())
-        return self.coefficients(torch.stack(found, dim=1))
+        return self.coefficients(gathered(torch.stack(found, dim=1)))
 
     def differences_together(
         self, losses: Callable[[Sequence[Point]], torch.Tensor], *, points_per_pass: int

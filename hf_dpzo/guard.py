@@ -87,9 +87,11 @@ def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: 
         parameter, copy = parameters[index], parameters[index].detach().clone()
         outputs = []
         for distance in (+smoothing, -smoothing):
-            optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
-            outputs.append(model(**tokens)[0])
-            parameter.copy_(copy)
+            try:
+                optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
+                outputs.append(model(**tokens)[0])
+            finally:
+                parameter.copy_(copy)
         if not torch.equal(*outputs):
             return True
     return False

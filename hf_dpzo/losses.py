@@ -194,7 +194,7 @@ class BatchLosses:
     @torch.no_grad()
     def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
         """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
-        numbered = [Fetched(unit=unit, row=row) for unit, row in enumerate(rows)]
+        numbered = [Fetched(unit=unit, row=row, place=unit) for unit, row in enumerate(rows)]
         batch = self.collator(numbered)["batch"]
         losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
         for micro_batch in batch.micro_batches:

@@ -6,6 +6,7 @@ even to the sum of no rows.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import torch
 
 from hf_dpzo.lattice import SENSITIVITY, as_rows, clip_to_lattice, lattice_scale
 from hf_dpzo.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoise
+from hf_dpzo.processes import ALONE, Processes
 from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
@@ -42,9 +44,40 @@ class Release:
 class Mechanism(ABC):
     """What releases a step."""
 
+    def release(
+        self,
+        differences: torch.Tensor,
+        processes: Processes = ALONE,
+        recorded: Callable[[tuple[int, ...]], object] = lambda integers: None,
+    ) -> Release:
+        """Release `differences`, float `[batch, K]`, summed over all processes. All of them get the same release.
+
+        Args:
+            differences: of this process' share of the batch.
+            processes: that have the other shares.
+            recorded: called with what is released; in the first process before the others are told.
+
+        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
+        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
+        3
+        """
+        total = processes.sum(self._summed(differences))
+        # The others pass zeros, and get what the first one has released.
+        integers = [0] * differences.shape[1] if total is None else self._released(total)
+        if total is not None:
+            recorded(tuple(integers))
+        told = tuple(processes.told(np.array(integers, dtype=np.int64)).tolist())
+        if total is None:
+            recorded(told)
+        return Release(integers=told, unit=self.unit)
+
     @abstractmethod
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release `differences`, `[batch, K]`."""
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """What is added up over processes. SENSITIVE."""
+
+    @abstractmethod
+    def _released(self, total: np.ndarray) -> list[int]:
+        """What leaves, one integer for each direction, given the sum over all processes."""
 
     @property
     @abstractmethod
@@ -68,16 +101,6 @@ class IntegerSum(Mechanism):
     clip_norm: float
     expected_batch_size: int
 
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release the sum of `differences`, `[batch, K]`.
-
-        >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
-        >>> len(mechanism.release(torch.zeros(0, 3)).integers)
-        3
-        """
-        sums = self._clipped(differences).sum(axis=0, dtype=np.int64)
-        return Release(integers=tuple(self._noisy(sums.tolist())), unit=self.unit)
-
     @property
     def unit(self) -> float:
         """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
@@ -86,6 +109,13 @@ class IntegerSum(Mechanism):
     def _clipped(self, differences: torch.Tensor) -> np.ndarray:
         """Each row on the lattice, int64 `[batch, K]`."""
         return clip_to_lattice(differences, self.clip_norm)
+
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """The exact sums, int64 `[K]`."""
+        return self._clipped(differences).sum(axis=0, dtype=np.int64)
+
+    def _released(self, total: np.ndarray) -> list[int]:
+        return self._noisy(total.tolist())
 
     @abstractmethod
     def _noisy(self, sums: list[int]) -> list[int]:
@@ -223,14 +253,19 @@ class LaplaceSum(NoisySum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainMean(Mechanism):
-    """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines."""
+    """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines.
 
-    def release(self, differences: torch.Tensor) -> Release:
-        """Release the mean of `differences`, `[batch, K]`, on a lattice of step 2**-40; zero for an empty batch."""
+    On a lattice of step 2**-40; zero for an empty batch. Several processes may round the last digits in another way.
+    """
+
+    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+        """The sum of the rows, and how many there are, float64 `[K + 1]`."""
         rows = np.nan_to_num(as_rows(differences), nan=0.0, posinf=0.0, neginf=0.0)
-        mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
-        steps = np.clip(mean * SENSITIVITY, -LARGEST, LARGEST)
-        return Release(integers=tuple(int(value) for value in steps.tolist()), unit=self.unit)
+        return np.append(rows.sum(axis=0), float(len(rows)))
+
+    def _released(self, total: np.ndarray) -> list[int]:
+        mean = total[:-1] / max(total[-1], 1.0)
+        return [int(value) for value in np.clip(mean * SENSITIVITY, -LARGEST, LARGEST).tolist()]
 
     @property
     def unit(self) -> float:

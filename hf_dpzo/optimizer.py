@@ -1,7 +1,6 @@
 """The update, as a real `torch.optim.Optimizer` that the stock training loop can step."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +56,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._received: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
         self._displacement: tuple[int, Point] | None = None
+        # Whether the parameters may be where no whole number of steps has led them, if only by rounding.
+        self.aside = False
         self.stage: int | None = None
         self.rate_factor = 1.0
         self._restrict(None)
@@ -87,6 +88,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         """The parameter groups alone. Moments follow from the log of the run."""
         return {**super().state_dict(), "state": {}}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, so that a copy goes on as this one would; torch leaves out what subclasses add."""
+        return self.__dict__.copy()
+
     def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
         """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
         if self._received is not None:
@@ -110,14 +115,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         for index, parameter in enumerate(self.parameters()):
             self.directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
 
-    @contextmanager
-    def settled_after_errors(self) -> Iterator[None]:
-        """A context that brings the parameters back to theta if it ends in an error."""
-        try:
-            yield
-        except BaseException:
+    def finish(self) -> None:
+        """End what a step has begun: apply what was received, or go back to theta, up to rounding."""
+        if self._received is not None and self._rates_are_logged:
+            self.step()
+        else:
             self.settle()
-            raise
 
     def settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
         """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
@@ -136,11 +139,12 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
         if self.stage is None:
             raise RuntimeError("no stage has begun: call begin_stage before the first step.")
-        if [group["lr"] for group in self.param_groups] != self._logged_rates:
+        if not self._rates_are_logged:
             raise RuntimeError(
                 f"step={self._received[0]}: the learning rate changed between its release and its update, and the log "
                 "has the one before; change it in on_step_end."
             )
+        self.aside = True
         (step, coefficients), self._received = self._received, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
         if not self._only_moves or (self._displacement is not None and self._displacement[0] != step):
@@ -153,13 +157,18 @@ class ZOOptimizer(torch.optim.Optimizer):
         else:
             self._move_by_inner_(step, scaled)
         self._constraint.project_(self.parameters(), self._origin)
+        self.aside = False
 
     def _restrict(self, mask: Mask | None) -> None:
         sizes = [parameter.numel() for parameter in self.parameters()]
         self.directions = self._kind(seed=self._seed, sizes=sizes, mask=mask)
         self._inner = self._update.inner([{"params": group["params"]} for group in self.param_groups])
         if self._inner is not None:
-            self.state = self._inner.state  # One state, so that saving this optimizer saves it.
+            self.state = self._inner.state
+
+    @property
+    def _rates_are_logged(self) -> bool:
+        return [group["lr"] for group in self.param_groups] == self._logged_rates
 
     @property
     def _only_moves(self) -> bool:

@@ -1,7 +1,7 @@
 """Public random directions, added to parameters in place.
 
 A direction z is a function of (run seed, step, direction number, parameter number, coordinate) and of nothing else:
-it is never stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
+it need not be stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
 nothing about the data, and must never be counted on to hide them.
 
 The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
@@ -16,8 +16,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from hf_dpzo.kernel import compiled
+from hf_dpzo.kernel import Kernel, compiled
 from hf_dpzo.mask import Mask
+from hf_dpzo.sharded import local_part
 from hf_dpzo.stream import CHUNK, Address, Place, Stream, Streams, Words
 
 
@@ -54,10 +55,15 @@ class Directions(ABC):
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """Add `sum_k weights[k] * z_k` to `parameter`, the `index`-th one, in place.
 
-        Each coordinate is rounded once, after the sum over k has been taken in float32. On a CPU as many threads do it
+        Of a parameter that is split over processes, the part that is here. Each coordinate is rounded once, after the
+        sum over k has been taken in float32. On a CPU as many threads do it
         as torch uses, and how many they are changes no bit.
         """
-        flat = parameter.detach().view(-1)
+        part, start = local_part(parameter)
+        flat = part.detach().view(-1)
+        if flat.numel() < self.sizes[index]:
+            self._add_part(flat, start, (index, step), weights)
+            return
         chunks = range(math.ceil(flat.numel() / CHUNK))
         if flat.device.type == "cpu":
             # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
@@ -79,6 +85,15 @@ class Directions(ABC):
         whole = torch.from_numpy(self._joined(chunks, (index, step), {direction: 1.0}))
         offset = (start // CHUNK) * CHUNK
         return whole[start - offset : stop - offset]
+
+    def _add_part(self, part: torch.Tensor, start: int, place: Place, weights: Mapping[int, float]) -> None:
+        """Add to consecutive coordinates, the first of which is number `start`."""
+        stop = start + len(part)
+        for chunk in range(start // CHUNK, math.ceil(stop / CHUNK)):
+            first, last = max(start, chunk * CHUNK), min(stop, (chunk + 1) * CHUNK)
+            added = self._combination(chunk, place, weights, self._streams.first)
+            added = torch.from_numpy(added[first - chunk * CHUNK : last - chunk * CHUNK])
+            part[first - start : last - start].add_(added.to(part.device))
 
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
@@ -128,6 +143,7 @@ class Rademacher(Directions):
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """As in `Directions`."""
+        self._kernel()  # Compiled before several threads ask for it.
         with self._words.sweep(index, step, weights):
             super().add_(parameter, index=index, step=step, weights=weights)
 
@@ -139,14 +155,18 @@ class Rademacher(Directions):
     def _add_chunks(
         self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
-        kernel = compiled() if sum(self.sizes) >= WORTH_COMPILING else None
-        if kernel is None or self.mask is not None or not weights or target.dtype != np.float32:
+        kernel = self._kernel()
+        if kernel is None or not weights or target.dtype != np.float32:
             super()._add_chunks(target, place, weights, stream, chunks)
             return
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
             piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
             kernel(piece, self._words.of(chunk, place, weights, stream), scales)
+
+    def _kernel(self) -> Kernel | None:
+        """The compiled way to add, where it pays and there is one."""
+        return compiled() if self.mask is None and sum(self.sizes) >= WORTH_COMPILING else None
 
     def _on_device(
         self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]

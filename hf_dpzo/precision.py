@@ -81,6 +81,8 @@ def refuse_shared_scales(model: torch.nn.Module) -> None:
         kind = type(getattr(scaled, "granularity", None)).__name__
         if scaled is not None and kind not in OWN_SCALE:
             raise ValueError(f"{name}: its activations are scaled {kind}, by the whole batch; {remedy}.")
+        if scaled is None and "Activation" in type(parameter).__name__:  # Of older versions of torchao.
+            raise ValueError(f"{name}: {type(parameter).__name__} does not say how activations are scaled; {remedy}.")
     configuration = _configuration(model)
     method = configuration.get("quant_method")
     known = method in WEIGHT_ONLY or method == "torchao" or configuration.get("load_in_4bit")

@@ -1,20 +1,26 @@
 """The isolation probe as training uses it: through its own collator and loss, in each public shape."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
 from hf_dpzo.collation import LogicalBatchCollator
+from hf_dpzo.estimator import Point, stacked
 from hf_dpzo.initial import frozen_fingerprint
 from hf_dpzo.isolation import CoupledRowsError, Isolation, probe
 from hf_dpzo.losses import BatchLosses
 from hf_dpzo.made_up import PROBE_LENGTHS, made_up_probe_rows
+from hf_dpzo.perturbation import Gaussian
 from hf_dpzo.precision import reduced, refuse_moved
+from hf_dpzo.together import together
 
 
 Rows = list[dict[str, Any]]
+# How far public noise moves a parameter that is probed: enough to show in losses.
+FILLING = 0.05
 
 
 def batches_to_probe(
@@ -50,7 +56,8 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = frozen_fingerprint(model, trained)
     try:
-        found = Isolation(moved=max(probe(model, partial(_losses, model, losses), rows).moved for rows in batches))
+        with nowhere_zero(trained):
+            found = Isolation(moved=max(probe(model, partial(_losses, model, losses), rows).moved for rows in batches))
     except CoupledRowsError as error:
         if reduced(model) is None:
             raise
@@ -64,8 +71,47 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     return found
 
 
+def moved_together(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
+    """As far as rows move each other's losses where so many points are evaluated at once.
+
+    Raises:
+        ValueError: that does not work, with this model and its loss.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
+    apart = [Point(direction=point, position=FILLING) for point in range(points)]
+    stacks = stacked(trained, directions, step=0, points=apart)
+    try:
+        # Of the points, the first and the last in a tensor.
+        turned = [stacks, [stack.flip(0) for stack in stacks]]
+        return max(measured(model, together(losses, model, trained, some), batches).moved for some in turned)
+    except Exception as error:
+        raise ValueError(
+            f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
+            f"({type(error).__name__}); remove it."
+        ) from error
+
+
+@contextmanager
+def nowhere_zero(trained: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Within, parameters that are zero hold public noise: what they multiply would show nothing of its rows.
+
+    A new adapter adds zero to what the model makes, and no step is ever taken there.
+    """
+    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
+    zeros = {index: parameter for index, parameter in enumerate(trained) if not parameter.any()}
+    for index, parameter in zeros.items():
+        directions.add_(parameter, index=index, step=0, weights={0: FILLING})
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros.values():
+                parameter.zero_()
+
+
 def _losses(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
-    """One loss for each row: where there are several points, that of the last, which lies farthest in a tensor."""
+    """One loss for each row: where there are several points, that of the last."""
     found = losses.of_public(model, rows)
     return found[:, -1] if losses.tail else found
 

@@ -88,7 +88,7 @@ class PublishingTrainer(DurableTrainer):
         self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_names(tags)]}
         self._dataset = _names(dataset_tags, dataset, dataset_args) or self._dataset
         self._task = next(iter(_names(tasks)), self._task)
-        if self._trained:
+        if self._trained and self.args.should_save:
             self._write_card(Path(self.args.output_dir))
 
     @property
@@ -105,7 +105,13 @@ class PublishingTrainer(DurableTrainer):
     def _refuse_other_weights(self) -> None:
         """Refuse a model that is not the one that was trained, or whose weights were changed since."""
         here = {id(parameter) for parameter in self.model.parameters()}
-        trained = unwrapped_optimizer(self.optimizer).parameters()
+        optimizer = unwrapped_optimizer(self.optimizer)
+        if optimizer.aside:
+            raise ValueError(
+                "model: training was stopped in the middle of a step, and the log leads to these weights only up to "
+                "rounding; go on with resume_from_checkpoint=True, or get the weights after any step by hf-dpzo replay."
+            )
+        trained = optimizer.parameters()
         changed = self._final is not None and values_fingerprint(trained) != self._final
         if changed or not here >= {id(parameter) for parameter in trained}:
             raise ValueError(
@@ -191,7 +197,7 @@ class PublishingTrainer(DurableTrainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs: Any,
-    ) -> CommitInfo | Future:
+    ) -> CommitInfo | Future | None:
         """As stock, in one commit: weights, or with `push_trajectory` none; card, `privacy.json` and log.
 
         Args:
@@ -207,6 +213,8 @@ class PublishingTrainer(DurableTrainer):
         """
         if not self._trained:
             raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
+        if not self.is_world_process_zero():
+            return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -219,7 +227,9 @@ class PublishingTrainer(DurableTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As stock; but what is pushed is saved anew, for other things may lie in the checkpoint's folder."""
-        if self.args.hub_strategy == HubStrategy.END or (self._is_pushing and not self.args.hub_always_push):
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self._is_pushing and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         snapshot = self._snapshot()

@@ -69,7 +69,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
             args.n_gpu > 1,
             "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
         ),
-        "world_size": (args.world_size > 1, "several processes are not supported yet; launch one"),
+        "save_on_each_node": (args.save_on_each_node, "one process writes the log, and all read it; share the folder"),
         "push_trajectory": (
             args.push_trajectory and not args.push_to_hub,
             "nothing is pushed; set push_to_hub=True too, or run hf-dpzo push-log afterwards",
@@ -94,6 +94,11 @@ def refuse_arguments(args: TrainingArguments) -> None:
         "include_num_input_tokens_seen": (
             args.include_num_input_tokens_seen != "no",
             "the number of tokens tells which rows were drawn; remove it",
+        ),
+        "audit": (args.audit and not args.private, "without noise nothing is claimed; remove it"),
+        "points_per_pass": (
+            args.points_per_pass is not None and args.parallel == "points",
+            "points are spread over processes already; remove one of the two",
         ),
         "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),

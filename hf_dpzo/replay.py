@@ -271,7 +271,7 @@ def _name_in(known: dict[str, type], one: Any) -> str:
 
 
 def _replays_on(method: Method, update: Update, optimizer: ZOOptimizer) -> str:
-    """Where each coordinate is rounded once an update, whatever computes it makes the same bits."""
+    """Where a sweep is one addition for each coordinate, whatever computes it makes the same bits."""
     portable = _name_in(DIRECTIONS, optimizer.directions) == "rademacher" and not remembers(method, update)
     return ANYWHERE if portable else _kind(optimizer.parameters()[0].device)
 

@@ -11,6 +11,7 @@ from hf_dpzo.checkpoints import CheckpointMark, check_checkpoint, find_checkpoin
 from hf_dpzo.descent import Descent
 from hf_dpzo.header import differences
 from hf_dpzo.initial import restore_initial, save_initial, values_fingerprint
+from hf_dpzo.processes import ALONE, Processes
 from hf_dpzo.replay import check_device, replay
 from hf_dpzo.trajectory import LOG_FILE, Record, Trajectory, TrajectoryError, TrajectoryWriter, locked
 
@@ -22,26 +23,35 @@ class RunLog:
         folder: the run's `output_dir`.
         resume: whether to go on with the run that is there: `True`, the folder, or one of its checkpoints.
         planned_steps: how many steps the whole run has.
+        processes: of the run. The first one writes; all read what they begin with in the same folder.
 
     Raises:
         TrajectoryError: there is no such run, or one that would be overwritten.
     """
 
-    def __init__(self, folder: Path, *, resume: bool | str, planned_steps: int) -> None:
-        self._folder, self._planned = folder, planned_steps
+    def __init__(self, folder: Path, *, resume: bool | str, planned_steps: int, processes: Processes = ALONE) -> None:
+        self._folder, self._planned, self._processes = folder, planned_steps, processes
         self._writer: TrajectoryWriter | None = None
-        self.found: Trajectory | None = None
-        self.checkpoint: Path | None = None
+        self._lock: filelock.BaseFileLock | None = None
         self.header: dict[str, Any] | None = None
+        # Whether the run has begun, or gone on.
+        self.opened = False
+        self.found: Trajectory | None
+        self.checkpoint: Path | None
+        self.found, self.checkpoint = processes.by_first(lambda: self._begin(resume))
+        # How many steps are on disk, or in the first process are about to be.
+        self.written = 0 if self.found is None else len(self.found.records)
+
+    def _begin(self, resume: bool | str) -> tuple[Trajectory | None, Path | None]:
         # Before anything is read, and until the run is over: what it counts on must not change under it.
         self._lock = self._locked()
         try:
-            self._find(resume)
+            return self._find(resume)
         except BaseException:
             self._lock.release()
             raise
 
-    def _find(self, resume: bool | str) -> None:
+    def _find(self, resume: bool | str) -> tuple[Trajectory | None, Path | None]:
         folder = self._folder
         if resume:
             if not (folder / LOG_FILE).is_file():
@@ -49,13 +59,14 @@ class RunLog:
                     f"resume_from_checkpoint={resume}: output_dir={folder} holds no log of a run; leave it out to "
                     "start one."
                 )
-            self.found = Trajectory.read(folder)
-            self.checkpoint = self._chosen(resume)
-        elif (folder / LOG_FILE).exists():
+            found = Trajectory.read(folder)
+            return found, self._chosen(resume, found)
+        if (folder / LOG_FILE).exists():
             raise TrajectoryError(
                 f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
                 "choose another folder for a new one."
             )
+        return None, None
 
     @property
     def steps(self) -> int:
@@ -74,10 +85,12 @@ class RunLog:
             TrajectoryError: the log belongs to another model, data size or configuration; it says what differs.
             OSError: the folder can not be written to.
         """
+        self._refuse_other_process(header)
         path = self._folder / LOG_FILE
         self.header = header if self.found is None else dict(self.found.header)
         if self.found is None:
-            self._create(path, header, model)
+            self._processes.by_first(lambda: self._create(path, header, model))
+            self.opened = True
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.found.header["trained"]["initial"]
@@ -89,7 +102,20 @@ class RunLog:
                 "what it had, or start a new run in another folder."
             )
         check_device(self.found, next(model.parameters()).device)
+        self._processes.by_first(lambda: self._go_on(path))
+        self.opened = True
+
+    def _go_on(self, path: Path) -> None:
         self._writer = TrajectoryWriter(path, self.found)
+
+    def _refuse_other_process(self, header: dict[str, Any]) -> None:
+        """Raise in all processes where one of them has another model, data size or configuration than the first."""
+        found = differences(self._processes.by_first(lambda: header), header)
+        if self._processes.largest(float(bool(found))):
+            raise ValueError(
+                f"processes: {self._processes.size} were launched, and they do not train the same: "
+                f"{'; '.join(found[:3]) or 'another one differs from this one'}; load the same model and rows in each."
+            )
 
     def _locked(self) -> filelock.BaseFileLock:
         try:
@@ -135,16 +161,21 @@ class RunLog:
             _advance(scheduler)
         if self._torn:
             void = self._record(descent, self.steps - 1, (0,) * self.found.layout.num_directions, void=True)
-            self._writer.append(void)
+            self._write(void)
             replay(descent, [void])
             _advance(scheduler)
 
     def append(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
-        """Put what `step` released on disk, with all that its update will use. Nothing has moved yet."""
-        self._writer.append(self._record(descent, step, integers))
+        """Put what `step` released on disk, with all that its update will use, before that."""
+        self._write(self._record(descent, step, integers))
+
+    def _write(self, record: Record) -> None:
+        if self._processes.first:
+            self._writer.append(record)
+        self.written += 1
 
     def mark(self, checkpoint: Path, descent: Descent, steps: int) -> None:
-        """Say that `checkpoint` is whole."""
+        """Say that `checkpoint` is whole; in the process that saved it."""
         weights = values_fingerprint(descent.optimizer.parameters())
         CheckpointMark(steps=steps, checksum=self._writer.checksum, weights=weights).save(checkpoint)
 
@@ -152,17 +183,8 @@ class RunLog:
         """Let others write."""
         if self._writer is not None:
             self._writer.close()
-        self._lock.release()
-
-    @property
-    def written(self) -> int:
-        """How many steps are on disk."""
-        return self._writer.steps
-
-    @property
-    def opened(self) -> bool:
-        """Whether the run has begun, or gone on."""
-        return self._writer is not None
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def _torn(self) -> bool:
@@ -187,10 +209,10 @@ class RunLog:
             )
         return mark.steps
 
-    def _chosen(self, resume: bool | str) -> Path | None:
+    def _chosen(self, resume: bool | str, found: Trajectory) -> Path | None:
         """The checkpoint that was asked for, or the newest whole one."""
         if resume is True or Path(resume).resolve() == self._folder.resolve():
-            return find_checkpoint(self._folder, self.found)
+            return find_checkpoint(self._folder, found)
         if Path(resume).resolve().parent != self._folder.resolve():
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: it is neither True nor a checkpoint in output_dir={self._folder}; "
@@ -200,7 +222,7 @@ class RunLog:
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: there is no such checkpoint; pass True, which finds the newest."
             )
-        if not check_checkpoint(Path(resume), self.found):
+        if not check_checkpoint(Path(resume), found):
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
             )

@@ -13,7 +13,10 @@ from hf_dpzo.training_args import ZOTrainingArguments
 
 
 def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
-    """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report."""
+    """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report.
+
+    Of several processes, one reports.
+    """
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
     before = _metric(trainer, recipe)
@@ -22,11 +25,15 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     seconds = time.perf_counter() - started
     after = _metric(trainer, recipe)
     trainer.save_model()
+    trainer.accelerator.end_training()
+    if not trainer.is_world_process_zero():
+        return []
     name = "evaluation loss" if recipe.task == "causal-lm" else "accuracy"
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_guarantee(trainer),
         *([("audit", "passed")] if args.audit else []),
+        *([("processes", str(args.world_size))] if args.world_size > 1 else []),
         ("steps", str(trainer.state.global_step)),
         ("seconds of training", f"{seconds:.0f}"),
         ("model" if recipe.adapter == "none" else "adapter", args.output_dir),

@@ -17,10 +17,11 @@ from hf_dpzo.units import Units
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The number of a row that was drawn, and that of its unit among those of its batch."""
+    """The number of a row that was drawn, that of its unit among those of its batch, and its place in the batch."""
 
     unit: int
     row: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +30,29 @@ class Fetched:
 
     unit: int
     row: Any
+    place: int
 
 
 class PoissonBatchSampler(Sampler[list[Drawn]]):
     """Yields the rows of batches, some of them empty. Two passes never agree: there is no seed.
 
+    Each unit belongs to one process, which draws by itself whether it joins. So what all processes draw is one Poisson
+    batch, and none of them knows it.
+
     Args:
         units: whose rows they are.
         sampling_rate: the probability with which each unit joins a batch.
+        rank: of this process.
+        processes: how many there are.
 
     >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
     (2, 2)
     """
 
-    def __init__(self, *, units: Units, sampling_rate: float) -> None:
-        self._units, self._mask = units, BernoulliMask(size=len(units), rate=sampling_rate)
+    def __init__(self, *, units: Units, sampling_rate: float, rank: int = 0, processes: int = 1) -> None:
+        self._units, self._share = units, range(rank, len(units), processes)
+        self._mask = BernoulliMask(size=len(self._share), rate=sampling_rate)
 
     def __len__(self) -> int:
         """Batches per epoch: as many as use each unit once on average."""
@@ -52,8 +60,9 @@ class PoissonBatchSampler(Sampler[list[Drawn]]):
 
     def __iter__(self) -> Iterator[list[Drawn]]:
         for _ in range(len(self)):
-            units = np.flatnonzero(self._mask.draw()).tolist()
-            yield [Drawn(unit=i, row=row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
+            units = [self._share[place] for place in np.flatnonzero(self._mask.draw())]
+            rows = [(i, row) for i, unit in enumerate(units) for row in self._units.rows_of(unit)]
+            yield [Drawn(unit=i, row=row, place=place) for place, (i, row) in enumerate(rows)]
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
@@ -90,10 +99,10 @@ class SealedRows(Dataset):
         try:
             return sealed("train_dataset", lambda: self._fetched(one))
         except WithheldError:
-            return Fetched(unit=one.unit, row=None)
+            return Fetched(unit=one.unit, row=None, place=one.place)
 
     def _fetched(self, one: Drawn) -> Fetched:
         row = self._dataset[one.row]
         if isinstance(row, Mapping):  # Such as what a tokenizer returns.
             row = {name: value for name, value in row.items() if name != self._without}
-        return Fetched(unit=one.unit, row=row)
+        return Fetched(unit=one.unit, row=row, place=one.place)

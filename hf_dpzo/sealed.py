@@ -41,9 +41,9 @@ def sealed(what: str, work: Callable[[], Result]) -> Result:
     try:
         with _silence():
             return drawing_nothing(what, work)
-    except DrawnError:
+    except (DrawnError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # Also SystemExit, which would end the run with what it says of a row.
         failure = type(error).__name__
     # Raised out here: inside, Python would attach the other error to this one.
     raise WithheldError(f"{what}: {failure} was raised; what it says is withheld, for it may show a row.")

@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -49,7 +50,7 @@ class Streams:
 
     @property
     def first(self) -> Stream:
-        """The one of the calling thread."""
+        """One for work that is not shared out."""
         return self._streams[0]
 
     def share(self, work: Callable[[Stream, range], None], chunks: range) -> None:
@@ -62,15 +63,20 @@ class Streams:
             self._streams.append(Stream(self._seed))
         bounds = [len(chunks) * thread // threads for thread in range(threads + 1)]
         shares = [chunks[first:last] for first, last in itertools.pairwise(bounds)]
-        for _ in _pool(torch.get_num_threads()).map(work, self._streams, shares):
-            pass  # An error of a thread is raised here.
+        pool = _pool(torch.get_num_threads())
+        running = [pool.submit(work, stream, share) for stream, share in zip(self._streams, shares, strict=False)]
+        try:
+            for one in running:
+                one.result()
+        finally:
+            wait(running)  # Whatever comes next over the same memory must not meet a thread that is late.
 
 
 class Words:
     """The random words of signs, 64 in each. Those of the last direction of a sweep are kept for the next sweep.
 
-    A step sweeps along a direction three times: to one probe point, to the other, and for the update. What is kept is
-    one bit a coordinate, a thirty-second of the parameters.
+    With central differences along one direction, a step sweeps three times: to one probe point, to the other, and for
+    the update. What is kept is one bit a coordinate, a thirty-second of the parameters.
 
     Args:
         sizes: number of coordinates of each parameter.
@@ -114,3 +120,7 @@ class Words:
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hf_dpzo")
+
+
+# A process that is forked off has none of the pool's threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)

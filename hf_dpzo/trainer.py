@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
-from hf_dpzo.audit import Audit, audit
-from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator
+from hf_dpzo.audit import Audit, audit_or_raise
+from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.declared import isolation_of, versions
-from hf_dpzo.descent import Descent
+from hf_dpzo.evaluation import Evaluation
 from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
@@ -27,7 +27,8 @@ from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.output_layer import Inputs, unwrapped
 from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.precision import no_backward_needed, refuse_shapes
-from hf_dpzo.probing import batches_to_probe, measured
+from hf_dpzo.probing import batches_to_probe, measured, moved_together
+from hf_dpzo.processes import processes, refuse_diverged
 from hf_dpzo.progress import EpsilonProgressCallback
 from hf_dpzo.published import PublishingTrainer
 from hf_dpzo.refusals import (
@@ -44,9 +45,14 @@ from hf_dpzo.refusals import (
     refuse_trained,
 )
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
-from hf_dpzo.together import together
+from hf_dpzo.sharded import refuse_sharded
+from hf_dpzo.shares import refuse_other_rows, refuse_other_settings
 from hf_dpzo.training_args import ZOTrainingArguments
-from hf_dpzo.units import unit_means
+from hf_dpzo.turns import SameBatches, room_for
+
+
+# Every so many steps, several processes see that they still hold the same weights.
+CHECKED_EVERY = 100
 
 
 class ZOTrainer(PublishingTrainer):
@@ -60,6 +66,7 @@ class ZOTrainer(PublishingTrainer):
             Defaults to the loss of the model's head.
         probe_rows: public rows of the format of `train_dataset`, two or more, which show before training whether the
             rows of a batch are kept apart. By default rows are made up.
+        others: what the next class takes, where this one is joined with another one: `peft_config` of TRL's SFTTrainer.
 
     Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
 
@@ -84,6 +91,7 @@ class ZOTrainer(PublishingTrainer):
         *,
         per_example_loss: PerExampleLoss | Callable[[torch.nn.Module, Inputs], torch.Tensor] | None = None,
         probe_rows: Sequence[Mapping[str, Any]] | None = None,
+        **others: Any,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
             raise ValueError(
@@ -99,15 +107,17 @@ class ZOTrainer(PublishingTrainer):
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                model_init=model_init,
                 compute_metrics=compute_metrics,
                 callbacks=callbacks,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer takes none.
+                **others,
             )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = refuse_no_rows(probe_rows)
-        self._units = args.units(train_dataset)
+        self._processes = processes(args.device)
+        self._units = args.units(self.train_dataset)  # What was passed, or what another class made of it.
         self._num_units = len(self._units)
         self._rows_facts = {
             "rows": self._units.num_rows,
@@ -123,8 +133,7 @@ class ZOTrainer(PublishingTrainer):
         self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
         self._planned_values = args.planned_values
         settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
-        constraint = None if self.method is None else self.method.constraint
-        settings |= {"update": args.update_rule, "constraint": constraint}
+        settings |= {"update": args.update_rule, "constraint": self.method and self.method.constraint}
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self._metric_prefixes = {"eval", "test"}
         self._isolation: Isolation | None = None
@@ -147,25 +156,20 @@ class ZOTrainer(PublishingTrainer):
         self.budget.require()
         model.eval()
         step, descent = len(self.budget.ledger), self._descent()
+        if step % CHECKED_EVERY == 0:
+            refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         batch = inputs["batch"]
-        differences = self._differences(descent, step, model, batch)
-        with descent.optimizer.settled_after_errors():
-            release = self.method.mechanism.release(unit_means(differences, batch.units, batch.num_units))
+        try:
+            differences = self._evaluation(descent, step, model, batch)
+            # On disk before any process learns of it.
+            recorded = functools.partial(self._record, descent, step)
+            release = self.method.mechanism.release(differences, self._processes, recorded)
             del inputs, batch, differences  # What follows is post-processing.
-            self.budget.spend()
-            self._log.append(descent, step, release.integers)  # On disk before the update.
+        except BaseException:
+            descent.optimizer.settle()
+            raise
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
-
-    def _differences(self, descent: Descent, step: int, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """The coefficients of each row, `[rows, K]`. SENSITIVE."""
-        if self.args.points_per_pass is None:
-            return descent.differences(step, functools.partial(self._losses, model, batch))
-        return descent.differences_together(
-            step,
-            lambda stacks: together(self._losses, model, descent.optimizer.parameters(), stacks)(model, batch),
-            points_per_pass=self.args.points_per_pass,
-        )
 
     # ---- Hooks of the stock loop ----
 
@@ -181,6 +185,7 @@ class ZOTrainer(PublishingTrainer):
         stock = super().get_train_dataloader()
         if len(stock.dataset) != self._units.num_rows:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
+        refuse_other_rows(self._processes, stock.dataset, self._units)
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
@@ -189,13 +194,17 @@ class ZOTrainer(PublishingTrainer):
         self._losses = BatchLosses(
             loss=self.per_example_loss, collator=collator, prepare=self._prepare_inputs, device=self.args.device
         )
+        self._evaluation = Evaluation(
+            losses=self._losses,
+            processes=self._processes,
+            room=self._room,
+            points_per_pass=self.args.points_per_pass,
+        )
         if self.args.private:
             self._isolation = self._probed(stock.dataset)
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
-            batch_sampler=PoissonBatchSampler(
-                units=self._units, sampling_rate=self.args.sampling_rate(self._num_units)
-            ),
+            batch_sampler=self._batches(),
             collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
@@ -205,36 +214,38 @@ class ZOTrainer(PublishingTrainer):
             multiprocessing_context=stock.multiprocessing_context,
         )
 
+    @property
+    def _room(self) -> int | None:
+        """For how many rows there is room, where all processes have the same batch."""
+        if self.args.parallel != "points":
+            return None
+        return room_for(self.args.expected_batch_size, max_rows=self._units.max_rows)
+
+    def _batches(self) -> Sampler:
+        """Those of this process."""
+        settings = {"units": self._units, "sampling_rate": self.args.sampling_rate(self._num_units)}
+        if self._room is not None:
+            return SameBatches(PoissonBatchSampler(**settings), self._processes, room=self._room)
+        return PoissonBatchSampler(**settings, rank=self._processes.rank, processes=self._processes.size)
+
     def _probed(self, dataset: Any) -> Isolation:
         """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
         kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
         kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
         batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
-        found = measured(self.model, self._losses, batches)
+        moved = measured(self.model, self._losses, batches).moved
         if self.args.points_per_pass is not None:
-            found = Isolation(moved=max(found.moved, self._moved_together(batches)))
+            points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
+            moved = max(moved, moved_together(self.model, self._losses, batches, points))
+        found = Isolation(moved=self._processes.largest(moved))
         refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
         return found
 
-    def _moved_together(self, batches: Sequence[list[dict[str, Any]]]) -> float:
-        """As far as rows move each other's losses where several points are evaluated at once, here all the same."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
-        stacks = [parameter.detach().expand(points, *parameter.shape).clone() for parameter in trained]
-        try:
-            return measured(self.model, together(self._losses, self.model, trained, stacks), batches).moved
-        except Exception as error:
-            raise ValueError(
-                f"points_per_pass={self.args.points_per_pass}: at several points at once this model or its loss fails, "
-                f"or joins rows ({type(error).__name__}); remove it."
-            ) from error
-
     @property
     def _made_with(self) -> dict[str, Any]:
-        bound = None
-        if self._isolation is not None:
-            bound = isolation_bound(self.method, self.budget.planned_steps, self._isolation.moved)
-        isolation = isolation_of(self._isolation, fixed_shapes=self._fixed_shapes, bound=bound)
+        found, steps = self._isolation, self.budget.planned_steps
+        bound = None if found is None else isolation_bound(self.method, steps, found.moved)
+        isolation = isolation_of(found, fixed_shapes=self._fixed_shapes, bound=bound)
         return {"isolation": isolation, "versions": versions()}
 
     @property
@@ -271,12 +282,15 @@ class ZOTrainer(PublishingTrainer):
             )
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
+        refuse_other_settings(self._processes, self.args)
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
             if self.args.audit:
-                self._audit_mechanism()
+                method, _ = self.args.plan(self._num_units)
+                self._audit = self._processes.by_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
+            refuse_diverged(self._processes, self._descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()
         metrics = {"epoch": self.state.epoch}
@@ -284,19 +298,8 @@ class ZOTrainer(PublishingTrainer):
             metrics["epsilon"] = round_up(self.budget.stated().epsilon)
         return TrainOutput(output.global_step, math.nan, metrics)
 
-    def _audit_mechanism(self) -> None:
-        """Attack a mechanism like this run's; raise where it says more than it claims."""
-        if not self.args.private:
-            raise ValueError(f"audit=True: method={self.args.method} adds no noise, so it claims nothing; remove it.")
-        method, _ = self.args.plan(self._num_units)
-        self._audit = audit(method, seed=self.args.seed)
-        failed = [check.name for check in self._audit.checks if not check.passed]
-        if failed:
-            raise RuntimeError(
-                f"audit: {', '.join(failed)}: the mechanism releases more than it claims; do not use it."
-            )
-
     def _refuse_model(self) -> None:
+        refuse_sharded(self.model, distributed_type=self.accelerator.distributed_type.value)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
             refuse_shapes(self.model, fixed=self._fixed_shapes)
@@ -307,8 +310,8 @@ class ZOTrainer(PublishingTrainer):
         """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
         refuse_arguments(self.args)
         refuse_changed(self.args, self._planned_values)
-        callbacks = self.callback_handler.callbacks
-        refuse_parts(dataset=self.train_dataset, data_collator=self.data_collator, callbacks=callbacks, args=self.args)
+        parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
+        refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:
             refuse_resuming(self.args)
         elif self.args.private and self.model_init is None:

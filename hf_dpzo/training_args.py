@@ -26,6 +26,7 @@ from hf_dpzo.method_flags import (
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.privacy_flags import check_privacy
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
 from hf_dpzo.unit_flags import check_units
@@ -54,6 +55,9 @@ PLANNED_FLAGS = (
     *ADAM_FLAGS,
     *METHOD_FLAGS,
 )
+
+
+PARALLEL = ("examples", "points")
 
 
 @dataclass
@@ -169,6 +173,13 @@ class ZOTrainingArguments(TrainingArguments):
     )
     points_per_pass: int | None = field(
         default=None, metadata={"help": "Adapters: how many probe points one forward pass evaluates; default 1."}
+    )
+    parallel: str = field(
+        default="examples",
+        metadata={
+            "help": "What several processes share out: the examples of a batch, or the probe points of its directions.",
+            "choices": sorted(PARALLEL),
+        },
     )
     directions: str = field(
         default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
@@ -291,7 +302,7 @@ class ZOTrainingArguments(TrainingArguments):
             setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
         for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs"):
             setattr(self, name, whole(name, getattr(self, name)))
-        for name, known in {"directions": DIRECTIONS, "update": UPDATES, **CHOICES}.items():
+        for name, known in {"directions": DIRECTIONS, "update": UPDATES, "parallel": PARALLEL, **CHOICES}.items():
             if getattr(self, name) is not None:
                 one_of(name, getattr(self, name), known)
         if not isinstance(self.paper_noise, bool):
@@ -299,21 +310,4 @@ class ZOTrainingArguments(TrainingArguments):
         check_method_flags(self)
         check_update(self)
         check_units(self)
-        if self.private:
-            self._check_privacy()
-        elif self.target_epsilon is not None or self.target_delta is not None:
-            what = "noise_multiplier=0" if self.noise_multiplier == 0 else f"method={self.method}"
-            raise ValueError(
-                f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
-                "target_epsilon and target_delta."
-            )
-
-    def _check_privacy(self) -> None:
-        if (self.target_epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError(
-                f"target_epsilon={self.target_epsilon}, noise_multiplier={self.noise_multiplier}: "
-                "give one of the two; the other follows from it."
-            )
-        if self.target_delta is None:
-            raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
-        check_delta(self.target_delta)
+        check_privacy(self)

@@ -12,7 +12,7 @@ def lengths(rows):
 
 
 def fetched(*rows):
-    return [Fetched(unit=unit, row=row) for unit, row in enumerate(rows)]
+    return [Fetched(unit=unit, row=row, place=unit) for unit, row in enumerate(rows)]
 
 
 def of_length(*sizes):

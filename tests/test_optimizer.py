@@ -1,5 +1,8 @@
 """The update, against the dense formula."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -157,10 +160,36 @@ def test_settling_goes_back_once():
         torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
 
 
-def test_an_error_between_walk_and_update_brings_theta_back():
+def test_finishing_applies_what_was_received_or_goes_back():
+    for received in (True, False):
+        parameter = torch.nn.Parameter(torch.randn(9))
+        before = parameter.detach().clone()
+        optimizer = displaced([parameter])
+        optimizer.aside = True
+        if received:
+            optimizer.receive(step=3, coefficients=[0.0, 2.0])
+        optimizer.finish()
+        z = optimizer.directions.values(index=0, step=3, direction=1)
+        torch.testing.assert_close(parameter.detach(), before - received * 0.2 * z, rtol=0, atol=1e-6)
+        assert optimizer.aside != received
+        assert not optimizer.received
+
+
+def test_finishing_takes_no_step_with_another_rate_than_the_logged_one():
     parameter = torch.nn.Parameter(torch.randn(9))
     before = parameter.detach().clone()
     optimizer = displaced([parameter])
-    with pytest.raises(OSError), optimizer.settled_after_errors():
-        raise OSError
+    optimizer.receive(step=3, coefficients=[0.0, 2.0])
+    optimizer.param_groups[0]["lr"] = 7.0
+    optimizer.finish()
     torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_goes_on_as_the_optimizer_itself(copied):
+    optimizer = displaced([torch.nn.Parameter(torch.linspace(-1, 1, 9))])
+    optimizer.receive(step=3, coefficients=[1.0, 2.0])
+    twin = copied(optimizer)
+    for one in (optimizer, twin):
+        one.step()
+    assert torch.equal(*[one.parameters()[0] for one in (optimizer, twin)])

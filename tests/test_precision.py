@@ -509,3 +509,15 @@ def test_public_rows_decide_for_16_bits_too(make_trainer, make_args, tokenizer):
         probe_rows=[{**row, "labels": row["input_ids"]} for row in few_public_rows()],
     )
     trainer.train()
+
+
+class LinearActivationQuantizedTensor(torch.Tensor):
+    """As older versions of torchao name it."""
+
+
+def test_tensors_that_do_not_say_how_activations_are_scaled_are_refused():
+    model = classifier()
+    hidden = torch.zeros(2, 2).as_subclass(LinearActivationQuantizedTensor)
+    model.score.weight = torch.nn.Parameter(hidden, requires_grad=False)
+    with pytest.raises(ValueError, match=r"^score\.weight: LinearActivationQuantizedTensor does not say how "):
+        refuse_shared_scales(model)

@@ -68,6 +68,49 @@ def test_models_that_join_rows_are_refused_before_data_are_touched(head, named, 
     assert len(trainer.budget.ledger) == 0
 
 
+class Gated(torch.nn.Module):
+    """A head with a branch that joins rows, behind a gate that is closed until it is trained."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head, self.gate = head, torch.nn.Parameter(torch.zeros(1))
+        head.weight.data *= 30
+
+    def forward(self, x):
+        x = self.head(x)
+        return x + self.gate * x.mean(dim=0)
+
+
+def test_what_joins_rows_behind_a_closed_gate_is_refused(make_trainer):
+    """No step is taken at the initial weights, so what is zero there says nothing."""
+    model = classifier()
+    model.score = Gated(model.score)
+    with pytest.raises(CoupledRowsError, match=r"in module score \(Gated\)"):
+        make_trainer(model).train()
+    assert model.score.gate.item() == 0.0
+
+
+def test_what_joins_rows_within_a_new_adapter_is_refused(make_trainer):
+    """PEFT begins with one matrix of two at zero."""
+    model = with_lora(classifier())
+    branch = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A
+    branch["default"] = Joined(branch["default"])
+    with pytest.raises(CoupledRowsError, match="isolation: "):
+        make_trainer(model).train()
+
+
+class Joined(torch.nn.Module):
+    """Subtracts from each row what the rows have in common."""
+
+    def __init__(self, linear: torch.nn.Module) -> None:
+        super().__init__()
+        self.weight = linear.weight
+
+    def forward(self, x):
+        x = 30 * torch.nn.functional.linear(x, self.weight)
+        return x - x.mean(dim=0)
+
+
 def test_layers_of_running_statistics_are_not_refused(make_trainer):
     model = classifier()
     model.score = normalized()(model.score)

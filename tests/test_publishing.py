@@ -16,6 +16,9 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 import hf_dpzo
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, seeded_peft_model
 from hf_dpzo.cli import main
+from hf_dpzo.losses import BatchLosses
+from hf_dpzo.optimizer import ZOOptimizer
+from hf_dpzo.perturbation import Rademacher
 from hf_dpzo.running import accuracy
 from hf_dpzo.trajectory import Trajectory
 from hf_dpzo.verification import verify
@@ -267,17 +270,47 @@ def test_a_model_that_was_not_trained_is_not_saved_over_one_that_was(make_traine
         make_trainer(push_to_hub=False).save_model()
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all parameters"])
 @pytest.mark.parametrize("event", ["on_pre_optimizer_step", "on_optimizer_step", "on_step_end"])
-def test_an_interrupted_run_states_the_step_that_its_weights_are_of(make_trainer, on_hub, event):
+def test_an_interrupted_run_states_the_step_that_its_weights_are_of(make_trainer, on_hub, event, lora):
+    """A step that is in the log and was not applied yet is applied."""
+
     def stop(callback, args, state, control, **kwargs):
         if state.global_step >= 2:
             raise KeyboardInterrupt
 
-    trainer = make_trainer(push_to_hub=False, callbacks=[type("Stop", (TrainerCallback,), {event: stop})()])
+    stops = [type("Stop", (TrainerCallback,), {event: stop})()]
+    trainer = make_trainer(push_to_hub=False, callbacks=stops, lora=lora)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.save_model()
     assert all(finding.holds for finding in verify(trainer.args.output_dir))
+
+
+@pytest.mark.parametrize("place", ["losses", "sweep", "update"])
+def test_weights_that_a_step_was_stopped_in_the_middle_of_are_not_saved(make_trainer, on_hub, monkeypatch, place):
+    """Where all parameters are trained, going back to where the step began rounds."""
+    trainer, calls = make_trainer(push_to_hub=False, lora=False), []
+    owner, name, count = {
+        "losses": (BatchLosses, "__call__", 4),
+        "sweep": (Rademacher, "add_", 31),
+        "update": (ZOOptimizer, "_move_", 2),
+    }[place]
+    inner = getattr(owner, name)
+
+    def stopped(*given, **named):
+        if trainer._log is not None and trainer._log.opened:
+            calls.append(None)
+            if len(calls) == count:
+                raise KeyboardInterrupt
+        return inner(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    with pytest.raises(ValueError, match="model: training was stopped in the middle of a step"):
+        trainer.save_model()
 
 
 def test_results_in_a_card_are_those_of_its_weights(make_trainer, on_hub):

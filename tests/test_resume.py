@@ -1,5 +1,6 @@
 """A run that was stopped anywhere goes on from its log, and ends as if nothing had happened."""
 
+import copy
 import functools
 import os
 import shutil
@@ -84,7 +85,7 @@ def fixed_releases(monkeypatch):
     """What is released in each step is settled beforehand, so that two runs can be compared."""
     trainers = []
 
-    def release(mechanism, differences):
+    def release(mechanism, differences, processes):
         step = len(trainers[-1].budget.ledger)
         integers = tuple((-1) ** (step + k) * (step + k + 1) * 2**38 for k in range(differences.shape[1]))
         return Release(integers=integers, unit=mechanism.unit)
@@ -256,6 +257,20 @@ def test_an_interrupted_trainer_can_go_on_by_itself(make_trainer, monkeypatch):
             trainer.train()
     trainer.train(resume_from_checkpoint=True)
     assert len(trainer.budget.ledger) == STEPS
+
+
+@pytest.mark.parametrize("update", ["sgd", "adam", "momentum"])
+def test_an_interrupted_trainer_goes_on_to_where_its_log_leads(update, make_trainer, monkeypatch, folder):
+    """Moments and schedule of the first attempt are forgotten, and follow from the log."""
+    trainer = make_trainer(update=update, weight_decay=0.0)
+    fresh = copy.deepcopy(trainer.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "step", raises_at(4, ZOOptimizer.step, after=True))
+        with pytest.raises(Killed):
+            trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    replay_onto(fresh, Trajectory.read(folder))
+    assert_equal(weights(trainer.model), weights(fresh))
 
 
 def with_fresh_head(base_folder: Path, *, lora: bool) -> torch.nn.Module:

@@ -107,6 +107,25 @@ def test_what_is_printed_or_warned_of_is_dropped(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, BaseException])
+def test_code_that_would_end_the_program_ends_nothing_and_says_nothing(error):
+    def work() -> None:
+        raise error("a secret")
+
+    with pytest.raises(WithheldError) as withheld:
+        sealed("data_collator", work)
+    assert str(withheld.value).startswith(f"data_collator: {error.__name__} was raised; ")
+    assert withheld.value.__context__ is None
+
+
+def test_who_stops_a_run_stops_it():
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sealed("data_collator", work)
+
+
 def test_a_seal_leaves_what_loggers_remember():
     """`logging.disable` empties the cache of each logger of the process, of which there are hundreds."""
     logger = logging.getLogger("of_nobody")

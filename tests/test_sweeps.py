@@ -1,10 +1,12 @@
 """The fast ways to add directions: their bits are those of the plain way, which NumPy goes in one thread."""
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
 import torch
+from several import in_each
 
 from hf_dpzo import perturbation
 from hf_dpzo.kernel import add_signs, compiled
@@ -195,6 +197,35 @@ def test_error_of_a_thread_is_raised(threads):
 
     with pytest.raises(MemoryError):
         Streams(0).share(broken, range(100))
+
+
+def test_no_thread_goes_on_after_an_error(threads):
+    """Or it would meet the sweep that goes back."""
+    threads(2)
+    ended = []
+
+    def work(stream: Stream, chunks: range) -> None:
+        if chunks.start == 0:
+            raise MemoryError
+        time.sleep(0.2)
+        ended.append(chunks)
+
+    with pytest.raises(MemoryError):
+        Streams(0).share(work, range(100))
+    assert len(ended) == 1
+
+
+def test_a_forked_process_sweeps_with_threads_of_its_own(threads):
+    threads(2)
+    size = 2 * CHUNKS_WORTH_A_THREAD * CHUNK
+
+    def swept(_: int) -> list[float]:
+        parameter = np.zeros(size, dtype=np.float32)  # torch's own threads do not survive a fork.
+        Rademacher(seed=0, sizes=[size]).add_(torch.from_numpy(parameter), index=0, step=0, weights={0: 1.0})
+        return parameter[-5:].tolist()
+
+    here = swept(0)
+    assert in_each(1, swept, timeout=20)[0] == here
 
 
 @pytest.mark.parametrize("mask", [None, 3])

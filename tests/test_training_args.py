@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import DistributedType
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from peft import TaskType
 from transformers import (
@@ -20,6 +21,7 @@ from hf_dpzo.mechanism import ClippedSum
 from hf_dpzo.precision import refuse_shapes
 from hf_dpzo.queries import NonPrivateQuery
 from hf_dpzo.refusals import refuse_model
+from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.updates import SGD, Adam, Momentum
 
 
@@ -144,14 +146,21 @@ def test_mixed_precision_from_the_environment_is_refused(make_args, monkeypatch)
         make_args()
 
 
-def test_several_devices_and_processes_are_refused(make_args, monkeypatch):
+def test_several_devices_in_a_process_are_refused(make_args, monkeypatch):
     monkeypatch.setattr(ZOTrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match=r"n_gpu=2: nn\.DataParallel"):
         make_args()
-    monkeypatch.undo()
-    monkeypatch.setattr(ZOTrainingArguments, "world_size", property(lambda self: 2))
-    with pytest.raises(ValueError, match="world_size=2: several processes"):
-        make_args()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+def test_processes_that_hold_a_part_of_the_model_are_refused(kind):
+    with pytest.raises(ValueError, match=f"^distributed_type={kind}: its processes do not each hold the whole model; "):
+        refuse_sharded(classifier(), distributed_type=DistributedType(kind).value)
+
+
+def test_audits_of_runs_without_noise_are_refused(make_args):
+    with pytest.raises(ValueError, match=r"^audit=True: without noise nothing is claimed; remove it"):
+        make_args(method="mezo", noise_multiplier=None, target_delta=None, expected_batch_size=8, audit=True)
 
 
 def test_packing_is_refused_in_configurations_that_have_it(make_args):

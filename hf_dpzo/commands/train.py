@@ -26,4 +26,6 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     recipe, args = read_recipe(arguments.recipe, fields)
     started = time.perf_counter()
     rows = run_recipe(recipe, args)
+    if not rows:
+        return Outcome(text="")
     return Outcome(text=table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))

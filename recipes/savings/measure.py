@@ -142,7 +142,7 @@ def padding() -> list[str]:
     loss, collate = recipe.prompt.loss(model, tokenizer), DataCollatorWithPadding(tokenizer)
     drawn = [rows[index] for index in random.Random(0).sample(range(len(rows)), LOGICAL)]
     collator = LogicalBatchCollator(collate=collate, micro_batch_size=MICRO)
-    fetched = [Fetched(unit=unit, row=one) for unit, one in enumerate(drawn)]
+    fetched = [Fetched(unit=unit, row=one, place=unit) for unit, one in enumerate(drawn)]
     ordered = [one.inputs for one in collator(fetched)["batch"].micro_batches]
     unordered = [collate(drawn[start : start + MICRO]) for start in range(0, LOGICAL, MICRO)]
     counts = [sum(inputs["input_ids"].numel() for inputs in batches) for batches in (ordered, unordered)]

@@ -1,0 +1,28 @@
+"""The flags that set the privacy of a run, checked."""
+
+from transformers import TrainingArguments
+
+from hf_dpzo.accounting import check_delta
+
+
+def check_privacy(args: TrainingArguments) -> None:
+    """Raise `ValueError` unless a private run has noise, or a target for it, and a delta; and another one neither."""
+    if args.private:
+        _check_private(args)
+    elif args.target_epsilon is not None or args.target_delta is not None:
+        what = "noise_multiplier=0" if args.noise_multiplier == 0 else f"method={args.method}"
+        raise ValueError(
+            f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
+            "target_epsilon and target_delta."
+        )
+
+
+def _check_private(args: TrainingArguments) -> None:
+    if (args.target_epsilon is None) == (args.noise_multiplier is None):
+        raise ValueError(
+            f"target_epsilon={args.target_epsilon}, noise_multiplier={args.noise_multiplier}: "
+            "give one of the two; the other follows from it."
+        )
+    if args.target_delta is None:
+        raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
+    check_delta(args.target_delta)
