@@ -32,10 +32,10 @@ def _draw_ratios(results: Results, path: Path) -> None:
             ranges = [[r.median - r.low for r in found.values()], [r.high - r.median for r in found.values()]]
             places = [place + 0.08 * (number - len(shown) / 2) for place in found]
             axes.errorbar(medians, places, xerr=ranges, label=name, marker="o", markersize=4, linestyle="none")
-        axes.set(xscale="log", xlabel=f"{label}, times that of the forward passes alone")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="both", labelsize=7)
+        axes.set(xscale="log", xlabel=f"{label}, over that of the floor")
+        axes.set_xticks([1, 1.5, 2, 3, 5, 8], labels=["1", "1.5", "2", "3", "5", "8"])
+        axes.set_xticks([], minor=True)
+        axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(cases)), [title(case) for case in cases])
     panels[0].invert_yaxis()
