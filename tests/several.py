@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
@@ -54,6 +55,9 @@ def _child(rank: int, count: int, port: int, work: Callable[[int], Any], file: P
     try:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+        # As a launcher does; and OpenMP's threads do not survive a fork, so that waiting for them would never end.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
         # What a test before has set up in this process' parent.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
