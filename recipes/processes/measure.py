@@ -2,8 +2,9 @@
 
     python recipes/processes/measure.py
 
-Runs of an encoder of BERT-base's architecture with an adapter, through the Trainer, in one process and in two, of one
-thread each, taking turns. A slow network is made by waiting before each collective, in all processes.
+Runs of an encoder with an adapter, through the Trainer, in one process and in two, of one thread each, taking turns:
+BERT-base's architecture for what processes gain; a small one for what a slow network costs, which is made by waiting
+before each collective, in all processes.
 """
 
 import functools
@@ -27,11 +28,14 @@ from hf_dpzo.initial import seeded_peft_model
 from hf_dpzo.processes import Group
 
 
-TOKENS, STEPS, ROUNDS = 64, 6, 3
+TOKENS, ROUNDS = 64, 3
+BASE: dict[str, Any] = {"steps": 6, "sizes": {}, "latency": 0.0}
 # Rows, directions, and what is shared out.
-EXAMPLES = {"rows": 32, "directions": 1, "parallel": "examples"}
-FEW_EXAMPLES = {"rows": 2, "directions": 8, "parallel": "examples"}
-FEW_POINTS = {"rows": 2, "directions": 8, "parallel": "points"}
+EXAMPLES = {**BASE, "rows": 32, "directions": 1, "parallel": "examples"}
+FEW_EXAMPLES = {**BASE, "rows": 2, "directions": 8, "parallel": "examples"}
+FEW_POINTS = {**BASE, "rows": 2, "directions": 8, "parallel": "points"}
+SMALL = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+NETWORK = {"rows": 8, "directions": 1, "steps": 40, "sizes": SMALL}
 LATENCIES = (0.0, 0.001, 0.01, 0.1)
 
 
@@ -68,7 +72,7 @@ def work(case: dict[str, Any]) -> None:
     """Train, in one of the processes of a run; the first one writes what a step took."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **case["sizes"])
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, target_modules=["query", "value"])
     model = seeded_peft_model(BertForSequenceClassification(config), lora, seed=0)
     ids = torch.randint(5, 30_000, (case["rows"], TOKENS)).tolist()
@@ -83,7 +87,7 @@ def work(case: dict[str, Any]) -> None:
         target_delta=1e-3,
         expected_batch_size=case["rows"],
         per_device_train_batch_size=16,
-        max_steps=STEPS + 1,
+        max_steps=case["steps"] + 1,
         learning_rate=1e-6,
         parallel=case["parallel"],
         save_strategy="no",
@@ -106,11 +110,11 @@ def work(case: dict[str, Any]) -> None:
         Path(case["result"]).write_text(str(laps.seconds))
 
 
-def measured(processes: int, case: dict[str, Any], latency: float = 0.0) -> float:
+def measured(processes: int, case: dict[str, Any]) -> float:
     """Seconds of a step."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "seconds"
-        told = {**case, "processes": processes, "latency": latency, "folder": folder, "result": str(result)}
+        told = {**case, "processes": processes, "folder": folder, "result": str(result)}
         command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes), __file__, json.dumps(told)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -118,30 +122,48 @@ def measured(processes: int, case: dict[str, Any], latency: float = 0.0) -> floa
         return float(result.read_text())
 
 
-def ratios(first: tuple[int, dict[str, Any]], second: tuple[int, dict[str, Any]]) -> list[float]:
-    """How many times as fast the second is, in each round; they take turns."""
-    return [measured(*first) / measured(*second) for _ in range(ROUNDS)]
-
-
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int) -> str:
     """The median, and the range."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    middle, low, high = (f"{one:.{digits}f}" for one in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def say(*cells: str) -> None:
+    """Print a row of a table at once."""
+    sys.stdout.write(f"| {' | '.join(cells)} |\n")
+    sys.stdout.flush()
+
+
+def gains() -> None:
+    """Two processes beside one."""
+    say("batch", "one process, s", "two, s", "times as fast")
+    say("---", "---", "---", "---")
+    for case in (EXAMPLES, FEW_EXAMPLES, FEW_POINTS):
+        times = [(measured(1, case), measured(2, case)) for _ in range(ROUNDS)]  # They take turns.
+        one, two = ([pair[i] for pair in times] for i in (0, 1))
+        ratios = [pair[0] / pair[1] for pair in times]
+        words = f"{case['rows']} rows, {case['directions']} direction(s), `parallel={case['parallel']}`"
+        say(words, spread(one, 2), spread(two, 2), spread(ratios, 2))
+
+
+def delays() -> None:
+    """What waiting before each collective adds to a step."""
+    say("each collective waits for", "`parallel=examples`, ms a step", "`parallel=points`, ms a step")
+    say("---", "---", "---")
+    found: dict[str, list[float]] = {"examples": [], "points": []}
+    for latency in LATENCIES:
+        for parallel, times in found.items():
+            times.append(measured(2, {**NETWORK, "parallel": parallel, "latency": latency}) * 1e3)
+        say(f"{latency * 1e3:g} ms", *(f"{times[-1]:.1f}" for times in found.values()))
+    slopes = (statistics.linear_regression([one * 1e3 for one in LATENCIES], times).slope for times in found.values())
+    say("fitted: ms a step for each ms", *(f"{slope:.2f}" for slope in slopes))
 
 
 def main() -> None:
     """Print the tables."""
-    lines = ["| two processes beside one | times as fast |", "|---|---|"]
-    for words, case in (
-        ("32 rows, 1 direction, `parallel=examples`", EXAMPLES),
-        ("2 rows, 8 directions, `parallel=examples`", FEW_EXAMPLES),
-        ("2 rows, 8 directions, `parallel=points`", FEW_POINTS),
-    ):
-        lines.append(f"| {words} | {spread(ratios((1, case), (2, case)))} |")
-    lines += ["", "| each collective waits for | a step of two processes, ms | more, ms |", "|---|---|---|"]
-    times = {latency: measured(2, EXAMPLES, latency) * 1e3 for latency in LATENCIES}
-    for latency, found in times.items():
-        lines.append(f"| {latency * 1e3:g} ms | {found:.0f} | {found - times[0.0]:.0f} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+    gains()
+    sys.stdout.write("\n")
+    delays()
 
 
 if __name__ == "__main__":
