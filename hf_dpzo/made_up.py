@@ -115,7 +115,10 @@ def columns_of(dataset: Any) -> list[Column]:
         return [_column_of_feature(name, dataset.features[name]) for name in names]
     found = [columns for index in range(min(COMPARED, len(dataset))) if (columns := _columns_of_row(dataset, index))]
     if not found:
-        raise ValueError(f"train_dataset: its rows are no mappings from columns to values; {REMEDY}.")
+        raise ValueError(
+            "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
+            "public rows."
+        )
     kinds = [tuple((column.name, column.kind, column.shape) for column in columns) for columns in found]
     (commonest, _), *_ = Counter(kinds).most_common(1)
     return found[kinds.index(commonest)]

@@ -3,8 +3,9 @@
 Every message is one sentence: the value, the reason, the remedy.
 """
 
+import os
 import weakref
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.integrations import WandbCallback
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -24,6 +26,7 @@ from hf_dpzo.descent import is_copied
 from hf_dpzo.losses import is_decoder, is_prompt_tuned
 from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.precision import refuse_shared_scales
+from hf_dpzo.row_refusals import refuse_rows
 
 
 # Models that a trainer of this process has trained: another one's card would not count what was spent on them.
@@ -183,13 +186,8 @@ def _refuse_coupling(model: torch.nn.Module) -> None:
 
 def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], args: Any) -> None:
     """Raise `ValueError` for parts handed to the trainer that would break the claim or be ignored."""
-    if dataset is not None and (
-        isinstance(dataset, torch.utils.data.IterableDataset) or not isinstance(dataset, Sized)
-    ):
-        raise ValueError(
-            f"train_dataset={type(dataset).__name__}: an iterable has no length to sample from; load it with "
-            "datasets.Dataset.from_generator, which keeps it on disk."
-        )
+    if dataset is not None:
+        refuse_rows(dataset, private=args.private, unit_column=args.privacy_unit_column)
     if isinstance(data_collator, DataCollatorWithFlattening):
         raise ValueError(
             "data_collator=DataCollatorWithFlattening: it joins the rows of a batch; use a padding collator."
@@ -199,22 +197,17 @@ def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], 
             "data_collator=DataCollatorForLanguageModeling: its random masks make one row depend on the others; mask "
             "rows once, when they are tokenized."
         )
-    early = any(isinstance(one, EarlyStoppingCallback) or one is EarlyStoppingCallback for one in callbacks)
-    if early and args.private and not args.eval_data_is_public:
+    given = {one if isinstance(one, type) else type(one) for one in callbacks}
+    watched = os.environ.get("WANDB_WATCH")
+    if watched in ("all", "parameters") and any(issubclass(one, WandbCallback) for one in given) and args.private:
+        raise ValueError(
+            f"WANDB_WATCH={watched}: it counts forward passes, whose number follows the sizes of batches; unset it."
+        )
+    if any(issubclass(one, EarlyStoppingCallback) for one in given) and args.private and not args.eval_data_is_public:
         raise ValueError(
             "callbacks=EarlyStoppingCallback: it lets the evaluation data end the run; set eval_data_is_public=True if "
             "they are."
         )
-
-
-def refuse_no_rows(probe_rows: Any) -> list[Mapping[str, Any]] | None:
-    """Return `probe_rows` as a list, or raise `ValueError` where they are no rows."""
-    if probe_rows is None:
-        return None
-    rows = list(probe_rows) if isinstance(probe_rows, Iterable) else []
-    if len(rows) < 2 or not all(isinstance(row, Mapping) for row in rows):
-        raise ValueError("probe_rows: it must be two or more public rows, each from the names of columns to values.")
-    return rows
 
 
 def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:

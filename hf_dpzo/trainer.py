@@ -37,13 +37,13 @@ from hf_dpzo.refusals import (
     refuse_changed,
     refuse_copies,
     refuse_model,
-    refuse_no_rows,
     refuse_padding,
     refuse_parts,
     refuse_replaced,
     refuse_resuming,
     refuse_trained,
 )
+from hf_dpzo.row_refusals import refuse_no_rows, refuse_other_rows_read
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
 from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.shares import refuse_other_rows, refuse_other_settings
@@ -183,8 +183,7 @@ class ZOTrainer(PublishingTrainer):
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
         self._refuse_model()  # Again: `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
-        if len(stock.dataset) != self._units.num_rows:
-            raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
+        refuse_other_rows_read(self.train_dataset, stock.dataset, self._units.num_rows)
         refuse_other_rows(self._processes, stock.dataset, self._units)
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,

@@ -74,6 +74,7 @@ LAYERS = {
     "checkpoints": {"transformers"},
     "run_log": {"torch", "filelock"},
     "prompting": {"torch", "transformers", "peft"},
+    "row_refusals": {"torch"},
     "refusals": {"torch", "transformers", "peft"},
     "values": set(),
     "method_flags": {"transformers"},

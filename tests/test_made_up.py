@@ -196,7 +196,7 @@ def test_columns_that_never_reach_the_collator_are_left_out():
         ({**TOKENS, "labels": None}, r"column=labels: values of type NoneType"),
         ({"pixel_values": torch.zeros(3, 4, 5)}, r"column=pixel_values: values of type float in 3 dimensions"),
         ({"input_ids": torch.zeros(1, 4).long()}, r"column=input_ids: values of type int in 2 dimensions"),
-        (([5, 6], 1), r"train_dataset: its rows are no mappings from columns to values; pass probe_rows"),
+        (([5, 6], 1), r"train_dataset: its first rows fail, or are no mappings from columns to values; try"),
     ],
 )
 def test_what_can_not_be_made_up_is_refused_without_showing_it(row, message):
@@ -220,7 +220,7 @@ def test_a_model_without_a_vocabulary_has_no_tokens():
 
 
 def test_an_error_of_the_dataset_is_withheld():
-    with pytest.raises(ValueError, match=r"train_dataset: its rows are no mappings .* pass probe_rows") as caught:
+    with pytest.raises(ValueError, match=r"train_dataset: its first rows fail, .* on public rows") as caught:
         one(Rows())
     assert caught.value.__context__ is None
 
