@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 import pytest
-from conftest import classifier, few_public_rows, labelled_rows, with_lora
+from conftest import few_public_rows, labelled_rows, one_layer, with_lora
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
@@ -60,7 +60,7 @@ def test_metrics_of_evaluate_are_those_of_plain_computation(metrics, make_args, 
 
     args = make_args(eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=5, batch_eval_metrics=by_batch)
     trainer = ZOTrainer(
-        model=with_lora(classifier()),
+        model=with_lora(one_layer()),
         args=args,
         train_dataset=labelled_rows(40),
         eval_dataset=labelled_rows(12, seed=1),

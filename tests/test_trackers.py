@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import classifier, labelled_rows, with_lora
+from conftest import labelled_rows, one_layer, with_lora
 from datasets import Dataset
 from tensorboardX.proto.event_pb2 import Event
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -93,7 +93,7 @@ def trackio_folder(tmp_path_factory) -> Path:
 @pytest.fixture(params=["tensorboard", "trackio"])
 def tracker(request, tmp_path, trackio_folder, monkeypatch):
     """The name of a tracker, and what reads what it has kept of this test's runs."""
-    monkeypatch.setenv("HF_TOKEN", "hf_" + MARK)
+    monkeypatch.setenv("A_SECRET", MARK)
     if request.param == "tensorboard":
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
         return request.param, lambda: of_tensorboard(tmp_path / "events")
@@ -121,7 +121,7 @@ def train(make_args, tokenizer):
             told |= {"use_cpu": True, "disable_tqdm": True, "include_num_input_tokens_seen": "all"}
             args = TrainingArguments(report_to=[tracker], eval_strategy="steps", save_strategy="no", **told)
         trainer = (ZOTrainer if private else Trainer)(
-            model=with_lora(classifier()),
+            model=with_lora(one_layer()),
             args=args,
             train_dataset=marked_rows(40),
             eval_dataset=labelled_rows(12, seed=1),
@@ -152,6 +152,7 @@ def test_a_tracker_keeps_only_what_was_released(tracker, train):
     written = json.loads(kept.texts["args"])
     assert {key: value for key, value in written.items() if key in known} == known
     settings = {*known, *trainer.model.config.to_dict(), "peft_config", "model/num_parameters"}
+    settings.add("allow_val_change")  # Which trackio 0.43 takes for one, as it is given by name.
     assert {key for key in written if not key.startswith("_")} <= settings
     assert set(kept.texts) <= {"args", "model_config"}
 
@@ -173,4 +174,4 @@ def test_a_row_that_reached_a_tracker_would_be_seen(tracker, train):
 def test_counting_forward_passes_is_refused(make_args, monkeypatch):
     monkeypatch.setenv("WANDB_WATCH", "all")
     with pytest.raises(ValueError, match=r"WANDB_WATCH=all: it counts forward passes, .* unset it"):
-        ZOTrainer(model=classifier(), args=make_args(), train_dataset=labelled_rows(40), callbacks=[WandbCallback])
+        ZOTrainer(model=one_layer(), args=make_args(), train_dataset=labelled_rows(40), callbacks=[WandbCallback])
