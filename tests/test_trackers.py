@@ -101,8 +101,9 @@ def tracker(request, tmp_path, trackio_folder, monkeypatch):
 
     for file in trackio_folder.iterdir():
         file.unlink()
+    often = partial(trackio.init, cpu_log_interval=0.01)  # Beyond the ten seconds that it waits, these runs are over.
     # As the documentation says.
-    monkeypatch.setattr(trackio, "init", partial(trackio.init, auto_log_cpu=False, auto_log_gpu=False))
+    monkeypatch.setattr(trackio, "init", partial(often, auto_log_cpu=False, auto_log_gpu=False))
     return request.param, lambda: of_trackio(trackio_folder)
 
 
@@ -169,6 +170,18 @@ def test_a_row_that_reached_a_tracker_would_be_seen(tracker, train):
     name, read = tracker
     train(name, run_name=MARK)
     assert MARK.encode() in read().content
+
+
+@pytest.mark.parametrize("tracker", ["trackio"], indirect=True)
+def test_trackio_measures_the_machine_unless_told_otherwise(tracker, train, monkeypatch):
+    import trackio
+
+    name, read = tracker
+    monkeypatch.setattr(trackio, "init", partial(trackio.init, auto_log_cpu=None))
+    trainer = train(name)
+    kept = read()
+    assert {"cpu/utilization", "memory/used"} <= kept.machine
+    assert not kept.unreleased and trainer.state.global_step == STEPS
 
 
 def test_counting_forward_passes_is_refused(make_args, monkeypatch):
