@@ -5,6 +5,7 @@ computed from it, together with the steps of the plan that are still to come.
 """
 
 import math
+from typing import Self
 
 from hf_dpzo.accounting import Guarantee, guarantee
 from hf_dpzo.queries import NonPrivateQuery, Query, Releases
@@ -89,11 +90,11 @@ class Budget:
         self.require()
         self.ledger.append(self.query)
 
-    def afresh(self) -> "Budget":
+    def afresh(self) -> Self:
         """The same plan, of which nothing is spent."""
-        return Budget(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
+        return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
 
-    def is_planned_as(self, other: "Budget") -> bool:
+    def is_planned_as(self, other: Self) -> bool:
         """Whether both plan the same releases, and state the same for them."""
         names = ("query", "planned_steps", "delta", "trials")
         return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -111,6 +111,8 @@ class SearchingTrainer(PublishingTrainer):
             # Stock leaves the backend where a trial fails, and what the last trial has set.
             self.hp_search_backend = None
             vars(self.args).update(self._given)
+            if not self._trials_begun:  # One that was refused has planned another run.
+                self._plan()
 
     def _refuse_search(self, n_trials: int | None, backend: str | None, n_jobs: int) -> None:
         """Raise for what would break the count of trials, or what they are counted as."""

@@ -19,7 +19,10 @@ from transformers import (
 from transformers.integrations.integration_utils import run_hp_search_optuna
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo.accounting import guarantee
+from hf_dpzo.guard import FirstStepGuard
 from hf_dpzo.ledger import BudgetExceededError, round_up
+from hf_dpzo.training_picture import _spent
 from hf_dpzo.trajectory import Trajectory, TrajectoryError
 from hf_dpzo.verification import verify
 
@@ -124,6 +127,14 @@ def test_logs_and_metrics_show_the_epsilon_of_all_trials(searched):
     assert shown[-1] == round_up(trainer.budget.stated().epsilon) == said_in(searched[2][-1])["claim"]["epsilon"]
 
 
+def test_the_picture_begins_with_what_the_other_trials_cost(searched):
+    said = said_in(searched[2][0])
+    steps, epsilons = _spent(said)
+    assert steps == [0, 1, 2]
+    assert epsilons[0] == guarantee(((searched[0].budget.query, 2 * STEPS),), delta=1e-4).epsilon
+    assert round_up(epsilons[-1]) == said["claim"]["epsilon"]
+
+
 def test_what_a_trial_leaves_is_verified_by_its_log_alone(searched, base):
     for folder in searched[2]:
         assert all(finding.holds for finding in verify(folder, base=base))
@@ -195,6 +206,21 @@ def test_directions_are_free_for_their_noise_grows_with_them_or_need_not(make_tr
     first, second = (said_in(f"{trainer.args.output_dir}/run-{number}") for number in range(2))
     assert [said["mechanism"]["num_directions"] for said in (first, second)] == [2, 3]
     assert first["claim"] == second["claim"]
+
+
+def test_the_seed_of_a_trial_makes_its_model(make_trainer):
+    trainer = make_trainer(parts={"model_init": lambda: one_layer()})
+    search(trainer, by_number([{"seed": 5}, {"seed": 6}, {"seed": 5}]))
+    logs = [Trajectory.read(f"{trainer.args.output_dir}/run-{number}") for number in range(TRIALS)]
+    first, second, third = (log.header["trained"]["initial"] for log in logs)
+    assert first == third != second
+
+
+def test_each_trial_is_guarded_with_its_own_smoothing(make_trainer):
+    trainer = make_trainer(trials=2)
+    search(trainer, by_number([{"smoothing": 1e-2}, {"smoothing": 5e-2}]), n_trials=2)
+    guards = [one for one in trainer.callback_handler.callbacks if isinstance(one, FirstStepGuard)]
+    assert [guard._smoothing for guard in guards] == [5e-2]
 
 
 def test_adapters_are_searched_too(make_trainer, tokenizer):
@@ -291,6 +317,16 @@ def test_a_trial_that_would_release_something_else_is_refused(make_trainer, tmp_
         search(trainer, by_number([{"learning_rate": 0.5, **values}]))
     assert "learning_rate" not in str(caught.value)
     assert list((tmp_path / "search").iterdir()) == []
+
+
+def test_a_trainer_whose_search_was_refused_can_search_yet(make_trainer):
+    trainer = make_trainer()
+    for space in ({"max_steps": 3}, {"noise_multiplier": 0.5}):
+        with pytest.raises(ValueError, match="every trial must release what was counted"):
+            search(trainer, by_number([space]))
+    assert (trainer.budget.planned_steps, trainer.method.noise_multiplier) == (STEPS, 1.0)
+    search(trainer, n_trials=1)
+    assert said_in(f"{trainer.args.output_dir}/run-0")["claim"]["steps_claimed"] == TRIALS * STEPS
 
 
 def test_values_that_no_run_takes_are_refused(make_trainer):
