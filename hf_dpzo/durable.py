@@ -14,7 +14,6 @@ from hf_dpzo.descent import Descent
 from hf_dpzo.discreet import DiscreetTrainer
 from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
-from hf_dpzo.ledger import Budget
 from hf_dpzo.losses import is_prompt_tuned
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.output_layer import unwrapped
@@ -53,7 +52,7 @@ class DurableTrainer(DiscreetTrainer):
         """Find the log to go on with, or see that there is none; what it holds is spent."""
         planned = self.budget.planned_steps
         if resume:
-            self.budget = Budget(query=self.budget.query, planned_steps=planned, delta=self.budget.delta)
+            self.budget = self.budget.afresh()
         self.budget.require(planned)
         folder = Path(self.args.output_dir)
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)

@@ -14,6 +14,8 @@ from hf_dpzo.strict_json import parse, validator
 
 # Bytes. An honest header has a few thousand; one that names 10000 parameters has half of this.
 LARGEST_HEADER = 1 << 20
+# Of all trials together: more than the accountants are asked about.
+MOST_STEPS = 10_000_000
 # An honest header has five levels: adapter, config, rank_pattern, module, and the header itself.
 _DEEPEST = 8
 ANEW = "use a copy of the log that nobody changed, or the version of hf_dpzo that wrote it"
@@ -110,6 +112,9 @@ def _check_agreement(header: Mapping[str, Any]) -> None:
         raise TrajectoryError("groups: a parameter is in them twice")
     if not names:
         raise TrajectoryError("groups: there is no parameter in them")
+    trials, steps = header["plan"].get("trials", 1), header["plan"]["steps"]
+    if trials * steps > MOST_STEPS:
+        raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MOST_STEPS}")
     directions = header["method"].get("num_directions", 1)
     if directions != header["num_directions"]:
         raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")

@@ -5,6 +5,7 @@ computed from it, together with the steps of the plan that are still to come.
 """
 
 import math
+from typing import Self
 
 from hf_dpzo.accounting import Guarantee, guarantee
 from hf_dpzo.queries import NonPrivateQuery, Query, Releases
@@ -51,14 +52,22 @@ class Budget:
         query: what one step releases.
         planned_steps: how many steps the noise was chosen for. No further step is taken.
         delta: the delta at which epsilon is stated; `None` for a run without privacy.
+        trials: how many such runs are made on the same rows, this one among them. What is stated covers all of them.
+
+    >>> from hf_dpzo.queries import GaussianQuery
+    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
+    >>> Budget(query=query, planned_steps=10, delta=1e-5, trials=3).claimed == ((query, 30),)
+    True
     """
 
-    def __init__(self, *, query: Query, planned_steps: int, delta: float | None) -> None:
+    def __init__(self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1) -> None:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
+        if trials < 1:
+            raise ValueError(f"trials={trials}: this run is one of them; set 1 or more.")
         if (delta is None) != isinstance(query, NonPrivateQuery):
             raise ValueError(f"delta={delta}: {type(query).__name__} does not go with it; plan the run anew.")
-        self.query, self.planned_steps, self.delta = query, planned_steps, delta
+        self.query, self.planned_steps, self.delta, self.trials = query, planned_steps, delta, trials
         self.ledger = Ledger()
         self.closed = False
 
@@ -81,19 +90,28 @@ class Budget:
         self.require()
         self.ledger.append(self.query)
 
+    def afresh(self) -> Self:
+        """The same plan, of which nothing is spent."""
+        return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
+
+    def is_planned_as(self, other: Self) -> bool:
+        """Whether both plan the same releases, and state the same for them."""
+        names = ("query", "planned_steps", "delta", "trials")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
     def close(self) -> None:
         """Take no more steps."""
         self.closed = True
 
     @property
     def claimed(self) -> Releases:
-        """The releases that a guarantee is stated for: those in the ledger, and those planned and not taken.
+        """The releases that a guarantee is stated for: in the ledger, planned and not taken, and of all other trials.
 
-        A run may stop, or a checkpoint be chosen, because of what the releases showed. The guarantee for the whole plan
-        covers every such choice; the guarantee for the steps taken does not.
+        A run may stop, or a checkpoint or a trial be chosen, because of what the releases showed. The guarantee for the
+        whole plan of all trials covers every such choice; the guarantee for the steps taken does not.
         """
         whole = Ledger(self.ledger.releases)
-        whole.append(self.query, count=self.planned_steps - len(self.ledger))
+        whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._steps_of_others)
         return whole.releases
 
     def stated(self) -> Guarantee:
@@ -104,11 +122,17 @@ class Budget:
         """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
 
         So that however often it is asked for, the accountants, which may take seconds, are asked twenty times a run.
+        Other trials count as if all of them were made.
         """
         share = math.ceil(self.planned_steps / 20)
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
-        releases = ((self.query, steps),) if steps else ()
+        spent = self._steps_of_others + steps
+        releases = ((self.query, spent),) if spent else ()
         return guarantee(releases, delta=self._stated_delta).epsilon
+
+    @property
+    def _steps_of_others(self) -> int:
+        return (self.trials - 1) * self.planned_steps
 
     @property
     def _stated_delta(self) -> float:

@@ -42,7 +42,12 @@ class PlannedRun:
             header=header,
             method=method,
             update=made(UPDATES, header["update"]),
-            budget=Budget(query=_query(header, method), planned_steps=plan["steps"], delta=plan["delta"]),
+            budget=Budget(
+                query=_query(header, method),
+                planned_steps=plan["steps"],
+                delta=plan["delta"],
+                trials=plan.get("trials", 1),
+            ),
         )
         run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn > 0)))
         return run

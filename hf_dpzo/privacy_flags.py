@@ -1,4 +1,4 @@
-"""The flags that set the privacy of a run, checked."""
+"""The flags that set the privacy of a run, and of how many runs it is that of, checked."""
 
 from transformers import TrainingArguments
 
@@ -26,3 +26,15 @@ def _check_private(args: TrainingArguments) -> None:
     if args.target_delta is None:
         raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
     check_delta(args.target_delta)
+
+
+def check_trials(args: TrainingArguments) -> None:
+    """Raise `ValueError` unless `trials` says how many runs a guarantee covers, and `tuning_runs` no fewer."""
+    if args.trials is None:
+        raise ValueError("trials=None: it must be a whole number, this run among them; leave it out for one.")
+    if args.trials > 1 and not args.private:
+        raise ValueError(f"trials={args.trials}: without noise there is no guarantee to cover them; remove it.")
+    if args.tuning_runs is not None and args.tuning_runs < args.trials:
+        raise ValueError(
+            f"tuning_runs={args.tuning_runs}: trials={args.trials} counts more runs than that; raise it, or remove it."
+        )

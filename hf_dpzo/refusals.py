@@ -260,7 +260,7 @@ def refuse_resuming(args: TrainingArguments) -> None:
 def refuse_trained(model: torch.nn.Module) -> None:
     """Raise `ValueError` for a model that a trainer of this process has trained."""
     if model in _TRAINED:
-        raise ValueError("model: another trainer has trained it, and a card counts one run; load the model anew.")
+        raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
 
 
 def remember_trained(model: torch.nn.Module) -> None:

@@ -79,6 +79,7 @@ def header_of(
                 "plan": {
                     "steps": budget.planned_steps,
                     "delta": budget.delta,
+                    **({"trials": budget.trials} if budget.trials > 1 else {}),
                     "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
                 },
                 "rows": rows,

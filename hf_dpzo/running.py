@@ -91,5 +91,6 @@ def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
     return [
         ("epsilon", f"{round_up(stated.epsilon):g}"),
         ("delta", f"{trainer.budget.delta:g}"),
+        *([("trials that epsilon covers", str(trainer.args.trials))] if trainer.args.trials > 1 else []),
         *([] if stated.pure is None else [("pure epsilon", f"{round_up(stated.pure):g} (delta 0)")]),
     ]

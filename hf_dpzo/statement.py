@@ -31,7 +31,7 @@ NOT_COVERED = (
     "the data that the base model was pretrained on",
     "choices made by looking at private data, such as hyperparameters, templates and label words: {tuning}",
     "the evaluation figures, which were computed on data {evaluation}; that these hold no training row was not checked",
-    "other runs on the same rows: a card counts its own run alone",
+    "other runs on the same rows: a card counts {counted}",
     "{more_than_the_unit}",
     "the number of training {units}, which is treated as public",
     "what happened to the data before training, such as filtering or removing duplicates",
@@ -83,7 +83,10 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
             "non_finite_losses": "count as zero",
         },
         "not_covered": _not_covered(run, declared),
-        "tuning": {"runs_on_private_data": declared.tuning_runs, "accounted": False},
+        "tuning": {
+            "runs_on_private_data": declared.tuning_runs,
+            "accounted": run.budget.trials > 1 and run.budget.trials == declared.tuning_runs,
+        },
         "training": {
             "trained": "adapter" if run.header["adapter"] else "all parameters",
             "hyperparameters": dict(declared.hyperparameters),
@@ -131,6 +134,7 @@ def _claim(run: PlannedRun) -> dict[str, Any]:
         "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
         "steps_taken": len(budget.ledger),
         "steps_claimed": sum(count for _, count in budget.claimed),
+        **({"trials": budget.trials} if budget.trials > 1 else {}),
         "groups": _groups(run),
         "also": _also(run),
     }
@@ -236,15 +240,27 @@ def _not_covered(run: PlannedRun, declared: Declared) -> list[str]:
     more = "more than one row of the same person: the unit is a row"
     if run.unit_column is not None:
         more = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
-    runs = declared.tuning_runs
+    trials = run.budget.trials
     facts = {
+        "counted": "its own run alone" if trials == 1 else f"the {trials} runs that it is one of",
         "evaluation": "declared public" if declared.eval_data_is_public else "that were not declared public",
         "more_than_the_unit": more,
-        "tuning": "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted",
+        "tuning": _tuning(declared.tuning_runs, trials),
         "units": f"{run.unit_name}s",
     }
     lines = [line for line in NOT_COVERED if declared.metrics or "{evaluation}" not in line]
     return [line.format(**facts) for line in lines]
+
+
+def _tuning(runs: int | None, trials: int) -> str:
+    """How many runs choices were made from, as far as that is told, and how many of these the guarantee covers."""
+    if trials == 1:
+        return "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted"
+    if runs is None:
+        return f"{trials} runs are accounted, and whether there were others is not told"
+    if runs == trials:
+        return f"{runs} runs in all, which are accounted; what else was looked at is not"
+    return f"{runs} runs in all, of which {trials} are accounted"
 
 
 def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[str, Any]:

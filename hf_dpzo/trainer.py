@@ -17,20 +17,17 @@ from hf_dpzo.audit import Audit, audit_or_raise
 from hf_dpzo.collation import LogicalBatchCollator
 from hf_dpzo.declared import isolation_of, versions
 from hf_dpzo.evaluation import Evaluation
-from hf_dpzo.guard import FirstStepGuard, unwrapped_optimizer
+from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
 from hf_dpzo.losses import BatchLosses, PerExampleLoss, as_loss
 from hf_dpzo.made_up import columns_of
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS
-from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.output_layer import Inputs, unwrapped
-from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.precision import no_backward_needed, refuse_shapes
 from hf_dpzo.probing import batches_to_probe, measured, moved_together
 from hf_dpzo.processes import processes, refuse_diverged
 from hf_dpzo.progress import EpsilonProgressCallback
-from hf_dpzo.published import PublishingTrainer
 from hf_dpzo.refusals import (
     refuse_arguments,
     refuse_bound,
@@ -45,6 +42,7 @@ from hf_dpzo.refusals import (
 )
 from hf_dpzo.row_refusals import refuse_no_rows, refuse_other_rows_read
 from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
+from hf_dpzo.search import SearchingTrainer
 from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.shares import refuse_other_rows, refuse_other_settings
 from hf_dpzo.training_args import ZOTrainingArguments
@@ -55,7 +53,7 @@ from hf_dpzo.turns import SameBatches, room_for
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(PublishingTrainer):
+class ZOTrainer(SearchingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -119,27 +117,10 @@ class ZOTrainer(PublishingTrainer):
         self._processes = processes(args.device)
         self._units = args.units(self.train_dataset)  # What was passed, or what another class made of it.
         self._num_units = len(self._units)
-        self._rows_facts = {
-            "rows": self._units.num_rows,
-            "units": self._num_units,
-            "expected_batch_size": args.expected_batch_size,
-            "privacy_unit_column": args.privacy_unit_column,
-            "max_rows_per_unit": args.max_rows_per_unit,
-            # The isolation that the card states is that of the whole run.
-            "padded_lengths": args.padded_lengths,
-            "points_per_pass": args.points_per_pass,
-            "evaluated_alone": self._train_batch_size == 1,
-        }
-        self.method, self.budget = args.plan(self._num_units) if self._num_units else (None, None)
-        self._planned_values = args.planned_values
-        settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
-        settings |= {"update": args.update_rule, "constraint": self.method and self.method.constraint}
-        self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
+        self._plan()
         self._metric_prefixes = {"eval", "test"}
         self._isolation: Isolation | None = None
         self._audit: Audit | None = None
-        if self.method is not None:
-            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
             self.remove_callback(ProgressCallback)
             self.add_callback(EpsilonProgressCallback)
@@ -268,19 +249,16 @@ class ZOTrainer(PublishingTrainer):
         Args:
             resume_from_checkpoint: go on with the run in `output_dir`: `True`, or one of its checkpoints. The steps in
                 its log are replayed, without data; those that are left follow, with fresh noise and batches.
-            trial: refused.
+            trial: of a search, which `hyperparameter_search` makes.
             ignore_keys_for_eval: as stock.
 
         Raises:
             TrajectoryError: there is no run to go on with, or it is another one; the message says what differs.
             BudgetExceededError: when called again.
         """
-        if trial is not None:
-            raise ValueError(
-                "trial: a search would spend a budget for each trial, and state one; train each by itself."
-            )
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
+        self._begin_trial(trial)
         refuse_other_settings(self._processes, self.args)
         self._find_log(resume_from_checkpoint or False)
         try:
@@ -288,7 +266,7 @@ class ZOTrainer(PublishingTrainer):
             if self.args.audit:
                 method, _ = self.args.plan(self._num_units)
                 self._audit = self._processes.by_first(lambda: audit_or_raise(method, seed=self.args.seed))
-            output = super().train(self._log.checkpoint, ignore_keys_for_eval=ignore_keys_for_eval)
+            output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
             refuse_diverged(self._processes, self._descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()

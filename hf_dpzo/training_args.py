@@ -26,7 +26,7 @@ from hf_dpzo.method_flags import (
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASKS
 from hf_dpzo.perturbation import DIRECTIONS
-from hf_dpzo.privacy_flags import check_privacy
+from hf_dpzo.privacy_flags import check_privacy, check_trials
 from hf_dpzo.refusals import refuse_arguments
 from hf_dpzo.sampling import steps_per_epoch
 from hf_dpzo.unit_flags import check_units
@@ -46,6 +46,7 @@ PLANNED_FLAGS = (
     "num_train_epochs",
     "privacy_unit_column",
     "max_rows_per_unit",
+    "trials",
     # No part of the budget, but rows were probed with it.
     "points_per_pass",
     # No part of the budget, but the optimizer is made with them, and the card states them.
@@ -55,8 +56,6 @@ PLANNED_FLAGS = (
     *ADAM_FLAGS,
     *METHOD_FLAGS,
 )
-
-
 PARALLEL = ("examples", "points")
 
 
@@ -191,9 +190,13 @@ class ZOTrainingArguments(TrainingArguments):
     tuning_runs: int | None = field(
         default=None,
         metadata={
-            "help": "How many runs on these rows choices were made from, this one among them. The card says so; they "
-            "are not accounted."
+            "help": "How many runs on these rows choices were made from, this one among them. The card says so; "
+            "those beyond trials are not accounted."
         },
+    )
+    trials: int = field(
+        default=1,
+        metadata={"help": "How many such runs are made on these rows, this one among them: epsilon covers them all."},
     )
     push_trajectory: bool = field(
         default=False,
@@ -208,7 +211,7 @@ class ZOTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Unused: there is no gradient. See clip_norm."})
 
     def __post_init__(self) -> None:
-        self._check_values()
+        self.check_values()
         super().__post_init__()
         refuse_arguments(self)
 
@@ -265,7 +268,8 @@ class ZOTrainingArguments(TrainingArguments):
         method = METHODS[self.method](**given)
         method.check_plan(steps)
         query = method.mechanism.query(sampling_rate)
-        budget = Budget(query=query, planned_steps=steps, delta=self.target_delta if self.private else None)
+        delta = self.target_delta if self.private else None
+        budget = Budget(query=query, planned_steps=steps, delta=delta, trials=self.trials)
         if budget.private:
             check_promise(budget.stated())
         return method, budget
@@ -284,15 +288,15 @@ class ZOTrainingArguments(TrainingArguments):
     def _noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
         if self.noise_multiplier is not None:
             return self.noise_multiplier
-        trial = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
+        unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
         return calibrate(
-            trial.mechanism.query(sampling_rate),
-            steps=steps,
+            unscaled.mechanism.query(sampling_rate),
+            steps=steps * self.trials,
             target_epsilon=self.target_epsilon,
             target_delta=self.target_delta,
         ).noise_multiplier
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
         one_of("method", self.method, METHODS)
         for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
@@ -300,7 +304,7 @@ class ZOTrainingArguments(TrainingArguments):
                 name == "noise_multiplier" and METHODS[self.method].noise_optional
             )
             setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
-        for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs"):
+        for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
             setattr(self, name, whole(name, getattr(self, name)))
         for name, known in {"directions": DIRECTIONS, "update": UPDATES, "parallel": PARALLEL, **CHOICES}.items():
             if getattr(self, name) is not None:
@@ -311,3 +315,4 @@ class ZOTrainingArguments(TrainingArguments):
         check_update(self)
         check_units(self)
         check_privacy(self)
+        check_trials(self)

@@ -42,10 +42,12 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
 
 
 def _spent(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Steps, and epsilon after them, up to the steps that were taken."""
+    """Steps, and epsilon after them, up to the steps that were taken; with all steps of other trials, if there are."""
     claim, ledger = statement["claim"], statement["accounting"]["ledger"][0]
     query = _KINDS[ledger["query"]](noise_multiplier=ledger["noise_multiplier"], sampling_rate=ledger["sampling_rate"])
-    share = math.ceil(claim["steps_claimed"] / 20)  # As logs ask for it while training.
-    steps = [*range(share, claim["steps_taken"], share), claim["steps_taken"]]
-    spent = [guarantee(((query, count),), delta=claim["delta"]).epsilon for count in steps if count]
-    return [0, *(count for count in steps if count)], [0.0, *spent]
+    planned = claim["steps_claimed"] // claim.get("trials", 1)
+    others = claim["steps_claimed"] - planned
+    share = math.ceil(planned / 20)  # As logs ask for it while training.
+    steps = sorted({0, *range(share, claim["steps_taken"], share), claim["steps_taken"]})
+    counts = [others + count for count in steps]
+    return steps, [guarantee(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]

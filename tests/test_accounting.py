@@ -192,6 +192,30 @@ def test_running_epsilon_bounds_what_was_spent_and_ends_at_the_plan():
     assert running[-1] == budget.stated().epsilon
 
 
+def test_other_trials_are_claimed_and_shown_as_if_they_were_made():
+    budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
+    assert budget.running_epsilon() == guarantee(((query(), 40),), delta=1e-5).epsilon
+    budget.spend()
+    assert budget.claimed == ((query(), 60),)
+    assert budget.running_epsilon() == guarantee(((query(), 41),), delta=1e-5).epsilon
+    budget.require(19)
+    with pytest.raises(BudgetExceededError, match="planned for 20 steps, of which 19 are left"):
+        budget.require(20)
+
+
+def test_a_budget_that_is_made_afresh_covers_as_much():
+    budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
+    budget.spend()
+    assert budget.afresh().is_planned_as(budget)
+    assert len(budget.afresh().ledger) == 0 and budget.afresh().claimed == budget.claimed
+    assert not budget.is_planned_as(Budget(query=query(), planned_steps=60, delta=1e-5))
+
+
+def test_a_budget_of_no_trial_is_refused():
+    with pytest.raises(ValueError, match="trials=0: this run is one of them"):
+        Budget(query=query(), planned_steps=20, delta=1e-5, trials=0)
+
+
 def test_closed_budget_takes_no_more_steps():
     budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     budget.spend()

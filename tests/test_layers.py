@@ -100,6 +100,7 @@ LAYERS = {
     "discreet": {"torch", "transformers"},
     "durable": {"torch", "transformers"},
     "published": {"huggingface_hub", "transformers", "peft"},
+    "search": {"transformers"},
     "trainer": {"torch", "transformers", "peft"},
     "recipe": {"transformers"},
     "loading": {"torch", "transformers", "peft", "datasets"},

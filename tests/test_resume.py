@@ -517,7 +517,7 @@ def test_a_model_of_a_resumed_run_is_not_trained_by_another(make_trainer, stoppe
     resumed = make_trainer()
     resumed.train(resume_from_checkpoint=True)
     other = make_trainer(where=tmp_path / "other", model=resumed.model, lora=False)
-    with pytest.raises(ValueError, match="another trainer has trained it"):
+    with pytest.raises(ValueError, match="another run has trained it"):
         other.train()
 
 

@@ -203,6 +203,30 @@ def test_declared_survives_being_written_and_read(folder):
     assert "7 runs in all, not accounted" in said["not_covered"][1]
 
 
+def test_trials_in_a_header_are_claimed(folder):
+    alone = of(folder)["claim"]
+    changed_log(folder, lambda header: header["plan"].update(trials=3))
+    claim = check_statement(of(folder))["claim"]
+    assert claim["trials"] == 3 and claim["steps_claimed"] == 3 * alone["steps_claimed"]
+    assert claim["epsilon"] > alone["epsilon"] and "trials" not in alone
+
+
+@pytest.mark.parametrize(
+    ("runs", "accounted", "words"),
+    [
+        (None, False, "3 runs are accounted, and whether there were others is not told"),
+        (3, True, "3 runs in all, which are accounted; what else was looked at is not"),
+        (7, False, "7 runs in all, of which 3 are accounted"),
+    ],
+)
+def test_a_card_tells_runs_that_are_accounted_from_others(folder, runs, accounted, words):
+    changed_log(folder, lambda header: header["plan"].update(trials=3))
+    said = check_statement(of(folder, tuning_runs=runs))
+    assert said["tuning"] == {"runs_on_private_data": runs, "accounted": accounted}
+    assert words in said["not_covered"][1]
+    assert any("a card counts the 3 runs that it is one of" in line for line in said["not_covered"])
+
+
 def test_isolation_of_a_run_is_that_of_its_worst_part():
     bitwise = isolation_of(Isolation(moved=0.0), fixed_shapes=True, bound=0.0)
     some = isolation_of(Isolation(moved=1e-7), fixed_shapes=True, bound=1.23e-4)

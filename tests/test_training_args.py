@@ -39,6 +39,20 @@ def test_given_noise_multiplier_is_kept(make_args):
     assert budget.stated() == guarantee(((budget.query, 50),), delta=1e-4)
 
 
+def test_trials_are_planned_together(make_args):
+    alone = make_args(max_steps=50).plan(num_units=1000)[1]
+    _, budget = make_args(max_steps=50, trials=3).plan(num_units=1000)
+    assert (budget.planned_steps, budget.claimed) == (50, ((budget.query, 150),))
+    assert budget.stated() == guarantee(((alone.query, 150),), delta=1e-4)
+
+
+def test_target_epsilon_is_that_of_all_trials(make_args):
+    target = {"noise_multiplier": "absent", "target_epsilon": 2.0}
+    one, together = make_args(**target, max_steps=150), make_args(**target, max_steps=50, trials=3)
+    assert together.plan(num_units=1000)[0].noise_multiplier == one.plan(num_units=1000)[0].noise_multiplier
+    assert 1.9 < together.plan(num_units=1000)[1].stated().epsilon <= 2.0
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 125), (0.5, 63), (3, 375)])
 def test_epochs_are_planned_as_the_trainer_counts_them(make_args, epochs, steps):
     _, budget = make_args(max_steps=-1, num_train_epochs=epochs).plan(num_units=1000)
@@ -66,6 +80,14 @@ REFUSED = [
     ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen=all: .* which rows"),
     ({"push_to_hub": True, "hub_strategy": "all_checkpoints"}, "hub_strategy=all_checkpoints: .* every_save"),
     ({"tuning_runs": 0}, "tuning_runs=0"),
+    ({"trials": 0}, "trials=0: it must be a whole number from 1"),
+    ({"trials": 2.5}, "trials=2.5: it must be a whole number"),
+    ({"trials": None}, "trials=None: it must be a whole number, this run among them"),
+    ({"trials": 3, "tuning_runs": 2}, "tuning_runs=2: trials=3 counts more runs than that; raise it"),
+    (
+        {"method": "mezo", "noise_multiplier": "absent", "target_delta": "absent", "trials": 2},
+        "trials=2: without noise there is no guarantee to cover them",
+    ),
     ({"bf16": True}, "bf16=True: autocast rounds what is trained"),
     ({"load_best_model_at_end": True, "eval_strategy": "no"}, "load_best_model_at_end=True: .* eval_data_is_public"),
     (

@@ -177,6 +177,9 @@ def test_headers_that_no_run_writes_get_one_sentence(raw, stranger):
         ("plan__steps", 0),
         ("plan__steps", 10**8),
         ("plan__steps", 3.0),
+        ("plan__trials", 1),  # There is one where none are named.
+        ("plan__trials", 2.5),
+        ("plan__trials", 10**7),  # With several steps each.
         ("plan__delta", 1.0),
         ("plan__delta", 0),
         ("plan__query__name", "os.system"),
