@@ -67,7 +67,7 @@ def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
     optimizer.begin_stage()
     descent = Descent(model=model, optimizer=optimizer, method=method, planned_steps=STEPS)
     for step in range(STEPS):
-        with torch.no_grad():
+        with torch.no_grad(), gathers.one_pass():
             found = descent.differences(step, lambda: model(input_ids=ids).logits[:, 0].float())
         optimizer.receive(step=step, coefficients=found.mean(dim=0).tolist())
         optimizer.step()
