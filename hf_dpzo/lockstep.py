@@ -33,17 +33,19 @@ class Gathers:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._roots, self._order, self._made = roots(model), [], []
+        self._roots, self._order = roots(model), []
+        self._made: list[FSDPModule] | None = None
         for root in self._roots:
             # Else the weights of the outermost modules stay whole after a pass, and do not show that parts have moved.
             root.set_reshard_after_forward(True)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-                module.register_forward_pre_hook(self._note)
+                module.register_forward_pre_hook(self._note, prepend=True)  # Before anything can fail.
 
     def _note(self, module: FSDPModule, args: Any) -> None:
-        self._made.append(module)
+        if self._made is not None:
+            self._made.append(module)
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -54,18 +56,19 @@ class Gathers:
         except KeyboardInterrupt:  # The others have it too.
             raise
         except BaseException:
-            self._rest()
+            self._end()
             raise
         if self._made:
             self._order = self._made
-        self._rest()
+        self._end()
 
-    def _rest(self) -> None:
+    def _end(self) -> None:
+        missing, self._made = self._order[len(self._made) :], None
         for root in self._roots:
             # Also where nothing failed: without a backward pass FSDP never forgets the order of forward passes.
             root.reset_iter_state()
         held = None
-        for module in self._order[len(self._made) :]:
+        for module in missing:
             if held is module:  # It is called twice in a row, and gathered twice.
                 held.reshard()
             module.unshard()  # Not again, where it belongs with the one before.
