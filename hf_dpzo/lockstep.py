@@ -162,18 +162,29 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
         "parallel": (args.parallel != "examples", "all processes have to be at the same point; set examples"),
         "points_per_pass": (args.points_per_pass is not None, "it needs whole parameters; remove it"),
         "load_best_model_at_end": (args.load_best_model_at_end, "a checkpoint is not taken apart again; set False"),
-        "push_to_hub": (args.push_to_hub, "one process would save alone; save_model in all, and upload the folder"),
     }
     for setting, (made, remedy) in unfit.items():
         if made:
             raise ValueError(f"{setting}={getattr(args, setting)}: {name} is split over processes, and {remedy}.")
 
 
-def refuse_split(model: torch.nn.Module) -> None:
-    """Raise `ValueError` where updates need more than the part of a parameter that a process holds."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and is_split([parameter]):
-            raise ValueError(
-                f"model: {name} is trained and split over processes, which only the update sgd is made for, without "
-                "constraint or mask; add an adapter after the model is split: that is whole in each process."
-            )
+def refuse_split(model: torch.nn.Module, args: TrainingArguments, *, remembers: bool) -> None:
+    """Raise `ValueError` where what is trained is split, and is to be moved or published in a way that needs all of it.
+
+    Args:
+        model: to be trained.
+        args: of the run.
+        remembers: whether a step depends on more than the parameters.
+    """
+    split = [name for name, one in model.named_parameters() if one.requires_grad and is_split([one])]
+    remedy = "or add an adapter after the model is split: that is whole in each process"
+    if split and remembers:
+        raise ValueError(
+            f"model: {split[0]} is trained and split over processes, and moments, constraints and masks need all of "
+            f"it; use the update sgd of a method without constraint or mask, {remedy}."
+        )
+    if split and args.push_to_hub:
+        raise ValueError(
+            f"push_to_hub=True: {split[0]} is trained and split over processes, and one of them would push alone; "
+            f"call save_model in all and upload the folder, {remedy}."
+        )

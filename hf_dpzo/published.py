@@ -133,7 +133,9 @@ class PublishingTrainer(DurableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As stock; what somebody split over processes is put together by all of them, as stock has it for its own."""
-        if is_split(self.model.parameters()) and not self.is_distributed_loading_by_transformers:
+        adapter = isinstance(self.model, PeftModel)  # The rest is not saved.
+        saved = [one for one in self.model.parameters() if one.requires_grad or not adapter]
+        if is_split(saved) and not self.is_distributed_loading_by_transformers:
             state_dict = whole_state(self.model, kept=self.args.should_save)
         super()._save(output_dir, state_dict)
 

@@ -186,8 +186,7 @@ class ZOTrainer(PublishingTrainer):
         stock = super().get_train_dataloader()
         if len(stock.dataset) != self._units.num_rows:
             raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
-        if remembers(self.method, self.args.update_rule):
-            refuse_split(self.model)
+        refuse_split(self.model, self.args, remembers=remembers(self.method, self.args.update_rule))
         refuse_other_rows(self._processes, stock.dataset, self._units)
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
