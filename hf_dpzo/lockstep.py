@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
 from hf_dpzo.losses import BatchLosses, PerExampleLoss
+from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.processes import Processes
 from hf_dpzo.sealed import WithheldError
 from hf_dpzo.sharded import is_split, local_part, roots
@@ -150,6 +151,13 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
             f"distributed_type={distributed_type}: it would change the model behind the optimizer's back; launch with "
             "--multi_gpu, or by torchrun, and split a model that is too large by fully_shard."
         )
+    base = unwrapped(model)
+    loaded = getattr(base.config, "distributed_config", None) if isinstance(base, PreTrainedModel) else None
+    for kind in () if loaded is None else ("tp_size", "pp_size", "ep_size"):
+        if (getattr(loaded, kind) or 1) > 1:
+            raise ValueError(
+                f"{kind}={getattr(loaded, kind)}: its processes do not work on rows of their own; set fsdp_size instead."
+            )
     split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_split([one])}
     if not split:
         return

@@ -20,6 +20,7 @@ from transformers.distributed import DistributedConfig
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.initial import values_fingerprint
+from hf_dpzo.lockstep import refuse_sharded
 from hf_dpzo.noise import BernoulliMask
 from hf_dpzo.replay import replay_onto
 from hf_dpzo.verification import verify
@@ -69,6 +70,14 @@ def fingerprint(trainer: ZOTrainer) -> str:
 def whole_model(lora: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     return with_lora(classifier()) if lora else classifier()
+
+
+def adapter_on_split_body() -> torch.nn.Module:
+    """The head is left whole, for PEFT copies it."""
+    torch.manual_seed(0)
+    model = classifier()
+    split(model.model)
+    return with_lora(model)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "adapter"])
@@ -198,6 +207,19 @@ def texts(count: int = ROWS) -> Dataset:
     return Dataset.from_list([{**row, "labels": row["input_ids"]} for row in labelled_rows(count)])
 
 
+def test_an_adapter_and_a_head_train_on_a_split_body(run, tmp_path):
+    def work(rank: int, size: int) -> str:
+        frozen(rank, size)
+        make = adapter_on_split_body if size > 1 else lambda: whole_model(lora=True)
+        trainer = run(make, folder=f"run-{size}", eval_dataset=labelled_rows(7), eval_strategy="epoch")
+        assert {isinstance(p, DTensor) for p in trainer.model.parameters()} == ({True, False} if size > 1 else {False})
+        return fingerprint(trainer)
+
+    found = {size: set(in_each(size, lambda rank, size=size: work(rank, size))) for size in (1, 3)}
+    assert found[1] == found[3]
+    assert released(tmp_path / "run-1") == released(tmp_path / "run-3")
+
+
 def test_replicas_of_a_split_model_train_as_one_and_are_compared(run, tmp_path):
     """Two parts, of which two processes each hold the same."""
 
@@ -304,3 +326,20 @@ def test_an_adapter_on_a_split_model_is_saved_by_one_process_alone(run, tmp_path
 
     in_each(2, work)
     assert (tmp_path / "alone" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["tp_size", "pp_size"])
+def test_other_parallelism_of_transformers_is_refused(kind, make_args, tmp_path):
+    """Some of it stock refuses too, but not on all devices."""
+    base = tmp_path / "base"
+    causal_lm(tie_word_embeddings=False).save_pretrained(base)
+
+    def work(rank: int) -> None:
+        args, config = make_args(), DistributedConfig(**{kind: 2})
+        model = AutoModelForCausalLM.from_pretrained(base, distributed_config=config)
+        with pytest.raises(
+            ValueError, match=rf"^{kind}=2: its processes do not work on rows of their own; set fsdp_siz"
+        ):
+            refuse_sharded(model, args, distributed_type="MULTI_GPU")
+
+    in_each(2, work)

@@ -6,6 +6,7 @@ from accelerate import DistributedType
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from peft import TaskType
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
@@ -251,6 +252,15 @@ def test_nothing_to_train_is_refused(make_args):
 def test_parameters_on_meta_are_refused():
     with pytest.raises(ValueError, match="it is on the meta device"):
         refuse_model(classifier().to("meta"), private=True)
+
+
+def test_a_model_that_is_partly_on_disk_is_refused(make_args, tmp_path):
+    """Its weights come back from there for each forward pass, whatever was added to them."""
+    classifier().save_pretrained(tmp_path / "base")
+    placed = {"device_map": {"model": "cpu", "score": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **placed)
+    with pytest.raises(ValueError, match=r"^parameter=score\.weight: it is on the meta device, where changes are lost"):
+        ZOTrainer(model=model, args=make_args(), train_dataset=labelled_rows(20))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
