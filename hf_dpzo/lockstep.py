@@ -156,7 +156,7 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
     for kind in () if loaded is None else ("tp_size", "pp_size", "ep_size"):
         if (getattr(loaded, kind) or 1) > 1:
             raise ValueError(
-                f"{kind}={getattr(loaded, kind)}: its processes do not work on rows of their own; set fsdp_size instead."
+                f"{kind}={getattr(loaded, kind)}: its processes have no rows of their own; set fsdp_size instead."
             )
     split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_split([one])}
     if not split:

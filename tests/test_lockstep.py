@@ -338,7 +338,7 @@ def test_other_parallelism_of_transformers_is_refused(kind, make_args, tmp_path)
         args, config = make_args(), DistributedConfig(**{kind: 2})
         model = AutoModelForCausalLM.from_pretrained(base, distributed_config=config)
         with pytest.raises(
-            ValueError, match=rf"^{kind}=2: its processes do not work on rows of their own; set fsdp_siz"
+            ValueError, match=rf"^{kind}=2: its processes have no rows of their own; set fsdp_size instead"
         ):
             refuse_sharded(model, args, distributed_type="MULTI_GPU")
 

@@ -18,11 +18,11 @@ from transformers import (
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.accounting import guarantee
+from hf_dpzo.lockstep import refuse_sharded
 from hf_dpzo.mechanism import ClippedSum
 from hf_dpzo.precision import refuse_shapes
 from hf_dpzo.queries import NonPrivateQuery
 from hf_dpzo.refusals import refuse_model
-from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.updates import SGD, Adam, Momentum
 
 
@@ -154,9 +154,11 @@ def test_several_devices_in_a_process_are_refused(make_args, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
-def test_processes_that_hold_a_part_of_the_model_are_refused(kind):
-    with pytest.raises(ValueError, match=f"^distributed_type={kind}: its processes do not each hold the whole model; "):
-        refuse_sharded(classifier(), distributed_type=DistributedType(kind).value)
+def test_wrappers_that_split_the_model_are_refused(kind, make_args):
+    with pytest.raises(
+        ValueError, match=f"^distributed_type={kind}: it would change the model behind "
+    ):
+        refuse_sharded(classifier(), make_args(), distributed_type=DistributedType(kind).value)
 
 
 def test_audits_of_runs_without_noise_are_refused(make_args):
