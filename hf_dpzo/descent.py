@@ -12,7 +12,6 @@ from hf_dpzo.estimator import AddingWalk, CopyingWalk, Walk, stacked
 from hf_dpzo.mask import Mask
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.sharded import sharded_modules
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -59,16 +58,8 @@ class Descent:
             gathered: brings losses together that several processes have evaluated.
         """
         estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
-
-        sharded = sharded_modules(self.model)
-
-        def there() -> torch.Tensor:
-            for module in sharded:
-                module.reshard()
-            return losses()
-
         walk, self.optimizer.aside = self._walk(step), True
-        found = estimator.differences(walk=walk, losses=there, gathered=gathered)
+        found = estimator.differences(walk=walk, losses=losses, gathered=gathered)
         self.optimizer.aside = isinstance(walk, AddingWalk)
         return found
 

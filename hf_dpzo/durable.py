@@ -21,6 +21,7 @@ from hf_dpzo.processes import Processes
 from hf_dpzo.refusals import remember_trained
 from hf_dpzo.replay import header_of, remembers, trained_parameters
 from hf_dpzo.run_log import RunLog
+from hf_dpzo.sharded import is_split
 
 
 class DurableTrainer(DiscreetTrainer):
@@ -92,7 +93,8 @@ class DurableTrainer(DiscreetTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent, initial = self._descent(), self._from_initial
         self._log.start_from(self.model, initial=initial)
-        self._processes.spread_(descent.optimizer.parameters())
+        # Of what is split, processes that hold the same part compare it at the first step.
+        self._processes.spread_(one for one in descent.optimizer.parameters() if not is_split([one]))
         header = header_of(
             model=self.model,
             optimizer=descent.optimizer,
@@ -113,7 +115,9 @@ class DurableTrainer(DiscreetTrainer):
     def _from_initial(self) -> bool:
         """Whether a run starts from the initial values: a new one does, and one whose steps depend on all before."""
         # Of prompt tuning a checkpoint holds the virtual tokens alone, and not the encoder that made them.
-        incomplete = is_prompt_tuned(self.model) or remembers(self.method, self.args.update_rule)
+        # And a checkpoint of a model that is split would have to be taken apart again.
+        incomplete = is_prompt_tuned(self.model) or is_split(self.model.parameters())
+        incomplete = incomplete or remembers(self.method, self.args.update_rule)
         return self._log.checkpoint is None or incomplete
 
     def _run_epoch(self, *, resume_from_checkpoint: Any, **rest: Any) -> None:
@@ -132,8 +136,9 @@ class DurableTrainer(DiscreetTrainer):
         """As stock; then mark it as whole."""
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        weights = values_fingerprint(self._descent().optimizer.parameters())  # In all processes.
         if self.args.should_save:
-            self._log.mark(folder, self._descent(), steps=self.state.global_step)
+            self._log.mark(folder, weights=weights, steps=self.state.global_step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Nothing: the log gives back what they hold."""

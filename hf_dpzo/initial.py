@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from hf_dpzo.adapters import described_adapter
 from hf_dpzo.commits import cached_commit
 from hf_dpzo.header import TrajectoryError, short
-from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.output_layer import class_name, unwrapped
 from hf_dpzo.precision import inner_tensors, loaded_as
+from hf_dpzo.sharded import local, put_, whole
 from hf_dpzo.trajectory import replace_durably
 
 
@@ -82,10 +83,10 @@ def base_of(model: torch.nn.Module) -> dict[str, Any]:
     """Which model the run began from: names for people, and what its head is made with."""
     base = unwrapped(model)
     if not isinstance(base, PreTrainedModel):
-        return {"architecture": type(base).__name__, "name": "", "revision": None, "head": {}}
+        return {"architecture": class_name(base), "name": "", "revision": None, "head": {}}
     config = json.loads(base.config.to_json_string(use_diff=False))
     return {
-        "architecture": type(base).__name__,
+        "architecture": class_name(base),
         "name": base.config.name_or_path,
         "revision": getattr(base.config, "_commit_hash", None) or cached_commit(base.config.name_or_path),
         "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
@@ -100,10 +101,13 @@ def shapes_fingerprint(named: Mapping[str, torch.Tensor]) -> str:
 
 
 def values_fingerprint(tensors: Iterable[torch.Tensor]) -> str:
-    """SHA-256 of the values, bit for bit, wherever they are; of quantized ones of their packed bits and scales."""
+    """SHA-256 of the values, bit for bit, wherever they are; of quantized ones of their packed bits and scales.
+
+    Where they are split over processes, all of these have to ask.
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
-        for inner in inner_tensors(tensor):
+        for inner in inner_tensors(whole(tensor)):
             digest.update(inner.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
@@ -115,14 +119,19 @@ def frozen_fingerprint(model: torch.nn.Module, trained: Iterable[torch.Tensor]) 
     return values_fingerprint(one for one in kept if isinstance(one, torch.Tensor) and id(one) not in moving)
 
 
-def save_initial(model: torch.nn.Module, folder: Path) -> None:
-    """Save into `folder` the initial values that neither a base model nor a public seed gives back, if there are any.
+def initial_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the initial values that neither a base model nor a public seed gives back.
 
-    Those are of an adapter without a public seed, and of a head, whether it is trained or not.
+    Those are of an adapter without a public seed, and of a head, whether it is trained or not. Where they are split
+    over processes, all of these have to ask.
     """
-    kept = {name: p.detach().cpu().contiguous() for name, p in _not_given_back(model)}
+    return {name: whole(p.detach()).cpu().contiguous() for name, p in _not_given_back(model)}
+
+
+def save_initial(kept: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Save `initial_values` into `folder`, if there are any."""
     if kept:
-        replace_durably(folder / INITIAL_FILE, save(kept))
+        replace_durably(folder / INITIAL_FILE, save(dict(kept)))
     else:
         (folder / INITIAL_FILE).unlink(missing_ok=True)  # Of a run that was killed before its log was there.
 
@@ -149,7 +158,7 @@ def restore_initial(model: torch.nn.Module, folder: Path, *, trained: bool = Tru
                 _check_alike(path, name, tensors.get_slice(name), parameters.get(name))
             for name in tensors.keys():  # noqa: SIM118
                 if trained or not parameters[name].requires_grad:
-                    parameters[name].copy_(_finite(path, name, tensors.get_tensor(name)))
+                    put_(parameters[name], _finite(path, name, tensors.get_tensor(name)))
     except SafetensorError as error:
         raise TrajectoryError(f"{path}: it is damaged ({error!s:.100}); use another copy.") from error
 
@@ -175,7 +184,7 @@ def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramete
         return []
     body = {id(parameter) for parameter in base.base_model.parameters()}
     # A head that is quantized was not made here.
-    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(p))
+    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(local(p)))
     head = {name: p for name, p in new if id(p) not in body}
     total = sum(parameter.numel() for parameter in model.parameters())
     kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
-from hf_dpzo.output_layer import NO_TARGET, Inputs, OutputLayer, unwrapped
+from hf_dpzo.output_layer import NO_TARGET, Inputs, OutputLayer, class_name, unwrapped
 from hf_dpzo.sampling import Fetched
 from hf_dpzo.sealed import WithheldError, drawing_nothing, sealed
 
@@ -228,7 +228,7 @@ class BatchLosses:
 def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:
     """Return the per-example loss that belongs to the head of `model`, or raise if it is not known."""
     base = unwrapped(model)
-    name = type(base).__name__
+    name = class_name(base)
     if name in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return SequenceClassificationLoss(model)
     if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():

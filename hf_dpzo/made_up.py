@@ -15,7 +15,7 @@ from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Fe
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.output_layer import class_name, unwrapped
 from hf_dpzo.sealed import WithheldError, sealed
 
 
@@ -98,7 +98,7 @@ def _made_up(
     columns = [column for column in columns_of(dataset) if kept is None or column.name in kept]
     # Where the features fix the length of a row, they are public, and each row has it.
     fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
-    head = type(unwrapped(model)).__name__
+    head = class_name(unwrapped(model))
     makers = {n: _Maker(config=config, head=head, length=fixed or n, series=n) for n in counts}
     rows = [makers[length].row(columns, index) for length, count in counts.items() for index in range(count)]
     return _formatted_alike(rows, dataset) if _has_features(dataset) else rows

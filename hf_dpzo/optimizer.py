@@ -9,6 +9,7 @@ from hf_dpzo.constraints import Constraint
 from hf_dpzo.estimator import Point
 from hf_dpzo.mask import Mask
 from hf_dpzo.perturbation import Directions
+from hf_dpzo.sharded import whole
 from hf_dpzo.stream import CHUNK
 from hf_dpzo.updates import SGD, Update
 
@@ -124,7 +125,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
         """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
-        found = self.parameters()[index].detach().view(-1)[coordinates]
+        found = whole(self.parameters()[index].detach()).view(-1)[coordinates]
         if self._displacement is not None:
             step, point = self._displacement
             stop = int(coordinates.max()) + 1 if len(coordinates) else 0

@@ -128,6 +128,11 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def class_name(model: torch.nn.Module) -> str:
+    """The name of the model's class, which FSDP puts its own in front of."""
+    return type(model).__name__.removeprefix("FSDP")
+
+
 def output_layer_of(model: torch.nn.Module) -> torch.nn.Module | None:
     """The module that makes logits of hidden states, or None where it is not known."""
     base = unwrapped(model)

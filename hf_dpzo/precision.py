@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TorchAoConfig
 from transformers.utils import is_torchao_available
 
 from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.sharded import local
 
 
 # What transformers can load that quantizes weights, and leaves activations as they are.
@@ -36,7 +37,7 @@ def reduced(model: torch.nn.Module) -> str | None:
     (None, 'weight: it is torch.bfloat16')
     """
     for name, tensor in model.named_parameters():
-        if is_traceable_wrapper_subclass(tensor) or not tensor.is_floating_point():
+        if is_traceable_wrapper_subclass(local(tensor)) or not tensor.is_floating_point():
             return f"{name}: it is quantized"
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.element_size() < 4:
@@ -99,7 +100,7 @@ def loaded_as(model: torch.nn.Module) -> dict[str, str]:
     dtype = base.dtype if isinstance(base, PreTrainedModel) else torch.float32
     found = {"dtype": str(dtype).removeprefix("torch.")} if dtype in DTYPES.values() else {}
     configuration = _configuration(model)
-    packed = any(is_traceable_wrapper_subclass(p) or not p.is_floating_point() for p in base.parameters())
+    packed = any(is_traceable_wrapper_subclass(local(p)) or not p.is_floating_point() for p in base.parameters())
     if configuration or packed:
         alike = [name for name in QUANTIZATIONS if is_torchao_available() and configuration == _described(name)]
         found["quantization"] = next(iter(alike), UNNAMED)

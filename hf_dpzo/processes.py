@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hf_dpzo.sharded import local, part_number
+
 
 T = TypeVar("T")
 # What a checksum adds up at once: so many words of 32 bits that int64 holds the sum, and so many sums.
@@ -49,8 +51,8 @@ class Processes(ABC):
         """Return the largest of all processes' values."""
 
     @abstractmethod
-    def equal(self, value: int) -> bool:
-        """Return whether all processes pass the same 63 bits."""
+    def equal(self, value: int, part: int = 0) -> bool:
+        """Return whether all processes pass the same 63 bits; or all that hold the same `part` of something."""
 
     @abstractmethod
     def by_first(self, make: Callable[[], T]) -> T:
@@ -82,7 +84,7 @@ class Alone(Processes):
         """`value`."""
         return value
 
-    def equal(self, value: int) -> bool:
+    def equal(self, value: int, part: int = 0) -> bool:
         """True."""
         return True
 
@@ -125,11 +127,14 @@ class Group(Processes):
         dist.all_reduce(sent, op=dist.ReduceOp.MAX)
         return float(sent)
 
-    def equal(self, value: int) -> bool:
+    def equal(self, value: int, part: int = 0) -> bool:
         """As in `Processes`."""
-        bounds = self._sent(np.array([value, -value]))
+        given = np.full((self.size, 2), -(2**63))
+        given[part] = value, -value
+        bounds = self._sent(given)
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
-        return bool(bounds[0] == -bounds[1])
+        above, below = bounds.T
+        return bool(((above == -below) | (below == -(2**63))).all())
 
     def by_first(self, make: Callable[[], T]) -> T:
         """As in `Processes`."""
@@ -175,8 +180,9 @@ def processes(device: torch.device) -> Processes:
 
 
 def refuse_diverged(group: Processes, tensors: Iterable[torch.Tensor], step: int) -> None:
-    """Raise in all processes where they do not hold the same bits, after so many steps."""
-    if group.size > 1 and not group.equal(checksum(tensors)):
+    """Raise in all processes where they do not hold the same bits, of what they both hold, after so many steps."""
+    held = list(tensors)
+    if group.size > 1 and not group.equal(checksum(local(tensor) for tensor in held), part_number(held)):
         raise RuntimeError(
             f"step={step}: the {group.size} processes no longer hold the same weights, which a fault of a machine, or "
             "code that changes the model in one of them, would explain; resume from the log, which holds what was "

@@ -20,6 +20,7 @@ from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.initial import values_fingerprint
 from hf_dpzo.model_card import metadata_of, write_card
 from hf_dpzo.publishing import Destination, Snapshot, copy_log
+from hf_dpzo.sharded import is_split, refuse_pushing, whole_state
 from hf_dpzo.trajectory import LOG_FILE
 
 
@@ -55,8 +56,9 @@ class PublishingTrainer(DurableTrainer):
             super().save_model(output_dir, _internal_call=True)
             return
         self._save_weights(output_dir)
+        fingerprint = self._fingerprint()
         if self.args.should_save:
-            self._write_card(folder)
+            self._write_card(folder, fingerprint)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -88,8 +90,11 @@ class PublishingTrainer(DurableTrainer):
         self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_names(tags)]}
         self._dataset = _names(dataset_tags, dataset, dataset_args) or self._dataset
         self._task = next(iter(_names(tasks)), self._task)
-        if self._trained and self.args.should_save:
-            self._write_card(Path(self.args.output_dir))
+        if not self._trained:
+            return
+        fingerprint = self._fingerprint()
+        if self.args.should_save:
+            self._write_card(Path(self.args.output_dir), fingerprint)
 
     @property
     def _trained(self) -> bool:
@@ -126,13 +131,25 @@ class PublishingTrainer(DurableTrainer):
         self._final = values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
         return output
 
-    def _write_card(self, folder: Path) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As stock; what somebody split over processes is put together by all of them, as stock has it for its own."""
+        adapter = isinstance(self.model, PeftModel)  # The rest is not saved.
+        saved = [one for one in self.model.parameters() if one.requires_grad or not adapter]
+        if is_split(saved) and not self.is_distributed_loading_by_transformers:
+            state_dict = whole_state(self.model, kept=self.args.should_save)
+        super()._save(output_dir, state_dict)
+
+    def _fingerprint(self) -> str:
+        """That of what is trained, which all processes have to ask for."""
+        return self._final or values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
+
+    def _write_card(self, folder: Path, fingerprint: str) -> None:
         copy_log(Path(self.args.output_dir), folder)
         there = metadata_of(Path(self.args.output_dir))
-        write_card(folder, self._declared(), {**there, **self._metadata})
+        write_card(folder, self._declared(fingerprint), {**there, **self._metadata})
 
-    def _declared(self) -> Declared:
-        arguments, weights = self.args.to_dict(), self._weights()
+    def _declared(self, fingerprint: str) -> Declared:
+        arguments, weights = self.args.to_dict(), self._weights(fingerprint)
         step, metrics = self._evaluated(weights["after_step"])
         return Declared(
             isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._made_with["isolation"]),
@@ -150,13 +167,13 @@ class PublishingTrainer(DurableTrainer):
             versions=versions(),
         )
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self, fingerprint: str) -> dict[str, Any]:
         optimizer = unwrapped_optimizer(self.optimizer)
         trained = optimizer.parameters()
         # A run that was stopped between a release and its update has logged one step more than it has taken.
         taken = self._log.written - (len(optimizer.received) > 0)
         return {
-            "sha256": self._final or values_fingerprint(trained),
+            "sha256": fingerprint,
             "parameters": sum(parameter.numel() for parameter in trained),
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
             "after_step": taken if self._loaded_step is None else self._loaded_step,
@@ -213,6 +230,7 @@ class PublishingTrainer(DurableTrainer):
         """
         if not self._trained:
             raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
+        refuse_pushing(unwrapped_optimizer(self.optimizer).parameters())
         if not self.is_world_process_zero():
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -257,7 +275,7 @@ class PublishingTrainer(DurableTrainer):
         """What to push, in a folder that steps that follow do not change, and where nothing was before."""
         snapshot = Snapshot(Path(self.args.output_dir))
         if self.args.push_trajectory:
-            self._write_card(snapshot.folder)
+            self._write_card(snapshot.folder, self._fingerprint())
         else:
             self.save_model(str(snapshot.folder), _internal_call=True)
         return snapshot

@@ -24,7 +24,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_dpzo.descent import is_copied
 from hf_dpzo.losses import is_decoder, is_prompt_tuned
-from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.output_layer import class_name, unwrapped
 from hf_dpzo.precision import refuse_shared_scales
 from hf_dpzo.row_refusals import refuse_rows
 
@@ -67,7 +67,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
         "weight_decay": (args.weight_decay < 0, "it would make the parameters grow; set 0 or more"),
         "use_liger_kernel": (args.use_liger_kernel, "it fuses a loss over the batch; remove it"),
         "deepspeed": (args.deepspeed, "its engine never calls the zeroth-order update; run without it"),
-        "fsdp": (args.fsdp, "sharded parameters can not be perturbed yet; run without it"),
+        "fsdp": (args.fsdp, "accelerate would split the model behind the optimizer's back; split it by fully_shard"),
         "n_gpu": (
             args.n_gpu > 1,
             "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
@@ -274,7 +274,7 @@ def refuse_padding(model: torch.nn.Module, tokenizer: Any) -> None:
         return
     if is_prompt_tuned(model) or not is_decoder(unwrapped(model)):
         raise ValueError(
-            f"padding_side=left: positions in {type(unwrapped(model)).__name__} would depend on the longest row; set "
+            f"padding_side=left: positions in {class_name(unwrapped(model))} would depend on the longest row; set "
             "tokenizer.padding_side='right'."
         )
 

@@ -10,7 +10,7 @@ import torch
 from hf_dpzo.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
 from hf_dpzo.descent import Descent
 from hf_dpzo.header import differences
-from hf_dpzo.initial import restore_initial, save_initial, values_fingerprint
+from hf_dpzo.initial import initial_values, restore_initial, save_initial, values_fingerprint
 from hf_dpzo.processes import ALONE, Processes
 from hf_dpzo.replay import check_device, replay
 from hf_dpzo.trajectory import LOG_FILE, Record, Trajectory, TrajectoryError, TrajectoryWriter, locked
@@ -89,7 +89,8 @@ class RunLog:
         path = self._folder / LOG_FILE
         self.header = header if self.found is None else dict(self.found.header)
         if self.found is None:
-            self._processes.by_first(lambda: self._create(path, header, model))
+            initial = initial_values(model)
+            self._processes.by_first(lambda: self._create(path, header, initial))
             self.opened = True
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
@@ -130,9 +131,9 @@ class RunLog:
             "trained: make room, or choose another folder."
         )
 
-    def _create(self, path: Path, header: dict[str, Any], model: torch.nn.Module) -> None:
+    def _create(self, path: Path, header: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
         try:
-            save_initial(model, self._folder)
+            save_initial(initial, self._folder)
             self._writer = TrajectoryWriter.create(path, header)
         except OSError as error:
             raise self._unwritable(error) from error
@@ -174,9 +175,8 @@ class RunLog:
             self._writer.append(record)
         self.written += 1
 
-    def mark(self, checkpoint: Path, descent: Descent, steps: int) -> None:
-        """Say that `checkpoint` is whole; in the process that saved it."""
-        weights = values_fingerprint(descent.optimizer.parameters())
+    def mark(self, checkpoint: Path, *, weights: str, steps: int) -> None:
+        """Say that `checkpoint` is whole, with the fingerprint of what is trained; in the process that saved it."""
         CheckpointMark(steps=steps, checksum=self._writer.checksum, weights=weights).save(checkpoint)
 
     def close(self) -> None:

@@ -227,7 +227,7 @@ class SearchingTrainer(PublishingTrainer):
 
     def _write_card_of_trial(self) -> None:
         if self.hp_search_backend is not None and self.args.should_save:
-            self._write_card(Path(self.args.output_dir))
+            self._write_card(Path(self.args.output_dir), self._fingerprint())
 
     def _refuse_other_weights(self) -> None:
         if self.model is None:

@@ -1,9 +1,10 @@
-"""Parameters of which each process holds a part (`torch.distributed.fsdp.fully_shard`).
+"""Parameters of which each process holds a part (`torch.distributed.fsdp.fully_shard`, known as FSDP2).
 
 A direction is addressed by coordinates, so any part of a parameter is moved by the same part of it, wherever it lies.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -11,25 +12,23 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-# One process, or several of which each holds the model.
-WHOLE = ("NO", "MULTI_CPU", "MULTI_GPU")
+def is_split(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether processes hold parts of any of `tensors`."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def refuse_sharded(model: torch.nn.Module, *, distributed_type: str) -> None:
-    """Raise `ValueError` for a model of which this process holds a part.
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of `tensor`. Where it is split all processes have to ask for it, and each gets it.
 
-    Args:
-        model: to be trained.
-        distributed_type: how accelerate calls the way in which processes work together.
+    >>> whole(torch.zeros(3))
+    tensor([0., 0., 0.])
     """
-    if distributed_type not in WHOLE:
-        raise ValueError(
-            f"distributed_type={distributed_type}: its processes do not each hold the whole model; launch with "
-            "--multi_gpu, or by torchrun."
-        )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, DTensor):
-            raise ValueError(f"model: {name} is split over processes, which runs can not train yet; load it whole.")
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of `tensor`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_part(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -50,9 +49,56 @@ def local_part(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
     return parameter.to_local(), offset[0] * math.prod(parameter.shape[1:]) if offset else 0
 
 
-def sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
-    """Return the modules that are to be resharded before a forward pass, once parameters have moved.
+@torch.no_grad()
+def put_(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Give `parameter` the `values` of the whole, of which this process keeps its part.
 
-    FSDP keeps those of the root whole after a forward pass without gradients, and would not see that parts have moved.
+    >>> parameter = torch.zeros(2)
+    >>> put_(parameter, torch.ones(2))
+    >>> parameter
+    tensor([1., 1.])
     """
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    part, first = local_part(parameter)
+    part.copy_(values.reshape(-1)[first : first + part.numel()].view_as(part))
+
+
+def part_number(tensors: Iterable[torch.Tensor]) -> int:
+    """Return which part of them this process holds, from 0; the same in processes that hold the same."""
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            number, mesh = 0, tensor.device_mesh
+            for size, place, placement in zip(mesh.shape, mesh.get_coordinate(), tensor.placements, strict=True):
+                number = number * size + place if placement.is_shard() else number
+            return number
+    return 0
+
+
+def roots(model: torch.nn.Module) -> list[FSDPModule]:
+    """Return the outermost modules of `model` that FSDP shards."""
+    if isinstance(model, FSDPModule):
+        return [model]
+    return [root for child in model.children() for root in roots(child)]
+
+
+def whole_state(model: torch.nn.Module, *, kept: bool) -> dict[str, torch.Tensor]:
+    """Return the state of `model`, put together on the CPU, for which all processes have to ask.
+
+    Args:
+        model: with parameters that are split.
+        kept: whether this process needs it; else it gets nothing, and needs memory for one tensor at a time.
+    """
+    found = {}
+    for name, tensor in model.state_dict().items():
+        gathered = whole(tensor)
+        if kept:
+            found[name] = gathered.cpu()
+    return found
+
+
+def refuse_pushing(trained: Iterable[torch.Tensor]) -> None:
+    """Raise `ValueError` where one process alone can not save what is trained."""
+    if is_split(trained):
+        raise ValueError(
+            "push_to_hub: what is trained is split over processes, and pushing is done by one of them; call save_model "
+            "in all, and upload its folder."
+        )

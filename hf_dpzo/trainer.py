@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -20,12 +20,13 @@ from hf_dpzo.evaluation import Evaluation
 from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.isolation import Isolation, isolation_bound
 from hf_dpzo.ledger import round_up
-from hf_dpzo.losses import BatchLosses, PerExampleLoss, as_loss
+from hf_dpzo.lockstep import LockstepLosses, batch_losses, refuse_sharded, refuse_split
+from hf_dpzo.losses import PerExampleLoss, as_loss
 from hf_dpzo.made_up import columns_of
 from hf_dpzo.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.output_layer import Inputs, unwrapped
 from hf_dpzo.precision import no_backward_needed, refuse_shapes
-from hf_dpzo.probing import batches_to_probe, measured, moved_together
+from hf_dpzo.probing import Rows, batches_to_probe, measured, moved_together
 from hf_dpzo.processes import processes, refuse_diverged
 from hf_dpzo.progress import EpsilonProgressCallback
 from hf_dpzo.refusals import (
@@ -40,13 +41,13 @@ from hf_dpzo.refusals import (
     refuse_resuming,
     refuse_trained,
 )
+from hf_dpzo.replay import remembers
 from hf_dpzo.row_refusals import refuse_no_rows, refuse_other_rows_read
-from hf_dpzo.sampling import PoissonBatchSampler, SealedRows
+from hf_dpzo.sampling import SealedRows
 from hf_dpzo.search import SearchingTrainer
-from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.shares import refuse_other_rows, refuse_other_settings
 from hf_dpzo.training_args import ZOTrainingArguments
-from hf_dpzo.turns import SameBatches, room_for
+from hf_dpzo.turns import poisson_batches, room_for
 
 
 # Every so many steps, several processes see that they still hold the same weights.
@@ -165,15 +166,17 @@ class ZOTrainer(SearchingTrainer):
         self._refuse_model()  # Again: `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
         refuse_other_rows_read(self.train_dataset, stock.dataset, self._units.num_rows)
+        refuse_split(self.model, self.args, remembers=remembers(self.method, self.args.update_rule))
         refuse_other_rows(self._processes, stock.dataset, self._units)
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
         )
-        self._losses = BatchLosses(
-            loss=self.per_example_loss, collator=collator, prepare=self._prepare_inputs, device=self.args.device
-        )
+        made = {"loss": self.per_example_loss, "collator": collator, "prepare": self._prepare_inputs}
+        self._losses = batch_losses(self.model, self._processes, **made, device=self.args.device)
+        if isinstance(self._losses, LockstepLosses):
+            self._losses.learn(self.model, self._public_batches(stock.dataset)[0])
         self._evaluation = Evaluation(
             losses=self._losses,
             processes=self._processes,
@@ -181,10 +184,11 @@ class ZOTrainer(SearchingTrainer):
             points_per_pass=self.args.points_per_pass,
         )
         if self.args.private:
-            self._isolation = self._probed(stock.dataset)
+            self._isolation = self._probed(self._public_batches(stock.dataset))
+        rate = self.args.sampling_rate(self._num_units)
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
-            batch_sampler=self._batches(),
+            batch_sampler=poisson_batches(self._units, rate, self._processes, room=self._room),
             collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
@@ -201,18 +205,13 @@ class ZOTrainer(SearchingTrainer):
             return None
         return room_for(self.args.expected_batch_size, max_rows=self._units.max_rows)
 
-    def _batches(self) -> Sampler:
-        """Those of this process."""
-        settings = {"units": self._units, "sampling_rate": self.args.sampling_rate(self._num_units)}
-        if self._room is not None:
-            return SameBatches(PoissonBatchSampler(**settings), self._processes, room=self._room)
-        return PoissonBatchSampler(**settings, rank=self._processes.rank, processes=self._processes.size)
-
-    def _probed(self, dataset: Any) -> Isolation:
-        """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
+    def _public_batches(self, dataset: Any) -> list[Rows]:
         kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
         kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
-        batches = batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
+        return batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
+
+    def _probed(self, batches: list[Rows]) -> Isolation:
+        """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
         moved = measured(self.model, self._losses, batches).moved
         if self.args.points_per_pass is not None:
             points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
@@ -276,7 +275,7 @@ class ZOTrainer(SearchingTrainer):
         return TrainOutput(output.global_step, math.nan, metrics)
 
     def _refuse_model(self) -> None:
-        refuse_sharded(self.model, distributed_type=self.accelerator.distributed_type.value)
+        refuse_sharded(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
             refuse_shapes(self.model, fixed=self._fixed_shapes)

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Sampler
 
 from hf_dpzo.processes import Processes
-from hf_dpzo.sampling import Drawn
+from hf_dpzo.sampling import Drawn, PoissonBatchSampler
+from hf_dpzo.units import Units
 
 
 def room_for(expected_batch_size: int, *, max_rows: int = 1) -> int:
@@ -29,6 +30,17 @@ def room_for(expected_batch_size: int, *, max_rows: int = 1) -> int:
     (200, 400)
     """
     return math.ceil(expected_batch_size + 12 * math.sqrt(expected_batch_size) + 40) * max_rows
+
+
+def poisson_batches(
+    units: Units, sampling_rate: float, processes: Processes, *, room: int | None
+) -> Sampler[list[Drawn]]:
+    """Return this process' batches: of its share of the units, or where there is `room` for them, the same in each."""
+    if room is None:
+        return PoissonBatchSampler(
+            units=units, sampling_rate=sampling_rate, rank=processes.rank, processes=processes.size
+        )
+    return SameBatches(PoissonBatchSampler(units=units, sampling_rate=sampling_rate), processes, room=room)
 
 
 class SameBatches(Sampler[list[Drawn]]):

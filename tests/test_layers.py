@@ -61,6 +61,7 @@ LAYERS = {
     "trajectory": {"filelock"},
     "output_layer": {"torch", "transformers", "peft"},
     "losses": {"torch", "transformers", "peft"},
+    "lockstep": {"torch", "transformers"},
     "together": {"torch"},
     "evaluation": {"torch"},
     "precision": {"torch", "transformers"},

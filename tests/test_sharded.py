@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conftest import classifier, labelled_rows
+from conftest import classifier
 from several import in_each
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from hf_dpzo import ZOTrainer
 from hf_dpzo.descent import Descent
+from hf_dpzo.lockstep import Gathers
 from hf_dpzo.methods import METHODS
 from hf_dpzo.optimizer import ZOOptimizer
 from hf_dpzo.perturbation import DIRECTIONS
@@ -66,9 +66,15 @@ def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
     optimizer = ZOOptimizer(model.parameters(), directions=DIRECTIONS["rademacher"], seed=5, lr=1e-2)
     optimizer.begin_stage()
     descent = Descent(model=model, optimizer=optimizer, method=method, planned_steps=STEPS)
+    gathers = Gathers(model)
+
+    def losses() -> torch.Tensor:
+        with gathers.one_pass():
+            return model(input_ids=ids).logits[:, 0].float()
+
     for step in range(STEPS):
         with torch.no_grad():
-            found = descent.differences(step, lambda: model(input_ids=ids).logits[:, 0].float())
+            found = descent.differences(step, losses)
         optimizer.receive(step=step, coefficients=found.mean(dim=0).tolist())
         optimizer.step()
     return model
@@ -105,14 +111,3 @@ def classifier_like(model: torch.nn.Module) -> torch.nn.Module:
     made = classifier()
     made.load_state_dict(model.state_dict())
     return made
-
-
-def test_a_run_refuses_a_sharded_model(make_args):
-    def work(rank: int) -> None:
-        joined(make_args)
-        sharded = classifier()
-        fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
-        with pytest.raises(ValueError, match=r"^model: .* is split over processes, which runs can not train yet; load"):
-            ZOTrainer(model=sharded, args=make_args(), train_dataset=labelled_rows(20))
-
-    in_each(2, work)

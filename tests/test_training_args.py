@@ -6,6 +6,7 @@ from accelerate import DistributedType
 from conftest import causal_lm, classifier, labelled_rows, with_lora
 from peft import TaskType
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
@@ -17,11 +18,11 @@ from transformers import (
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.accounting import guarantee
+from hf_dpzo.lockstep import refuse_sharded
 from hf_dpzo.mechanism import ClippedSum
 from hf_dpzo.precision import refuse_shapes
 from hf_dpzo.queries import NonPrivateQuery
 from hf_dpzo.refusals import refuse_model
-from hf_dpzo.sharded import refuse_sharded
 from hf_dpzo.updates import SGD, Adam, Momentum
 
 
@@ -175,9 +176,9 @@ def test_several_devices_in_a_process_are_refused(make_args, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
-def test_processes_that_hold_a_part_of_the_model_are_refused(kind):
-    with pytest.raises(ValueError, match=f"^distributed_type={kind}: its processes do not each hold the whole model; "):
-        refuse_sharded(classifier(), distributed_type=DistributedType(kind).value)
+def test_wrappers_that_split_the_model_are_refused(kind, make_args):
+    with pytest.raises(ValueError, match=f"^distributed_type={kind}: it would change the model behind "):
+        refuse_sharded(classifier(), make_args(), distributed_type=DistributedType(kind).value)
 
 
 def test_audits_of_runs_without_noise_are_refused(make_args):
@@ -273,6 +274,15 @@ def test_nothing_to_train_is_refused(make_args):
 def test_parameters_on_meta_are_refused():
     with pytest.raises(ValueError, match="it is on the meta device"):
         refuse_model(classifier().to("meta"), private=True)
+
+
+def test_a_model_that_is_partly_on_disk_is_refused(make_args, tmp_path):
+    """Its weights come back from there for each forward pass, whatever was added to them."""
+    classifier().save_pretrained(tmp_path / "base")
+    placed = {"device_map": {"model": "cpu", "score": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **placed)
+    with pytest.raises(ValueError, match=r"^parameter=score\.weight: it is on the meta device, where changes are lost"):
+        ZOTrainer(model=model, args=make_args(), train_dataset=labelled_rows(20))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

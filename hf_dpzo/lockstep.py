@@ -1,0 +1,198 @@
+"""A model that is split over processes: each forward pass gathers its weights, for which every process is needed.
+
+So all are at the same point at any time, and make the same number of passes. How many micro-batches a process has is
+secret, and so is whether somebody's code fails on one of them: one that has nothing to evaluate, or could not, joins in
+what the others gather.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
+from hf_dpzo.losses import BatchLosses, PerExampleLoss
+from hf_dpzo.output_layer import unwrapped
+from hf_dpzo.processes import Processes
+from hf_dpzo.sealed import WithheldError
+from hf_dpzo.sharded import is_split, local_part, roots
+
+
+# How accelerate calls one process, and several of which each has a model of its own making.
+LAUNCHED = ("NO", "MULTI_CPU", "MULTI_GPU")
+
+
+class Gathers:
+    """The order in which passes through `model` gather the weights of its modules; the same in all processes.
+
+    It is learned from passes that every process makes.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._roots, self._order = roots(model), []
+        self._made: list[FSDPModule] | None = None
+        for root in self._roots:
+            # Else the weights of the outermost modules stay whole after a pass, and do not show that parts have moved.
+            root.set_reshard_after_forward(True)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+                module.register_forward_pre_hook(self._note, prepend=True)  # Before anything can fail.
+
+    def _note(self, module: FSDPModule, args: Any) -> None:
+        if self._made is not None:
+            self._made.append(module)
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Within, as many weights are gathered as in a whole pass, whatever happens."""
+        self._made = []
+        try:
+            yield
+        except KeyboardInterrupt:  # The others have it too.
+            raise
+        except BaseException:
+            self._end()
+            raise
+        if self._made:
+            self._order = self._made
+        self._end()
+
+    def _end(self) -> None:
+        missing, self._made = self._order[len(self._made) :], None
+        for root in self._roots:
+            # Also where nothing failed: without a backward pass FSDP never forgets the order of forward passes.
+            root.reset_iter_state()
+        held = None
+        for module in missing:
+            if held is module:  # It is called twice in a row, and gathered twice.
+                held.reshard()
+            module.unshard()  # Not again, where it belongs with the one before.
+            if held is not None and held is not module:
+                held.reshard()
+            held = module
+        if held is not None:
+            held.reshard()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockstepLosses(BatchLosses):
+    """Evaluates this process' share of a batch, in as many passes as the other ones. SENSITIVE.
+
+    Args:
+        processes: of the run.
+        gathers: of the model.
+    """
+
+    processes: Processes
+    gathers: Gathers
+
+    @torch.no_grad()
+    def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
+        waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
+        while self.processes.largest(float(len(waiting) > 0)):
+            if not waiting:
+                with self.gathers.one_pass():
+                    continue
+            micro_batch = waiting.popleft()
+            try:
+                losses.append(self._evaluated(model, micro_batch))
+            except WithheldError:
+                if len(micro_batch.rows) > 1:
+                    waiting.extendleft(reversed(list(self.collator.apart(micro_batch))))
+                else:
+                    losses.append(torch.full((1, *self.tail), torch.nan, device=self.device))
+        return torch.cat(losses)
+
+    def learn(self, model: torch.nn.Module, rows: Sequence[Any]) -> None:
+        """Make passes over public `rows` in all processes, from which the order of what is gathered is known."""
+        for _ in range(2):  # The first one may find out, by passes of its own, what the model's architecture allows.
+            self.of_public(model, rows)
+
+    def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        with self.gathers.one_pass():
+            return super()._checked(model, micro_batch)
+
+
+def batch_losses(
+    model: torch.nn.Module,
+    processes: Processes,
+    *,
+    loss: PerExampleLoss,
+    collator: LogicalBatchCollator,
+    prepare: Callable[[Any], Any],
+    device: torch.device,
+) -> BatchLosses:
+    """Return what evaluates logical batches by `model`, be it whole or split; the rest as for `BatchLosses`."""
+    if not is_split(model.parameters()):
+        return BatchLosses(loss=loss, collator=collator, prepare=prepare, device=device)
+    gathers = Gathers(model)
+    return LockstepLosses(
+        loss=loss, collator=collator, prepare=prepare, device=device, processes=processes, gathers=gathers
+    )
+
+
+def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distributed_type: str) -> None:
+    """Raise `ValueError` for a model that is split in a way that can not be trained.
+
+    Args:
+        model: to be trained.
+        args: of the run.
+        distributed_type: how accelerate calls the way in which processes work together.
+    """
+    if distributed_type not in LAUNCHED:
+        raise ValueError(
+            f"distributed_type={distributed_type}: it would change the model behind the optimizer's back; launch with "
+            "--multi_gpu, or by torchrun, and split a model that is too large by fully_shard."
+        )
+    base = unwrapped(model)
+    loaded = getattr(base.config, "distributed_config", None) if isinstance(base, PreTrainedModel) else None
+    for kind in () if loaded is None else ("tp_size", "pp_size", "ep_size"):
+        if (getattr(loaded, kind) or 1) > 1:
+            raise ValueError(
+                f"{kind}={getattr(loaded, kind)}: its processes have no rows of their own; set fsdp_size instead."
+            )
+    split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_split([one])}
+    if not split:
+        return
+    name = next(iter(split))
+    if not roots(model):
+        raise ValueError(f"model: {name} is split, and not by fully_shard, which alone is supported; load it so.")
+    for one in split.values():
+        local_part(one)
+    unfit = {
+        "parallel": (args.parallel != "examples", "all processes have to be at the same point; set examples"),
+        "points_per_pass": (args.points_per_pass is not None, "it needs whole parameters; remove it"),
+        "load_best_model_at_end": (args.load_best_model_at_end, "a checkpoint is not taken apart again; set False"),
+    }
+    for setting, (made, remedy) in unfit.items():
+        if made:
+            raise ValueError(f"{setting}={getattr(args, setting)}: {name} is split over processes, and {remedy}.")
+
+
+def refuse_split(model: torch.nn.Module, args: TrainingArguments, *, remembers: bool) -> None:
+    """Raise `ValueError` where what is trained is split, and is to be moved or published in a way that needs all of it.
+
+    Args:
+        model: to be trained.
+        args: of the run.
+        remembers: whether a step depends on more than the parameters.
+    """
+    split = [name for name, one in model.named_parameters() if one.requires_grad and is_split([one])]
+    remedy = "or add an adapter after the model is split: that is whole in each process"
+    if split and remembers:
+        raise ValueError(
+            f"model: {split[0]} is trained and split over processes, and moments, constraints and masks need all of "
+            f"it; use the update sgd of a method without constraint or mask, {remedy}."
+        )
+    if split and args.push_to_hub:
+        raise ValueError(
+            f"push_to_hub=True: {split[0]} is trained and split over processes, and one of them would push alone; "
+            f"call save_model in all and upload the folder, {remedy}."
+        )
