@@ -176,7 +176,7 @@ class SearchingTrainer(PublishingTrainer):
         if settled:
             raise self._uncounted(settled)
         self._plan()
-        if self.args.private:
+        if self.args.private or self._counted.private:
             self._refuse_uncounted(trial.number)
         self.args.output_dir = super()._get_output_dir(trial)
         self._trials_begun += 1

@@ -433,6 +433,13 @@ def test_without_noise_trials_are_not_counted(make_trainer):
     assert said_in(f"{trainer.args.output_dir}/run-0")["status"] == "NOT_PRIVATE"
 
 
+def test_no_private_trial_is_chosen_by_trials_without_noise(make_trainer):
+    trainer = make_trainer(method="mezo", noise_multiplier="absent", target_delta="absent", trials=1)
+    private = {"method": "dpzero", "noise_multiplier": 1.0, "target_delta": 1e-4}
+    with pytest.raises(ValueError, match=r"method=dpzero, .*: every trial must release what was counted"):
+        search(trainer, by_number([{"max_steps": 1}, private]))
+
+
 # ---- Hooks of the stock search ----
 
 
