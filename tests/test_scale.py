@@ -27,7 +27,7 @@ FOLDER = ROOT / "recipes" / "scale"
 @pytest.fixture(scope="module")
 def scale():
     """The recipe's modules."""
-    names = ("cost", "measure", "ranks")
+    names = ("cost", "measure", "ranks", "training")
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.path.insert(0, str(FOLDER))
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})

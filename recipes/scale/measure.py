@@ -2,10 +2,11 @@
 
     python recipes/scale/measure.py
 
-One thread for each process; some seven minutes. Each line says whether its case was fitted or predicted.
+One thread for each process; some five minutes. Each line says whether its case was fitted or predicted. What computes
+is measured in CPU time, and what is sent by the clock.
 """
 
-import statistics
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import cost
 import numpy as np
 import ranks
 import torch
+import training
 from transformers import BertModel
 
 from hf_dpzo.estimator import AddingWalk, CentralDifference, CopyingWalk
@@ -29,27 +31,27 @@ FORWARD += ((2, 256, 8, 64), (8, 256, 16, 64), (8, 512, 4, 64), (12, 768, 4, 64)
 # Trained, directions; the first two are fitted.
 ADAPTERS = ((1_000_000, 1), (1_000_000, 16), (300_000, 4), (3_000_000, 1), (3_000_000, 8))
 ALL = ((64_000_000, 1), (64_000_000, 8), (32_000_000, 2), (64_000_000, 4), (128_000_000, 1))
-# Processes, directions, seconds that each collective waits for; the first of each number of processes is fitted.
-COLLECTIVES = ((1, 0.0), (16, 0.0), (64, 0.0), (1024, 0.0), (1, 0.001), (64, 0.01), (64, 0.1))
+# Directions, and seconds that each collective waits for; the first is fitted, for each number of processes.
+COLLECTIVES = ((64, 0.0), (1, 0.0), (1024, 0.0), (1, 0.001), (64, 0.01), (64, 0.1))
 # Values of a gradient; and limits of the network, in Mbit/s.
 GRADIENTS, LIMITS = (1_000, 300_000, 1_000_000, 3_000_000, 10_000_000), (1000, 100)
 # Layers, width, rows, tokens, directions, processes.
-WHOLE = ((8, 512, 8, 64, 1, 1), (8, 512, 8, 64, 4, 1), (8, 512, 8, 64, 1, 2), (8, 512, 8, 64, 4, 2))
-NOWHERE = cost.Network(latency=0.0, bandwidth=np.inf)
+WHOLE = ((8, 512, 8, 32, 1, 1), (8, 512, 8, 32, 1, 2), (8, 512, 8, 32, 4, 2))
 THIS = cost.Machine(
     devices=1, devices_per_host=1, flops=1.0, memory=np.inf, memory_bandwidth=np.inf, host_bandwidth=np.inf
 )
 RUN = cost.Run(parameters=0.0, trained=0.0, weight_bytes=4, tokens=1, rows=1, directions=1)
 
 
-def seconds_of(work: Callable[[], object], times: int) -> float:
-    """The median, after one that is not measured."""
-    found = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+def least(works: Sequence[Callable[[], object]], turns: int) -> list[float]:
+    """CPU seconds of each: they take turns, and the least counts, for what others do on the machine only adds to it."""
+    found: list[list[float]] = [[] for _ in works]
+    for _ in range(turns + 1):
+        for work, times in zip(works, found, strict=True):
+            began = time.process_time()
+            work()
+            times.append(time.process_time() - began)
+    return [min(times[1:]) for times in found]
 
 
 def fitted(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
@@ -88,13 +90,14 @@ COMPARED = ("", "model", "measured", "ratio")
 @torch.no_grad()
 def forward() -> cost.Machine:
     """Forward passes."""
-    runs, found = [], []
+    runs, works = [], []
     for layers, hidden, rows, tokens in FORWARD:
-        model = BertModel(ranks.encoder(layers, hidden), add_pooling_layer=False).eval()
+        model = BertModel(training.encoder(layers, hidden), add_pooling_layer=False).eval()
         parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
-        ids = torch.randint(5, ranks.WORDS, (rows, tokens))
+        ids = torch.randint(5, training.WORDS, (rows, tokens))
         runs.append(replace(RUN, parameters=parameters, tokens=tokens, micro_batch=rows))
-        found.append(seconds_of(lambda model=model, ids=ids: model(ids), 7))
+        works.append(functools.partial(model, ids))
+    found = least(works, 6)
     terms = [(1.0, cost.pass_seconds(run, THIS)) for run in runs]
     once, each = fitted(terms[:3], found[:3])
     machine = replace(THIS, flops=1 / each, pass_seconds=once)
@@ -128,7 +131,7 @@ def stepped(trained: int, directions: int, kind: type) -> Callable[[], None]:
 def sweeps(cases: Sequence[tuple[int, int]], kind: type, machine: cost.Machine) -> cost.Machine:
     """Perturbation and update."""
     runs = [replace(RUN, trained=trained, directions=directions) for trained, directions in cases]
-    found = [seconds_of(stepped(*case, kind), 5) for case in cases]
+    found = least([stepped(*case, kind) for case in cases], 10)
     unit = replace(machine, memory_bandwidth=1.0, sign_seconds=1.0)
     terms = [(cost.sweep_seconds(run, unit), cost.sign_seconds(run, unit)) for run in runs]
     byte, sign = fitted(terms[:2], found[:2])
@@ -144,12 +147,11 @@ def sweeps(cases: Sequence[tuple[int, int]], kind: type, machine: cost.Machine) 
 
 def floors() -> None:
     """What reading and writing takes by itself, and drawing by itself."""
-    values, stream = torch.zeros(64_000_000), Stream(0)
-    touching = seconds_of(lambda: values.add_(1.0), 5) / len(values)
-    chunks = range(200)
-    drawing = seconds_of(lambda: [stream.at((i, 0, 0, 0)).random_raw(CHUNK // 64) for i in chunks], 5)
+    values, stream, chunks = torch.zeros(64_000_000), Stream(0), range(200)
+    works = (lambda: values.add_(1.0), lambda: [stream.at((i, 0, 0, 0)).random_raw(CHUNK // 64) for i in chunks])
+    touching, drawing = least(works, 10)
     head("by itself", "ns a coordinate")
-    say("reading and writing float32", f"{touching * 1e9:.2f}")
+    say("reading and writing float32", f"{touching / len(values) * 1e9:.2f}")
     say("drawing a sign", f"{drawing / len(chunks) / CHUNK * 1e9:.3f}")
 
 
@@ -158,7 +160,7 @@ def collectives(before: list[str] | None) -> float:
     head("processes", "K", "each waits", "bytes on the network", *COMPARED)
     latencies = {}
     for size in (2, 4):
-        asked = [{"directions": k, "wait": wait, "times": 20 if wait else 500} for k, wait in COLLECTIVES]
+        asked = [{"directions": k, "wait": wait, "times": 10 if wait else 200} for k, wait in COLLECTIVES]
         found = ranks.measured(size, asked, before)
         latencies[size] = found[0]["seconds"] / 2
         for number, ((k, wait), one) in enumerate(zip(COLLECTIVES, found, strict=True)):
@@ -172,8 +174,8 @@ def collectives(before: list[str] | None) -> float:
 def beside(latency: float, limit: int | None, before: list[str] | None) -> None:
     """One step of ours, and gradients, of two processes on one network."""
     two = replace(THIS, devices=2)
-    asked = [{"directions": k, "wait": 0.0, "times": 200} for k in (1, 64)]
-    asked += [{"values": values, "times": max(2, 2_000_000 // values)} for values in GRADIENTS]
+    asked = [{"directions": k, "wait": 0.0, "times": 100} for k in (1, 64)]
+    asked += [{"values": values, "times": max(1, 1_000_000 // values)} for values in GRADIENTS]
     found = ranks.measured(2, asked, before)
     # Both processes send through one loopback. Without a limit, what gloo reaches is fitted to the largest gradient.
     bandwidth = 4 * GRADIENTS[-1] / found[-1]["seconds"] if limit is None else limit * 1e6 / 8 / 2
@@ -184,21 +186,20 @@ def beside(latency: float, limit: int | None, before: list[str] | None) -> None:
         sent = cost.gradient_seconds if "values" in case else cost.collective_seconds
         what = f"gradient of {run.trained:,}" if "values" in case else f"ours, K = {run.directions}"
         carried = f"{one['bytes']:,.0f}" if before else "not counted"
-        is_fitted = limit is None and number in (0, len(asked) - 1)
+        is_fitted = limit is None and number == len(asked) - 1
         compare((speed, what, carried), sent(run, two, network), one["seconds"], is_fitted)
 
 
-def whole(machine: cost.Machine, latency: float) -> None:
-    """Steps of whole runs, from what was fitted to their parts."""
+def whole(machine: cost.Machine) -> None:
+    """CPU time of steps of whole runs, from what was fitted to their parts; collectives wait, and take none."""
     head("layers x width, rows x tokens", "K", "processes", *COMPARED)
     for layers, hidden, rows, tokens, k, size in WHOLE:
         asked = {"layers": layers, "hidden": hidden, "rows": rows, "tokens": tokens, "directions": k, "times": 5}
         (one,) = ranks.measured(size, [asked])
         run = replace(RUN, trained=one["trained"], parameters=12 * layers * hidden**2, tokens=tokens, directions=k)
         run = replace(run, micro_batch=rows // size)
-        network, here = cost.Network(latency=latency, bandwidth=np.inf), replace(machine, devices=size)
-        predicted = run.points * cost.pass_seconds(run, here) + cost.collective_seconds(run, here, network)
-        predicted += cost.sweep_seconds(run, here) + cost.sign_seconds(run, here)
+        predicted = run.points * cost.pass_seconds(run, machine)
+        predicted += cost.sweep_seconds(run, machine) + cost.sign_seconds(run, machine)
         compare((f"{layers} x {hidden}, {rows} x {tokens}", k, size), predicted, one["seconds"], False)
 
 
@@ -217,7 +218,7 @@ def main() -> None:
         beside(latency, limit, ranks.own_network(limit) if limited else None)
     if not limited:
         sys.stdout.write("\nLimited networks were left out: `unshare -rn` with `ip` and `tc` does not work here.\n")
-    whole(machine, latency)
+    whole(machine)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ of their own (`unshare -rn`), whose loopback `tc` limits.
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,17 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, default_data_collator
 
-from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.processes import Group
 
 
 Case = dict[str, Any]
 FOUND = "found.json"
-# So few that embeddings are a small part of a model.
-WORDS = 1000
+# Of which the least counts: what others do on the machine only adds to it.
+TURNS = 3
 # A limit of which a burst of 256 KiB is exempt, and which keeps packets back instead of losing them.
 _LIMIT = "ip link set lo up && tc qdisc add dev lo root tbf rate {rate}mbit burst 256kb latency 400ms"
 _NO_LIMIT = "ip link set lo up"
@@ -80,9 +76,13 @@ def work(told: str) -> None:
     """Be one of the processes."""
     torch.set_num_threads(1)
     cases, folder = json.loads(told)["cases"], Path(json.loads(told)["folder"])
-    if "layers" not in cases[0]:
+    if "layers" in cases[0]:
+        from training import trained  # It takes seconds to import, for each process.
+
+        found = [trained(case, folder / str(number)) for number, case in enumerate(cases)]
+    else:
         dist.init_process_group("gloo")
-    found = [trained(case, folder / str(i)) if "layers" in case else sent(case) for i, case in enumerate(cases)]
+        found = [sent(case) for case in cases]
     if os.environ["RANK"] == "0":
         (folder / FOUND).write_text(json.dumps(found), encoding="utf-8")
     if dist.is_initialized():
@@ -99,75 +99,27 @@ def sent(case: Case) -> dict[str, float]:
         if "values" in case:
             dist.all_reduce(gradient)
             return
-        time.sleep(case["wait"])
-        group.sum(sums)
-        time.sleep(case["wait"])
-        group.told(sums)
+        for collective in (group.sum, group.told):
+            if case["wait"]:  # Sleeping for no time would still let others take the core.
+                time.sleep(case["wait"])
+            collective(sums)
 
     once()
     dist.barrier()
-    before, began = loopback_bytes(), time.perf_counter()
-    for _ in range(case["times"]):
-        once()
-    dist.barrier()  # Small beside what is measured, and done only once all has arrived.
-    took = time.perf_counter() - began
-    return {"seconds": took / case["times"], "bytes": (loopback_bytes() - before) / case["times"]}
+    before, found = loopback_bytes(), []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        for _ in range(case["times"]):
+            once()
+        dist.barrier()  # Small beside what is measured, and done only once all has arrived.
+        found.append((time.perf_counter() - began) / case["times"])
+    return {"seconds": min(found), "bytes": (loopback_bytes() - before) / case["times"] / TURNS}
 
 
 def loopback_bytes() -> int:
     """All that this network's loopback has carried; that of the machine carries what others send, too."""
     lines = Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.strip().startswith("lo:")).split(":")[1].split()[8])
-
-
-class Laps(TrainerCallback):
-    """The seconds from the end of one step to that of the next."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, the median."""
-        return statistics.median(after - before for before, after in zip(self.ends, self.ends[1:], strict=False))
-
-
-def encoder(layers: int, hidden: int) -> BertConfig:
-    """An encoder whose embeddings are few."""
-    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_attention_heads": hidden // 64}
-    drops = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertConfig(num_hidden_layers=layers, vocab_size=WORDS, **sizes, **drops)
-
-
-def trained(case: Case, folder: Path) -> dict[str, float]:
-    """Seconds of a whole step of a run that trains all parameters, each step on all rows."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(encoder(case["layers"], case["hidden"]))
-    ids = torch.randint(5, WORDS, (case["rows"], case["tokens"])).tolist()
-    rows = [{"input_ids": one, "attention_mask": [1] * len(one), "labels": i % 2} for i, one in enumerate(ids)]
-    laps = Laps()
-    args = ZOTrainingArguments(
-        output_dir=str(folder),
-        method="aggzo",
-        num_directions=case["directions"],
-        noise_multiplier=1.0,
-        target_delta=1e-3,
-        expected_batch_size=case["rows"],
-        per_device_train_batch_size=case["rows"],
-        max_steps=case["times"] + 1,
-        learning_rate=1e-6,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    data = Dataset.from_list(rows)
-    ZOTrainer(model=model, args=args, train_dataset=data, data_collator=default_data_collator, callbacks=[laps]).train()
-    return {"seconds": laps.seconds, "trained": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def main(told: str) -> None:
