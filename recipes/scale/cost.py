@@ -9,7 +9,7 @@ something else. Units are seconds, bytes and bytes a second everywhere.
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,12 @@ def workers(run: Run, machine: Machine) -> int:
     return machine.devices // run.copy_devices if run.split == "layers" else machine.devices
 
 
-def micro_batches(run: Run, machine: Machine) -> float:
-    """How many micro-batches the busiest worker is expected to have at each point. The others wait for it.
+def busiest(run: Run, machine: Machine, room: int) -> float:
+    """How many micro-batches with room for so many rows the busiest worker is expected to have; the others wait for it.
 
     Workers draw their rows by themselves, so that each has a Poisson number of them.
     """
-    count, room = workers(run, machine), run.micro_batch - (run.fixed_shapes and run.micro_batch > 1)
+    count = workers(run, machine)
     mean = run.rows / count
     expected, below, taken = 0.0, 0.0, 0
     for number in range(math.ceil(mean + 12 * math.sqrt(mean) + 40)):
@@ -142,6 +142,16 @@ def micro_batches(run: Run, machine: Machine) -> float:
         if number == taken * room:
             expected, taken = expected + 1 - min(below, 1.0) ** count, taken + 1
     return expected
+
+
+def micro_batches(run: Run, machine: Machine) -> float:
+    """How many of them that worker evaluates at each point: in fixed shapes one place of each is a copy."""
+    return busiest(run, machine, max(1, run.micro_batch - run.fixed_shapes))
+
+
+def filled(run: Run, machine: Machine) -> float:
+    """What they cost in whole ones: in fixed shapes empty places cost as much as others, elsewhere nothing."""
+    return micro_batches(run, machine) if run.fixed_shapes else busiest(run, machine, 1) / run.micro_batch
 
 
 def pass_seconds(run: Run, machine: Machine) -> float:
@@ -153,7 +163,7 @@ def pass_seconds(run: Run, machine: Machine) -> float:
 
 def forward_seconds(run: Run, machine: Machine) -> float:
     """All forward passes of a step."""
-    return run.points * micro_batches(run, machine) * pass_seconds(run, machine)
+    return run.points * filled(run, machine) * pass_seconds(run, machine)
 
 
 def even_seconds(run: Run, machine: Machine) -> float:
@@ -225,7 +235,7 @@ def backward_seconds(run: Run, machine: Machine) -> float:
     Clipping each row costs more, which is left out, in favour of DP-SGD.
     """
     passes = 2 + min(1.0, run.trained / run.parameters)
-    return passes * micro_batches(run, machine) * pass_seconds(run, machine)
+    return passes * filled(run, machine) * pass_seconds(run, machine)
 
 
 def step_seconds(run: Run, machine: Machine, network: Network) -> float:
@@ -257,17 +267,21 @@ def row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |\n"
 
 
+def planned(plan: Mapping[str, Any], scenario: Mapping[str, Any], directions: int) -> tuple[Run, Machine]:
+    """A run of a scenario, and what it runs on."""
+    run = Run(**plan["run"] | scenario["run"], directions=directions)
+    return run, Machine(**plan["machine"] | scenario["machine"])
+
+
 def steps(plan: Mapping[str, Any]) -> Iterator[str]:
-    """The table of a step's terms, on the first network."""
-    name, options = next(iter(plan["networks"].items()))
-    network = Network(**options)
+    """The table of a step and its terms, on the first network."""
+    network = Network(**next(iter(plan["networks"].values())))
     head = ("trained; a copy of the model", "K", "forward passes", "shared evenly", "weights gathered", "sweeps")
-    yield row(*head, "signs", f"two collectives ({name})", "passes of DP-SGD")
+    yield row(*head, "signs", "a step", "passes of DP-SGD")
     yield row(*["---"] * 9)
     for scenario in plan["scenarios"]:
-        machine = Machine(**plan["machine"] | scenario["machine"])
         for directions in plan["directions"]:
-            run = Run(**plan["run"] | scenario["run"], directions=directions)
+            run, machine = planned(plan, scenario, directions)
             refuse_unfit(run, machine)
             terms = (
                 forward_seconds(run, machine),
@@ -275,32 +289,24 @@ def steps(plan: Mapping[str, Any]) -> Iterator[str]:
                 gathering_seconds(run, machine, network),
                 sweep_seconds(run, machine),
                 sign_seconds(run, machine),
-                collective_seconds(run, machine, network),
+                step_seconds(run, machine, network),
                 backward_seconds(run, machine),
             )
             yield row(f"{scenario['trained']}; {scenario['copy']}", directions, *map(words, terms))
 
 
 def traffic(plan: Mapping[str, Any]) -> Iterator[str]:
-    """The table of what each network makes of what crosses it."""
+    """The table of what each network makes of what crosses it, for the first scenario and the last."""
     few, many = min(plan["directions"]), max(plan["directions"])
-    trained = [scenario["trained"] for scenario in (plan["scenarios"][0], plan["scenarios"][-1])]
-    yield row(
-        "between hosts",
-        f"ours: K = {few}",
-        f"K = {many}",
-        *(f"gradients: {one}" for one in trained),
-        "weights of a pass",
-    )
+    ends = (plan["scenarios"][0], plan["scenarios"][-1])
+    gradients = [f"gradients: {scenario['trained']}" for scenario in ends]
+    yield row("between hosts", f"ours: K = {few}", f"ours: K = {many}", *gradients, "weights of a pass")
     yield row(*["---"] * 6)
     for name, options in plan["networks"].items():
-        network, cells = Network(**options), []
-        for scenario in (plan["scenarios"][0], plan["scenarios"][-1]):
-            machine = Machine(**plan["machine"] | scenario["machine"])
-            run = Run(**plan["run"] | scenario["run"], directions=few)
-            cells.append(gradient_seconds(run, machine, network))
-        ours = [collective_seconds(replace(run, directions=k), machine, network) for k in (few, many)]
-        yield row(name, *map(words, [*ours, *cells, gathered_seconds(run, machine, network)]))
+        network = Network(**options)
+        cells = [collective_seconds(*planned(plan, ends[0], k), network) for k in (few, many)]
+        cells += [gradient_seconds(*planned(plan, scenario, few), network) for scenario in ends]
+        yield row(name, *map(words, [*cells, gathered_seconds(*planned(plan, ends[-1], few), network)]))
 
 
 def main() -> None:
