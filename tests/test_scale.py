@@ -239,3 +239,14 @@ def test_constants_are_found_and_never_negative(scale):
     assert scale.measure.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
     assert scale.measure.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
     assert scale.measure.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
+
+
+def test_a_machine_that_can_not_limit_a_network_is_found_out(scale, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not scale.ranks.limits_work()
+
+
+def test_processes_that_fail_are_reported_in_one_sentence(scale, monkeypatch, tmp_path):
+    monkeypatch.setattr(scale.ranks.sys, "executable", "false")
+    with pytest.raises(SystemExit, match=r"^2 processes: they failed, and the last that they said is: nothing$"):
+        scale.ranks.measured(2, [])
