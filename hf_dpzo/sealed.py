@@ -24,6 +24,10 @@ class DrawnError(RuntimeError):
     """Somebody's code drew from a global random generator."""
 
 
+class OutOfStepError(RuntimeError):
+    """This process can not do what the others wait for, and has to end. It says nothing of a row."""
+
+
 def sealed(what: str, work: Callable[[], Result]) -> Result:
     """Return what somebody's code makes of private rows. What it prints, warns of and logs is dropped.
 
@@ -32,6 +36,7 @@ def sealed(what: str, work: Callable[[], Result]) -> Result:
     Raises:
         WithheldError: the code failed.
         DrawnError: it drew from a global generator.
+        OutOfStepError: other processes would wait for this one.
 
     >>> sealed("data_collator", lambda: {}["a secret"])
     Traceback (most recent call last):
@@ -41,7 +46,7 @@ def sealed(what: str, work: Callable[[], Result]) -> Result:
     try:
         with _silence():
             return drawing_nothing(what, work)
-    except (DrawnError, KeyboardInterrupt):
+    except (DrawnError, OutOfStepError, KeyboardInterrupt):
         raise
     except BaseException as error:  # Also SystemExit, which would end the run with what it says of a row.
         failure = type(error).__name__

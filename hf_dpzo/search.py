@@ -1,6 +1,6 @@
 """The publishing Trainer, made to search: each trial is a run of its own, and every card counts all of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hf_dpzo.perturbation import DIRECTIONS
 from hf_dpzo.published import PublishingTrainer
 from hf_dpzo.refusals import refuse_trained
 from hf_dpzo.training_args import PLANNED_FLAGS
+from hf_dpzo.trajectory import LOG_FILE
 from hf_dpzo.units import Units
 
 
@@ -31,7 +32,7 @@ COUNTED = (
     "trials",
 )
 # Flags that the rows and their evaluation were looked at with, before any trial.
-SETTLED = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir")
+SETTLED = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
 
 
 class SearchingTrainer(PublishingTrainer):
@@ -105,7 +106,7 @@ class SearchingTrainer(PublishingTrainer):
         self._given, self._counted = dict(vars(self.args)), self.budget
         try:
             return super().hyperparameter_search(
-                hp_space, compute_objective, n_trials, direction, backend or "optuna", hp_name, **kwargs
+                _checked(hp_space), compute_objective, n_trials, direction, backend or "optuna", hp_name, **kwargs
             )
         finally:
             # Stock leaves the backend where a trial fails, and what the last trial has set.
@@ -120,8 +121,11 @@ class SearchingTrainer(PublishingTrainer):
             raise ValueError("train_dataset=None: a search needs rows; pass train_dataset.")
         self._refuse_spent()
         self.budget.require(self.budget.planned_steps)
+        if n_trials is not None and type(n_trials) is not int:
+            raise ValueError(f"n_trials={n_trials!r}: it is no whole number; pass how many trials to make.")
         private, trials = self.args.private, self.args.trials
         too_many = private and (n_trials is None or n_trials > trials)
+        others = list(Path(self.args.output_dir).glob(f"*/{LOG_FILE}"))
         refused = {
             f"backend={backend}": (
                 backend not in (None, "optuna"),
@@ -131,6 +135,10 @@ class SearchingTrainer(PublishingTrainer):
             f"n_trials={n_trials}": (
                 too_many,
                 f"the guarantee covers trials={trials}; set that to as many, or more, in the arguments",
+            ),
+            f"output_dir={self.args.output_dir}": (
+                private and len(others) > 0,
+                f"it holds {len(others)} logs of other runs, which trials={trials} does not count; choose another",
             ),
             f"processes={self.args.world_size}": (
                 self.args.world_size > 1,
@@ -233,3 +241,17 @@ class SearchingTrainer(PublishingTrainer):
         if self.model is None:
             raise ValueError("model: a search keeps none; publish the folder of its best trial, or replay its log.")
         super()._refuse_other_weights()
+
+
+def _checked(hp_space: Callable | None) -> Callable | None:
+    """The same, but for what it returns, which stock takes for a mapping."""
+    if hp_space is None:
+        return None
+
+    def checked(trial: Any) -> Mapping[str, Any]:
+        found = hp_space(trial)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"hp_space: it returned {type(found).__name__}; return a dict of what the trial sets.")
+        return found
+
+    return checked

@@ -87,11 +87,13 @@ def whole_state(model: torch.nn.Module, *, kept: bool) -> dict[str, torch.Tensor
         model: with parameters that are split.
         kept: whether this process needs it; else it gets nothing, and needs memory for one tensor at a time.
     """
-    found = {}
-    for name, tensor in model.state_dict().items():
-        gathered = whole(tensor)
+    found, known = {}, {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:  # One under two names stays one, as whoever saves it expects.
+            gathered = whole(tensor.detach())
+            known[id(tensor)] = gathered.cpu() if kept else None
         if kept:
-            found[name] = gathered.cpu()
+            found[name] = known[id(tensor)]
     return found
 
 

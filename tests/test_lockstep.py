@@ -13,15 +13,16 @@ from peft import TaskType
 from several import ended, in_each
 from test_processes import ROWS, frozen
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainerCallback
 from transformers.distributed import DistributedConfig
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.initial import values_fingerprint
-from hf_dpzo.lockstep import refuse_sharded
-from hf_dpzo.noise import BernoulliMask
+from hf_dpzo.lockstep import LockstepLosses, refuse_sharded
+from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
 from hf_dpzo.replay import replay_onto
 from hf_dpzo.verification import verify
 
@@ -341,5 +342,171 @@ def test_other_parallelism_of_transformers_is_refused(kind, make_args, tmp_path)
             ValueError, match=rf"^{kind}=2: its processes have no rows of their own; set fsdp_size instead"
         ):
             refuse_sharded(model, args, distributed_type="MULTI_GPU")
+
+    in_each(2, work)
+
+
+def failing_once(inside: type, name: str, error: Exception, when) -> None:
+    """Have a method of a class fail the first time that `when` holds of its module. In a child's own memory."""
+    inner, failed = getattr(inside, name), []
+
+    def fails(self, *given, **named):
+        if not failed and when(self):
+            failed.append(True)
+            raise error
+        return inner(self, *given, **named)
+
+    setattr(inside, name, fails)
+
+
+def training() -> list[bool]:
+    """Whether private rows are evaluated by now: what is appended to, in a child's own memory."""
+    begun: list[bool] = []
+    inner = LockstepLosses.__call__
+
+    def call(self, *given):
+        begun.append(True)
+        return inner(self, *given)
+
+    LockstepLosses.__call__ = call
+    return begun
+
+
+@pytest.mark.parametrize("where", ["before", "gather"])
+def test_a_process_that_fails_before_it_gathers_joins_in(where, run, tmp_path):
+    """By a hook in front of FSDP's, or because there is no memory for the weights."""
+
+    def work(rank: int) -> str:
+        frozen(rank, 2)
+        begun, lost = training(), torch.OutOfMemoryError("no memory")
+        if where == "gather" and rank == 1:
+            failing_once(FSDPParamGroup, "unshard", lost, lambda group: begun and "layers.0" in group._module_fqn)
+
+        def made() -> torch.nn.Module:
+            model = split(whole_model(False))
+            if where == "before" and rank == 1:
+                failed = []
+
+                def fail(module: torch.nn.Module, args: tuple) -> None:
+                    if begun and not failed:
+                        failed.append(True)
+                        raise RuntimeError("once")
+
+                model.model.layers[0].register_forward_pre_hook(fail, prepend=True)
+            return model
+
+        return fingerprint(run(made, save_strategy="no"))
+
+    found = set(in_each(2, work))
+    whole = in_each(1, lambda rank: (frozen(rank, 1), fingerprint(run(lambda: whole_model(False), folder="whole")))[1])
+    assert found == set(whole), "rows that can be evaluated alone are counted"
+
+
+def test_a_process_that_can_not_join_in_ends(run):
+    def work(rank: int) -> None:
+        frozen(rank, 2)
+        begun, lost = training(), torch.OutOfMemoryError("no memory")
+        if rank == 1:
+            inner = FSDPParamGroup.unshard
+
+            def fails(group, *given, **named):
+                if begun and "layers.0" in group._module_fqn:
+                    raise lost
+                return inner(group, *given, **named)
+
+            FSDPParamGroup.unshard = fails
+        run(lambda: split(whole_model(False)), save_strategy="no")
+
+    errors = [one.error for one in ended(2, work)]
+    assert "OutOfStepError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
+    assert errors[0] is not None
+
+
+def test_weights_that_two_modules_share_are_gathered_once(run, tmp_path):
+    """Transformers puts them, and the last norm, into one group. One process has no rows."""
+    base = tmp_path / "base"
+    causal_lm(tie_word_embeddings=True).save_pretrained(base)
+
+    def work(rank: int, size: int) -> str:
+        BernoulliMask.draw = lambda mask: np.arange(mask.size) < 6 * (rank == size - 1)
+        DiscreteGaussian.add = lambda self, values: values
+        settings = {} if size == 1 else {"distributed_config": DistributedConfig(fsdp_size=size)}
+        make = lambda: AutoModelForCausalLM.from_pretrained(base, **settings)  # noqa: E731
+        return run(make, folder=f"run-{size}", rows=texts(), save_strategy="no").state.global_step
+
+    assert in_each(2, lambda rank: work(rank, 2)) == [4, 4]
+
+
+def test_tied_weights_are_saved_once(run, tmp_path):
+    def work(rank: int, size: int) -> str:
+        frozen(rank, size)
+        torch.manual_seed(0)
+        model = causal_lm(tie_word_embeddings=True)
+        trainer = run((lambda: split(model)) if size > 1 else (lambda: model), folder=f"run-{size}", rows=texts())
+        trainer.save_model()
+        return fingerprint(trainer)
+
+    assert set(in_each(2, lambda rank: work(rank, 2))) == set(in_each(1, lambda rank: work(rank, 1)))
+    assert len({(tmp_path / f"run-{size}" / "model.safetensors").read_bytes() for size in (1, 2)}) == 1
+
+
+def test_what_a_pass_runs_may_not_depend_on_rows(run, tmp_path):
+    """Else weights of one module would be taken for those of another. Such a row fails, and counts for nothing."""
+
+    def backwards() -> torch.nn.Module:
+        model, last = split(whole_model(False)), []
+        model.model.embed_tokens.register_forward_pre_hook(lambda module, args: last.append(bool(args[0][0][-1] % 2)))
+
+        class Turned(torch.nn.ModuleList):
+            def __getitem__(self, index):
+                found = list(self._modules.values())[index]
+                return found[::-1] if isinstance(index, slice) and begun and last[-1] else found
+
+        model.model.layers.__class__ = Turned
+        return model
+
+    begun: list[bool] = []
+
+    def work(rank: int) -> str:
+        nonlocal begun
+        frozen(rank, 2)
+        begun = training()
+        return fingerprint(run(backwards, save_strategy="no", per_device_train_batch_size=1))
+
+    whole = in_each(1, lambda rank: (frozen(rank, 1), fingerprint(run(lambda: whole_model(False), folder="whole")))[1])
+    assert set(in_each(2, work)).isdisjoint(whole), "no row failed"
+
+
+def test_a_part_of_the_model_that_rows_never_reach_does_no_harm(run):
+    def towers() -> torch.nn.Module:
+        model = whole_model(False)
+        model.unused = torch.nn.Linear(4, 4).requires_grad_(False)
+        fully_shard(model.unused, mesh=init_device_mesh("cpu", (2,)))
+        fully_shard(model.model, mesh=init_device_mesh("cpu", (2,)))
+        model.score.requires_grad_(False)
+        return model
+
+    assert len(set(in_each(2, lambda rank: fingerprint(run(towers, save_strategy="no"))))) == 1
+
+
+def test_weights_that_are_gathered_in_16_bits_are_refused(run):
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+
+    def work(rank: int) -> None:
+        with pytest.raises(ValueError, match=r"^mp_policy: weights would be gathered in torch\.bfloat16, which rounds"):
+            run(lambda: fully_shard(whole_model(False), mp_policy=policy))
+
+    in_each(2, work)
+
+
+def test_what_is_trained_is_in_parts_or_whole(run):
+    def body() -> torch.nn.Module:
+        model = whole_model(False)
+        split(model.model)
+        return model
+
+    def work(rank: int) -> None:
+        with pytest.raises(ValueError, match=r"^model: .* is trained in parts and score\.weight is not, which stock"):
+            run(body)
 
     in_each(2, work)

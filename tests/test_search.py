@@ -334,6 +334,31 @@ def test_values_that_no_run_takes_are_refused(make_trainer):
         search(make_trainer(), by_number([{"smoothing": -1}]))
 
 
+@pytest.mark.parametrize("wrong", ["3", 3.0, True])
+def test_a_number_of_trials_that_is_none_is_refused(make_trainer, wrong):
+    with pytest.raises(ValueError, match=r"^n_trials=.*: it is no whole number; pass how many trials to make"):
+        make_trainer().hyperparameter_search(rates, n_trials=wrong)
+
+
+@pytest.mark.parametrize("returned", [None, [1e-3]])
+def test_a_space_that_sets_nothing_is_refused(make_trainer, returned):
+    with pytest.raises(
+        ValueError, match=r"^hp_space: it returned (NoneType|list); return a dict of what the trial sets"
+    ):
+        make_trainer().hyperparameter_search(lambda trial: returned, n_trials=TRIALS)
+
+
+def test_another_search_in_the_same_folder_is_refused(make_trainer, tmp_path):
+    """Its trials would be six, and each card would claim three."""
+    earlier = tmp_path / "search" / "mine" / "trajectory.zo"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of another run")
+    with pytest.raises(
+        ValueError, match=r"^output_dir=.*: it holds 1 logs of other runs, which trials=3 does not count"
+    ):
+        make_trainer().hyperparameter_search(rates, n_trials=TRIALS)
+
+
 def test_a_second_search_is_refused(searched):
     with pytest.raises(BudgetExceededError, match="trials=3: a search of this trainer has begun 3 of them"):
         search(searched[0])
