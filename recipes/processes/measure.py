@@ -152,9 +152,12 @@ def delays() -> None:
     say("---", "---", "---")
     found: dict[str, list[float]] = {"examples": [], "points": []}
     for latency in LATENCIES:
-        for parallel, times in found.items():
-            times.append(measured(2, {**NETWORK, "parallel": parallel, "latency": latency}) * 1e3)
-        say(f"{latency * 1e3:g} ms", *(f"{times[-1]:.1f}" for times in found.values()))
+        cases = {parallel: {**NETWORK, "parallel": parallel, "latency": latency} for parallel in found}
+        times = [{parallel: measured(2, case) * 1e3 for parallel, case in cases.items()} for _ in range(ROUNDS)]
+        rounds = {parallel: [one[parallel] for one in times] for parallel in found}
+        for parallel, medians in found.items():
+            medians.append(statistics.median(rounds[parallel]))
+        say(f"{latency * 1e3:g} ms", *(spread(rounds[parallel], 0) for parallel in found))
     slopes = (statistics.linear_regression([one * 1e3 for one in LATENCIES], times).slope for times in found.values())
     say("fitted: ms a step for each ms", *(f"{slope:.2f}" for slope in slopes))
 
