@@ -20,7 +20,7 @@ from hf_dpzo.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
 from hf_dpzo.losses import BatchLosses, PerExampleLoss
 from hf_dpzo.output_layer import unwrapped
 from hf_dpzo.processes import Processes
-from hf_dpzo.sealed import OutOfStepError, WithheldError
+from hf_dpzo.sealed import OutOfStepError
 from hf_dpzo.sharded import is_split, local_part, roots
 
 
@@ -136,17 +136,11 @@ class LockstepLosses(BatchLosses):
         """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
         waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
         while self.processes.largest(float(len(waiting) > 0)):
-            if not waiting:
+            if waiting:
+                losses += self._of_next(model, waiting)
+            else:
                 with self.gathers.one_pass():
-                    continue
-            micro_batch = waiting.popleft()
-            try:
-                losses.append(self._evaluated(model, micro_batch))
-            except WithheldError:
-                if len(micro_batch.rows) > 1:
-                    waiting.extendleft(reversed(list(self.collator.apart(micro_batch))))
-                else:
-                    losses.append(torch.full((1, *self.tail), torch.nan, device=self.device))
+                    pass
         return torch.cat(losses)
 
     def learn(self, model: torch.nn.Module, rows: Sequence[Any]) -> None:

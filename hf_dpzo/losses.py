@@ -7,6 +7,7 @@ they take its outputs, and reduce within each row by itself.
 import functools
 import inspect
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,8 +189,10 @@ class BatchLosses:
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
-        losses = [self._of(model, micro_batch) for micro_batch in batch.micro_batches]
-        return torch.cat([torch.empty((0, *self.tail), device=self.device), *losses])
+        waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
+        while waiting:
+            losses += self._of_next(model, waiting)
+        return torch.cat(losses)
 
     @torch.no_grad()
     def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
@@ -205,14 +208,16 @@ class BatchLosses:
             losses[units] = evaluated[: len(units)].float()
         return losses
 
-    def _of(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        """Its rows' losses; where that fails those of one after the other, and NaN for a row that fails alone."""
+    def _of_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
+        """The losses of the first that waits; NaN for a row that fails alone. Several that fail wait one by one."""
+        micro_batch = waiting.popleft()
         try:
-            return self._evaluated(model, micro_batch)
+            return [self._evaluated(model, micro_batch)]
         except WithheldError:
-            if len(micro_batch.rows) > 1:
-                return torch.cat([self._of(model, one) for one in self.collator.apart(micro_batch)])
-            return torch.full((1, *self.tail), torch.nan, device=self.device)
+            if len(micro_batch.rows) == 1:
+                return [torch.full((1, *self.tail), torch.nan, device=self.device)]
+            waiting.extendleft(reversed(self.collator.apart(micro_batch)))
+            return []
 
     def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         losses = sealed("per_example_loss", lambda: self._checked(model, micro_batch))

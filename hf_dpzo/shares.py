@@ -76,7 +76,7 @@ def refuse_other_settings(processes: Processes, args: TrainingArguments) -> None
 def _fingerprint(dataset: Dataset, units: Units) -> int:
     """63 bits that are equal only for the same rows; but they may differ for them too."""
     known = isinstance(dataset, datasets.Dataset)
-    return _number(hashlib.sha256((dataset._fingerprint if known else str(secrets.token_hex())).encode()), units)
+    return _number(hashlib.sha256((dataset._fingerprint if known else secrets.token_hex()).encode()), units)
 
 
 def _digest(dataset: Dataset, units: Units) -> int:
