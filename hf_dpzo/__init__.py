@@ -7,15 +7,15 @@ from hf_dpzo._version import __version__
 
 
 if TYPE_CHECKING:
-    from hf_dpzo.initial import seeded_peft_model
-    from hf_dpzo.log_repository import from_trajectory
+    from hf_dpzo.arguments.training_args import ZOTrainingArguments
+    from hf_dpzo.card.repository import from_trajectory
+    from hf_dpzo.losses.prompting import Prompt
     from hf_dpzo.methods import scaled_clip_norm
-    from hf_dpzo.prompting import Prompt
-    from hf_dpzo.replay import replay_onto
-    from hf_dpzo.trainer import ZOTrainer
-    from hf_dpzo.training_args import ZOTrainingArguments
-    from hf_dpzo.trajectory import Trajectory
-    from hf_dpzo.verification import verify
+    from hf_dpzo.models.seeded import seeded_peft_model
+    from hf_dpzo.trainer.trainer import ZOTrainer
+    from hf_dpzo.trajectory.log import Trajectory
+    from hf_dpzo.trajectory.replay import replay_onto
+    from hf_dpzo.verification.verify import verify
 
 
 __all__ = [
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Prompt": "prompting",
-    "Trajectory": "trajectory",
-    "ZOTrainer": "trainer",
-    "ZOTrainingArguments": "training_args",
-    "from_trajectory": "log_repository",
-    "replay_onto": "replay",
-    "seeded_peft_model": "initial",
+    "Prompt": "losses.prompting",
+    "Trajectory": "trajectory.log",
+    "ZOTrainer": "trainer.trainer",
+    "ZOTrainingArguments": "arguments.training_args",
+    "from_trajectory": "card.repository",
+    "replay_onto": "trajectory.replay",
+    "seeded_peft_model": "models.seeded",
     "scaled_clip_norm": "methods",
-    "verify": "verification",
+    "verify": "verification.verify",
 }
 
 

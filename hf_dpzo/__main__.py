@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_dpzo.cli import main
+from hf_dpzo.cli.main import main
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_dpzo import ZOTrainingArguments
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
 
 
 # Tiny models gain nothing from threads, and two test runs at once would wait for each other's.

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.accounting import Guarantee, group_epsilon, guarantee, replace_one_epsilon
-from hf_dpzo.calibration import calibrate
-from hf_dpzo.ledger import Budget, BudgetExceededError, Ledger, round_up
-from hf_dpzo.meaning import membership_accuracy
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.privacy.accounting import Guarantee, group_epsilon, guarantee, replace_one_epsilon
+from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.interpretation import membership_accuracy
+from hf_dpzo.privacy.ledger import Budget, BudgetExceededError, Ledger, round_up
+from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.audit import Roc, _Gaussian, _Laplace, audit
-from hf_dpzo.lattice import SENSITIVITY, clip_to_lattice
-from hf_dpzo.mechanism import GaussianSum, LaplaceSum, Mechanism, SeparateGaussianSum
+from hf_dpzo.auditing.audit import Roc, _Gaussian, _Laplace, audit
+from hf_dpzo.auditing.roc import draw
 from hf_dpzo.methods import DPZO, ZOSO, AggZO, DPZero, PrivateMethod, Projected
-from hf_dpzo.noise import DiscreteGaussian
-from hf_dpzo.perturbation import Gaussian, Rademacher
-from hf_dpzo.queries import GaussianQuery
-from hf_dpzo.roc import draw
+from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
+from hf_dpzo.privacy.mechanism import GaussianSum, LaplaceSum, Mechanism, SeparateGaussianSum
+from hf_dpzo.privacy.noise import DiscreteGaussian
+from hf_dpzo.privacy.queries import GaussianQuery
+from hf_dpzo.zo.directions import Gaussian, Rademacher
 
 
 SEED = 17

@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import causal_lm
 
-from hf_dpzo.prompting import NextWordLoss
+from hf_dpzo.losses.prompting import NextWordLoss
 
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "benchmark"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.cli import main
-from hf_dpzo.ledger import round_up
-from hf_dpzo.meaning import membership_accuracy
-from hf_dpzo.queries import QUERIES
+from hf_dpzo.cli.main import main
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.interpretation import membership_accuracy
+from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.queries import QUERIES
 
 
 PLAN = ["--target_delta", "1e-5", "--num_rows", "5000", "--expected_batch_size", "64", "--max_steps", "100"]
@@ -132,7 +132,7 @@ def test_bad_curves_get_one_sentence_before_any_work(tmp_path, monkeypatch, caps
         raise AssertionError("it worked first")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_dpzo.tradeoff.guarantee", worked)
+    monkeypatch.setattr("hf_dpzo.privacy.planning.guarantee", worked)
     assert main([*EPSILON, *flags]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hf-dpzo: {message}")
@@ -149,7 +149,7 @@ def test_a_command_curves_against_flags_of_its_own(capsys):
 def test_planning_needs_neither_torch_nor_transformers_nor_matplotlib(tmp_path):
     flags = ["--against", "max_steps", "--points", "2", "--csv", str(tmp_path / "curve.csv")]
     code = (
-        f"import sys; from hf_dpzo.cli import main; assert main({[*EPSILON, *flags]!r}) == 0; "
+        f"import sys; from hf_dpzo.cli.main import main; assert main({[*EPSILON, *flags]!r}) == 0; "
         "assert not {'torch', 'transformers', 'matplotlib', 'peft', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_dpzo.collation import LogicalBatchCollator, stretched
-from hf_dpzo.sampling import Fetched
+from hf_dpzo.data.collation import LogicalBatchCollator, stretched
+from hf_dpzo.data.sampling import Fetched
 
 
 def lengths(rows):

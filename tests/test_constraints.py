@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hf_dpzo.constraints import Ball, QuadraticAnchor
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Rademacher
+from hf_dpzo.zo.constraints import Ball, QuadraticAnchor
+from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 def optimizer_of(theta, constraint, lr=0.1) -> ZOOptimizer:

@@ -10,15 +10,15 @@ from dp_accounting.pld import PLDAccountant
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.accounting import NEIGHBORING_RELATION
-from hf_dpzo.descent import Descent
-from hf_dpzo.guard import unwrapped_optimizer
-from hf_dpzo.lattice import SENSITIVITY
-from hf_dpzo.mechanism import LaplaceSum, SeparateGaussianSum
 from hf_dpzo.methods import METHODS, PrivateMethod
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.models.unwrap import unwrapped_optimizer
+from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION
+from hf_dpzo.privacy.clipping import SENSITIVITY
+from hf_dpzo.privacy.mechanism import LaplaceSum, SeparateGaussianSum
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.step.descent import Descent
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 ROWS, STEPS = 6, 3

@@ -13,13 +13,15 @@ from accelerate import Accelerator
 from conftest import few_public_rows, labelled_rows, one_layer
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from hf_dpzo import ZOTrainer, durable, probing
-from hf_dpzo.ledger import Budget
-from hf_dpzo.losses import BatchLosses
-from hf_dpzo.queries import GaussianQuery
-from hf_dpzo.recipe import read_recipe
-from hf_dpzo.running import build_trainer
-from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryWriter
+from hf_dpzo import ZOTrainer
+from hf_dpzo.isolation import measure as probing
+from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.queries import GaussianQuery
+from hf_dpzo.recipe.recipe import read_recipe
+from hf_dpzo.recipe.run import build_trainer
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.trainer import resumable as durable
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
 
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "long_run" / "measure.py"

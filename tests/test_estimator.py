@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hf_dpzo.estimator import DIFFERENCES, AddingWalk, CentralDifference, CopyingWalk, ForwardDifference, Point
-from hf_dpzo.perturbation import DIRECTIONS, Rademacher
+from hf_dpzo.zo.directions import DIRECTIONS, Rademacher
+from hf_dpzo.zo.spsa import DIFFERENCES, CentralDifference, ForwardDifference
+from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, Point
 
 
 def adding_and_back(theta, directions, *, step) -> AddingWalk:

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from hf_dpzo.cli import main
-from hf_dpzo.inherent import inherent_privacy
-from hf_dpzo.noise import DiscreteGaussian
+from hf_dpzo.auditing.inherent_privacy import inherent_privacy
+from hf_dpzo.cli.main import main
+from hf_dpzo.privacy.noise import DiscreteGaussian
 
 
 TRIALS = 150

@@ -20,10 +20,11 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_dpzo.isolation import CoupledRowsError, probe
-from hf_dpzo.losses import CausalLMLoss, as_loss, without_labels
-from hf_dpzo.made_up import made_up_probe_rows
-from hf_dpzo.prompting import Prompt
+from hf_dpzo.isolation.probe import CoupledRowsError, probe
+from hf_dpzo.isolation.synthetic_rows import made_up_probe_rows
+from hf_dpzo.losses.per_example import CausalLMLoss, as_loss
+from hf_dpzo.losses.prompting import Prompt
+from hf_dpzo.models.unwrap import without_labels
 
 
 CLASSES = labelled_rows(2)

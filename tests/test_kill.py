@@ -22,9 +22,9 @@ from conftest import few_public_rows, labelled_rows, one_layer
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.checkpoints import CheckpointMark
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.trajectory import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
+from hf_dpzo.trajectory.checkpoints import CheckpointMark
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 STEPS, SMOOTHING = 12, 2.0**-6

@@ -1,6 +1,7 @@
-"""The layers: a module imports only from modules above it, and only the libraries of its own business."""
+"""The layers: a package imports only from packages above it in the table, and only the libraries beside its name."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,205 +9,114 @@ import pytest
 import hf_dpzo
 
 
-PACKAGE = Path(hf_dpzo.__file__).parent
-
-# In order: each module may import those above it, and of the heavy libraries those named beside it.
-LAYERS = {
-    "_version": set(),
-    "sealed": {"torch"},
-    "noise": {"opendp"},
-    "queries": {"dp_accounting"},
-    "accounting": {"dp_accounting"},
-    "meaning": set(),
-    "calibration": {"dp_accounting", "scipy"},
-    "ledger": set(),
-    "tradeoff": set(),
-    "kernel": {"numba"},
-    "stream": {"torch"},
-    "mask": {"torch"},
-    "sharded": {"torch"},
-    "perturbation": {"torch"},
-    "processes": {"torch"},
-    "lattice": {"torch"},
-    "mechanism": {"torch"},
-    "units": {"torch", "datasets"},
-    "sampling": {"torch"},
-    "shares": {"torch", "datasets", "transformers"},
-    "turns": {"torch"},
-    "collation": {"torch"},
-    "estimator": {"torch"},
-    "constraints": {"torch"},
-    "updates": {"torch"},
-    "optimizer": {"torch"},
-    "pruning": {"torch"},
-    "methods.method": set(),
-    "methods.mezo": set(),
-    "methods.dpzero": set(),
-    "methods.dpzo": set(),
-    "methods.aggzo": set(),
-    "methods.zoso": set(),
-    "methods.zopo": set(),
-    "methods.projected": set(),
+ROOT = Path(hf_dpzo.__file__).parent
+# From the bottom, with the heavy libraries that each may import.
+PACKAGES = {
+    "io": {"jsonschema"},
+    "distributed": {"torch"},
+    "privacy": {"opendp", "dp_accounting", "scipy", "torch"},
+    "plots": {"matplotlib"},
+    "zo": {"torch", "numba"},
     "methods": set(),
-    "descent": {"torch"},
-    "inherent": {"torch"},
-    "audit": {"torch", "scipy"},
-    "pictures": {"matplotlib"},
-    "roc": set(),
-    "packages": set(),
-    "commits": {"huggingface_hub"},
-    "strict_json": {"jsonschema"},
-    "header": set(),
-    "records": set(),
-    "trajectory": {"filelock"},
-    "output_layer": {"torch", "transformers", "peft"},
-    "losses": {"torch", "transformers", "peft"},
-    "lockstep": {"torch", "transformers"},
-    "together": {"torch"},
-    "evaluation": {"torch"},
-    "precision": {"torch", "transformers"},
-    "made_up": {"torch", "transformers", "datasets"},
-    "isolation": {"torch", "transformers"},
-    "adapters": {"peft"},
-    "initial": {"torch", "transformers", "peft", "safetensors"},
-    "probing": {"torch"},
-    "untrusted": {"torch", "transformers", "peft"},
-    "replay": {"torch", "transformers", "peft", "huggingface_hub"},
-    "checkpoints": {"transformers"},
-    "run_log": {"torch", "filelock"},
-    "prompting": {"torch", "transformers", "peft"},
-    "row_refusals": {"torch"},
-    "refusals": {"torch", "transformers", "peft"},
-    "values": set(),
-    "method_flags": {"transformers"},
-    "unit_flags": {"transformers"},
-    "privacy_flags": {"transformers"},
-    "training_args": {"transformers"},
-    "guard": {"torch", "transformers", "accelerate"},
-    "progress": {"transformers"},
-    "schema": {"jsonschema"},
-    "planned": set(),
-    "declared": set(),
-    "statement": set(),
-    "sources": {"huggingface_hub"},
-    "weights": {"torch", "safetensors"},
-    "training_picture": set(),
-    "front_matter": {"huggingface_hub"},
-    "model_card": {"huggingface_hub"},
-    "publishing": {"huggingface_hub"},
-    "log_repository": {"torch"},
-    "finding": set(),
-    "replayed": {"torch"},
-    "verification": {"huggingface_hub", "scipy"},
-    "discreet": {"torch", "transformers"},
-    "durable": {"torch", "transformers"},
-    "published": {"huggingface_hub", "transformers", "peft"},
-    "search": {"transformers"},
-    "trainer": {"torch", "transformers", "peft"},
-    "recipe": {"transformers"},
-    "loading": {"torch", "transformers", "peft", "datasets"},
-    "running": {"transformers"},
-    "commands": set(),
-    "commands.outcome": set(),
-    "commands.tables": set(),
-    "commands.train": set(),
-    "commands.replay": set(),
-    "commands.curves": set(),
-    "commands.planning": set(),
-    "commands.audit": set(),
-    "commands.card": set(),
-    "commands.verify": set(),
-    "commands.push_log": {"huggingface_hub"},
-    "cli": set(),
-    "__main__": set(),
-    "": set(),
+    "data": {"torch", "datasets", "transformers"},
+    "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},
+    "losses": {"torch", "transformers"},
+    "step": {"torch"},
+    "isolation": {"torch", "transformers", "datasets"},
+    "trajectory": {"torch", "transformers", "peft", "safetensors", "filelock", "huggingface_hub"},
+    "auditing": {"torch", "scipy"},
+    "card": {"torch", "huggingface_hub", "jsonschema"},
+    "verification": {"torch", "scipy", "safetensors", "huggingface_hub"},
+    "arguments": {"transformers"},
+    "trainer": {"torch", "transformers", "peft", "huggingface_hub"},
+    "recipe": {"torch", "transformers", "peft", "datasets"},
+    "cli": {"huggingface_hub"},
 }
+FACES = ("__init__", "__main__", "_version")
+HEAVY = set().union(*PACKAGES.values())
+# Beside the order: the secret randomness and the public one never meet, and what a release costs is not what it draws.
+STRANGERS = [("privacy", "zo"), ("zo", "privacy"), ("privacy.accounting", "privacy.noise")]
 # Generators of one's own, and a look at the global one.
 OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
-HEAVY = {
-    *("opendp", "dp_accounting", "scipy", "torch", "transformers", "accelerate", "peft", "datasets"),
-    *("huggingface_hub", "safetensors", "filelock", "jsonschema", "matplotlib", "numba"),
-}
-# Beyond the order: what would let secrets and public randomness, or privacy and models, meet.
-FORBIDDEN = {
-    "noise": {"perturbation"},
-    "perturbation": {"noise", "mechanism", "accounting", "ledger"},
-    "estimator": {"noise", "mechanism", "accounting", "ledger"},
-    "optimizer": {"noise", "mechanism", "accounting", "ledger"},
-    "mechanism": {"perturbation", "estimator"},
-    "accounting": {"noise"},
+SHARED_GENERATOR = {
+    *("torch.manual_seed", "torch.randn", "torch.rand", "torch.normal", "torch.randint", "random.seed", "set_seed"),
 }
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+    return ".".join(part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def package(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    return found
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def inner(imported: str) -> str | None:
-    return imported.removeprefix("hf_dpzo").removeprefix(".") if imported.split(".")[0] == "hf_dpzo" else None
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+MODULES = [name for name in TREES if name and package(name) not in FACES]
+IMPORTS = {name: set(imports_of(tree)) for name, tree in TREES.items()}
 
 
-FILES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+def inside(module: str) -> set[str]:
+    """The modules of this library that a module imports."""
+    return {one.removeprefix("hf_dpzo.") for one in IMPORTS[module] if one.startswith("hf_dpzo.")}
 
 
-def test_every_module_has_a_layer():
-    assert set(FILES) == set(LAYERS)
+def test_every_package_has_a_layer():
+    assert {package(name) for name in MODULES} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_module_imports_only_from_above(name):
-    order = list(LAYERS)
-    inside = {inner(imported) for imported in imports_of(FILES[name])} - {None}
-    if name == "":
-        return  # The package's own file names what users import.
-    assert all(order.index(other) < order.index(name) for other in inside), inside
-    assert not inside & FORBIDDEN.get(name, set())
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_only_from_above_it(name):
+    below = [*PACKAGES][[*PACKAGES].index(name) + 1 :]
+    for module in (one for one in MODULES if package(one) == name):
+        assert not {package(one) for one in inside(module)} & set(below), module
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_module_imports_no_foreign_library(name):
-    outside = {imported.split(".")[0] for imported in imports_of(FILES[name])} & HEAVY
-    assert outside <= LAYERS[name]
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_imports_no_foreign_library(name):
+    for module in (one for one in MODULES if package(one) == name):
+        assert {package(one) for one in IMPORTS[module]} & HEAVY <= PACKAGES[name], module
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize(("one", "other"), STRANGERS)
+def test_strangers_never_meet(one, other):
+    assert {name for name in MODULES if name.startswith(one)}
+    for module in (name for name in MODULES if name.startswith(one)):
+        assert not {name for name in inside(module) if f"{name}.".startswith(f"{other}.")}, module
+
+
+def test_a_package_says_in_two_lines_what_it_is_for_and_what_it_may_import():
+    for name in set(PACKAGES) - {"plots", "methods", "cli"}:
+        purpose, _, imported = ast.get_docstring(TREES[name]).partition("\n\n")
+        assert purpose and imported.startswith("Imports ") and "\n" not in purpose + imported, name
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_files_are_short(name):
-    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 320
+    assert TREES[name].body[-1].end_lineno <= 325
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", MODULES)
 def test_functions_fit_a_screen(name):
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.FunctionDef) and node.name not in ("__init__", "refuse_arguments"):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             assert not body or body[-1].end_lineno - body[0].lineno < 50, node.name
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", MODULES)
 def test_no_global_generator_is_seeded_or_drawn_from(name):
     """Directions own their generators, and noise comes from the operating system."""
-    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    drawn = {
-        "torch.manual_seed",
-        "torch.randn",
-        "torch.rand",
-        "torch.normal",
-        "torch.randint",
-        "random.seed",
-        "set_seed",
-    }
-    assert not called & drawn
+    called = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    assert not called & SHARED_GENERATOR
     assert not {call for call in called if call.startswith("np.random.") and not call.startswith(OWN)}
-    assert "random" not in imports_of(FILES[name]) or name == "sealed"
+    assert "random" not in IMPORTS[name] or name == "data.sealed"

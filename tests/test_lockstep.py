@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, DataColla
 from transformers.distributed import DistributedConfig
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.initial import values_fingerprint
-from hf_dpzo.lockstep import LockstepLosses, refuse_sharded
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.replay import replay_onto
-from hf_dpzo.verification import verify
+from hf_dpzo.models.checks import refuse_sharded
+from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.step.fsdp import LockstepLosses
+from hf_dpzo.trajectory.replay import replay_onto
+from hf_dpzo.verification.verify import verify
 
 
 def split(model: torch.nn.Module, mesh=None) -> torch.nn.Module:

@@ -14,8 +14,8 @@ from transformers import (
     LlamaModel,
 )
 
-from hf_dpzo.losses import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, loss_of_head
-from hf_dpzo.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
+from hf_dpzo.losses.per_example import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, loss_of_head
+from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
 
 
 TEXTS = ["w1 w2", "w3", "w4 w5 w6 w7 w8", "w9 w10 w11"]

@@ -7,8 +7,8 @@ from conftest import causal_lm, classifier, labelled_rows, llama_config, masked_
 from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
-from hf_dpzo.losses import loss_of_head
-from hf_dpzo.made_up import made_up_probe_rows, made_up_rows
+from hf_dpzo.isolation.synthetic_rows import made_up_probe_rows, made_up_rows
+from hf_dpzo.losses.per_example import loss_of_head
 
 
 TOKENS = {"input_ids": [7, 7], "attention_mask": [1, 1]}

@@ -5,9 +5,9 @@ import math
 import pytest
 from scipy import stats
 
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.meaning import CURVE, detection_rate, membership_accuracy, privacy_curve
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.interpretation import CURVE, detection_rate, membership_accuracy, privacy_curve
+from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 def gaussian(noise_multiplier: float, sampling_rate: float = 1.0, count: int = 1):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.lattice import SENSITIVITY, clip_to_lattice
-from hf_dpzo.mechanism import (
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
+from hf_dpzo.privacy.mechanism import (
     NOISES,
     ClippedSum,
     GaussianSum,
@@ -19,8 +19,8 @@ from hf_dpzo.mechanism import (
     Release,
     SeparateGaussianSum,
 )
-from hf_dpzo.noise import DiscreteGaussian
-from hf_dpzo.queries import QUERIES, GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.privacy.noise import DiscreteGaussian
+from hf_dpzo.privacy.queries import QUERIES, GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
 AWKWARD = [0.0, -0.0, 1e-320, 1e-30, 0.5, 1.0, 1 + 2**-52, 3.7, -2.0, 1e20, 1e200, 1.7e308, -1.7e308]
@@ -300,7 +300,7 @@ def test_clipped_sum_claims_nothing():
 
 
 def test_the_limit_of_rows_does_not_depend_on_the_number_of_directions(monkeypatch):
-    from hf_dpzo import lattice as module
+    from hf_dpzo.privacy import clipping as module
 
     monkeypatch.setattr(module, "MAX_ROWS", 10)
     assert len(separate(3).release(torch.zeros(10, 3)).integers) == 3

@@ -17,11 +17,11 @@ from conftest import each_with_each, few_public_rows, labelled_rows, one_layer, 
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, scaled_clip_norm
-from hf_dpzo.guard import unwrapped_optimizer
 from hf_dpzo.methods import METHODS, PrivateMethod
 from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
-from hf_dpzo.perturbation import DIRECTIONS
+from hf_dpzo.models.unwrap import unwrapped_optimizer
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.zo.directions import DIRECTIONS
 
 
 STEPS, ROWS, EXPECTED, SMOOTHING, CLIP, RATE = 3, 40, 8, 1e-2, 0.2, 0.05

@@ -10,12 +10,12 @@ from huggingface_hub import ModelCard
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.accounting import group_epsilon, guarantee, replace_one_epsilon
-from hf_dpzo.audit import Audit, Check, Roc, audit
-from hf_dpzo.ledger import round_up
-from hf_dpzo.queries import GaussianQuery, LaplaceQuery
-from hf_dpzo.running import accuracy
-from hf_dpzo.verification import verify
+from hf_dpzo.auditing.audit import Audit, Check, Roc, audit
+from hf_dpzo.privacy.accounting import group_epsilon, guarantee, replace_one_epsilon
+from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery
+from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.verification.verify import verify
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_card_states_what_holds_for_several_rows_of_one_person(train):
 
 
 def test_card_tells_of_the_audit_where_it_was_asked_for(train, monkeypatch):
-    monkeypatch.setattr("hf_dpzo.audit.audit", functools.partial(audit, releases=400))
+    monkeypatch.setattr("hf_dpzo.auditing.audit.audit", functools.partial(audit, releases=400))
     _, folder = train(audit=True)
     found = statement(folder)["validity_checks"]["audit"]
     assert found["passed"] and found["releases"] == 400
@@ -180,7 +180,7 @@ def test_a_mechanism_that_fails_its_audit_is_not_run(train, monkeypatch):
     failed = Check(name="noise scale", measured="0.5", allowed=">= 1", passed=False)
     roc = Roc(false_alarms=(), detections=(), allowed=())
     bad = Audit(checks=(failed,), roc=roc, mu_lower=2.0, mu_claimed=1.0, releases=200)
-    monkeypatch.setattr("hf_dpzo.audit.audit", lambda method, seed: bad)
+    monkeypatch.setattr("hf_dpzo.auditing.audit.audit", lambda method, seed: bad)
     with pytest.raises(RuntimeError, match="audit: noise scale: the mechanism releases more than it claims"):
         train(audit=True)
 

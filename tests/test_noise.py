@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo import noise
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.privacy import noise
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
 
 
 def draws(scale: int, count: int) -> np.ndarray:

@@ -6,11 +6,11 @@ import pickle
 import pytest
 import torch
 
-from hf_dpzo.constraints import QuadraticAnchor
-from hf_dpzo.estimator import Point
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS, Rademacher
-from hf_dpzo.updates import Adam
+from hf_dpzo.zo.constraints import QuadraticAnchor
+from hf_dpzo.zo.directions import DIRECTIONS, Rademacher
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.updates import Adam
+from hf_dpzo.zo.walk import Point
 
 
 def make(parameters, **settings) -> ZOOptimizer:

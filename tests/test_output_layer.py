@@ -23,9 +23,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_dpzo.losses import CausalLMLoss
-from hf_dpzo.output_layer import AT_ONCE, OutputLayer, output_layer_of
-from hf_dpzo.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.losses.output_layer import AT_ONCE, OutputLayer, output_layer_of
+from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
 
 MASK, WORDS, TOKENS = 2, (44, 45), 9

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo.perturbation import DIRECTIONS, Gaussian, Rademacher, Sphere
-from hf_dpzo.stream import _DOMAIN, CHUNK
+from hf_dpzo.zo.directions import DIRECTIONS, Gaussian, Rademacher, Sphere
+from hf_dpzo.zo.philox import _DOMAIN, CHUNK
 
 
 KINDS = sorted(DIRECTIONS)

@@ -18,15 +18,17 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TorchAoConfig
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
-from hf_dpzo.cli import main
-from hf_dpzo.initial import base_of, frozen_fingerprint, values_fingerprint
-from hf_dpzo.isolation import CoupledRowsError
-from hf_dpzo.losses import CausalLMLoss
-from hf_dpzo.precision import inner_tensors, loading_options, reduced, refuse_shared_scales
-from hf_dpzo.refusals import refuse_model
-from hf_dpzo.replay import rebuild
-from hf_dpzo.trajectory import Trajectory, TrajectoryError
-from hf_dpzo.verification import verify
+from hf_dpzo.cli.main import main
+from hf_dpzo.isolation.probe import CoupledRowsError
+from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.models.checks import refuse_model
+from hf_dpzo.models.fingerprints import frozen_fingerprint, values_fingerprint
+from hf_dpzo.models.precision import inner_tensors, loading_options, reduced, refuse_shared_scales
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.initial import base_of
+from hf_dpzo.trajectory.log import Trajectory
+from hf_dpzo.trajectory.replay import rebuild
+from hf_dpzo.verification.verify import verify
 
 
 ROWS = Dataset.from_list(
@@ -398,7 +400,7 @@ def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer,
 
 
 def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
-    from hf_dpzo.header import fault_in
+    from hf_dpzo.io.strict_json import fault_in
 
     trainer = make_trainer(made("bfloat16"), padded_lengths=[16], smoothing=0.1)
     trainer.train()
@@ -494,7 +496,7 @@ def test_a_fingerprint_follows_every_part_of_a_tensor_of_torchao(torchao):
 
 
 def test_quantizations_ask_for_what_makes_them(monkeypatch):
-    monkeypatch.setattr("hf_dpzo.precision.is_torchao_available", lambda: False)
+    monkeypatch.setattr("hf_dpzo.models.precision.is_torchao_available", lambda: False)
     with pytest.raises(ValueError, match="quantization=int8: torchao makes it, and is not there; pip install torchao"):
         loading_options("float32", "int8")
     assert loading_options("bfloat16", None) == {"dtype": torch.bfloat16}

@@ -11,10 +11,10 @@ from peft import TaskType
 from transformers import BatchEncoding, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.isolation import CoupledRowsError
-from hf_dpzo.losses import CausalLMLoss
-from hf_dpzo.sampling import SealedRows
-from hf_dpzo.sealed import DrawnError
+from hf_dpzo.data.sampling import SealedRows
+from hf_dpzo.data.sealed import DrawnError
+from hf_dpzo.isolation.probe import CoupledRowsError
+from hf_dpzo.losses.per_example import CausalLMLoss
 
 
 class Centred(torch.nn.Module):

@@ -12,15 +12,15 @@ from several import ended, in_each
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo import trainer as trainer_module
-from hf_dpzo.initial import values_fingerprint
-from hf_dpzo.mechanism import ClippedSum, GaussianSum, PlainMean
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.processes import ALONE, Group, checksum, processes
-from hf_dpzo.sampling import Drawn, PoissonBatchSampler
-from hf_dpzo.trajectory import TrajectoryWriter
-from hf_dpzo.turns import SameBatches, Turns, room_for
-from hf_dpzo.units import Units
+from hf_dpzo.data.sampling import Drawn, PoissonBatchSampler, SameBatches, room_for
+from hf_dpzo.data.units import Units
+from hf_dpzo.distributed.processes import ALONE, Group, checksum, processes
+from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, PlainMean
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.step.point_parallel import Turns
+from hf_dpzo.trainer import trainer as trainer_module
+from hf_dpzo.trajectory.log import TrajectoryWriter
 
 
 ROWS = 40

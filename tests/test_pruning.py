@@ -10,12 +10,12 @@ from conftest import causal_lm, classifier, labelled_rows, with_lora
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.mask import Mask
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS, Gaussian
-from hf_dpzo.pruning import _FIRST_STEP, DataFreePruning
-from hf_dpzo.sampling import SealedRows
-from hf_dpzo.stream import CHUNK
+from hf_dpzo.data.sampling import SealedRows
+from hf_dpzo.zo.directions import DIRECTIONS, Gaussian
+from hf_dpzo.zo.mask import Mask
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.pruning import _FIRST_STEP, DataFreePruning
 
 
 def outputs_of(model):

@@ -15,13 +15,13 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 import hf_dpzo
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, seeded_peft_model
-from hf_dpzo.cli import main
-from hf_dpzo.losses import BatchLosses
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Rademacher
-from hf_dpzo.running import accuracy
-from hf_dpzo.trajectory import Trajectory
-from hf_dpzo.verification import verify
+from hf_dpzo.cli.main import main
+from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.trajectory.log import Trajectory
+from hf_dpzo.verification.verify import verify
+from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 REPO, BASE, STEPS = "tester/private", "tester/base", 4

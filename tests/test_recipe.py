@@ -12,12 +12,12 @@ import pytest
 import yaml
 from conftest import causal_lm, classifier, masked_lm
 
-from hf_dpzo.audit import audit
-from hf_dpzo.cli import main
-from hf_dpzo.noise import DiscreteGaussian
-from hf_dpzo.packages import resolve
-from hf_dpzo.recipe import Recipe, read_recipe
-from hf_dpzo.trajectory import Trajectory
+from hf_dpzo.auditing.audit import audit
+from hf_dpzo.cli.main import main
+from hf_dpzo.models.location import resolve
+from hf_dpzo.privacy.noise import DiscreteGaussian
+from hf_dpzo.recipe.recipe import Recipe, read_recipe
+from hf_dpzo.trajectory.log import Trajectory
 
 
 ROOT = Path(__file__).parent.parent
@@ -321,7 +321,7 @@ def test_rows_that_would_all_be_too_long_are_refused(write, capsys):
 
 
 def test_audits_print_a_table(write, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("hf_dpzo.audit.audit", functools.partial(audit, releases=200))
+    monkeypatch.setattr("hf_dpzo.auditing.audit.audit", functools.partial(audit, releases=200))
     assert main(["audit", write(), "--picture", str(tmp_path / "roc.png")]) == 0
     out = capsys.readouterr().out
     assert "noise scale" in out and "VIOLATED" not in out
@@ -330,7 +330,7 @@ def test_audits_print_a_table(write, capsys, monkeypatch, tmp_path):
 
 def test_audits_of_what_leaks_end_with_1(write, capsys, monkeypatch):
     monkeypatch.setattr(DiscreteGaussian, "add", lambda noise, values: values)
-    monkeypatch.setattr("hf_dpzo.audit.audit", functools.partial(audit, releases=200))
+    monkeypatch.setattr("hf_dpzo.auditing.audit.audit", functools.partial(audit, releases=200))
     assert main(["audit", write()]) == 1
     assert "VIOLATED" in capsys.readouterr().out
 

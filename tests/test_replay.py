@@ -25,11 +25,13 @@ from test_recipe import refused, table, workplace, write  # noqa: F401 - fixture
 from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
-from hf_dpzo.cli import main
-from hf_dpzo.initial import INITIAL_FILE as INITIAL
-from hf_dpzo.initial import public_draws
-from hf_dpzo.replay import ANYWHERE, check_device, rebuild
-from hf_dpzo.trajectory import LOG_FILE, Trajectory, TrajectoryError
+from hf_dpzo.cli.main import main
+from hf_dpzo.models.seeded import public_draws
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.initial import INITIAL_FILE as INITIAL
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.replay import check_device, rebuild
+from hf_dpzo.trajectory.run import ANYWHERE
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_replays_do_not_depend_on_the_number_of_threads(train, settings, tmp_pat
     trainer.save_model()
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1]));"
-        "from hf_dpzo.replay import rebuild;"
+        "from hf_dpzo.trajectory.replay import rebuild;"
         "rebuild(sys.argv[2], sys.argv[3]).save_pretrained(sys.argv[4])"
     )
     arguments = ["2", str(tmp_path / "base"), trainer.args.output_dir, str(tmp_path / "again")]

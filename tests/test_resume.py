@@ -14,14 +14,15 @@ from test_contract import CASES, PRIVATE
 from transformers import DataCollatorWithPadding, LlamaForSequenceClassification, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.checkpoints import MARK_FILE as MARK
-from hf_dpzo.initial import INITIAL_FILE as INITIAL
-from hf_dpzo.mechanism import IntegerSum, PlainMean, Release
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.replay import rebuild, replay, replay_onto
-from hf_dpzo.run_log import RunLog
-from hf_dpzo.trajectory import LOG_FILE as LOG
-from hf_dpzo.trajectory import Trajectory, TrajectoryError, TrajectoryWriter
+from hf_dpzo.privacy.mechanism import IntegerSum, PlainMean, Release
+from hf_dpzo.trajectory.checkpoints import MARK_FILE as MARK
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.initial import INITIAL_FILE as INITIAL
+from hf_dpzo.trajectory.log import LOG_FILE as LOG
+from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.replay import rebuild, replay, replay_onto
+from hf_dpzo.trajectory.run_log import RunLog
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 ROWS, STEPS = 10, 6
@@ -223,7 +224,7 @@ def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
                 make_trainer(name, where=where).train()
         seen = []
         with monkeypatch.context() as patch:
-            patch.setattr("hf_dpzo.run_log.replay", functools.partial(watched, seen))
+            patch.setattr("hf_dpzo.trajectory.run_log.replay", functools.partial(watched, seen))
             make_trainer(name, where=where).train(resume_from_checkpoint=True)
         assert seen == expected
 

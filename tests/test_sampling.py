@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.sampling import PoissonBatchSampler, steps_per_epoch
-from hf_dpzo.units import Units
+from hf_dpzo.data.sampling import PoissonBatchSampler, steps_per_epoch
+from hf_dpzo.data.units import Units
 
 
 def batches(size, rate, count):

@@ -12,12 +12,13 @@ import pytest
 import torch
 import yaml
 
-from hf_dpzo.estimator import DIFFERENCES, AddingWalk, CentralDifference
-from hf_dpzo.mechanism import GaussianSum
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Rademacher
-from hf_dpzo.processes import Alone
-from hf_dpzo.stream import Stream
+from hf_dpzo.distributed.processes import Alone
+from hf_dpzo.privacy.mechanism import GaussianSum
+from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.philox import Stream
+from hf_dpzo.zo.spsa import DIFFERENCES, CentralDifference
+from hf_dpzo.zo.walk import AddingWalk
 
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +178,7 @@ def test_what_crosses_the_network_does_not_grow_with_the_model(cost, machine, ru
 @pytest.mark.parametrize("directions", [1, 3])
 def test_sweeps_and_draws_are_those_of_a_step(run, monkeypatch, name, directions):
     pytest.importorskip("numba")  # Without it nothing is kept, and more is drawn.
-    monkeypatch.setattr("hf_dpzo.perturbation.WORTH_COMPILING", 1)
+    monkeypatch.setattr("hf_dpzo.zo.directions.WORTH_COMPILING", 1)
     parameter = torch.nn.Parameter(torch.zeros(100))
     optimizer = ZOOptimizer([parameter], directions=Rademacher, seed=0, lr=1e-3)
     optimizer.begin_stage()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.sealed import DrawnError, WithheldError, sealed
+from hf_dpzo.data.sealed import DrawnError, WithheldError, sealed
 
 
 DRAWS = {

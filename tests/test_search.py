@@ -19,12 +19,13 @@ from transformers import (
 from transformers.integrations.integration_utils import run_hp_search_optuna
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.guard import FirstStepGuard
-from hf_dpzo.ledger import BudgetExceededError, round_up
-from hf_dpzo.training_picture import _spent
-from hf_dpzo.trajectory import Trajectory, TrajectoryError
-from hf_dpzo.verification import verify
+from hf_dpzo.plots import _spent
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.trainer.callbacks import FirstStepGuard
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.log import Trajectory
+from hf_dpzo.verification.verify import verify
 
 
 RATES = [1e-3, 1e-2, 1e-1]

@@ -8,13 +8,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from hf_dpzo.descent import Descent
-from hf_dpzo.lockstep import Gathers
+from hf_dpzo.distributed.sharding import local_part
 from hf_dpzo.methods import METHODS
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS
-from hf_dpzo.sharded import local_part
-from hf_dpzo.stream import CHUNK
+from hf_dpzo.step.descent import Descent
+from hf_dpzo.step.fsdp import Gathers
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.philox import CHUNK
 
 
 STEPS = 3

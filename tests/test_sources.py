@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import create_repo
 from local_hub import hub  # noqa: F401 - a fixture.
 
-from hf_dpzo.sources import LARGEST_TEXT, HubCommit, LocalFolder, SourceError, source_of
+from hf_dpzo.card.sources import LARGEST_TEXT, HubCommit, LocalFolder, SourceError, source_of
 
 
 @pytest.fixture(params=["folder", "hub"])

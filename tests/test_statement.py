@@ -10,12 +10,14 @@ from conftest import classifier, labelled_rows, with_lora
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.declared import Declared, isolation_of, worse_isolation
-from hf_dpzo.isolation import Isolation
-from hf_dpzo.planned import PlannedRun
-from hf_dpzo.schema import SCHEMA_FILE, StatementError, check_statement
-from hf_dpzo.statement import privacy_statement
-from hf_dpzo.trajectory import Trajectory, TrajectoryError, TrajectoryWriter
+from hf_dpzo.card.declarations import Declared
+from hf_dpzo.card.schema import SCHEMA_FILE, StatementError, check_statement
+from hf_dpzo.card.statement import privacy_statement
+from hf_dpzo.isolation.bound import isolation_of, worse_isolation
+from hf_dpzo.isolation.probe import Isolation
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.run import PlannedRun
 
 
 CASES = {

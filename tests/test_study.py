@@ -10,8 +10,8 @@ import torch
 import yaml
 from conftest import causal_lm
 
-from hf_dpzo.losses import Forward
-from hf_dpzo.recipe import parse_recipe
+from hf_dpzo.losses.per_example import Forward
+from hf_dpzo.recipe.recipe import parse_recipe
 
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "study"

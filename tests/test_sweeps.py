@@ -8,11 +8,11 @@ import pytest
 import torch
 from several import in_each
 
-from hf_dpzo import perturbation
-from hf_dpzo.kernel import add_signs, compiled
-from hf_dpzo.mask import Mask
-from hf_dpzo.perturbation import BLOCK, DIRECTIONS, Rademacher
-from hf_dpzo.stream import CHUNK, CHUNKS_WORTH_A_THREAD, Stream, Streams
+from hf_dpzo.zo import directions as perturbation
+from hf_dpzo.zo.directions import BLOCK, DIRECTIONS, Rademacher
+from hf_dpzo.zo.kernel import add_signs, compiled
+from hf_dpzo.zo.mask import Mask
+from hf_dpzo.zo.philox import CHUNK, CHUNKS_WORTH_A_THREAD, Stream, Streams
 
 
 SIZES = [1, 7, 64, 65, 1000, CHUNK, CHUNK + 3, 2 * CHUNK + 77]

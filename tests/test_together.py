@@ -7,11 +7,12 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.estimator import DIFFERENCES, CopyingWalk, Point, stacked
-from hf_dpzo.losses import loss_of_head
-from hf_dpzo.perturbation import DIRECTIONS
-from hf_dpzo.prompting import MaskedWordLoss, NextWordLoss
-from hf_dpzo.together import LossTogether
+from hf_dpzo.losses.per_example import loss_of_head
+from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.step.batched_points import LossTogether
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.spsa import DIFFERENCES
+from hf_dpzo.zo.walk import CopyingWalk, Point, stacked
 
 
 def filled(model: torch.nn.Module) -> torch.nn.Module:
@@ -143,7 +144,7 @@ def test_weights_follow_from_the_log(make_args, tokenizer):
 
 
 def test_an_empty_batch_is_noise_alone(make_args, tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_dpzo.noise.BernoulliMask.draw", lambda mask: torch.zeros(mask.size).bool().numpy())
+    monkeypatch.setattr("hf_dpzo.privacy.noise.BernoulliMask.draw", lambda mask: torch.zeros(mask.size).bool().numpy())
     assert len(trained(make_args, tokenizer, points_per_pass=6).budget.ledger) == 4
 
 

@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.integrations import WandbCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.running import accuracy
+from hf_dpzo.recipe.run import accuracy
 
 
 MARK = "mark-of-a-private-row"

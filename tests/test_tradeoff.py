@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import hf_dpzo.tradeoff
-from hf_dpzo.accounting import LARGEST_EPSILON, guarantee
-from hf_dpzo.calibration import calibrate
-from hf_dpzo.pictures import check_picture, draw_curve
-from hf_dpzo.queries import QUERIES
-from hf_dpzo.tradeoff import POINTS, POINTS_CALIBRATED, WHOLE, Curve, Plan, curve, spread, state
+import hf_dpzo.privacy.planning
+from hf_dpzo.plots import check_picture, draw_curve
+from hf_dpzo.privacy.accounting import LARGEST_EPSILON, guarantee
+from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.planning import POINTS, POINTS_CALIBRATED, WHOLE, Curve, Plan, curve, spread, state
+from hf_dpzo.privacy.queries import QUERIES
 
 
 NOISY = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=100)
@@ -110,7 +110,7 @@ def test_nothing_is_asked_beyond_what_can_not_be_stated(monkeypatch):
         asked.append(releases[0][0].noise_multiplier)
         return guarantee(releases, delta=delta)
 
-    monkeypatch.setattr(hf_dpzo.tradeoff, "guarantee", counted)
+    monkeypatch.setattr(hf_dpzo.privacy.planning, "guarantee", counted)
     curve(NOISY, "noise_multiplier", [0.001, 0.002, 0.003, 2.4])
     assert asked == [1.2, 0.003, 2.4]
 

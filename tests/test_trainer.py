@@ -21,15 +21,15 @@ from transformers import (
 )
 
 from hf_dpzo import Prompt, ZOTrainer
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.ledger import BudgetExceededError, round_up
-from hf_dpzo.losses import CausalLMLoss
-from hf_dpzo.mechanism import IntegerSum
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.run_log import RunLog
-from hf_dpzo.running import accuracy
-from hf_dpzo.sealed import DrawnError
+from hf_dpzo.data.sealed import DrawnError
+from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.privacy.mechanism import IntegerSum
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.trajectory.run_log import RunLog
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 ROWS = 40

@@ -17,13 +17,12 @@ from transformers import (
 )
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.lockstep import refuse_sharded
-from hf_dpzo.mechanism import ClippedSum
-from hf_dpzo.precision import refuse_shapes
-from hf_dpzo.queries import NonPrivateQuery
-from hf_dpzo.refusals import refuse_model
-from hf_dpzo.updates import SGD, Adam, Momentum
+from hf_dpzo.models.checks import refuse_model, refuse_sharded
+from hf_dpzo.models.precision import refuse_shapes
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.mechanism import ClippedSum
+from hf_dpzo.privacy.queries import NonPrivateQuery
+from hf_dpzo.zo.updates import SGD, Adam, Momentum
 
 
 def test_target_epsilon_is_met_by_the_plan(make_args):
@@ -196,7 +195,7 @@ def test_packing_is_refused_in_configurations_that_have_it(make_args):
 
 def test_deepspeed_and_fsdp_are_refused(make_args, monkeypatch):
     """Their plugins want libraries and devices that are not here, so the flags are set on finished arguments."""
-    from hf_dpzo.refusals import refuse_arguments
+    from hf_dpzo.arguments.unsupported import refuse_arguments
 
     for name, value in (("deepspeed", {"zero_optimization": {"stage": 2}}), ("fsdp", True), ("fp16", True)):
         args = make_args()

@@ -6,17 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hf_dpzo.header import differences
-from hf_dpzo.trajectory import (
-    LOG_FILE,
-    MAGIC,
-    Layout,
-    Record,
-    Trajectory,
-    TrajectoryError,
-    TrajectoryWriter,
-    locked,
-)
+from hf_dpzo.io.strict_json import differences
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
+from hf_dpzo.trajectory.records import Layout, Record
 
 
 # Of a run that changes no model: what the format asks for, and no more.

@@ -20,9 +20,9 @@ from conftest import labelled_rows, one_layer, with_lora
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.lattice import SENSITIVITY
-from hf_dpzo.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.running import accuracy
+from hf_dpzo.privacy.clipping import SENSITIVITY
+from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.recipe.run import accuracy
 
 
 ROWS, STEPS = 16, 6

@@ -12,9 +12,9 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.lattice import SENSITIVITY
-from hf_dpzo.sampling import PoissonBatchSampler
-from hf_dpzo.units import Units, unit_means
+from hf_dpzo.data.sampling import PoissonBatchSampler
+from hf_dpzo.data.units import Units, unit_means
+from hf_dpzo.privacy.clipping import SENSITIVITY
 
 
 USERS = ["ann", "bob", "ann", "cyd", "ann", "bob", "dan", "ann"]

@@ -22,19 +22,20 @@ from safetensors.torch import load_file, save_file
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.adapters import adapter_config
-from hf_dpzo.cli import main
-from hf_dpzo.header import LARGEST_HEADER, TrajectoryError
-from hf_dpzo.initial import INITIAL_FILE, LARGEST_NAMES
+from hf_dpzo.cli.main import main
+from hf_dpzo.io.strict_json import SCHEMAS
 from hf_dpzo.methods import METHODS
 from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.packages import resolve
-from hf_dpzo.perturbation import DIRECTIONS
-from hf_dpzo.queries import MAX_NOISE_MULTIPLIER, QUERIES, NonPrivateQuery
-from hf_dpzo.replay import base_from_header, rebuild
-from hf_dpzo.strict_json import SCHEMAS
-from hf_dpzo.trajectory import LARGEST_LOG, LOG_FILE, MAGIC, Layout, Record, Trajectory
-from hf_dpzo.updates import UPDATES
+from hf_dpzo.models.location import resolve
+from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, NonPrivateQuery
+from hf_dpzo.trajectory.adapters import adapter_config
+from hf_dpzo.trajectory.header import LARGEST_HEADER, TrajectoryError
+from hf_dpzo.trajectory.initial import INITIAL_FILE, LARGEST_NAMES
+from hf_dpzo.trajectory.log import LARGEST_LOG, LOG_FILE, MAGIC, Trajectory
+from hf_dpzo.trajectory.records import Layout, Record
+from hf_dpzo.trajectory.replay import base_from_header, rebuild
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.updates import UPDATES
 
 
 MB = 1 << 20

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hf_dpzo.mask import Mask
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import DIRECTIONS
-from hf_dpzo.updates import UPDATES, Adam, Momentum, NormalizedSGD
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.mask import Mask
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.updates import UPDATES, Adam, Momentum, NormalizedSGD
 
 
 COEFFICIENTS = [[0.5, -2.0, 1.0], [1.5, 0.25, -0.75], [-1.0, 0.0, 3.0], [0.1, 0.2, 0.4]]

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, from_trajectory, seeded_peft_model
-from hf_dpzo.cli import main
-from hf_dpzo.planned import PlannedRun
-from hf_dpzo.running import accuracy
-from hf_dpzo.trajectory import Trajectory, TrajectoryWriter
-from hf_dpzo.verification import verify
+from hf_dpzo.cli.main import main
+from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.run import PlannedRun
+from hf_dpzo.verification.verify import verify
 
 
 STEPS = 40
@@ -443,7 +443,7 @@ def test_markup_in_what_was_declared_does_not_reach_the_card(copy, base, capsys)
 @pytest.fixture
 def elsewhere(train, monkeypatch) -> Path:
     """Saved by a run on another kind of device."""
-    monkeypatch.setattr("hf_dpzo.replay._replays_on", lambda *run: "cuda on x86_64")
+    monkeypatch.setattr("hf_dpzo.trajectory.run._replays_on", lambda *run: "cuda on x86_64")
     return train(lora=True)
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from hf_dpzo.mechanism import GaussianSum
 from hf_dpzo.methods.method import Paper, PrivateMethod
+from hf_dpzo.privacy.mechanism import GaussianSum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from hf_dpzo.mechanism import NOISES, GaussianSum, LaplaceSum
 from hf_dpzo.methods.method import Paper, PrivateMethod
+from hf_dpzo.privacy.mechanism import NOISES, GaussianSum, LaplaceSum
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
-from hf_dpzo.constraints import Constraint
-from hf_dpzo.estimator import DIFFERENCES, Difference
-from hf_dpzo.mechanism import GaussianSum, Mechanism
-from hf_dpzo.pruning import DataFreePruning
+from hf_dpzo.privacy.mechanism import GaussianSum, Mechanism
+from hf_dpzo.zo.constraints import Constraint
+from hf_dpzo.zo.pruning import DataFreePruning
+from hf_dpzo.zo.spsa import DIFFERENCES, Difference
 
 
 @dataclass(frozen=True, kw_only=True)

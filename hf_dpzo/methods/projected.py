@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from hf_dpzo.constraints import Ball, Constraint
-from hf_dpzo.mechanism import ClippedSum, GaussianSum
 from hf_dpzo.methods.method import Paper, PrivateMethod
+from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum
+from hf_dpzo.zo.constraints import Ball, Constraint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_dpzo.methods.zoso import ZOSO
-from hf_dpzo.pruning import DataFreePruning
+from hf_dpzo.zo.pruning import DataFreePruning
 
 
 MASKS = ("static", "dynamic")

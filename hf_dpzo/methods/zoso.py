@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from hf_dpzo.constraints import Constraint, QuadraticAnchor
-from hf_dpzo.mechanism import SeparateGaussianSum
 from hf_dpzo.methods.method import Paper, PrivateMethod, Stage
+from hf_dpzo.privacy.mechanism import SeparateGaussianSum
+from hf_dpzo.zo.constraints import Constraint, QuadraticAnchor
 
 
 @dataclass(frozen=True, kw_only=True)

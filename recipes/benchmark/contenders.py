@@ -10,7 +10,8 @@ from mezo_twin import MezoTwin
 from subjects import RATE, SMOOTHING, Subject
 from transformers import TrainerCallback
 
-from hf_dpzo import ZOTrainer, ZOTrainingArguments, perturbation
+from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo.zo import directions as perturbation
 
 
 def floor(subject: Subject, steps: int, meter: Meter, *, passes: int = 2) -> None:

@@ -15,7 +15,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from subjects import RATE, Subject
 from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTLearnedPositionalEmbedding
 
-from hf_dpzo.losses import accepts, unwrapped
+from hf_dpzo.models.unwrap import accepts, unwrapped
 
 
 class Positions(torch.nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 from findings import AXES, Line, Results
 from jobs import title
 
-from hf_dpzo.pictures import new_figure
+from hf_dpzo.plots import new_figure
 
 
 def pictures(results: Results, folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from hf_dpzo.losses import PerExampleLoss
+from hf_dpzo.losses.per_example import PerExampleLoss
 
 
 class MezoTwin:

@@ -20,10 +20,10 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_dpzo.initial import seeded_peft_model
-from hf_dpzo.losses import CausalLMLoss, PerExampleLoss, SequenceClassificationLoss
-from hf_dpzo.packages import resolve
-from hf_dpzo.prompting import NextWordLoss
+from hf_dpzo.losses.per_example import CausalLMLoss, PerExampleLoss, SequenceClassificationLoss
+from hf_dpzo.losses.prompting import NextWordLoss
+from hf_dpzo.models.location import resolve
+from hf_dpzo.models.seeded import seeded_peft_model
 
 
 # So small that no step changes what the next one costs.

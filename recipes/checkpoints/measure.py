@@ -12,10 +12,10 @@ from pathlib import Path
 
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-from hf_dpzo.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe import read_recipe
-from hf_dpzo.running import build_trainer
-from hf_dpzo.trajectory import Trajectory
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.recipe import read_recipe
+from hf_dpzo.recipe.run import build_trainer
+from hf_dpzo.trajectory.log import Trajectory
 
 
 RECIPE = Path(__file__).parents[1] / "quickstart.yaml"

@@ -14,10 +14,11 @@ import torch
 import yaml
 from transformers import DataCollatorWithPadding
 
-from hf_dpzo.estimator import CentralDifference, CopyingWalk, Difference, ForwardDifference
-from hf_dpzo.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.perturbation import Rademacher
-from hf_dpzo.recipe import parse_recipe
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.recipe import parse_recipe
+from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.spsa import CentralDifference, Difference, ForwardDifference
+from hf_dpzo.zo.walk import CopyingWalk
 
 
 ROWS, DIRECTIONS = 32, 8

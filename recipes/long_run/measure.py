@@ -27,17 +27,19 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.collation import LogicalBatchCollator
-from hf_dpzo.discreet import DiscreetTrainer
-from hf_dpzo.durable import DurableTrainer
-from hf_dpzo.ledger import Budget
-from hf_dpzo.losses import BatchLosses, Inputs, ScoreLoss
-from hf_dpzo.mechanism import IntegerSum
-from hf_dpzo.noise import BernoulliMask
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.sampling import SealedRows
-from hf_dpzo.sealed import sealed
-from hf_dpzo.trajectory import TrajectoryWriter
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.sampling import SealedRows
+from hf_dpzo.data.sealed import sealed
+from hf_dpzo.losses.per_example import ScoreLoss
+from hf_dpzo.models.unwrap import Inputs
+from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.mechanism import IntegerSum
+from hf_dpzo.privacy.noise import BernoulliMask
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.trainer.redacting import DiscreetTrainer
+from hf_dpzo.trainer.resumable import DurableTrainer
+from hf_dpzo.trajectory.log import TrajectoryWriter
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 STEPS, LOOKS = 100_000, 100

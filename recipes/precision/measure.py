@@ -24,10 +24,10 @@ import yaml
 from transformers import DataCollatorWithPadding
 from transformers.utils import is_torchao_available
 
-from hf_dpzo.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.perturbation import Rademacher
-from hf_dpzo.precision import inner_tensors
-from hf_dpzo.recipe import Recipe, parse_recipe
+from hf_dpzo.models.precision import inner_tensors
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.recipe import Recipe, parse_recipe
+from hf_dpzo.zo.directions import Rademacher
 
 
 ROWS, EVALUATED, SHORT = 8, 200, 32

@@ -24,8 +24,8 @@ from peft import LoraConfig, TaskType
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, default_data_collator
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.initial import seeded_peft_model
-from hf_dpzo.processes import Group
+from hf_dpzo.distributed.processes import Group
+from hf_dpzo.models.seeded import seeded_peft_model
 
 
 TOKENS, ROUNDS = 64, 3

@@ -28,12 +28,12 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from hf_dpzo.collation import LogicalBatchCollator
-from hf_dpzo.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.losses import CausalLMLoss
-from hf_dpzo.prompting import MaskedWordLoss, NextWordLoss
-from hf_dpzo.recipe import parse_recipe
-from hf_dpzo.sampling import Fetched
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.sampling import Fetched
+from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.recipe import parse_recipe
 
 
 TURNS, TOKENS, TARGETS, MASK, WORDS = 3, 64, 8, 103, [2204, 2919]

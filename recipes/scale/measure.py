@@ -19,10 +19,11 @@ import torch
 import training
 from transformers import BertModel
 
-from hf_dpzo.estimator import AddingWalk, CentralDifference, CopyingWalk
-from hf_dpzo.optimizer import ZOOptimizer
-from hf_dpzo.perturbation import Rademacher
-from hf_dpzo.stream import CHUNK, Stream
+from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.philox import CHUNK, Stream
+from hf_dpzo.zo.spsa import CentralDifference
+from hf_dpzo.zo.walk import AddingWalk, CopyingWalk
 
 
 # Layers, width, rows, tokens; the first three are fitted.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hf_dpzo.processes import Group
+from hf_dpzo.distributed.processes import Group
 
 
 Case = dict[str, Any]

@@ -9,8 +9,8 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
-from hf_dpzo.losses import PerExampleLoss
-from hf_dpzo.sampling import PoissonBatchSampler
+from hf_dpzo.data.sampling import PoissonBatchSampler
+from hf_dpzo.losses.per_example import PerExampleLoss
 
 
 @dataclass(frozen=True, kw_only=True)

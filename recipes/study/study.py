@@ -26,13 +26,13 @@ import yaml
 from frozen_prefix import collate, outputs_of_layers, without_layers
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.accounting import guarantee
-from hf_dpzo.calibration import calibrate
-from hf_dpzo.estimator import DIFFERENCES
-from hf_dpzo.loading import load_model, load_rows, load_tokenizer, with_adapter
-from hf_dpzo.queries import GaussianQuery
-from hf_dpzo.recipe import parse_recipe
-from hf_dpzo.training_args import ZOTrainingArguments
+from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.queries import GaussianQuery
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer, with_adapter
+from hf_dpzo.recipe.recipe import parse_recipe
+from hf_dpzo.zo.spsa import DIFFERENCES
 
 
 HERE = Path(__file__).parent

@@ -1,0 +1,4 @@
+"""`ZOTrainingArguments`, checked field by field.
+
+Imports `privacy`, `zo`, `methods` and `data`.
+"""

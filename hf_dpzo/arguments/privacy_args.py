@@ -1,0 +1,56 @@
+"""The flags that set the privacy of a run, and of how many runs it is that of, checked."""
+
+from transformers import TrainingArguments
+
+from hf_dpzo.arguments.coercion import as_list, whole
+from hf_dpzo.privacy.accounting import check_delta
+
+
+def check_privacy(args: TrainingArguments) -> None:
+    """Raise `ValueError` unless a private run has noise, or a target for it, and a delta; and another one neither."""
+    if args.private:
+        _check_private(args)
+    elif args.target_epsilon is not None or args.target_delta is not None:
+        what = "noise_multiplier=0" if args.noise_multiplier == 0 else f"method={args.method}"
+        raise ValueError(
+            f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
+            "target_epsilon and target_delta."
+        )
+
+
+def _check_private(args: TrainingArguments) -> None:
+    if (args.target_epsilon is None) == (args.noise_multiplier is None):
+        raise ValueError(
+            f"target_epsilon={args.target_epsilon}, noise_multiplier={args.noise_multiplier}: "
+            "give one of the two; the other follows from it."
+        )
+    if args.target_delta is None:
+        raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
+    check_delta(args.target_delta)
+
+
+def check_trials(args: TrainingArguments) -> None:
+    """Raise `ValueError` unless `trials` says how many runs a guarantee covers, and `tuning_runs` no fewer."""
+    if args.trials is None:
+        raise ValueError("trials=None: it must be a whole number, this run among them; leave it out for one.")
+    if args.trials > 1 and not args.private:
+        raise ValueError(f"trials={args.trials}: without noise there is no guarantee to cover them; remove it.")
+    if args.tuning_runs is not None and args.tuning_runs < args.trials:
+        raise ValueError(
+            f"tuning_runs={args.tuning_runs}: trials={args.trials} counts more runs than that; raise it, or remove it."
+        )
+
+
+def check_units(args: TrainingArguments) -> None:
+    """Coerce and check `privacy_unit_column`, `max_rows_per_unit` and `padded_lengths`."""
+    args.max_rows_per_unit = whole("max_rows_per_unit", args.max_rows_per_unit)
+    if args.max_rows_per_unit is not None and args.privacy_unit_column is None:
+        raise ValueError(
+            f"max_rows_per_unit={args.max_rows_per_unit}: each row is its own unit; set privacy_unit_column too."
+        )
+    if args.privacy_unit_column is not None and args.max_rows_per_unit is None:
+        args.max_rows_per_unit = 8
+    lengths = [whole("padded_lengths", length) for length in as_list("padded_lengths", args.padded_lengths)]
+    if lengths != sorted(set(lengths)):
+        raise ValueError(f"padded_lengths={args.padded_lengths}: lengths must grow; sort them, each once.")
+    args.padded_lengths = lengths or None

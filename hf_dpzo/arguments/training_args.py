@@ -1,0 +1,319 @@
+"""The flags of a run: everything that `transformers.TrainingArguments` has, and what zeroth-order training adds."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_dpzo.arguments.coercion import one_of, positive, whole
+from hf_dpzo.arguments.method_args import (
+    ADAM_FLAGS,
+    CHOICES,
+    COUNTS,
+    METHOD_FLAGS,
+    NUMBERS,
+    check_method_flags,
+    check_update,
+    is_given,
+    update_of,
+)
+from hf_dpzo.arguments.privacy_args import check_privacy, check_trials, check_units
+from hf_dpzo.arguments.unsupported import refuse_arguments
+from hf_dpzo.data.sampling import steps_per_epoch
+from hf_dpzo.data.units import Units
+from hf_dpzo.methods import METHODS, Method, PrivateMethod
+from hf_dpzo.methods.zopo import MASKS
+from hf_dpzo.privacy.accounting import check_delta, check_promise
+from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.clipping import MAX_ROWS
+from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.mechanism import NOISES
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.spsa import DIFFERENCES
+from hf_dpzo.zo.updates import UPDATES, Update
+
+
+PLANNED_FLAGS = (
+    "method",
+    "target_epsilon",
+    "target_delta",
+    "expected_batch_size",
+    "directions",
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "privacy_unit_column",
+    "max_rows_per_unit",
+    "trials",
+    # No part of the budget, but rows were probed with it.
+    "points_per_pass",
+    # No part of the budget, but the optimizer is made with them, and the card states them.
+    "learning_rate",
+    "update",
+    "momentum",
+    *ADAM_FLAGS,
+    *METHOD_FLAGS,
+)
+
+
+PARALLEL = ("examples", "points")
+
+
+@dataclass
+class ZOTrainingArguments(TrainingArguments):
+    """`TrainingArguments` for differentially private zeroth-order training.
+
+    The privacy of a run is set by `target_epsilon` and `target_delta`, or by `noise_multiplier` and `target_delta`.
+    `seed` is public: it makes the directions, never the noise. `per_device_train_batch_size` is how many rows are
+    evaluated at once; it changes memory and speed, not what is learned.
+
+    Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
+
+    >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
+    >>> method, budget = args.plan(num_units=5000)
+    >>> round(method.noise_multiplier, 2), budget.planned_steps
+    (0.78, 100)
+    """
+
+    method: str = field(default="dpzero", metadata={"help": "The published method.", "choices": sorted(METHODS)})
+    target_epsilon: float | None = field(
+        default=None, metadata={"help": "The epsilon that the noise is calibrated for. Excludes noise_multiplier."}
+    )
+    target_delta: float | None = field(
+        default=None, metadata={"help": "The delta of the guarantee; well below one over the number of rows."}
+    )
+    noise_multiplier: float | None = field(
+        default=None,
+        metadata={
+            "help": "The noise's scale over the sensitivity: a standard deviation in clip norms (zoso, zopo: sqrt(K) "
+            "of them; with paper_noise twice that is drawn), or Laplace's b. Excludes target_epsilon."
+        },
+    )
+    clip_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "The largest norm of one example's coefficients; small values act like signs; default 1. For dpzo "
+            "the largest difference of its losses; default 0.05."
+        },
+    )
+    smoothing: float | None = field(
+        default=None, metadata={"help": "Distance from the parameters to a probe point, in directions; default 1e-3."}
+    )
+    num_directions: int | None = field(
+        default=None, metadata={"help": "Directions per step (K); default 16 for aggzo and 1 for the others."}
+    )
+    difference: str | None = field(
+        default=None,
+        metadata={
+            "help": "central, or forward: biased, but K + 1 forward passes instead of 2K; default central.",
+            "choices": sorted(DIFFERENCES),
+        },
+    )
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "dpzo: gaussian, or laplace, for which target_epsilon is pure, with delta 0; default gaussian.",
+            "choices": sorted(NOISES),
+        },
+    )
+    paper_noise: bool = field(
+        default=False, metadata={"help": "dpzero: twice the noise, as in the paper, for less epsilon than the target."}
+    )
+    num_stages: int | None = field(
+        default=None, metadata={"help": "zoso, zopo: stages, each twice as long as the one before; default 3."}
+    )
+    final_smoothing: float | None = field(
+        default=None, metadata={"help": "zoso, zopo: smoothing of the last stage; default that of the first."}
+    )
+    anchor_strength: float | None = field(
+        default=None,
+        metadata={
+            "help": "zoso, zopo: pull towards where a stage began (rho), which costs a copy; 0 for none; default 5e-4."
+        },
+    )
+    pruning_ratio: float | None = field(
+        default=None, metadata={"help": "zopo: the share of coordinates that are trained; default 0.01."}
+    )
+    mask: str | None = field(
+        default=None,
+        metadata={
+            "help": "zopo: choose them once (static) or for each stage (dynamic); default static.",
+            "choices": sorted(MASKS),
+        },
+    )
+    radius: float | None = field(
+        default=None, metadata={"help": "projected: of the ball around the initial parameters, L2."}
+    )
+    update: str = field(
+        default="sgd",
+        metadata={
+            "help": "What released coefficients do: sgd; momentum or adam, which keep state, so for adapters (adam "
+            "reads adam_beta1, adam_beta2 and adam_epsilon); or normalized, by the spread of the K coefficients.",
+            "choices": sorted(UPDATES),
+        },
+    )
+    momentum: float | None = field(default=None, metadata={"help": "update=momentum: what a step keeps; default 0.9."})
+    expected_batch_size: int = field(
+        default=64,
+        metadata={"help": "Rows (or users) in a batch on average; a public constant. Each batch is a Poisson sample."},
+    )
+    privacy_unit_column: str | None = field(
+        default=None, metadata={"help": "Protect all rows of a user together: the column that says whose a row is."}
+    )
+    max_rows_per_unit: int | None = field(
+        default=None, metadata={"help": "privacy_unit_column: how many of a user's rows a batch may hold; default 8."}
+    )
+    padded_lengths: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Public lengths in tokens that rows are padded to, in full micro-batches, so that no row moves "
+            "another's loss even in the last bit. Rows that are longer than all of them contribute nothing."
+        },
+    )
+    points_per_pass: int | None = field(
+        default=None, metadata={"help": "Adapters: how many probe points one forward pass evaluates; default 1."}
+    )
+    parallel: str = field(
+        default="examples",
+        metadata={
+            "help": "What several processes share out: the examples of a batch, or the probe points of its directions.",
+            "choices": sorted(PARALLEL),
+        },
+    )
+    directions: str = field(
+        default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
+    )
+    audit: bool = field(
+        default=False,
+        metadata={"help": "Attack the mechanism before training, some 20 seconds, and say in the card what was found."},
+    )
+    tuning_runs: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many runs on these rows choices were made from, this one among them. The card says so; "
+            "those beyond trials are not accounted."
+        },
+    )
+    trials: int = field(
+        default=1,
+        metadata={"help": "How many such runs are made on these rows, this one among them: epsilon covers them all."},
+    )
+    push_trajectory: bool = field(
+        default=False,
+        metadata={"help": "What is pushed to the Hub holds the log, from which the weights follow, and no weights."},
+    )
+    eval_data_is_public: bool = field(
+        default=False,
+        metadata={"help": "Declares that nobody's privacy depends on the evaluation data, so they may steer the run."},
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate, per unit of coefficient."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X steps."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Unused: there is no gradient. See clip_norm."})
+
+    def __post_init__(self) -> None:
+        self.check_values()
+        super().__post_init__()
+        refuse_arguments(self)
+
+    @property
+    def planned_values(self) -> dict[str, Any]:
+        """What a run was planned from. Once it has been, none of it may change."""
+        return {name: getattr(self, name) for name in PLANNED_FLAGS}
+
+    @property
+    def private(self) -> bool:
+        """Whether the method adds noise."""
+        return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
+
+    def units(self, dataset: Any) -> Units:
+        """The units of privacy that the rows of `dataset` belong to."""
+        if dataset is None:
+            return Units(num_rows=0)
+        if self.privacy_unit_column is None:
+            return Units(num_rows=len(dataset))
+        return Units.of_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
+
+    @property
+    def units_in_words(self) -> str:
+        """What the units of privacy are."""
+        return "rows" if self.privacy_unit_column is None else "users"
+
+    def sampling_rate(self, num_units: int) -> float:
+        """The probability with which each unit joins a batch: what is sampled, accounted and stated."""
+        return self.expected_batch_size / num_units
+
+    def plan(self, num_units: int) -> tuple[Method, Budget]:
+        """Return the method with its noise set, and the budget of its run over so many units of privacy.
+
+        Raises:
+            ValueError: the data are fewer than a batch, or delta is too large for them.
+        """
+        if not 0 < self.expected_batch_size <= num_units:
+            raise ValueError(
+                f"expected_batch_size={self.expected_batch_size}: the training data have {num_units} "
+                f"{self.units_in_words}; lower it."
+            )
+        if self.expected_batch_size > MAX_ROWS // 2:
+            raise ValueError(
+                f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
+            )
+        sampling_rate = self.sampling_rate(num_units)
+        steps = self._planned_steps(sampling_rate)
+        given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
+        if issubclass(METHODS[self.method], PrivateMethod):
+            given["expected_batch_size"] = self.expected_batch_size
+        if self.private:
+            check_delta(self.target_delta, num_rows=num_units)
+            given["noise_multiplier"] = self._noise_multiplier(given, sampling_rate, steps)
+        method = METHODS[self.method](**given)
+        method.check_plan(steps)
+        query = method.mechanism.query(sampling_rate)
+        delta = self.target_delta if self.private else None
+        budget = Budget(query=query, planned_steps=steps, delta=delta, trials=self.trials)
+        if budget.private:
+            check_promise(budget.stated())
+        return method, budget
+
+    @property
+    def update_rule(self) -> Update:
+        """What becomes of released coefficients, with its parameters."""
+        return update_of(self)
+
+    def _planned_steps(self, sampling_rate: float) -> int:
+        if self.max_steps > 0:
+            return self.max_steps
+        # Rounded up, as Trainer.set_initial_training_values does.
+        return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
+
+    def _noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
+        return calibrate(
+            unscaled.mechanism.query(sampling_rate),
+            steps=steps * self.trials,
+            target_epsilon=self.target_epsilon,
+            target_delta=self.target_delta,
+        ).noise_multiplier
+
+    def check_values(self) -> None:
+        """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
+        one_of("method", self.method, METHODS)
+        for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
+            may_be_zero = name == "anchor_strength" or (
+                name == "noise_multiplier" and METHODS[self.method].noise_optional
+            )
+            setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
+        for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
+            setattr(self, name, whole(name, getattr(self, name)))
+        for name, known in {"directions": DIRECTIONS, "update": UPDATES, "parallel": PARALLEL, **CHOICES}.items():
+            if getattr(self, name) is not None:
+                one_of(name, getattr(self, name), known)
+        if not isinstance(self.paper_noise, bool):
+            raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
+        check_method_flags(self)
+        check_update(self)
+        check_units(self)
+        check_privacy(self)
+        check_trials(self)

@@ -1,0 +1,137 @@
+"""Training arguments that this library can not honour are refused.
+
+Every message is one sentence: the value, the reason, the remedy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+
+
+METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
+
+DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
+
+
+def refuse_arguments(args: TrainingArguments) -> None:
+    """Raise `ValueError` for training arguments that this library can not honour."""
+    refused = {
+        "gradient_accumulation_steps": (
+            args.gradient_accumulation_steps != 1,
+            "a batch is cut into pieces of per_device_train_batch_size rows anyway; set expected_batch_size instead",
+        ),
+        "auto_find_batch_size": (
+            args.auto_find_batch_size,
+            "a retry after running out of memory would take a step twice; lower per_device_train_batch_size instead",
+        ),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor != 0,
+            "it would be ignored; pass a per_example_loss that smooths each row",
+        ),
+        "neftune_noise_alpha": (
+            args.neftune_noise_alpha is not None,
+            "losses are compared without dropout or other noise; remove it",
+        ),
+        "optim": (
+            args.optim != DEFAULT_OPTIMIZER,
+            "there are no gradients for it to use; remove it",
+        ),
+        "max_grad_norm": (
+            args.max_grad_norm != 0,
+            "there is no gradient to clip; set clip_norm, which bounds one example's influence",
+        ),
+        "weight_decay": (args.weight_decay < 0, "it would make the parameters grow; set 0 or more"),
+        "use_liger_kernel": (args.use_liger_kernel, "it fuses a loss over the batch; remove it"),
+        "deepspeed": (args.deepspeed, "its engine never calls the zeroth-order update; run without it"),
+        "fsdp": (args.fsdp, "accelerate would split the model behind the optimizer's back; split it by fully_shard"),
+        "n_gpu": (
+            args.n_gpu > 1,
+            "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
+        ),
+        "save_on_each_node": (args.save_on_each_node, "one process writes the log, and all read it; share the folder"),
+        "push_trajectory": (
+            args.push_trajectory and not args.push_to_hub,
+            "nothing is pushed; set push_to_hub=True too, or run hf-dpzo push-log afterwards",
+        ),
+        "hub_strategy": (
+            args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE),
+            "a run goes on from the log, which every commit holds; set every_save, or end",
+        ),
+        "train_sampling_strategy": (
+            args.train_sampling_strategy != "random",
+            "batches are Poisson samples, which the guarantee depends on; remove it",
+        ),
+        "dataloader_drop_last": (args.dataloader_drop_last, "no Poisson batch may be dropped; remove it"),
+        "accelerator_config.split_batches": (
+            args.accelerator_config.split_batches,
+            "batches are never split; remove it",
+        ),
+        "accelerator_config.dispatch_batches": (
+            args.accelerator_config.dispatch_batches,
+            "batches are drawn in each process; remove it",
+        ),
+        "include_num_input_tokens_seen": (
+            args.include_num_input_tokens_seen != "no",
+            "the number of tokens tells which rows were drawn; remove it",
+        ),
+        "audit": (args.audit and not args.private, "without noise nothing is claimed; remove it"),
+        "points_per_pass": (
+            args.points_per_pass is not None and args.parallel == "points",
+            "points are spread over processes already; remove one of the two",
+        ),
+        "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
+        "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
+        # Arguments of TRL's configurations, which subclasses may add.
+        "packing": (
+            _added(args, "packing"),
+            "a packed row holds several examples, and one row is what is protected; remove it",
+        ),
+        "padding_free": (_added(args, "padding_free"), "it joins the rows of a batch; remove it"),
+    }
+    _raise_first(args, refused)
+    if args.hub_token is not None:
+        raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
+    if args.private:
+        _refuse_for_privacy(args)
+
+
+def _refuse_for_privacy(args: TrainingArguments) -> None:
+    steers = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
+    rounds = (
+        "autocast rounds what is trained too, and may keep a copy of it from before it was perturbed; load a frozen "
+        "base with dtype=torch.bfloat16, and train a float32 adapter"
+    )
+    refused = {
+        "fp16": (args.fp16, rounds),
+        "bf16": (args.bf16, rounds),
+        "mixed_precision": (args.mixed_precision != "no", rounds),
+        "fp16_full_eval": (args.fp16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
+        "bf16_full_eval": (args.bf16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
+        "tf32": (bool(args.tf32), "it rounds to 10 bits, which lets rows move each other's losses; remove it"),
+        "save_strategy": (args.save_strategy == SaveStrategy.BEST and not args.eval_data_is_public, steers),
+        "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steers),
+        "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steers),
+    }
+    _raise_first(args, refused)
+
+
+def _added(args: TrainingArguments, name: str) -> bool:
+    return bool(getattr(args, name, False))
+
+
+def _value(args: TrainingArguments, name: str) -> Any:
+    value = args
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy | HubStrategy) else value
+
+
+def _raise_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
+    """Raise for the first argument whose condition holds; `refused` gives each one's condition and reason."""
+    for name, (condition, reason) in refused.items():
+        if condition:
+            raise ValueError(f"{name}={_value(args, name)}: {reason}.")

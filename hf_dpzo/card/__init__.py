@@ -1,0 +1,4 @@
+"""What a model promises: the statement, the card, and their publication.
+
+Imports everything from `io` to `trajectory`.
+"""

@@ -1,0 +1,156 @@
+"""The guarantee, written down beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
+
+The card is a function of `privacy.json`, of the names of the files beside it, and of this version's template, so
+whoever has these can write it again.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_dpzo.card.declarations import Declared
+from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights
+from hf_dpzo.card.front_matter import read_card
+from hf_dpzo.card.schema import check_statement
+from hf_dpzo.card.statement import privacy_statement
+from hf_dpzo.io.files import replace_durably
+from hf_dpzo.methods import METHODS
+from hf_dpzo.plots import PICTURE_FILE, draw_training
+from hf_dpzo.privacy.ledger import round_up
+
+
+TAGS = ("zeroth-order", "hf-dpzo")
+
+
+# Not for a run without noise, which must not be found by it.
+PRIVATE_TAG = "differential-privacy"
+
+
+PRIVATE_TAGS = (PRIVATE_TAG, *TAGS)
+
+
+TEMPLATE = Path(__file__).parent.parent / "templates" / "model_card.md"
+
+
+PICTURE_IN_WORDS = "epsilon over the steps, and what was measured on public data"
+
+
+# Metadata that follow from the statement. Any other, such as a license, stays as somebody set it.
+_OWN = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
+
+
+def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`, which holds the log.
+
+    Args:
+        folder: of the log, and of weights that belong to it, if there are any.
+        declared: what the log can not tell.
+        metadata: for the head of the card, such as a license.
+    """
+    folder = Path(folder)
+    statement = check_statement(privacy_statement(folder, declared))
+    text = json.dumps(statement, indent=2, allow_nan=False)
+    replace_durably(folder / STATEMENT_FILE, f"{text}\n".encode())
+    draw_training(statement, folder / PICTURE_FILE)
+    files = {path.name for path in folder.iterdir()}
+    replace_durably(folder / CARD_FILE, str(rendered(statement, files, metadata)).encode())
+
+
+def rendered(
+    statement: Mapping[str, Any], files: Collection[str], metadata: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """Return the card that `statement` asks for, beside `files` that may be weights, or a picture."""
+    name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
+    title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
+    return ModelCard.from_template(
+        card_data(statement, title, metadata or {}),
+        template_path=str(TEMPLATE),
+        statement=as_text(statement),
+        title=as_text(title),
+        citation=METHODS[statement["mechanism"]["method"]].paper.citation,
+        repository=as_text(statement["reproducibility"]["repository"]) or "FOLDER_OR_REPOSITORY",
+        holds_weights=any(is_weights(name) for name in files),
+        picture=PICTURE_FILE if PICTURE_FILE in files else None,
+        picture_alt=PICTURE_IN_WORDS if statement["evaluation"]["history"] else "epsilon over the steps",
+        percent=percent,
+    )
+
+
+def percent(share: float) -> str:
+    """A share that is an upper bound, rounded so that it stays one.
+
+    >>> percent(0.58314), percent(0.5)
+    ('58.4 %', '50.0 %')
+    """
+    return f"{round_up(100 * share, digits=1):.1f} %"
+
+
+def as_text(value: Any) -> Any:
+    """Return `value` with all strings in it as one line of plain text: no markup that somebody may have put there.
+
+    >>> as_text({"a": ["# **x** <b> | [y](z)", 2]})
+    {'a': ['# x &lt;b> / [y] (z)', 2]}
+    """
+    if isinstance(value, Mapping):
+        return {as_text(name): as_text(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [as_text(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    line = " ".join("".join(one if one.isprintable() else " " for one in value).split())
+    line = line.replace("**", "").replace("|", "/").replace("`", "'").replace("](", "] (")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", line)
+
+
+def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
+    """Return the metadata that the Hub shows and searches."""
+    private = statement["status"] == "differentially_private"
+    training, base = statement["training"], statement["reproducibility"]["base_model"]
+    own = PRIVATE_TAGS if private else TAGS
+    data = ModelCardData(
+        base_model=base["name"] if base["revision"] is not None else None,  # Which what came from the Hub has.
+        library_name="peft" if training["trained"] == "adapter" else "transformers",
+        pipeline_tag=training["task"],
+        # What PEFT tags with a colon, the base model, the Hub knows from base_model.
+        tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
+        model_name=title,
+        eval_results=_results(statement) or None,
+        **{name: value for name, value in metadata.items() if name not in {*_OWN, "tags"}},
+    )
+    if private:
+        data.differential_privacy = in_short(statement)
+    return data
+
+
+def in_short(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """The claim, for the head of the card."""
+    claim, pure = statement["claim"], statement["accounting"]["epsilon_pure"]
+    found = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
+    return found if pure is None else {**found, "pure_epsilon": pure}
+
+
+def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
+    training = statement["training"]
+    return [
+        EvalResult(
+            task_type=training["task"] or "other",
+            dataset_type="evaluation-rows",
+            dataset_name="evaluation rows",
+            metric_type=name.removeprefix("eval_"),
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in statement["evaluation"]["metrics"].items()
+    ]
+
+
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """The metadata at the head of the card in `folder`; none where there is no card, or none that can be read."""
+    try:
+        return read_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,92 @@
+"""A private model as a log: a repository that holds no weights, and the model that comes of it."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hf_dpzo.card.declarations import Declared
+from hf_dpzo.card.files import STATEMENT_FILE
+from hf_dpzo.card.model_card import metadata_of, write_card
+from hf_dpzo.card.schema import StatementError, check_statement
+from hf_dpzo.card.sources import Source, SourceError, source_of
+from hf_dpzo.card.upload import Destination, Snapshot, copy_log
+from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial
+from hf_dpzo.trajectory.log import LARGEST_LOG, LOG_FILE, Trajectory
+from hf_dpzo.trajectory.replay import base_from_header, initial_model, replay_onto, replays_here, trained_parameters
+
+
+# In bytes on disk. It is opened tensor by tensor, once a model tells their shapes.
+LARGEST_INITIAL = 1 << 32
+
+
+def from_trajectory(name: str | Path, *, base: str | None = None, revision: str | None = None) -> torch.nn.Module:
+    """Return the model, or the base model with its adapter, that a published log leads to.
+
+    Nothing but the base model, the log, its initial values and `privacy.json` is downloaded. The weights are checked
+    against the SHA-256 in `privacy.json`; `hf-dpzo verify` checks all the rest.
+
+    Args:
+        name: a repository on the Hub, or a folder.
+        base: where the base model is; by default where the log says, if that is on the Hub or in a Python package.
+        revision: branch, tag or commit of the repository.
+
+    Raises:
+        SourceError: there is no such repository, or no log in it.
+        TrajectoryError: the log is damaged, or does not lead to the weights that were published.
+    """
+    source = source_of(name, revision)
+    folder = fetched_log(source)
+    log = Trajectory.read(folder)
+    where, commit = (base, None) if base is not None else base_from_header(log.header)
+    declared = check_statement(source.json(STATEMENT_FILE))["reproducibility"]["weights"]
+    steps = len(log.records) if declared is None else declared["after_step"]
+    model = initial_model(where, commit, log)
+    restore_initial(model, folder)
+    replay_onto(model, log, at_step=steps, anywhere=True)
+    if not replays_here(log, next(model.parameters()).device):
+        warnings.warn(
+            f"{name}: its log replays to the last bit on {log.header['replays_on']} alone; here the weights may differ "
+            "by rounding, and were not checked.",
+            stacklevel=2,
+        )
+    elif declared is not None and values_fingerprint(trained_parameters(log, model).values()) != declared["sha256"]:
+        raise TrajectoryError(
+            f"{name}: its log leads to other weights than its {STATEMENT_FILE} states; do not use it."
+        )
+    return model
+
+
+def fetched_log(source: Source) -> Path:
+    """Return a folder with the log, and the initial values that belong to it."""
+    limits = {LOG_FILE: LARGEST_LOG}
+    if INITIAL_FILE in source.sizes:
+        limits[INITIAL_FILE] = LARGEST_INITIAL
+    return source.fetched(limits)
+
+
+def push_log(folder: Path, to: Destination) -> str:
+    """Publish the log in `folder`, with its card and `privacy.json`, and no weights; return the commit's address."""
+    snapshot = Snapshot(folder)
+    copy_log(folder, snapshot.folder)
+    refresh_card(snapshot.folder, from_folder=folder, repository=to.repository)
+    return snapshot.upload(to, message="A private model as its log", wait=True).commit_url
+
+
+def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: str | None = None) -> None:
+    """Write card, `privacy.json` and picture anew from the log in `folder`.
+
+    What a log can not tell is taken from the `privacy.json` in `from_folder`, by default in `folder`; where there is
+    none that can be read, nothing is declared.
+    """
+    there = from_folder or folder
+    try:
+        declared = Declared.of_statement(check_statement(source_of(there).json(STATEMENT_FILE)))
+    except (SourceError, StatementError):  # There is none, or one that a kill cut off.
+        declared = Declared.of_log(Trajectory.read(folder))
+    if repository is not None:
+        declared = replace(declared, repository=repository)
+    write_card(folder, declared, metadata_of(there))

@@ -1,0 +1,25 @@
+"""`hf-dpzo card`: write the card of a run anew, from what is on disk."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_dpzo.cli.output import Commands, Outcome, table
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("card", help="write README.md and privacy.json of a run anew, from its log")
+    parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
+    from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE
+    from hf_dpzo.card.repository import refresh_card
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder={folder}: there is no such folder; name the output_dir of a run.")
+    refresh_card(folder)
+    return Outcome(text=table([("written", str(folder / name)) for name in (CARD_FILE, STATEMENT_FILE)]))

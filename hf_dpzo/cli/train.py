@@ -1,0 +1,30 @@
+"""`hf-dpzo train`: fine-tune the model that a recipe names."""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from hf_dpzo.cli.output import Commands, Outcome, table
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser("train", help="fine-tune a model", add_help=False)
+    parser.add_argument("recipe", nargs="?", help="a YAML file; --help lists its fields, each of which is a flag too")
+    parser.set_defaults(run=_run, takes_fields=True)
+
+
+def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
+    from hf_dpzo.recipe.recipe import help_text, read_recipe
+    from hf_dpzo.recipe.run import run_recipe
+
+    if {"-h", "--help"} & set(fields):
+        return Outcome(text=help_text())
+    if arguments.recipe is None:
+        raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
+    recipe, args = read_recipe(arguments.recipe, fields)
+    started = time.perf_counter()
+    rows = run_recipe(recipe, args)
+    if not rows:
+        return Outcome(text="")
+    return Outcome(text=table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))

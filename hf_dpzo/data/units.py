@@ -1,0 +1,102 @@
+"""The units of privacy: single rows, or all the rows of one user."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import torch
+
+from hf_dpzo.data.sealed import WithheldError, sealed
+from hf_dpzo.privacy.noise import chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """Which rows are protected together.
+
+    Args:
+        num_rows: rows of the data set.
+        members: the row numbers of each unit; `None` where each row is a unit of its own.
+        max_rows: how many rows of a unit a batch may hold.
+
+    >>> units = Units.of_users(["ann", "bob", "ann"], max_rows=2)
+    >>> len(units), units.rows_of(0), units.rows_of(1)
+    (2, [0, 2], [1])
+    """
+
+    num_rows: int
+    members: Sequence[np.ndarray] | None = None
+    max_rows: int = 1
+
+    def __len__(self) -> int:
+        return self.num_rows if self.members is None else len(self.members)
+
+    @classmethod
+    def of_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
+        """Group rows by their user, a string or a number. All rows that name none are taken for those of one user."""
+        members: dict[Any, list[int]] = {}
+        for row, user in enumerate(users):
+            members.setdefault(_name(user), []).append(row)
+        count = sum(len(rows) for rows in members.values())
+        return cls(num_rows=count, members=[np.array(rows) for rows in members.values()], max_rows=max_rows)
+
+    @classmethod
+    def of_column(cls, dataset: Any, column: str, *, max_rows: int) -> Self:
+        """Group the rows of `dataset` by a column.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        try:
+            users = sealed("train_dataset", lambda: [row[column] for row in _column_alone(dataset, column)])
+        except WithheldError:
+            raise ValueError(
+                f"privacy_unit_column={column}: not all rows of train_dataset have it; name another column."
+            ) from None
+        return cls.of_users(users, max_rows=max_rows)
+
+    def rows_of(self, unit: int) -> list[int]:
+        """The rows that `unit` brings to a batch: all of them, or a random choice of `max_rows`."""
+        if self.members is None:
+            return [unit]
+        rows = self.members[unit]
+        return rows.tolist() if len(rows) <= self.max_rows else rows[chosen(len(rows), self.max_rows)].tolist()
+
+
+def unit_means(differences: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
+    """Return each unit's mean over its own rows, float64 `[num_units, K]`. SENSITIVE.
+
+    What is not finite counts as zero, so that a bad row spoils nothing but itself. A unit without rows is zero.
+
+    Args:
+        differences: float64 `[rows, K]`.
+        units: the unit of each row, from 0.
+        num_units: how many units were drawn.
+
+    >>> unit_means(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
+    [[0.0], [2.0], [0.0]]
+    """
+    index = torch.tensor(units, dtype=torch.long, device=differences.device)
+    finite = torch.where(differences.isfinite(), differences, 0.0)
+    sums = torch.zeros(num_units, differences.shape[1], dtype=differences.dtype, device=differences.device)
+    sums.index_add_(0, index, finite)
+    counts = torch.bincount(index, minlength=num_units).clamp(min=1)
+    return sums / counts.unsqueeze(1)
+
+
+def _column_alone(dataset: Any, column: str) -> Iterable[Any]:
+    """`dataset` without its other columns, where it knows how to leave them unread."""
+    return dataset.with_format(None).select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
+
+
+def _name(user: Any) -> str | int | float | bytes | None:
+    """What tells a user from others; `None` for what does not, such as a list, or NaN, which stands for no value.
+
+    Tensors with the same number in them are different objects, and would each be a user.
+    """
+    if isinstance(user, torch.Tensor | np.ndarray | np.generic):
+        array = np.asarray(user)
+        user = array.item() if array.size == 1 else None
+    return user if isinstance(user, str | int | float | bytes) and user == user else None

@@ -1,0 +1,126 @@
+"""The isolation probe as training uses it: through its own collator and loss, in each public shape."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.isolation.probe import CoupledRowsError, Isolation, probe
+from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, made_up_probe_rows
+from hf_dpzo.models.fingerprints import frozen_fingerprint
+from hf_dpzo.models.precision import reduced, refuse_moved
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.step.batched_points import together
+from hf_dpzo.zo.directions import Gaussian
+from hf_dpzo.zo.walk import Point, stacked
+
+
+Rows = list[dict[str, Any]]
+
+
+# How far public noise moves a parameter that is probed: enough to show in losses.
+FILLING = 0.05
+
+
+def batches_to_probe(
+    dataset: Any,
+    model: torch.nn.Module,
+    collator: LogicalBatchCollator,
+    *,
+    kept: Collection[str],
+    public: Sequence[Mapping[str, Any]] | None,
+) -> list[Rows]:
+    """Return the rows to probe with: the `public` ones, or made-up ones, in each shape that training will have.
+
+    Args:
+        dataset: the training rows, of which the types are read.
+        model: as it is trained.
+        collator: says which shapes there are.
+        kept: the columns that reach the collator.
+        public: rows that the user gave.
+    """
+    if public is not None:
+        return [[{name: row[name] for name in row if name in kept} for row in public]]
+    lengths = _lengths(collator.padded_lengths, collator.micro_batch_size)
+    return [made_up_probe_rows(dataset, model, kept=kept, lengths=one) for one in lengths]
+
+
+def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
+    """Return what the probe measures, at most, with any of `batches`.
+
+    Raises:
+        CoupledRowsError: rows are not kept apart, or what is saved with the model changes.
+        ValueError: the model is not float32, and a loss moved in any bit.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = frozen_fingerprint(model, trained)
+    try:
+        with nowhere_zero(trained):
+            found = Isolation(moved=max(probe(model, partial(_losses, model, losses), rows).moved for rows in batches))
+    except CoupledRowsError as error:
+        if reduced(model) is None:
+            raise
+        raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
+    if frozen_fingerprint(model, trained) != before:
+        raise CoupledRowsError(
+            "isolation: evaluating a batch changed what is saved with the model, which would carry rows into it; keep "
+            "everything constant in evaluation mode."
+        )
+    refuse_moved(model, found.moved)
+    return found
+
+
+def moved_together(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
+    """As far as rows move each other's losses where so many points are evaluated at once.
+
+    Raises:
+        ValueError: that does not work, with this model and its loss.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
+    apart = [Point(direction=point, position=FILLING) for point in range(points)]
+    stacks = stacked(trained, directions, step=0, points=apart)
+    try:
+        # Of the points, the first and the last in a tensor.
+        turned = [stacks, [stack.flip(0) for stack in stacks]]
+        return max(measured(model, together(losses, model, trained, some), batches).moved for some in turned)
+    except Exception as error:
+        raise ValueError(
+            f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
+            f"({type(error).__name__}); remove it."
+        ) from error
+
+
+@contextmanager
+def nowhere_zero(trained: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Within, parameters that are zero hold public noise: what they multiply would show nothing of its rows.
+
+    A new adapter adds zero to what the model makes, and no step is ever taken there.
+    """
+    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
+    zeros = {index: parameter for index, parameter in enumerate(trained) if not parameter.any()}
+    for index, parameter in zeros.items():
+        directions.add_(parameter, index=index, step=0, weights={0: FILLING})
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros.values():
+                parameter.zero_()
+
+
+def _losses(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
+    """One loss for each row: where there are several points, that of the last."""
+    found = losses.of_public(model, rows)
+    return found[:, -1] if losses.tail else found
+
+
+def _lengths(padded_lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:
+    """For each shape the lengths of a few rows, and of as many as fill a micro-batch."""
+    if not padded_lengths:
+        return [[*PROBE_LENGTHS, *PROBE_LENGTHS[:1] * micro_batch_size]]
+    several = max(5, micro_batch_size)
+    return [[*[n] * several, max(1, n // 2), max(1, 3 * n // 4)] for n in padded_lengths]

@@ -1,0 +1,4 @@
+"""One loss for each example, for each kind of head.
+
+Imports `models`.
+"""

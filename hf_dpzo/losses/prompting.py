@@ -1,0 +1,182 @@
+"""Classification by prompt, as the papers do it: a template, and a word for each label.
+
+A masked language model fills the word in at its mask; a causal one continues the prompt with it. The label's score is
+the logit of its word, or, where a label is several tokens, their mean log-probability (Malladi et al. 2023, appendix
+E).
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_dpzo.losses.output_layer import OutputLayer
+from hf_dpzo.losses.per_example import Forward, PerExampleLoss, ScoreLoss, class_losses
+from hf_dpzo.models.unwrap import Inputs, accepts, unwrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Text with the names of columns in braces, and `{mask}` for the tokenizer's mask token.
+
+    >>> Template(template="{title}: {text}").fields
+    ('title', 'text')
+    """
+
+    template: str
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            raise ValueError(f"template={self.template!r}: it names no column; write one in braces, such as {{text}}.")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that the template names."""
+        names = (name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
+        return tuple(name for name in names if name != "mask")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the template is for a masked language model."""
+        return "{mask}" in self.template
+
+    def encode(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """Return `input_ids` and `attention_mask` of one row, at most `max_length` tokens.
+
+        The longest column is cut where the whole is too long, never the template around it.
+        """
+        columns = {name: str(row[name]) for name in self.fields}
+        encoded = self._render(columns, tokenizer)
+        while len(encoded["input_ids"]) > max_length:
+            longest = max(columns, key=lambda name: len(columns[name]))
+            excess = len(encoded["input_ids"]) - max_length
+            kept = tokenizer(columns[longest], add_special_tokens=False)["input_ids"][: -(excess + 1)]
+            if not kept:
+                raise ValueError(f"max_length={max_length}: the template alone is longer; raise max_length.")
+            columns[longest] = tokenizer.decode(kept, skip_special_tokens=True)
+            encoded = self._render(columns, tokenizer)
+        return encoded
+
+    def _render(self, columns: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        mask = {"mask": tokenizer.mask_token} if self.masked else {}
+        encoded = tokenizer(self.template.format_map({**columns, **mask}))
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Template):
+    """A template, and one label word for each class, in class order.
+
+    Label words are taken literally: most causal tokenizers want them to begin with a space.
+
+    >>> Prompt(template="{text} It was {mask}.", label_words=("bad", "good")).masked
+    True
+    """
+
+    label_words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.label_words) < 2 or len(set(self.label_words)) < len(self.label_words):
+            raise ValueError(f"label_words={list(self.label_words)}: each class needs a word of its own, two at least.")
+        if self.template.count("{mask}") > 1:
+            raise ValueError(f"template={self.template!r}: one {{mask}} stands for the label word; remove the others.")
+
+    def loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> PerExampleLoss:
+        """Return the loss that scores this prompt with `model`."""
+        words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.label_words]
+        single = all(len(tokens) == 1 for tokens in words)
+        if self.masked:
+            if tokenizer.mask_token_id is None:
+                raise ValueError(
+                    "template has {mask}, but this tokenizer has no mask token: end it where the word goes."
+                )
+            if not single:
+                raise ValueError(
+                    f"label_words={list(self.label_words)}: at a mask each must be one token of this model."
+                )
+            return MaskedWordLoss(
+                words=[tokens[0] for tokens in words], mask_token_id=tokenizer.mask_token_id, model=model
+            )
+        if tokenizer.padding_side != "left":
+            raise ValueError(
+                "padding_side='right': prompts are continued at their end; set tokenizer.padding_side='left'."
+            )
+        if single:
+            return NextWordLoss(words=[tokens[0] for tokens in words], model=model)
+        return LabelStringLoss(strings=words, model=model)
+
+
+class LabelScoreLoss(ScoreLoss):
+    """Cross-entropy over the scores of the labels, `[batch, labels]`."""
+
+    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """One loss for each row."""
+        return class_losses(scores, inputs["labels"])
+
+
+class MaskedWordLoss(LabelScoreLoss):
+    """Label-word logits at the mask; nothing else is computed, where the architecture allows it."""
+
+    def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
+        self._words, self._mask_token_id, self._forward = list(words), mask_token_id, Forward(model)
+        self._output_layer = OutputLayer(self._forward)
+
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Logits of the label words at each row's mask."""
+        tokens = inputs["input_ids"]
+        # From the end, for virtual tokens come in front.
+        at = (tokens == self._mask_token_id).int().argmax(dim=1) - tokens.shape[1]
+        if self._output_layer.fits(model):
+            return self._output_layer.scores_at(model, inputs, at, self._words)
+        logits = self._forward(model, inputs)
+        return logits[torch.arange(len(at), device=at.device), at][:, self._words]
+
+
+class LastLogits:
+    """Runs a causal model on left-padded prompts, for the logits of the last positions alone where it can."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._forward, self._keeps = Forward(model), accepts(unwrapped(model), "logits_to_keep")
+
+    def __call__(self, model: torch.nn.Module, inputs: Inputs, last: int) -> torch.Tensor:
+        """Next-token logits at the `last` positions, float32 `[batch, last, vocabulary]`."""
+        kept = {"logits_to_keep": last} if self._keeps else {}
+        return self._forward(model, {**inputs, **kept})[:, -last:]
+
+
+class NextWordLoss(LabelScoreLoss):
+    """Label-word logits of the token after the prompt; nothing else is computed, where the architecture allows it."""
+
+    def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
+        self._words, self._last_logits, self._output_layer = list(words), LastLogits(model), OutputLayer(Forward(model))
+
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Logits of the label words after each prompt."""
+        if self._output_layer.fits(model):
+            return self._output_layer.scores_at(model, inputs, -1, self._words)
+        return self._last_logits(model, inputs, 1)[:, -1, self._words]
+
+
+class LabelStringLoss(LabelScoreLoss):
+    """Mean log-probability of the tokens of each label string, as a continuation of the prompt."""
+
+    def __init__(self, *, strings: Sequence[Sequence[int]], model: torch.nn.Module) -> None:
+        self._strings, self._last_logits = [list(tokens) for tokens in strings], LastLogits(model)
+
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """One forward pass for each label: mean log-probabilities of their tokens."""
+        return torch.stack([self._score(model, inputs, tokens) for tokens in self._strings], dim=1)
+
+    def _score(self, model: torch.nn.Module, prompt: Inputs, tokens: list[int]) -> torch.Tensor:
+        ids = prompt["input_ids"]
+        label = torch.tensor(tokens, device=ids.device).expand(len(ids), -1)
+        extended = {
+            "input_ids": torch.cat([ids, label], dim=1),
+            "attention_mask": torch.cat([prompt["attention_mask"], torch.ones_like(label)], dim=1),
+        }
+        logits = self._last_logits(model, extended, len(tokens) + 1)[:, :-1]
+        return logits.log_softmax(dim=-1).gather(2, label.unsqueeze(2)).squeeze(2).mean(dim=1)

@@ -1,0 +1,41 @@
+"""Initial values that come from a public seed."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+
+
+_SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def public_draws(seed: int) -> Iterator[None]:
+    """What torch draws inside, to initialize weights, comes from a public seed. Outside it is as if nothing happened.
+
+    >>> with public_draws(1):
+    ...     first = torch.nn.Linear(2, 2)
+    >>> with public_draws(1):
+    ...     second = torch.nn.Linear(2, 2)
+    >>> torch.equal(first.weight, second.weight)
+    True
+    """
+    before = torch.get_rng_state()
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) -> PeftModel:
+    """Return `model` with an adapter whose initial values come from the public `seed`.
+
+    As `peft.get_peft_model`; but a log can tell how to make this one again, so that its initial values are not kept.
+    """
+    with public_draws(seed):
+        made = get_peft_model(model, config)
+    _SEEDS[made] = seed
+    return made

@@ -1,0 +1,64 @@
+"""The integers that rows are clipped to, and that noise is drawn on.
+
+A row of norm up to `clip_norm` becomes a row of integers of norm up to 2**40. Sums of them in int64 do not depend on
+the order of the rows or on how they were grouped, and one row moves a sum by at most 2**40: exactly, not up to
+rounding.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER
+
+
+LATTICE_BITS = 40
+
+
+SENSITIVITY = 1 << LATTICE_BITS
+
+
+# More rows than this could overflow the int64 sum, whatever K is: each column is summed by itself.
+MAX_ROWS = 1 << 22
+
+
+def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[1, 2] = 2) -> np.ndarray:
+    """Clip each row to `clip_norm` and truncate it to integers, int64 `[batch, K]` with norm at most 2**40.
+
+    Non-finite values count as zero. `order` is that of the norm: L2, or L1.
+
+    >>> clip_to_lattice(torch.tensor([[3.0, 4.0], [float("nan"), 0.5]]), clip_norm=1.0) * 2.0**-40
+    array([[0.6, 0.8],
+           [0. , 0.5]])
+    """
+    rows = as_rows(differences)
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"a logical batch holds more than {MAX_ROWS} rows: lower expected_batch_size.")
+    rows = np.where(np.isfinite(rows), rows, 0.0)
+    # Dividing by the largest entry first keeps the squares of huge and of tiny rows from leaving the range of float64.
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    shape = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    norm_of_shape = np.linalg.norm(shape, ord=order, axis=1, keepdims=True)
+    # One lattice step short of the clip norm, so that no rounding of float64 (some 2**-50) can carry a row beyond it.
+    with np.errstate(over="ignore"):
+        allowed = np.minimum(largest / clip_norm, (1 - 2.0**-LATTICE_BITS) / np.maximum(norm_of_shape, 1.0))
+    return np.trunc(shape * (allowed * SENSITIVITY)).astype(np.int64)
+
+
+def lattice_scale(noise_multiplier: float, sensitivity: int) -> int:
+    """Return the scale of noise in lattice steps, rounded up, or raise where no integer of float64 holds it."""
+    if not noise_multiplier < MAX_NOISE_MULTIPLIER:
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier:g} clip norms: from {MAX_NOISE_MULTIPLIER} on, noise is not exact; "
+            "lower it, or raise target_epsilon."
+        )
+    return math.ceil(noise_multiplier * sensitivity)
+
+
+def as_rows(differences: torch.Tensor) -> np.ndarray:
+    """Return `differences` as float64 `[batch, K]`, or raise where there are not two axes."""
+    if differences.ndim != 2:
+        raise ValueError(f"ndim={differences.ndim}: the mechanism takes one row for each example, [batch, directions].")
+    return differences.detach().cpu().double().numpy()

@@ -1,0 +1,152 @@
+"""What a run has spent, and what it may spend.
+
+The ledger records every release at the moment it happens. Every epsilon that is shown, logged or written to a card is
+computed from it, together with the steps of the plan that are still to come.
+"""
+
+import math
+from typing import Self
+
+from hf_dpzo.privacy.accounting import Guarantee, guarantee
+from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
+
+
+class BudgetExceededError(RuntimeError):
+    """A step was asked for that the planned budget does not cover."""
+
+
+class Ledger:
+    """The releases of a run, in order; equal neighbours are counted together.
+
+    >>> from hf_dpzo.privacy.queries import GaussianQuery
+    >>> ledger = Ledger()
+    >>> for _ in range(3):
+    ...     ledger.append(GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01))
+    >>> len(ledger), len(ledger.releases)
+    (3, 1)
+    """
+
+    def __init__(self, releases: Releases = ()) -> None:
+        self._releases = list(releases)
+
+    def append(self, query: Query, count: int = 1) -> None:
+        """Record `count` releases of `query`."""
+        if self._releases and self._releases[-1][0] == query:
+            self._releases[-1] = (query, self._releases[-1][1] + count)
+        elif count:
+            self._releases.append((query, count))
+
+    @property
+    def releases(self) -> Releases:
+        """Pairs of a query and how many times in a row it ran."""
+        return tuple(self._releases)
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self._releases)
+
+
+class Budget:
+    """A plan of `planned_steps` releases of one query, and the ledger of those that happened.
+
+    Args:
+        query: what one step releases.
+        planned_steps: how many steps the noise was chosen for. No further step is taken.
+        delta: the delta at which epsilon is stated; `None` for a run without privacy.
+        trials: how many such runs are made on the same rows, this one among them. What is stated covers all of them.
+
+    >>> from hf_dpzo.privacy.queries import GaussianQuery
+    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
+    >>> Budget(query=query, planned_steps=10, delta=1e-5, trials=3).claimed == ((query, 30),)
+    True
+    """
+
+    def __init__(self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1) -> None:
+        if planned_steps < 1:
+            raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
+        if trials < 1:
+            raise ValueError(f"trials={trials}: this run is one of them; set 1 or more.")
+        if (delta is None) != isinstance(query, NonPrivateQuery):
+            raise ValueError(f"delta={delta}: {type(query).__name__} does not go with it; plan the run anew.")
+        self.query, self.planned_steps, self.delta, self.trials = query, planned_steps, delta, trials
+        self.ledger = Ledger()
+        self.closed = False
+
+    @property
+    def private(self) -> bool:
+        """Whether any epsilon can be stated at all."""
+        return self.delta is not None
+
+    def require(self, steps: int = 1) -> None:
+        """Raise `BudgetExceededError` unless `steps` more are within the plan. To be asked before data are touched."""
+        left = 0 if self.closed else self.planned_steps - len(self.ledger)
+        if steps > left:
+            raise BudgetExceededError(
+                f"steps={steps}: the budget was planned for {self.planned_steps} steps, of which {left} are left; "
+                "plan all the steps of a run at once, with max_steps."
+            )
+
+    def spend(self) -> None:
+        """Record one release of the planned query."""
+        self.require()
+        self.ledger.append(self.query)
+
+    def afresh(self) -> Self:
+        """The same plan, of which nothing is spent."""
+        return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
+
+    def is_planned_as(self, other: Self) -> bool:
+        """Whether both plan the same releases, and state the same for them."""
+        names = ("query", "planned_steps", "delta", "trials")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def close(self) -> None:
+        """Take no more steps."""
+        self.closed = True
+
+    @property
+    def claimed(self) -> Releases:
+        """The releases that a guarantee is stated for: in the ledger, planned and not taken, and of all other trials.
+
+        A run may stop, or a checkpoint or a trial be chosen, because of what the releases showed. The guarantee for the
+        whole plan of all trials covers every such choice; the guarantee for the steps taken does not.
+        """
+        whole = Ledger(self.ledger.releases)
+        whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._steps_of_others)
+        return whole.releases
+
+    def stated(self) -> Guarantee:
+        """The guarantee to state: for all that is claimed."""
+        return guarantee(self.claimed, delta=self._stated_delta)
+
+    def running_epsilon(self) -> float:
+        """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
+
+        So that however often it is asked for, the accountants, which may take seconds, are asked twenty times a run.
+        Other trials count as if all of them were made.
+        """
+        share = math.ceil(self.planned_steps / 20)
+        steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
+        spent = self._steps_of_others + steps
+        releases = ((self.query, spent),) if spent else ()
+        return guarantee(releases, delta=self._stated_delta).epsilon
+
+    @property
+    def _steps_of_others(self) -> int:
+        return (self.trials - 1) * self.planned_steps
+
+    @property
+    def _stated_delta(self) -> float:
+        if self.delta is None:
+            raise ValueError("a run without noise has no epsilon: choose a private method, such as dpzero.")
+        return self.delta
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """Round an upper bound so that it stays one.
+
+    >>> round_up(1.99991), round_up(2.0)
+    (2.0, 2.0)
+    """
+    if math.isinf(value):
+        return value
+    return math.ceil(value * 10**digits) / 10**digits

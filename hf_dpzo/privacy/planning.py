@@ -1,0 +1,215 @@
+"""What a plan costs, and how that changes with its steps, its batch size, its noise or its target.
+
+Pure accounting: no data, no model. A curve is made of points, each of them computed as for a single plan.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hf_dpzo.privacy.accounting import Guarantee, check_delta, check_promise, guarantee
+from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.interpretation import membership_accuracy
+from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, GaussianQuery, LaplaceQuery, Releases
+
+
+# Whole numbers among the fields of a plan.
+WHOLE = ("max_steps", "expected_batch_size")
+
+
+# How far to both sides a curve reaches by default: by this factor.
+REACH = {"max_steps": 10.0, "expected_batch_size": 10.0, "noise_multiplier": 4.0, "target_epsilon": 4.0}
+
+
+# To calibrate takes seconds a point.
+POINTS, POINTS_CALIBRATED, MOST_POINTS = 13, 7, 200
+
+
+# More than any run takes.
+_MOST_STEPS = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that is planned: how often it releases what, from how many rows.
+
+    Args:
+        noise: `gaussian` or `laplace`.
+        noise_multiplier: the noise's scale over the sensitivity; `None` for the least that meets `target_epsilon`.
+        target_epsilon: at `target_delta`, and with Laplace noise at delta 0; `None` where the noise is given.
+        target_delta: at which epsilon is stated.
+        num_rows: rows of training data.
+        expected_batch_size: rows in a batch, on average.
+        max_steps: of the whole run.
+
+    Raises:
+        ValueError: no run could have this plan.
+    """
+
+    noise: str = "gaussian"
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    target_delta: float
+    num_rows: int
+    expected_batch_size: int
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.expected_batch_size <= self.num_rows:
+            raise ValueError(
+                f"expected_batch_size={self.expected_batch_size}: with {self.num_rows} rows "
+                "it must lie between 1 and that."
+            )
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps={self.max_steps}: there must be at least one step.")
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError(
+                f"noise_multiplier={self.noise_multiplier}, target_epsilon={self.target_epsilon}: give one of the two."
+            )
+        check_delta(self.target_delta, num_rows=self.num_rows)
+
+    @property
+    def query(self) -> GaussianQuery | LaplaceQuery:
+        """What one step releases. Raises `ValueError` where no noise meets the target."""
+        given = 1.0 if self.noise_multiplier is None else self.noise_multiplier
+        query = QUERIES[self.noise](noise_multiplier=given, sampling_rate=self.expected_batch_size / self.num_rows)
+        if self.target_epsilon is None:
+            return query
+        return calibrate(
+            query, steps=self.max_steps, target_epsilon=self.target_epsilon, target_delta=self.target_delta
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A plan, what each of its steps releases, and the guarantee for all of them."""
+
+    plan: Plan
+    query: GaussianQuery | LaplaceQuery
+    spent: Guarantee
+
+    @property
+    def releases(self) -> Releases:
+        """All that the plan releases."""
+        return ((self.query, self.plan.max_steps),)
+
+    def columns(self) -> dict[str, str | float | None]:
+        """The point as a line of a table. Bounds are rounded up, and `None` where an accountant does not apply."""
+        bounds = {
+            "epsilon": self.spent.epsilon,
+            "epsilon_pld": self.spent.pld,
+            "epsilon_rdp": self.spent.rdp,
+            "epsilon_pure": self.spent.pure,
+            "best_membership_accuracy": membership_accuracy(self.releases, delta=self.spent.delta),
+        }
+        return {
+            "noise": self.plan.noise,
+            "noise_multiplier": self.query.noise_multiplier,
+            "sampling_rate": self.query.sampling_rate,
+            "expected_batch_size": self.plan.expected_batch_size,
+            "max_steps": self.plan.max_steps,
+            "num_rows": self.plan.num_rows,
+            "target_delta": self.plan.target_delta,
+            "target_epsilon": self.plan.target_epsilon,
+            **{name: None if bound is None else round_up(bound) for name, bound in bounds.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What changes if one field of a plan does.
+
+    Args:
+        against: the field.
+        asked: the plan's own point.
+        points: in the order of the field, `asked` among them.
+        left_out: for how many values of the field no epsilon can be stated.
+    """
+
+    against: str
+    asked: Point
+    points: tuple[Point, ...]
+    left_out: int
+
+    def place(self, point: Point) -> float:
+        """The value of the field at `point`."""
+        return getattr(point.plan, self.against)
+
+
+def state(plan: Plan) -> Point:
+    """Account for `plan`, or raise `ValueError` where no epsilon can be stated for it.
+
+    >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
+    >>> round(state(plan).spent.epsilon, 3)
+    1.828
+    """
+    query = plan.query
+    spent = guarantee(((query, plan.max_steps),), delta=plan.target_delta)
+    check_promise(spent)
+    return Point(plan=plan, query=query, spent=spent)
+
+
+def spread(
+    plan: Plan, against: str, *, low: float | None = None, high: float | None = None, points: int | None = None
+) -> tuple[float, ...]:
+    """Return values of the field `against` in equal ratios from `low` to `high`, with the plan's own one among them.
+
+    By default they reach by the factor `REACH` to both sides. They are rounded to six digits, and steps and rows to
+    whole numbers, so that there may be fewer than `points`.
+
+    >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
+    >>> spread(plan, "max_steps", low=10, points=4)
+    (10, 100, 1000, 10000)
+    """
+    asked = getattr(plan, against)
+    ends = {"max_steps": _MOST_STEPS, "expected_batch_size": plan.num_rows, "noise_multiplier": MAX_NOISE_MULTIPLIER}
+    smallest, largest = 1 if against in WHOLE else 0, ends.get(against, math.inf)
+    low = max(smallest, asked / REACH[against]) if low is None else low
+    high = min(largest, asked * REACH[against]) if high is None else high
+    if not (0 < low < high < math.inf and smallest <= low <= asked <= high <= largest):
+        raise ValueError(
+            f"from={low:g}, to={high:g}: {against} lies between {smallest:g} and {largest:g}, and its own value, "
+            f"{asked:g}, is on the curve; choose a range that holds it."
+        )
+    if points is None:
+        points = POINTS if plan.target_epsilon is None else POINTS_CALIBRATED
+    if not 2 <= points <= MOST_POINTS:
+        raise ValueError(f"points={points}: a curve has between 2 and {MOST_POINTS} of them.")
+    values = [float(f"{value:.6g}") for value in np.geomspace(low, high, points)]
+    if against in WHOLE:
+        values = [round(value) for value in values]
+    return tuple(sorted({asked, *(value for value in values if not math.isclose(value, asked, rel_tol=1e-5))}))
+
+
+def curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
+    """Account for `plan` with each of `values` in place of its field `against`.
+
+    Values for which no epsilon can be stated are left out: those that would cost more than `LARGEST_EPSILON`, and
+    targets that no noise meets. Raises `ValueError` where that leaves none but the plan's own.
+    """
+    asked = state(plan)
+    place = getattr(plan, against)
+    lower = list(_walk(plan, against, sorted((value for value in values if value < place), reverse=True)))
+    higher = list(_walk(plan, against, sorted(value for value in values if value > place)))
+    if not lower and not higher:
+        raise ValueError(
+            f"against={against}: an epsilon can be stated for {place:g} alone; choose other values with from and to."
+        )
+    points = (*reversed(lower), asked, *higher)
+    return Curve(against=against, asked=asked, points=points, left_out=len({place, *values}) - len(points))
+
+
+def _walk(plan: Plan, against: str, values: Sequence[float]) -> Iterator[Point]:
+    """The points of `values`, which lead away from the plan, up to the first for which no epsilon can be stated.
+
+    What all depends on is monotone, so none can be stated beyond it either; and to find out there, where privacy loss
+    distributions are wide, takes minutes.
+    """
+    for value in values:
+        try:
+            yield state(replace(plan, **{against: value}))
+        except ValueError:
+            return

@@ -1,0 +1,4 @@
+"""A run as a YAML file: read, loaded, run.
+
+Imports everything from `io` to `trainer`.
+"""

@@ -1,0 +1,200 @@
+"""A run as data: what a recipe may say, and how it is read from YAML and the command line.
+
+Every value goes through the same command-line parser, so that `1e-6`, which YAML reads as text, becomes a number, and
+so that a flag can replace whatever the recipe says.
+"""
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.losses.prompting import Prompt
+from hf_dpzo.models.precision import QUANTIZATIONS
+
+
+TASKS = ("prompt-classification", "sequence-classification", "causal-lm")
+
+
+ADAPTERS = ("lora", "none")
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """The model, the adapter, the data and how a row becomes a text.
+
+    Paths may begin with `package://`, which stands for the folder of an installed Python package.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "A model on the Hub, a folder, or package://name."})
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."}
+    )
+    gguf_file: str | None = field(default=None, metadata={"help": "A GGUF file in it, to be unpacked to dtype."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Of the weights under an adapter, which is float32.", "choices": DTYPES}
+    )
+    quantization: str | None = field(
+        default=None, metadata={"help": "Of these weights; int8: by torchao.", "choices": QUANTIZATIONS}
+    )
+    task: str = field(default="prompt-classification", metadata={"help": "What is learned.", "choices": TASKS})
+    adapter: str = field(
+        default="lora", metadata={"help": "What is trained; none: all parameters.", "choices": ADAPTERS}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
+    lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
+    data: str = field(default="", metadata={"help": "A data set on the Hub, or a CSV, JSON (lines) or Parquet file."})
+    data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "The split to evaluate on."})
+    eval_data: str | None = field(default=None, metadata={"help": "A file to evaluate on."})
+    eval_rows: int | None = field(default=None, metadata={"help": "Without either: rows to hold out for evaluation."})
+    split_seed: int = field(default=0, metadata={"help": "Shuffles the rows before some are held out."})
+    where: str | None = field(default=None, metadata={"help": "Rows to keep, as JSON: {column: value}."})
+    template: str = field(default="{text}", metadata={"help": "The text of a row, with columns in braces."})
+    response: str | None = field(default=None, metadata={"help": "causal-lm: what follows and is learned."})
+    label_column: str = field(default="label", metadata={"help": "The column that holds the class."})
+    label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
+
+    def __post_init__(self) -> None:
+        self.where_values = _json_object("where", self.where)
+        words = _json_object("label_words", self.label_words)
+        self.labels, self.words = tuple(str(label) for label in words), tuple(str(word) for word in words.values())
+        some = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
+        for name, known in some.items():
+            if getattr(self, name) not in known:
+                choices = ", ".join(filter(None, known))
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}.")
+        self._refuse_precision()
+        if not self.data:
+            raise ValueError("data: missing; name a data set on the Hub, or a CSV, JSON or Parquet file.")
+        if self.task != "causal-lm" and len(self.labels) < 2:
+            raise ValueError(
+                f"label_words={self.label_words}: {self.task} needs two classes or more, as {{class: word}}; they are "
+                "public, so they are never read off the data."
+            )
+
+    def _refuse_precision(self) -> None:
+        if self.adapter == "none" and (self.dtype != "float32" or self.quantization is not None):
+            raise ValueError(
+                f"adapter=none: with dtype={self.dtype}, quantization={self.quantization} nothing can be trained in "
+                "float32; choose lora, or leave them out."
+            )
+        if self.gguf_file is not None and self.quantization is not None:
+            raise ValueError(
+                f"quantization={self.quantization}: a GGUF file is unpacked as it is loaded, and not quantized again "
+                "then; name a model in safetensors, or set dtype=bfloat16."
+            )
+
+    @property
+    def prompt(self) -> Prompt:
+        """The template with its label words."""
+        return Prompt(template=self.template, label_words=self.words)
+
+    @property
+    def prompts(self) -> bool:
+        """Whether classes are told by label words."""
+        return self.task == "prompt-classification"
+
+    @property
+    def fills_mask(self) -> bool:
+        """Whether a label word goes where a masked language model has its mask."""
+        return self.prompts and self.prompt.masked
+
+
+class _Parser(HfArgumentParser):
+    """Raises one sentence, where argparse prints every flag there is and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        named = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        raise ValueError(f"{named}.")
+
+
+def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+    """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace what it says.
+
+    Raises:
+        ValueError: names the field that is unknown or has a wrong value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"recipe={path}: no such file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe={path}: it must be a mapping of fields to values.")
+    return parse_recipe(values, flags)
+
+
+def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+    """Return the recipe that `values` spell, and its training arguments.
+
+    `flags` replace values, and `--without a,b` leaves two of them out. So does a value of `None`.
+    """
+    leaver = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    leaver.add_argument("--without", default="")
+    options, flags = leaver.parse_known_args(flags)
+    for name in filter(None, options.without.split(",")):
+        if name not in values:
+            raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
+    values = {name: value for name, value in values.items() if name not in options.without.split(",")}
+    argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
+    _refuse_unknown([*argv, *flags])
+    parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
+    recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
+    return recipe, args
+
+
+def _as_flags(name: str, value: Any) -> list[str]:
+    """Spell one field of a recipe as command-line arguments."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *(str(item) for item in value)]
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    known = {one.name for kind in (Recipe, ZOTrainingArguments) for one in fields(kind) if one.init}
+    for argument in arguments:
+        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
+        if argument.startswith("--") and name.removeprefix("no_") not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."
+            raise ValueError(f"{name}: there is no such field; {hint}")
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r}: it must be a mapping, on the command line as JSON.")
+    return value
+
+
+def help_text() -> str:
+    """All fields of a recipe, as argparse lists them."""
+    epilog = "--without NAME,NAME leaves fields of the recipe out."
+    return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

@@ -1,0 +1,96 @@
+"""Runs a recipe from beginning to end: load, evaluate, train, evaluate, save."""
+
+import time
+
+import numpy as np
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction
+
+from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.recipe import Recipe
+from hf_dpzo.trainer.trainer import ZOTrainer
+
+
+def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
+    """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report.
+
+    Of several processes, one reports.
+    """
+    trainer = build_trainer(recipe, args)
+    trainer.create_model_card(dataset=recipe.data)
+    before = _metric(trainer, recipe)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
+    seconds = time.perf_counter() - started
+    after = _metric(trainer, recipe)
+    trainer.save_model()
+    trainer.accelerator.end_training()
+    if not trainer.is_world_process_zero():
+        return []
+    name = "evaluation loss" if recipe.task == "causal-lm" else "accuracy"
+    return [
+        *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
+        *_guarantee(trainer),
+        *([("audit", "passed")] if args.audit else []),
+        *([("processes", str(args.world_size))] if args.world_size > 1 else []),
+        ("steps", str(trainer.state.global_step)),
+        ("seconds of training", f"{seconds:.0f}"),
+        ("model" if recipe.adapter == "none" else "adapter", args.output_dir),
+    ]
+
+
+def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
+    """Load everything that the recipe names, and put the trainer together."""
+    if args.padded_lengths and recipe.max_length > args.padded_lengths[-1]:
+        raise ValueError(
+            f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
+            "ones would contribute nothing; raise the last length, or lower max_length."
+        )
+    tokenizer = load_tokenizer(recipe)
+    train, evaluation = load_rows(recipe, tokenizer, keep=args.privacy_unit_column)
+    model = load_model(recipe, tokenizer, seed=args.seed)
+    causal = recipe.task == "causal-lm"
+    return ZOTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer),
+        compute_metrics=None if causal else accuracy,
+        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.prompts else None,
+    )
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """The share of rows whose highest score is that of their class.
+
+    >>> accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
+    {'accuracy': 0.5}
+    """
+    return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
+
+
+def _resume(flag: str | None) -> str | bool:
+    """A path, or whether to resume at all, as `transformers`' own scripts read this flag."""
+    return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
+
+
+def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
+    if trainer.eval_dataset is None:
+        return None
+    metrics = trainer.evaluate()
+    return f"{metrics['eval_loss' if recipe.task == 'causal-lm' else 'eval_accuracy']:.4f}"
+
+
+def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
+    if not trainer.budget.private:
+        return [("privacy", "none: the method adds no noise")]
+    stated = trainer.budget.stated()
+    return [
+        ("epsilon", f"{round_up(stated.epsilon):g}"),
+        ("delta", f"{trainer.budget.delta:g}"),
+        *([("trials that epsilon covers", str(trainer.args.trials))] if trainer.args.trials > 1 else []),
+        *([] if stated.pure is None else [("pure epsilon", f"{round_up(stated.pure):g} (delta 0)")]),
+    ]

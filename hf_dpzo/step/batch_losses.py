@@ -1,0 +1,76 @@
+"""The losses of a logical batch, wherever the parameters are. SENSITIVE."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
+from hf_dpzo.data.sampling import Fetched
+from hf_dpzo.data.sealed import WithheldError, drawing_nothing, sealed
+from hf_dpzo.losses.per_example import PerExampleLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLosses:
+    """Evaluates a logical batch, wherever the parameters are. SENSITIVE.
+
+    Args:
+        loss: of a micro-batch.
+        collator: made the micro-batches, and can take one apart.
+        prepare: moves inputs to where the model is.
+        device: where an empty batch's losses are.
+        tail: the shape of what the loss returns for each row: nothing, or a number of probe points.
+    """
+
+    loss: PerExampleLoss
+    collator: LogicalBatchCollator
+    prepare: Callable[[Any], Any]
+    device: torch.device
+    tail: tuple[int, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
+        waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
+        while waiting:
+            losses += self._of_next(model, waiting)
+        return torch.cat(losses)
+
+    @torch.no_grad()
+    def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
+        """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
+        numbered = [Fetched(unit=unit, row=row, place=unit) for unit, row in enumerate(rows)]
+        batch = self.collator(numbered)["batch"]
+        losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
+        for micro_batch in batch.micro_batches:
+            if micro_batch.inputs is None:
+                self.collator.show([rows[row.unit] for row in micro_batch.rows])
+            units = [row.unit for row in micro_batch.rows]
+            evaluated = drawing_nothing("per_example_loss", functools.partial(self._checked, model, micro_batch))
+            losses[units] = evaluated[: len(units)].float()
+        return losses
+
+    def _of_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
+        """The losses of the first that waits; NaN for a row that fails alone. Several that fail wait one by one."""
+        micro_batch = waiting.popleft()
+        try:
+            return [self._evaluated(model, micro_batch)]
+        except WithheldError:
+            if len(micro_batch.rows) == 1:
+                return [torch.full((1, *self.tail), torch.nan, device=self.device)]
+            waiting.extendleft(reversed(self.collator.apart(micro_batch)))
+            return []
+
+    def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        losses = sealed("per_example_loss", lambda: self._checked(model, micro_batch))
+        return losses[: len(micro_batch.rows)].float()
+
+    def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        losses = self.loss(model, self.prepare(micro_batch.inputs))
+        if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
+            raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
+        return losses

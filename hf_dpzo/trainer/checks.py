@@ -1,0 +1,140 @@
+"""What would break the claim, or would be silently ignored, is refused before any data are touched.
+
+Every message is one sentence: the value, the reason, the remedy.
+"""
+
+import hashlib
+import os
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    EarlyStoppingCallback,
+    TrainingArguments,
+)
+from transformers.integrations import WandbCallback
+
+from hf_dpzo.arguments.unsupported import METRIC_SCHEDULERS
+from hf_dpzo.data.checks import refuse_rows
+from hf_dpzo.distributed.processes import Processes
+from hf_dpzo.step.descent import is_copied
+
+
+# Models that a trainer of this process has trained: another one's card would not count what was spent on them.
+_TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], args: Any) -> None:
+    """Raise `ValueError` for parts handed to the trainer that would break the claim or be ignored."""
+    if dataset is not None:
+        refuse_rows(dataset, private=args.private, unit_column=args.privacy_unit_column)
+    if isinstance(data_collator, DataCollatorWithFlattening):
+        raise ValueError(
+            "data_collator=DataCollatorWithFlattening: it joins the rows of a batch; use a padding collator."
+        )
+    if isinstance(data_collator, DataCollatorForLanguageModeling) and data_collator.mlm:
+        raise ValueError(
+            "data_collator=DataCollatorForLanguageModeling: its random masks make one row depend on the others; mask "
+            "rows once, when they are tokenized."
+        )
+    given = {one if isinstance(one, type) else type(one) for one in callbacks}
+    watched = os.environ.get("WANDB_WATCH")
+    if watched in ("all", "parameters") and any(issubclass(one, WandbCallback) for one in given) and args.private:
+        raise ValueError(
+            f"WANDB_WATCH={watched}: it counts forward passes, whose number follows the sizes of batches; unset it."
+        )
+    if any(issubclass(one, EarlyStoppingCallback) for one in given) and args.private and not args.eval_data_is_public:
+        raise ValueError(
+            "callbacks=EarlyStoppingCallback: it lets the evaluation data end the run; set eval_data_is_public=True if "
+            "they are."
+        )
+
+
+def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:
+    """Raise `ValueError` for parts of the stock Trainer that zeroth-order training replaces."""
+    if compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func: it returns one number for a batch; pass per_example_loss, which returns one for each."
+        )
+    if any(part is not None for part in optimizers):
+        raise ValueError(
+            "optimizers: the update is made by ZOOptimizer; set learning_rate and lr_scheduler_type instead."
+        )
+
+
+def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where `args` no longer hold the values that a budget was planned from."""
+    for name, value in planned.items():
+        now = getattr(args, name)
+        if now != value:
+            raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
+
+
+def refuse_copies(model: torch.nn.Module, points_per_pass: int | None) -> None:
+    """Raise `ValueError` where several probe points at once would be as many copies of much of the model."""
+    if points_per_pass is not None and not is_copied(model, [p for p in model.parameters() if p.requires_grad]):
+        raise ValueError(
+            f"points_per_pass={points_per_pass}: more than a tenth of the model is trained, and each point would be a "
+            "copy of that; remove it, or train an adapter."
+        )
+
+
+def refuse_resuming(args: TrainingArguments) -> None:
+    """Raise `ValueError` where a log does not hold all that a resumed run would need."""
+    if args.lr_scheduler_type in METRIC_SCHEDULERS:
+        raise ValueError(
+            f"lr_scheduler_type={args.lr_scheduler_type.value}: it depends on evaluations, which a log does not hold; "
+            "start a new run, or choose a schedule of the steps alone."
+        )
+
+
+def refuse_trained(model: torch.nn.Module) -> None:
+    """Raise `ValueError` for a model that a trainer of this process has trained."""
+    if model in _TRAINED:
+        raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
+
+
+def remember_trained(model: torch.nn.Module) -> None:
+    """From now on `model` is one that a trainer of this process has trained."""
+    _TRAINED.add(model)
+
+
+# What steers the loop.
+SETTINGS = (
+    "parallel",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_steps",
+    "num_train_epochs",
+    "logging_strategy",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "audit",
+    "load_best_model_at_end",
+    "push_to_hub",
+)
+
+
+def refuse_other_settings(processes: Processes, args: TrainingArguments) -> None:
+    """Raise in all processes where their arguments differ that say when something happens, and to what.
+
+    One that evaluates or saves while another one takes a step would wait for ever.
+
+    Raises:
+        ValueError: they differ.
+    """
+    said = {name: str(getattr(args, name)) for name in SETTINGS}
+    number = int.from_bytes(hashlib.sha256(str(said).encode()).digest()[:8], "big") >> 1
+    if not processes.equal(number):
+        raise ValueError(
+            f"args: the {processes.size} processes do not have the same {', '.join(SETTINGS[:3])} or other settings of "
+            "the loop; launch all with the same arguments."
+        )

@@ -1,0 +1,100 @@
+"""The stock Trainer, made discreet: it shows and keeps released and public values alone.
+
+What the stock loop knows about training, its losses, sizes and counts, is a function of unreleased data.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import PredictionOutput
+
+from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.privacy.ledger import Budget, round_up
+
+
+# What the stock loop may log about training.
+RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon"})
+
+
+class DiscreetTrainer(Trainer):
+    """A Trainer whose logs, metrics, checkpoints and streams say nothing about training data.
+
+    Subclasses set what evaluation needs: `per_example_loss`, `budget`, and the prefixes of its metrics.
+    """
+
+    per_example_loss: PerExampleLoss
+    budget: Budget | None
+    _metric_prefixes: set[str]
+
+    # ---- What leaves ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent.
+
+        Anything else that it is given is dropped.
+        """
+        logs = self._released(logs)
+        if "learning_rate" in logs and self.args.private:
+            logs["epsilon"] = round_up(self.budget.running_epsilon())
+        super().log(logs, start_time)
+
+    def _released(self, logs: dict[str, Any]) -> dict[str, Any]:
+        evaluated = tuple(f"{prefix}_" for prefix in self._metric_prefixes)
+        return {key: value for key, value in logs.items() if key in RELEASED or key.startswith(evaluated)}
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Zero: the count would tell how many tokens were drawn."""
+        return 0
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> None:
+        """None, which is not logged: there is no gradient."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: nothing is drawn again when a run is resumed, and a generator's position counts what was drawn."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: batches and noise are fresh, and directions need no state."""
+
+    # ---- Evaluation ----
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The mean of the per-example losses, for evaluation. Training does not come here."""
+        losses, scores = self.per_example_loss.evaluate(model, inputs)
+        return (losses.mean(), {"logits": scores}) if return_outputs else losses.mean()
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple:
+        """As stock; rows without labels are scored as labelled ones are."""
+        if any(name in inputs for name in self.label_names):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad():
+            return None, self.per_example_loss.scores(model, self._prepare_inputs(inputs)), None
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """As stock, on data that are not the training data."""
+        self._refuse_training_data(eval_dataset)
+        if metric_key_prefix.startswith("train"):
+            raise ValueError(f"metric_key_prefix={metric_key_prefix}: it names training metrics; choose another.")
+        self._metric_prefixes.add(metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """As stock, on data that are not the training data."""
+        self._refuse_training_data(test_dataset)
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def _refuse_training_data(self, dataset: Any) -> None:
+        dataset = self.eval_dataset if dataset is None else dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if self.args.private and dataset is not None and dataset is self.train_dataset:
+            raise ValueError(
+                "eval_dataset: it is the training data, whose losses are not released; hold some rows out."
+            )

@@ -1,0 +1,259 @@
+"""The publishing Trainer, made to search: each trial is a run of its own, and every card counts all of them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import BestRun, TrainOutput
+
+from hf_dpzo.arguments.training_args import PLANNED_FLAGS
+from hf_dpzo.data.units import Units
+from hf_dpzo.models.unwrap import unwrapped
+from hf_dpzo.privacy.ledger import Budget, BudgetExceededError
+from hf_dpzo.trainer.callbacks import FirstStepGuard
+from hf_dpzo.trainer.checks import refuse_trained
+from hf_dpzo.trainer.publishing import PublishingTrainer
+from hf_dpzo.trajectory.log import LOG_FILE
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.optimizer import ZOOptimizer
+
+
+# Flags from which it follows what a run releases. Where a trial changes that, those of them that it set are named.
+COUNTED = (
+    "method",
+    "target_epsilon",
+    "target_delta",
+    "noise_multiplier",
+    "noise",
+    "paper_noise",
+    "expected_batch_size",
+    "max_steps",
+    "num_train_epochs",
+    "trials",
+)
+
+
+# Flags that the rows and their evaluation were looked at with, before any trial.
+SETTLED = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
+
+
+class SearchingTrainer(PublishingTrainer):
+    """A publishing Trainer that plans its run, and in a search each trial anew, in a folder of its own.
+
+    Subclasses set the units of privacy.
+
+    Guarantee: no more trials begin than `args.trials`, all of them release the same query as often, and the epsilon of
+    each is that of all.
+    """
+
+    _units: Units
+    # What the arguments were before the search, and the plan that each of its trials must have.
+    _given: dict[str, Any]
+    _counted: Budget
+    _trials_begun: int = 0
+
+    def _plan(self) -> None:
+        """Plan a run by the arguments: its method, its budget, how it moves, and public facts about its rows."""
+        args, units = self.args, len(self._units)
+        self._rows_facts = {
+            "rows": self._units.num_rows,
+            "units": units,
+            "expected_batch_size": args.expected_batch_size,
+            "privacy_unit_column": args.privacy_unit_column,
+            "max_rows_per_unit": args.max_rows_per_unit,
+            # The isolation that the card states is that of the whole run.
+            "padded_lengths": args.padded_lengths,
+            "points_per_pass": args.points_per_pass,
+            "evaluated_alone": self._train_batch_size == 1,
+        }
+        self.method, self.budget = args.plan(units) if units else (None, None)
+        self._planned_values = args.planned_values
+        settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
+        settings |= {"update": args.update_rule, "constraint": self.method and self.method.constraint}
+        self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
+        self.remove_callback(FirstStepGuard)
+        if self.method is not None:
+            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
+
+    # ---- The search ----
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable | None = None,
+        compute_objective: Callable | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        backend: str | None = None,
+        hp_name: Callable | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """As stock, by Optuna. Each trial leaves its log and card in `output_dir/run-NUMBER`, and counts in all cards.
+
+        The model of the last trial is not kept: publish the folder of the best one, or load what its log leads to.
+
+        Args:
+            hp_space: what a trial sets. It may not change what a step releases, or how many there are.
+            compute_objective: as stock.
+            n_trials: at most `trials` of the arguments, for which the noise or epsilon was computed.
+            direction: as stock.
+            backend: `optuna`.
+            hp_name: of the folder of a trial, as stock.
+            kwargs: as stock, for Optuna.
+
+        Raises:
+            ValueError: for a search that could not be counted, before any data are touched.
+            BudgetExceededError: this trainer has trained before.
+        """
+        self._refuse_search(n_trials, backend, kwargs.get("n_jobs", 1))
+        self._given, self._counted = dict(vars(self.args)), self.budget
+        try:
+            return super().hyperparameter_search(
+                _checked(hp_space), compute_objective, n_trials, direction, backend or "optuna", hp_name, **kwargs
+            )
+        finally:
+            # Stock leaves the backend where a trial fails, and what the last trial has set.
+            self.hp_search_backend = None
+            vars(self.args).update(self._given)
+            if not self._trials_begun:  # One that was refused has planned another run.
+                self._plan()
+
+    def _refuse_search(self, n_trials: int | None, backend: str | None, n_jobs: int) -> None:
+        """Raise for what would break the count of trials, or what they are counted as."""
+        if self.budget is None:
+            raise ValueError("train_dataset=None: a search needs rows; pass train_dataset.")
+        self._refuse_spent()
+        self.budget.require(self.budget.planned_steps)
+        if n_trials is not None and type(n_trials) is not int:
+            raise ValueError(f"n_trials={n_trials!r}: it is no whole number; pass how many trials to make.")
+        private, trials = self.args.private, self.args.trials
+        too_many = private and (n_trials is None or n_trials > trials)
+        others = list(Path(self.args.output_dir).glob(f"*/{LOG_FILE}"))
+        refused = {
+            f"backend={backend}": (
+                backend not in (None, "optuna"),
+                "its trials are made elsewhere, where nothing counts them; choose optuna",
+            ),
+            f"n_jobs={n_jobs}": (n_jobs != 1, "a trainer makes one trial after the other; remove it"),
+            f"n_trials={n_trials}": (
+                too_many,
+                f"the guarantee covers trials={trials}; set that to as many, or more, in the arguments",
+            ),
+            f"output_dir={self.args.output_dir}": (
+                private and len(others) > 0,
+                f"it holds {len(others)} logs of other runs, which trials={trials} does not count; choose another",
+            ),
+            f"processes={self.args.world_size}": (
+                self.args.world_size > 1,
+                "a trial that fails or is pruned in one would leave the others waiting; search in one process",
+            ),
+            "eval_dataset=None": (self.eval_dataset is None, "trials are compared by it; pass eval_dataset"),
+            "eval_data_is_public=False": (
+                private and not self.args.eval_data_is_public,
+                "a search lets the evaluation data choose the model; set it to True if they are public",
+            ),
+            "push_to_hub=True": (
+                self.args.push_to_hub,
+                "each trial would replace the one before; push the folder of the best one afterwards",
+            ),
+        }
+        for name, (condition, reason) in refused.items():
+            if condition:
+                raise ValueError(f"{name}: {reason}.")
+
+    def _refuse_spent(self) -> None:
+        if self._trials_begun:
+            raise BudgetExceededError(
+                f"trials={self.args.trials}: a search of this trainer has begun {self._trials_begun} of them; publish "
+                "the folder of its best one, or make a new trainer, whose run is one more of the trials."
+            )
+
+    # ---- One trial ----
+
+    def _begin_trial(self, trial: Any) -> None:
+        """Set what `trial` asks for, see that it is one of those that are counted, plan its run, and give it a folder.
+
+        To be called before its model is made, which stock seeds with what the trial before had set.
+        """
+        if trial is None:
+            self._refuse_spent()
+            return
+        if self.hp_search_backend is None:
+            raise ValueError("trial: it is a part of a search; call hyperparameter_search, which counts them.")
+        vars(self.args).update(self._given)  # Without what the trial before had set.
+        super()._hp_search_setup(trial)
+        self.args.check_values()
+        settled = self._changed(SETTLED)
+        if settled:
+            raise self._uncounted(settled)
+        self._plan()
+        if self.args.private or self._counted.private:
+            self._refuse_uncounted(trial.number)
+        self.args.output_dir = super()._get_output_dir(trial)
+        self._trials_begun += 1
+
+    def _refuse_uncounted(self, number: int) -> None:
+        if not self.budget.is_planned_as(self._counted):
+            raise self._uncounted(self._changed(COUNTED) or self._changed(PLANNED_FLAGS))
+        if number >= self.args.trials:
+            raise ValueError(
+                f"trial={number}: its study has trials of an earlier search, and trials={self.args.trials} counts them "
+                "too; raise that, or begin a new study."
+            )
+
+    def _changed(self, names: Iterable[str]) -> str:
+        """Those of the flags `names` that a trial has set to something else, with what it has set them to."""
+        found = [name for name in names if getattr(self.args, name) != self._given[name]]
+        return ", ".join(f"{name}={getattr(self.args, name)}" for name in found)
+
+    @staticmethod
+    def _uncounted(changed: str) -> ValueError:
+        return ValueError(
+            f"{changed}: every trial must release what was counted, from the same rows; leave it out of hp_space."
+        )
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As stock. A trial is set up already, and by now has its model, which must be a new one."""
+        if trial is None:
+            super()._hp_search_setup(trial)
+        elif self.args.private:
+            refuse_trained(unwrapped(self.model))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """As stock. The arguments have the folder of a trial from its beginning."""
+        return self.args.output_dir
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """As stock; then write the card of a trial, whose weights may be saved nowhere."""
+        output = super().train(*args, **options)
+        self._write_card_of_trial()
+        return output
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """As stock; a trial that has ended gets a card with what was measured."""
+        metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        if self._final is not None:
+            self._write_card_of_trial()
+        return metrics
+
+    def _write_card_of_trial(self) -> None:
+        if self.hp_search_backend is not None and self.args.should_save:
+            self._write_card(Path(self.args.output_dir), self._fingerprint())
+
+    def _refuse_other_weights(self) -> None:
+        if self.model is None:
+            raise ValueError("model: a search keeps none; publish the folder of its best trial, or replay its log.")
+        super()._refuse_other_weights()
+
+
+def _checked(hp_space: Callable | None) -> Callable | None:
+    """The same, but for what it returns, which stock takes for a mapping."""
+    if hp_space is None:
+        return None
+
+    def checked(trial: Any) -> Mapping[str, Any]:
+        found = hp_space(trial)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"hp_space: it returned {type(found).__name__}; return a dict of what the trial sets.")
+        return found
+
+    return checked

@@ -1,0 +1,40 @@
+"""Which coordinates of the parameters may move."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from hf_dpzo.zo.philox import CHUNK
+
+
+class Mask:
+    """Which coordinates of the parameters may move; one bit for each.
+
+    Args:
+        selected: booleans for each parameter, in order.
+
+    >>> mask = Mask([np.array([True, False, True])])
+    >>> mask.count, mask.chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
+    (2, [1.0, 0.0, 1.0], [0])
+    """
+
+    def __init__(self, selected: Sequence[np.ndarray]) -> None:
+        self._sizes = tuple(one.size for one in selected)
+        self._bits = [np.packbits(one.reshape(-1), bitorder="little") for one in selected]
+        self.count = int(sum(np.count_nonzero(one) for one in selected))
+        # Other than 0, which stands for no mask.
+        self.fingerprint = int.from_bytes(hashlib.sha256(b"".join(self._bits)).digest()[:8], "little") | 1
+
+    def chunk(self, index: int, number: int) -> np.ndarray:
+        """Return ones and zeros for one chunk of the `index`-th parameter, float32."""
+        size = min(CHUNK, self._sizes[index] - number * CHUNK)
+        bits = self._bits[index][number * CHUNK // 8 :][: math.ceil(size / 8)]
+        return np.unpackbits(bits, count=size, bitorder="little").astype(np.float32)
+
+    def coordinates(self, index: int, *, limit: int) -> torch.Tensor:
+        """Return the numbers of the first `limit` coordinates of the `index`-th parameter that may move."""
+        bits = np.unpackbits(self._bits[index], count=self._sizes[index], bitorder="little")
+        return torch.from_numpy(np.flatnonzero(bits)[:limit])

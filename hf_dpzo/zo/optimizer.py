@@ -1,0 +1,212 @@
+"""The update, as a real `torch.optim.Optimizer` that the stock training loop can step."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from hf_dpzo.distributed.sharding import whole
+from hf_dpzo.zo.constraints import Constraint
+from hf_dpzo.zo.directions import Directions
+from hf_dpzo.zo.mask import Mask
+from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.updates import SGD, Update
+from hf_dpzo.zo.walk import Point
+
+
+class ZOOptimizer(torch.optim.Optimizer):
+    """Moves parameters along replayed directions: `theta -= lr * (sum_k coefficient_k z_k + weight_decay * theta)`.
+
+    There is no backpropagation. The training step hands over the coefficients that were released, and `step()` applies
+    them once, in the way of `update` and within `constraint`. Weight decay is decoupled from the update.
+
+    Args:
+        params: parameters or parameter groups. Their order is the order of the directions' parameter numbers.
+        directions: the class of the directions.
+        seed: the run's public seed.
+        lr: learning rate, per unit of coefficient.
+        weight_decay: how much of theta is added to the estimated gradient, as in MeZO.
+        update: what becomes of the coefficients.
+        constraint: where the parameters may go.
+
+    >>> from hf_dpzo.zo.directions import Rademacher
+    >>> theta = torch.nn.Parameter(torch.zeros(3))
+    >>> optimizer = ZOOptimizer([theta], directions=Rademacher, seed=0, lr=0.5)
+    >>> optimizer.begin_stage()
+    >>> optimizer.receive(step=0, coefficients=[2.0])
+    >>> optimizer.step()
+    >>> theta.abs().tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        *,
+        directions: type[Directions],
+        seed: int,
+        lr: float,
+        weight_decay: float = 0.0,
+        update: Update | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._kind, self._seed = directions, seed
+        self._update, self._constraint = update or SGD(), constraint or Constraint()
+        self._origin: list[torch.Tensor] | None = None
+        self._received: tuple[int, Sequence[float]] | None = None
+        self._logged_rates: list[float] = []
+        self._displacement: tuple[int, Point] | None = None
+        # Whether the parameters may be where no whole number of steps has led them, if only by rounding.
+        self.aside = False
+        self.stage: int | None = None
+        self.rate_factor = 1.0
+        self._restrict(None)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The parameters in the order of the directions. Read anew each time: wrappers exchange the objects."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def begin_stage(self, *, number: int = 0, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
+        """Begin a stage, and the first one too, with its own learning rate, mask and anchor. Moments start anew.
+
+        Args:
+            number: of the stage, from 0.
+            rate_factor: what the learning rate is multiplied by.
+            mask: the coordinates that may move; by default all.
+        """
+        self.stage, self.rate_factor = number, rate_factor
+        self._restrict(mask)
+        self._origin = self._constraint.origin(self.parameters(), self._origin)
+
+    @property
+    def received(self) -> Sequence[float]:
+        """The coefficients that wait for the next `step()`; empty when there are none."""
+        return () if self._received is None else self._received[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parameter groups alone. Moments follow from the log of the run."""
+        return {**super().state_dict(), "state": {}}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, so that a copy goes on as this one would; torch leaves out what subclasses add."""
+        return self.__dict__.copy()
+
+    def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
+        """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
+        if self._received is not None:
+            raise RuntimeError(f"step={step}: the coefficients of step {self._received[0]} were never applied.")
+        self._received = (step, tuple(coefficients))
+        self._logged_rates = [group["lr"] for group in self.param_groups]
+
+    def stay(self, step: int, point: Point) -> None:
+        """Take note that the parameters are not at theta but at a probe point of `step`.
+
+        `step()` goes on from there: walking back and the update are one sweep, which is rounded once.
+        """
+        self._displacement = None if point.position == 0.0 else (step, point)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring the parameters back to theta, if a walk left them at a probe point."""
+        if self._displacement is None:
+            return
+        (step, point), self._displacement = self._displacement, None
+        for index, parameter in enumerate(self.parameters()):
+            self.directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
+
+    def finish(self) -> None:
+        """End what a step has begun: apply what was received, or go back to theta, up to rounding."""
+        if self._received is not None and self._rates_are_logged:
+            self.step()
+        else:
+            self.settle()
+
+    def settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
+        """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
+        found = whole(self.parameters()[index].detach()).view(-1)[coordinates]
+        if self._displacement is not None:
+            step, point = self._displacement
+            stop = int(coordinates.max()) + 1 if len(coordinates) else 0
+            z = self.directions.values(index=index, step=step, direction=point.direction, stop=stop)
+            found.add_(z[coordinates.cpu()].mul_(-point.position).to(found.device))
+        return found
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Apply what was received."""
+        if self._received is None:
+            raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
+        if self.stage is None:
+            raise RuntimeError("no stage has begun: call begin_stage before the first step.")
+        if not self._rates_are_logged:
+            raise RuntimeError(
+                f"step={self._received[0]}: the learning rate changed between its release and its update, and the log "
+                "has the one before; change it in on_step_end."
+            )
+        self.aside = True
+        (step, coefficients), self._received = self._received, None
+        rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        if not self._only_moves or (self._displacement is not None and self._displacement[0] != step):
+            self.settle()
+        self._constraint.pull_(self.parameters(), self._origin, rates)
+        self._decay_(rates)
+        scaled = self._update.scaled(coefficients)
+        if self._inner is None:
+            self._move_(step, scaled, rates)
+        else:
+            self._move_by_inner_(step, scaled)
+        self._constraint.project_(self.parameters(), self._origin)
+        self.aside = False
+
+    def _restrict(self, mask: Mask | None) -> None:
+        sizes = [parameter.numel() for parameter in self.parameters()]
+        self.directions = self._kind(seed=self._seed, sizes=sizes, mask=mask)
+        self._inner = self._update.inner([{"params": group["params"]} for group in self.param_groups])
+        if self._inner is not None:
+            self.state = self._inner.state
+
+    @property
+    def _rates_are_logged(self) -> bool:
+        return [group["lr"] for group in self.param_groups] == self._logged_rates
+
+    @property
+    def _only_moves(self) -> bool:
+        """Whether nothing but a move along the directions stands between a walk and its update."""
+        decays = any(group["lr"] * group["weight_decay"] for group in self.param_groups)
+        return self._inner is None and not decays and not self._constraint.pulls
+
+    def _rate(self, group: dict[str, Any]) -> float:
+        return group["lr"] * self.rate_factor
+
+    def _decay_(self, rates: Sequence[float]) -> None:
+        decays = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
+        for index, (parameter, rate, decay) in enumerate(zip(self.parameters(), rates, decays, strict=True)):
+            share = rate * decay
+            if share != 0 and self.directions.mask is None:
+                parameter.mul_(1 - share)
+            elif share != 0:
+                for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
+                    mask = torch.from_numpy(self.directions.mask.chunk(index, chunk)).to(piece.device)
+                    piece.sub_(piece * mask, alpha=share)
+
+    def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
+        displacement, self._displacement = self._displacement, None
+        for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):
+            weights = {k: -rate * coefficient for k, coefficient in enumerate(coefficients)}
+            if displacement is not None:
+                _, point = displacement
+                weights[point.direction] -= point.position
+            self.directions.add_(parameter, index=index, step=step, weights=weights)
+
+    def _move_by_inner_(self, step: int, coefficients: Sequence[float]) -> None:
+        weights = dict(enumerate(coefficients))
+        for index, parameter in enumerate(self.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+            self.directions.add_(parameter.grad, index=index, step=step, weights=weights)
+        for own, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner["params"], inner["lr"] = own["params"], self._rate(own)
+        self._inner.step()
+        for parameter in self.parameters():
+            parameter.grad = None

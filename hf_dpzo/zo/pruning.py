@@ -1,0 +1,115 @@
+"""Which coordinates to train, chosen without data: by the curvature that the weights themselves show.
+
+The rule is that of Liu et al. 2025, as their published code states it (prune.py): replace all weights by their absolute
+values (SynFlow), feed the model one token, estimate the gradient g of the sum of its outputs from one random direction,
+step along it, estimate again, and score each coordinate by `|theta * (g' - g)|` (GraSP). The lowest scores are kept.
+With one direction an estimate is that direction times a number, so what is kept is mostly what has small weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_dpzo.zo.directions import Gaussian
+from hf_dpzo.zo.mask import Mask
+from hf_dpzo.zo.walk import CopyingWalk, Point, Walk
+
+
+# Steps of the public generator that no training step reaches.
+_FIRST_STEP = 1 << 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFreePruning:
+    """Keeps the share `ratio` of the trainable coordinates whose scores are lowest.
+
+    Costs four forward passes on one token, and, while it works, two float32 copies of the trained parameters.
+
+    Args:
+        ratio: of coordinates to keep, in (0, 1].
+        smoothing: the distance to a probe point.
+    """
+
+    ratio: float
+    smoothing: float = 1e-3
+
+    @torch.no_grad()
+    def mask(
+        self,
+        outputs: Callable[[], torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        trained: Sequence[torch.Tensor],
+        *,
+        seed: int,
+        stage: int,
+    ) -> Mask:
+        """Return the coordinates of `trained` to keep. A function of the weights and the public seed alone.
+
+        Args:
+            outputs: evaluates the model on one made-up token.
+            weights: all of the model's parameters, `trained` among them.
+            trained: the trainable ones, in the order of the directions.
+            seed: the run's public seed.
+            stage: the stage, from 0.
+        """
+        with _linearized(weights):
+            scores = self._scores(outputs, trained, seed=seed, first_step=_FIRST_STEP + 2 * stage)
+        return Mask(_lowest(scores, self.ratio, seed=seed, stage=stage))
+
+    def _scores(
+        self, outputs: Callable[[], torch.Tensor], trained: Sequence[torch.Tensor], *, seed: int, first_step: int
+    ) -> list[np.ndarray]:
+        directions = Gaussian(seed=seed, sizes=[parameter.numel() for parameter in trained])
+        with CopyingWalk(trained, directions, step=first_step) as along:
+            first = self._slope(along, outputs)
+            along.to(Point(direction=0, position=first * self.smoothing))
+            with CopyingWalk(trained, directions, step=first_step + 1) as beyond:
+                second = self._slope(beyond, outputs)
+        if not (np.isfinite(first) and np.isfinite(second)):
+            raise ValueError(
+                "pruning: the model's outputs overflow for absolute weights; use zoso, which needs no mask."
+            )
+        scores = []
+        for index, parameter in enumerate(trained):
+            score = torch.zeros(parameter.numel())
+            directions.add_(score, index=index, step=first_step, weights={0: -first})
+            directions.add_(score, index=index, step=first_step + 1, weights={0: second})
+            scores.append(score.mul_(parameter.view(-1).cpu()).abs_().numpy())
+        return scores
+
+    def _slope(self, walk: Walk, outputs: Callable[[], torch.Tensor]) -> float:
+        """Half the difference of the summed outputs at the two probe points of `walk`."""
+        sums = []
+        for distance in (+self.smoothing, -self.smoothing):
+            walk.to(Point(direction=0, position=distance))
+            sums.append(outputs().double().sum())
+        return float(sums[0] - sums[1]) / 2
+
+
+@contextmanager
+def _linearized(weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    """The weights by their absolute values; back to what they were at the end, whatever happens."""
+    weights = [weight for weight in weights if weight.is_floating_point()]
+    negative = [weight.signbit() for weight in weights]
+    for weight in weights:
+        weight.abs_()
+    try:
+        yield
+    finally:
+        for weight, flipped in zip(weights, negative, strict=True):
+            weight.copy_(torch.where(flipped, -weight, weight))
+
+
+def _lowest(scores: Sequence[np.ndarray], ratio: float, *, seed: int, stage: int) -> list[np.ndarray]:
+    """Select exactly the share `ratio`, at least one; among equal scores at the threshold, at random."""
+    flat = np.concatenate(scores)
+    keep = max(1, int(ratio * flat.size))
+    threshold = np.partition(flat, keep - 1)[keep - 1]
+    selected = flat < threshold
+    ties = np.flatnonzero(flat == threshold)
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, _FIRST_STEP + stage], dtype=np.uint64)))
+    selected[generator.permutation(ties)[: keep - np.count_nonzero(selected)]] = True
+    return np.split(selected, np.cumsum([score.size for score in scores])[:-1])
