@@ -123,6 +123,12 @@ def each_with_each(names: Iterable[str], kinds: Iterable[str]) -> pytest.MarkDec
     return pytest.mark.parametrize(("name", "kind", "lora"), cases, ids=ids)
 
 
+def compare_along(walk, estimator, losses) -> torch.Tensor:
+    """The coefficients `[rows, K]` of what `losses` returns at each stop of `walk`."""
+    with walk:
+        return estimator.coefficients(torch.stack([losses().double() for _ in walk], dim=1))
+
+
 # Arguments of a short private run of `ZOTrainer`, for tests whose fixtures outlive those of one test.
 SHORT_RUN = {
     "noise_multiplier": 1.0,

@@ -2,23 +2,21 @@
 
 import pytest
 import torch
+from conftest import compare_along
 
 from hf_dpzo.zo.directions import DIRECTIONS, Rademacher
 from hf_dpzo.zo.spsa import DIFFERENCES, CentralDifference, ForwardDifference
-from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, Point
+from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, ProbePoint
 
 
-def adding_and_back(theta, directions, *, step) -> AddingWalk:
+class AddingAndBack(AddingWalk):
     """An `AddingWalk` that is brought back, as an optimizer does it."""
 
-    def back(step: int, point: Point) -> None:
-        for index, parameter in enumerate(theta):
-            directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
-
-    return AddingWalk(theta, directions, step=step, stay=back)
+    def __exit__(self, *_: object) -> None:
+        self._add({self.at.direction: -self.at.position})
 
 
-WALKS = [adding_and_back, CopyingWalk]
+WALKS = [AddingAndBack, CopyingWalk]
 
 
 def parameters() -> list[torch.Tensor]:
@@ -36,9 +34,9 @@ def rows(count=4, width=41) -> torch.Tensor:
 def estimate(kind, walk, theta, data, *, smoothing=1e-2, num_directions=3, step=0):
     """Coefficients for the losses `sin(x . theta)`, one for each row x."""
     directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
-    coefficients = CentralDifference(smoothing=smoothing, num_directions=num_directions).differences(
-        walk=walk(theta, directions, step=step), losses=lambda: torch.sin(data @ flat(theta))
-    )
+    estimator = CentralDifference(smoothing=smoothing, num_directions=num_directions)
+    along = walk(theta, directions, step=step, points=estimator.points)
+    coefficients = compare_along(along, estimator, lambda: torch.sin(data @ flat(theta)))
     z = torch.stack(
         [
             flat([directions.values(index=i, step=step, direction=k) for i in range(len(theta))])
@@ -86,23 +84,24 @@ def test_copying_walk_ends_where_it_began_to_the_last_bit():
 def test_adding_walk_ends_within_rounding_of_where_it_began():
     theta = parameters()
     before = flat(theta)
-    estimate("gaussian", adding_and_back, theta, rows())
+    estimate("gaussian", AddingAndBack, theta, rows())
     assert (flat(theta) - before).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("name", "moves"), [("central", 6), ("forward", 3)])
 def test_adding_walk_goes_from_point_to_point_in_one_sweep_and_stays_at_the_last(name, moves, monkeypatch):
     """The way between two directions is one sweep, along both."""
-    theta, places, sweeps = parameters(), [], []
+    theta, sweeps = parameters(), []
     before, add = flat(theta), Rademacher.add_
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
     monkeypatch.setattr(
         Rademacher, "add_", lambda self, p, **at: sweeps.append(dict(at["weights"])) or add(self, p, **at)
     )
-    walk = AddingWalk(theta, directions, step=5, stay=lambda *place: places.append(place))
-    DIFFERENCES[name](smoothing=1e-2, num_directions=3).differences(walk=walk, losses=lambda: torch.zeros(1))
-    last = Point(direction=2, position=1e-2 if name == "forward" else -1e-2)
-    assert places == [(5, last)]
+    estimator = DIFFERENCES[name](smoothing=1e-2, num_directions=3)
+    walk = AddingWalk(theta, directions, step=5, points=estimator.points)
+    compare_along(walk, estimator, lambda: torch.zeros(1))
+    last = ProbePoint(direction=2, position=1e-2 if name == "forward" else -1e-2)
+    assert walk.at == last
     assert len(sweeps) == moves * len(theta)
     z = flat([directions.values(index=i, step=5, direction=2) for i in range(len(theta))])
     torch.testing.assert_close(flat(theta), before + last.position * z, rtol=0, atol=1e-6)
@@ -114,14 +113,14 @@ def test_adding_walk_leaves_the_same_bits_whatever_the_data_are():
     for data in (rows(count=0), rows(count=1), rows(count=9)):
         torch.manual_seed(1)
         theta = parameters()
-        estimate("rademacher", adding_and_back, theta, data)
+        estimate("rademacher", AddingAndBack, theta, data)
         ends.append(flat(theta))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
 
 
 def test_empty_batch_has_no_rows_and_all_columns():
-    coefficients, _ = estimate("rademacher", adding_and_back, parameters(), rows(count=0))
+    coefficients, _ = estimate("rademacher", AddingAndBack, parameters(), rows(count=0))
     assert coefficients.shape == (0, 3)
 
 
@@ -134,10 +133,9 @@ def test_an_error_at_a_probe_point_brings_the_parameters_back(walk):
     def broken() -> torch.Tensor:
         raise KeyboardInterrupt
 
+    estimator = CentralDifference(smoothing=1e-2, num_directions=1)
     with pytest.raises(KeyboardInterrupt):
-        CentralDifference(smoothing=1e-2, num_directions=1).differences(
-            walk=walk(theta, directions, step=0), losses=broken
-        )
+        compare_along(walk(theta, directions, step=0, points=estimator.points), estimator, broken)
     assert (flat(theta) - before).abs().max() < 1e-6
 
 
@@ -147,9 +145,9 @@ def test_forward_coefficients_agree_with_dense_directions(kind, walk):
     theta, data = parameters(), rows()
     start = flat(theta)
     directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
-    coefficients = ForwardDifference(smoothing=1e-2, num_directions=3).differences(
-        walk=walk(theta, directions, step=0), losses=lambda: torch.sin(data @ flat(theta))
-    )
+    estimator = ForwardDifference(smoothing=1e-2, num_directions=3)
+    along = walk(theta, directions, step=0, points=estimator.points)
+    coefficients = compare_along(along, estimator, lambda: torch.sin(data @ flat(theta)))
     for k in range(3):
         z = flat([directions.values(index=i, step=0, direction=k) for i in range(len(theta))])
         expected = (torch.sin(data @ (start + 1e-2 * z)).double() - torch.sin(data @ start).double()) / (1e-2 * 3)
@@ -161,10 +159,8 @@ def test_forward_passes_are_counted_as_they_are_made(name, passes):
     theta, calls = parameters(), []
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
     estimator = DIFFERENCES[name](smoothing=1e-2, num_directions=4)
-    estimator.differences(
-        walk=CopyingWalk(theta, directions, step=0),
-        losses=lambda: calls.append(None) or torch.zeros(2),
-    )
+    walk = CopyingWalk(theta, directions, step=0, points=estimator.points)
+    compare_along(walk, estimator, lambda: calls.append(None) or torch.zeros(2))
     assert len(calls) == estimator.forward_passes == passes
 
 
@@ -176,9 +172,10 @@ def test_bias_of_forward_differences_is_half_the_curvature_times_mu():
     z = directions.values(index=0, step=0, direction=0).double()
     found = {}
     for name, difference in DIFFERENCES.items():
-        found[name] = difference(smoothing=0.1, num_directions=1).differences(
-            walk=CopyingWalk(theta, directions, step=0),
-            losses=lambda: (theta[0] + curvature * theta[0] ** 2 / 2).sum().reshape(1),
+        estimator = difference(smoothing=0.1, num_directions=1)
+        walk = CopyingWalk(theta, directions, step=0, points=estimator.points)
+        found[name] = compare_along(
+            walk, estimator, lambda: (theta[0] + curvature * theta[0] ** 2 / 2).sum().reshape(1)
         )
     assert found["central"].item() == pytest.approx(float(z.sum()))
     assert found["forward"].item() == pytest.approx(float(z.sum() + 0.1 / 2 * (curvature * z**2).sum()))

@@ -23,7 +23,7 @@ from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.models.checks import refuse_sharded
 from hf_dpzo.models.fingerprints import values_fingerprint
 from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.step.fsdp import LockstepLosses
+from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trajectory.replay import replay_onto
 from hf_dpzo.verification.verify import verify
 
@@ -363,13 +363,13 @@ def failing_once(inside: type, name: str, error: Exception, when) -> None:
 def training() -> list[bool]:
     """Whether private rows are evaluated by now: what is appended to, in a child's own memory."""
     begun: list[bool] = []
-    inner = LockstepLosses.__call__
+    inner = FSDPLosses.__call__
 
     def call(self, *given):
         begun.append(True)
         return inner(self, *given)
 
-    LockstepLosses.__call__ = call
+    FSDPLosses.__call__ = call
     return begun
 
 

@@ -1,5 +1,6 @@
 """The update, against the dense formula."""
 
+import contextlib
 import copy
 import pickle
 
@@ -10,7 +11,7 @@ from hf_dpzo.zo.constraints import QuadraticAnchor
 from hf_dpzo.zo.directions import DIRECTIONS, Rademacher
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.updates import Adam
-from hf_dpzo.zo.walk import Point
+from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, ProbePoint, StackingWalk
 
 
 def make(parameters, **settings) -> ZOOptimizer:
@@ -101,9 +102,10 @@ def test_no_state_is_kept():
 def displaced(parameters, *, at=0.25, step=3, direction=1, **settings) -> ZOOptimizer:
     """An optimizer whose parameters a walk has left at a probe point."""
     optimizer = make(parameters, **settings)
-    for index, parameter in enumerate(parameters):
-        optimizer.directions.add_(parameter, index=index, step=step, weights={direction: at})
-    optimizer.stay(step, Point(direction=direction, position=at))
+    points = [ProbePoint(direction=direction, position=at)]
+    walk = AddingWalk(parameters, optimizer.directions, step=step, points=points)
+    with optimizer.follow(walk, step=step):
+        assert len(list(walk)) == 1
     return optimizer
 
 
@@ -165,14 +167,49 @@ def test_finishing_applies_what_was_received_or_goes_back():
         parameter = torch.nn.Parameter(torch.randn(9))
         before = parameter.detach().clone()
         optimizer = displaced([parameter])
-        optimizer.aside = True
         if received:
             optimizer.receive(step=3, coefficients=[0.0, 2.0])
         optimizer.finish()
         z = optimizer.directions.values(index=0, step=3, direction=1)
         torch.testing.assert_close(parameter.detach(), before - received * 0.2 * z, rtol=0, atol=1e-6)
-        assert optimizer.aside != received
+        assert optimizer.is_midstep != received
         assert not optimizer.received
+
+
+def walks(parameters, optimizer):
+    points = [ProbePoint(direction=0, position=side) for side in (0.25, -0.25)]
+    given = {"step": 3, "points": points}
+    return {
+        "adding": AddingWalk(parameters, optimizer.directions, **given),
+        "copying": CopyingWalk(parameters, optimizer.directions, **given),
+        "stacking": StackingWalk(parameters, optimizer.directions, **given, points_per_stop=2),
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", ["adding", "copying", "stacking"])
+def test_only_a_walk_that_adds_leaves_the_parameters_where_no_whole_step_has_led_them(name, fails):
+    parameter = torch.nn.Parameter(torch.randn(9))
+    before, optimizer = parameter.detach().clone(), make([parameter])
+    with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():  # noqa: SIM117
+        with optimizer.follow(walks([parameter], optimizer)[name], step=3) as walk:
+            for _ in walk:
+                assert optimizer.is_midstep
+                if fails:
+                    raise KeyboardInterrupt
+    assert optimizer.is_midstep == (name == "adding")
+    optimizer.settle()
+    torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6 if name == "adding" else 0)
+
+
+def test_a_walk_that_fails_is_walked_back_at_once():
+    parameter = torch.nn.Parameter(torch.randn(9))
+    before, optimizer = parameter.detach().clone(), make([parameter])
+    walk = walks([parameter], optimizer)["adding"]
+    with pytest.raises(ValueError, match="here"), optimizer.follow(walk, step=3):
+        next(iter(walk))
+        raise ValueError("here")
+    torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
 
 
 def test_finishing_takes_no_step_with_another_rate_than_the_logged_one():

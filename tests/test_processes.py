@@ -1,6 +1,5 @@
 """Several processes: one guarantee, one release, one set of weights."""
 
-import math
 import os
 
 import numpy as np
@@ -12,15 +11,18 @@ from several import ended, in_each
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.data.sampling import Drawn, PoissonBatchSampler, SameBatches, room_for
+from hf_dpzo.data.collation import LogicalBatch, MicroBatch
+from hf_dpzo.data.sampling import Drawn, Fetched, PoissonBatchSampler, SameBatches, batch_capacity
 from hf_dpzo.data.units import Units
 from hf_dpzo.distributed.processes import ALONE, Group, checksum, processes
 from hf_dpzo.models.fingerprints import values_fingerprint
 from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, PlainMean
 from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.step.point_parallel import Turns
+from hf_dpzo.step.point_parallel import PointParallelEstimate
 from hf_dpzo.trainer import trainer as trainer_module
 from hf_dpzo.trajectory.log import TrajectoryWriter
+from hf_dpzo.zo.spsa import ForwardDifference
+from hf_dpzo.zo.walk import Stop
 
 
 ROWS = 40
@@ -439,7 +441,7 @@ def test_all_processes_see_the_batch_of_the_first_one(make_args):
         group, shapes, pack = processes(torch.device("cpu")), [], Group._sent
         Group._sent = lambda self, values: shapes.append(values.shape) or pack(self, values)
         own = [drawn(rank), drawn(), drawn(7 + rank, 4, 8), drawn(*range(9))]
-        return list(SameBatches(Batches(own), group, room=5)), shapes
+        return list(SameBatches(Batches(own), group, capacity=5)), shapes
 
     (first, shapes), (second, others) = in_each(2, work)
     assert first == second == [drawn(0), drawn(), drawn(7, 4, 8), drawn(0, 1, 2, 3, 4)]
@@ -453,21 +455,25 @@ def test_processes_take_turns_and_put_losses_where_their_rows_were_drawn(make_ar
     def work(rank: int):
         make_args()
         calls = []
-        turns = Turns(
+        estimate = PointParallelEstimate(
+            losses=lambda model, batch: calls.append(stop.index) or torch.tensor([10.0 + one for one in batch.places]),
             processes=processes(torch.device("cpu")),
-            losses=lambda: calls.append(turns._taken) or torch.tensor([10.0 + place for place in places[rank]]),
-            places=places[rank],
-            room=6,
+            capacity=6,
         )
-        found = turns.gathered(torch.stack([turns() for _ in range(3)], dim=1))
-        return calls, found
+        estimator, losses = ForwardDifference(smoothing=1.0, num_directions=2), []
+        rows = tuple(Fetched(unit=place // 2, row=None, place=place) for place in places[rank])
+        batch = LogicalBatch(micro_batches=(MicroBatch(rows=rows, size=3, inputs=None),), num_units=3)
+        for index, point in enumerate(estimator.points):
+            stop = Stop(index=index, points=(point,))
+            losses.append((1 + index) * estimate.evaluate(stop, None, batch))
+        return calls, estimate.coefficients(losses, batch, estimator)
 
-    (calls, found), (other_calls, nothing) = in_each(2, work)
-    assert (calls, other_calls) == ([1, 3], [2])
-    nan = math.nan
-    expected = torch.tensor([[12.0, 12.0, 12.0], [10.0, 10.0, 10.0], [11.0, nan, 11.0]], dtype=torch.float64)
-    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
-    assert nothing.shape == (0, 3)
+    (calls, coefficients), (other_calls, nothing) = in_each(2, work)
+    assert (calls, other_calls) == ([0, 2], [1])
+    # Place 1, of which the second process has no row, counts as zero beside place 0 in their unit's mean.
+    halves = torch.tensor([[10 / 2 / 2, 2 * (10 + 11) / 2 / 2], [12 / 2, 2 * 12 / 2], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(coefficients, halves, rtol=0, atol=1e-12)
+    assert nothing.shape == (0, 2)
 
 
 def test_a_row_that_one_process_fails_on_moves_no_other_row(train, tmp_path):
@@ -511,8 +517,8 @@ def test_a_row_that_one_process_fails_on_moves_no_other_row(train, tmp_path):
 
 def test_room_is_more_than_any_batch_needs():
     for mean in (1, 8, 64, 1000):
-        assert stats.poisson.sf(room_for(mean), mean) < 1e-17
-        assert room_for(mean) < 54 * mean
+        assert stats.poisson.sf(batch_capacity(mean), mean) < 1e-17
+        assert batch_capacity(mean) < 54 * mean
 
 
 def test_empty_batches_pass_where_points_are_spread(train, tmp_path):

@@ -485,14 +485,14 @@ def test_schedules_that_look_at_evaluations_are_not_resumed(make_trainer, stoppe
 def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
     """The second finds the first's lock before there is a log, and leaves everything as it is."""
     first, second = make_trainer(), make_trainer()
-    probed = ZOTrainer._probed
+    measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, dataset):
+    def meanwhile(trainer, losses, dataset):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train()
-        return probed(trainer, dataset)
+        return measure(trainer, losses, dataset)
 
-    monkeypatch.setattr(ZOTrainer, "_probed", meanwhile)
+    monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train()
     assert len(Trajectory.read(folder).records) == len(first.budget.ledger) == STEPS
     assert len(second.budget.ledger) == 0
@@ -501,14 +501,14 @@ def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
 def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, stopped, monkeypatch, folder):
     stopped()
     first, second = make_trainer(), make_trainer()
-    probed = ZOTrainer._probed
+    measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, dataset):
+    def meanwhile(trainer, losses, dataset):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train(resume_from_checkpoint=True)
-        return probed(trainer, dataset)
+        return measure(trainer, losses, dataset)
 
-    monkeypatch.setattr(ZOTrainer, "_probed", meanwhile)
+    monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train(resume_from_checkpoint=True)
     assert len(Trajectory.read(folder).records) == STEPS
 
@@ -523,12 +523,12 @@ def test_a_model_of_a_resumed_run_is_not_trained_by_another(make_trainer, stoppe
 
 
 def test_a_run_that_could_not_begin_spends_nothing(make_trainer, monkeypatch):
-    trainer, probed = make_trainer(), ZOTrainer._probed
+    trainer, measure = make_trainer(), ZOTrainer._measure_isolation
     with monkeypatch.context() as patch:
-        patch.setattr(ZOTrainer, "_probed", lambda *given: 1 / 0)
+        patch.setattr(ZOTrainer, "_measure_isolation", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.train()
-    assert probed is ZOTrainer._probed
+    assert measure is ZOTrainer._measure_isolation
     trainer.train()
     assert len(trainer.budget.ledger) == STEPS
 

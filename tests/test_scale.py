@@ -187,8 +187,9 @@ def test_sweeps_and_draws_are_those_of_a_step(run, monkeypatch, name, directions
     monkeypatch.setattr(Rademacher, "add_", lambda *args, **rest: (sweeps.append(1), add_(*args, **rest))[1])
     monkeypatch.setattr(Stream, "at", lambda *args: (draws.append(1), at(*args))[1])
     difference = DIFFERENCES[name](smoothing=1e-2, num_directions=directions)
-    walk = AddingWalk([parameter], optimizer.directions, step=0, stay=optimizer.stay)
-    difference.differences(walk, lambda: torch.zeros(1))
+    walk = AddingWalk([parameter], optimizer.directions, step=0, points=difference.points)
+    with optimizer.follow(walk, step=0):
+        assert len(list(walk)) == difference.forward_passes
     optimizer.receive(step=0, coefficients=[1.0] * directions)
     optimizer.step()
     modelled = replace(run, directions=directions, difference=name)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from hf_dpzo.distributed.sharding import local_part
 from hf_dpzo.methods import METHODS
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.step.fsdp import Gathers
+from hf_dpzo.step.fsdp import GatherOrder
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.philox import CHUNK
@@ -66,15 +66,15 @@ def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
     optimizer = ZOOptimizer(model.parameters(), directions=DIRECTIONS["rademacher"], seed=5, lr=1e-2)
     optimizer.begin_stage()
     descent = Descent(model=model, optimizer=optimizer, method=method, planned_steps=STEPS)
-    gathers = Gathers(model)
+    gathers = GatherOrder(model)
 
     def losses() -> torch.Tensor:
         with gathers.one_pass():
             return model(input_ids=ids).logits[:, 0].float()
 
     for step in range(STEPS):
-        with torch.no_grad():
-            found = descent.differences(step, losses)
+        with torch.no_grad(), descent.walk(step) as walk:
+            found = descent.estimator(step).coefficients(torch.stack([losses().double() for _ in walk], dim=1))
         optimizer.receive(step=step, coefficients=found.mean(dim=0).tolist())
         optimizer.step()
     return model

@@ -2,17 +2,26 @@
 
 import pytest
 import torch
-from conftest import causal_lm, classifier, few_public_rows, labelled_rows, masked_lm, one_layer, with_lora
+from conftest import (
+    causal_lm,
+    classifier,
+    compare_along,
+    few_public_rows,
+    labelled_rows,
+    masked_lm,
+    one_layer,
+    with_lora,
+)
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.losses.per_example import loss_of_head
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
-from hf_dpzo.step.batched_points import LossTogether
+from hf_dpzo.step.batched_points import BatchedPointsLoss
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.spsa import DIFFERENCES
-from hf_dpzo.zo.walk import CopyingWalk, Point, stacked
+from hf_dpzo.zo.walk import CopyingWalk, ProbePoint, StackingWalk, stack
 
 
 def filled(model: torch.nn.Module) -> torch.nn.Module:
@@ -60,12 +69,12 @@ def inputs_for(name: str) -> dict[str, torch.Tensor]:
 def test_a_stack_holds_the_bits_that_a_walk_goes_through(kind):
     theta = [torch.randn(6, 5), torch.randn(11)]
     directions = DIRECTIONS[kind](seed=0, sizes=[30, 11])
-    points = [Point(direction=1, position=0.3), Point(direction=0, position=0.0), Point(direction=0, position=-0.3)]
-    stacks = stacked(theta, directions, step=2, points=points)
-    for row, point in enumerate(points):
-        with CopyingWalk(theta, directions, step=2) as along:
-            along.to(point)
-            assert all(torch.equal(stack[row], one) for stack, one in zip(stacks, theta, strict=True))
+    points = [ProbePoint(direction=direction, position=at) for direction, at in ((1, 0.3), (0, 0.0), (0, -0.3))]
+    stacks = stack(theta, directions, step=2, points=points)
+    with CopyingWalk(theta, directions, step=2, points=points) as walk:
+        for stop in walk:
+            assert all(torch.equal(values[stop.index], one) for one, values in stacks.items())
+    assert len(stacks) == len(theta)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -77,7 +86,7 @@ def test_losses_are_those_of_one_point_after_the_other(name):
     trained = {key: one for key, one in model.named_parameters() if one.requires_grad}
     before = loss(model, inputs)
     stacks = {key: torch.stack([one + 0.1 * n for n in range(3)]) for key, one in trained.items()}
-    found = LossTogether(loss=loss, parameters=stacks)(model, inputs)
+    found = BatchedPointsLoss(loss=loss, parameters=stacks)(model, inputs)
     assert torch.equal(loss(model, inputs), before)
     for n in range(3):
         for key, one in trained.items():
@@ -94,16 +103,14 @@ def test_the_last_pass_is_filled_up_and_changes_nothing(name, points_per_pass):
     directions = DIRECTIONS["rademacher"](seed=0, sizes=[4])
     estimator, sizes = DIFFERENCES[name](smoothing=0.1, num_directions=4), []
 
-    def losses(points):
-        sizes.append(len(points))
-        (stack,) = stacked(theta, directions, step=0, points=points)
-        return torch.sin(data @ stack.T)
-
-    found = estimator.differences_together(losses, points_per_pass=points_per_pass)
-    walked = estimator.differences(
-        walk=CopyingWalk(theta, directions, step=0), losses=lambda: torch.sin(data @ theta[0])
-    )
-    torch.testing.assert_close(found, walked, rtol=0, atol=1e-12)
+    losses, given = [], {"step": 0, "points": estimator.points}
+    with StackingWalk(theta, directions, **given, points_per_stop=points_per_pass) as walk:
+        for stop in walk:
+            sizes.append(len(stop.points))
+            losses.append(torch.sin(data @ stop.stacks[theta[0]].T))
+    found = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
+    one_by_one = compare_along(CopyingWalk(theta, directions, **given), estimator, lambda: torch.sin(data @ theta[0]))
+    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-12)
     assert set(sizes) == {points_per_pass} and len(sizes) == -(-estimator.forward_passes // points_per_pass)
 
 
@@ -139,7 +146,8 @@ def test_weights_follow_from_the_log(make_args, tokenizer):
     assert len(log.records) == 4 and log.header["rows"]["points_per_pass"] == 6
     descent = trainer._descent()
     after = [one.detach().clone() for one in descent.optimizer.parameters()]
-    descent.retrace(3)
+    with descent.walk(3) as walk:
+        assert len(list(walk)) == 6
     assert all(torch.equal(one, two) for one, two in zip(after, descent.optimizer.parameters(), strict=True))
 
 

@@ -126,8 +126,10 @@ def _one_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> n
     optimizer.begin_stage()
     descent = Descent(model=model, optimizer=optimizer, method=method, planned_steps=step + 1)
     data = torch.from_numpy(rows)
-    differences = descent.differences(step, lambda: (model.weight.double() - data).square().sum(dim=1) / 2)
-    optimizer.receive(step=step, coefficients=method.mechanism.release(differences.detach()).coefficients)
+    with descent.walk(step) as walk, torch.no_grad():
+        losses = [(model.weight.double() - data).square().sum(dim=1) / 2 for _ in walk]
+    coefficients = descent.estimator(step).coefficients(torch.stack(losses, dim=1))
+    optimizer.receive(step=step, coefficients=method.mechanism.release(coefficients).coefficients)
     optimizer.step()
     return -model.weight.detach().double().numpy()[0]
 

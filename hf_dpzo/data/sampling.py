@@ -110,8 +110,8 @@ class SealedRows(Dataset):
         return Fetched(unit=one.unit, row=row, place=one.place)
 
 
-def room_for(expected_batch_size: int, *, max_rows: int = 1) -> int:
-    """Return how many rows there is room for in a batch, a public number that no Poisson batch exceeds in practice.
+def batch_capacity(expected_batch_size: int, *, max_rows: int = 1) -> int:
+    """Return how many rows a batch has room for, a public number that no Poisson batch exceeds in practice.
 
     A batch of more than twelve standard deviations and forty units above its mean has a probability below 1e-17. Its
     last rows would be left out.
@@ -120,21 +120,21 @@ def room_for(expected_batch_size: int, *, max_rows: int = 1) -> int:
         expected_batch_size: units in a batch, on average.
         max_rows: of a unit.
 
-    >>> room_for(64), room_for(64, max_rows=2)
+    >>> batch_capacity(64), batch_capacity(64, max_rows=2)
     (200, 400)
     """
     return math.ceil(expected_batch_size + 12 * math.sqrt(expected_batch_size) + 40) * max_rows
 
 
 def poisson_batches(
-    units: Units, sampling_rate: float, processes: Processes, *, room: int | None
+    units: Units, sampling_rate: float, processes: Processes, *, capacity: int | None
 ) -> Sampler[list[Drawn]]:
-    """Return this process' batches: of its share of the units, or where there is `room` for them, the same in each."""
-    if room is None:
+    """Return this process' batches: of its share of the units, or with a `capacity`, the same in each."""
+    if capacity is None:
         return PoissonBatchSampler(
             units=units, sampling_rate=sampling_rate, rank=processes.rank, processes=processes.size
         )
-    return SameBatches(PoissonBatchSampler(units=units, sampling_rate=sampling_rate), processes, room=room)
+    return SameBatches(PoissonBatchSampler(units=units, sampling_rate=sampling_rate), processes, capacity=capacity)
 
 
 class SameBatches(Sampler[list[Drawn]]):
@@ -143,11 +143,11 @@ class SameBatches(Sampler[list[Drawn]]):
     Args:
         sampler: draws them, from all units; the others do not use theirs.
         processes: of the run.
-        room: for how many rows.
+        capacity: the number of rows that a batch has room for.
     """
 
-    def __init__(self, sampler: Sampler[list[Drawn]], processes: Processes, *, room: int) -> None:
-        self._sampler, self._processes, self._room = sampler, processes, room
+    def __init__(self, sampler: Sampler[list[Drawn]], processes: Processes, *, capacity: int) -> None:
+        self._sampler, self._processes, self._capacity = sampler, processes, capacity
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -155,8 +155,8 @@ class SameBatches(Sampler[list[Drawn]]):
     def __iter__(self) -> Iterator[list[Drawn]]:
         batches = iter(self._sampler) if self._processes.first else iter(())
         for _ in range(len(self)):
-            table = np.full((self._room, 2), -1, dtype=np.int64)
-            for one in next(batches, [])[: self._room]:
+            table = np.full((self._capacity, 2), -1, dtype=np.int64)
+            for one in next(batches, [])[: self._capacity]:
                 table[one.place] = one.unit, one.row
             told = self._processes.told(table).tolist()
             yield [Drawn(unit=unit, row=row, place=place) for place, (unit, row) in enumerate(told) if row >= 0]

@@ -65,22 +65,22 @@ class Units:
         return rows.tolist() if len(rows) <= self.max_rows else rows[chosen(len(rows), self.max_rows)].tolist()
 
 
-def unit_means(differences: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
+def unit_means(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
     """Return each unit's mean over its own rows, float64 `[num_units, K]`. SENSITIVE.
 
     What is not finite counts as zero, so that a bad row spoils nothing but itself. A unit without rows is zero.
 
     Args:
-        differences: float64 `[rows, K]`.
+        coefficients: float64 `[rows, K]`.
         units: the unit of each row, from 0.
         num_units: how many units were drawn.
 
     >>> unit_means(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
     [[0.0], [2.0], [0.0]]
     """
-    index = torch.tensor(units, dtype=torch.long, device=differences.device)
-    finite = torch.where(differences.isfinite(), differences, 0.0)
-    sums = torch.zeros(num_units, differences.shape[1], dtype=differences.dtype, device=differences.device)
+    index = torch.tensor(units, dtype=torch.long, device=coefficients.device)
+    finite = torch.where(coefficients.isfinite(), coefficients, 0.0)
+    sums = torch.zeros(num_units, coefficients.shape[1], dtype=coefficients.dtype, device=coefficients.device)
     sums.index_add_(0, index, finite)
     counts = torch.bincount(index, minlength=num_units).clamp(min=1)
     return sums / counts.unsqueeze(1)

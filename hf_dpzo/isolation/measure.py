@@ -13,9 +13,9 @@ from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, made_up_probe_rows
 from hf_dpzo.models.fingerprints import frozen_fingerprint
 from hf_dpzo.models.precision import reduced, refuse_moved
 from hf_dpzo.step.batch_losses import BatchLosses
-from hf_dpzo.step.batched_points import together
+from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.zo.directions import Gaussian
-from hf_dpzo.zo.walk import Point, stacked
+from hf_dpzo.zo.walk import ProbePoint, stack
 
 
 Rows = list[dict[str, Any]]
@@ -48,13 +48,28 @@ def batches_to_probe(
     return [made_up_probe_rows(dataset, model, kept=kept, lengths=one) for one in lengths]
 
 
-def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
-    """Return what the probe measures, at most, with any of `batches`.
+def measure_isolation(
+    model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], *, points_per_pass: int | None = None
+) -> Isolation:
+    """Return how far rows move each other's losses, at most, in any of `batches`.
+
+    Args:
+        model: the model as it is trained.
+        losses: evaluates a logical batch as training does.
+        batches: public rows.
+        points_per_pass: the number of probe points that training evaluates at once; `None` for one.
 
     Raises:
         CoupledRowsError: rows are not kept apart, or what is saved with the model changes.
-        ValueError: the model is not float32, and a loss moved in any bit.
+        ValueError: the model is not float32, and a loss moved in any bit; or several points at once do not work.
     """
+    one_by_one = _measure(model, losses, batches)
+    if points_per_pass is None:
+        return one_by_one
+    return Isolation(moved=max(one_by_one.moved, _measure_stacked(model, losses, batches, points_per_pass)))
+
+
+def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = frozen_fingerprint(model, trained)
     try:
@@ -73,20 +88,15 @@ def measured(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     return found
 
 
-def moved_together(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
-    """As far as rows move each other's losses where so many points are evaluated at once.
-
-    Raises:
-        ValueError: that does not work, with this model and its loss.
-    """
+def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
-    apart = [Point(direction=point, position=FILLING) for point in range(points)]
-    stacks = stacked(trained, directions, step=0, points=apart)
+    apart = [ProbePoint(direction=point, position=FILLING) for point in range(points)]
+    stacks = stack(trained, directions, step=0, points=apart)
     try:
         # Of the points, the first and the last in a tensor.
-        turned = [stacks, [stack.flip(0) for stack in stacks]]
-        return max(measured(model, together(losses, model, trained, some), batches).moved for some in turned)
+        turned = [stacks, {one: values.flip(0) for one, values in stacks.items()}]
+        return max(_measure(model, at_stacks(losses, model, some), batches).moved for some in turned)
     except Exception as error:
         raise ValueError(
             f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "

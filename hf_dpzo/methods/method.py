@@ -8,7 +8,7 @@ from typing import ClassVar
 from hf_dpzo.privacy.mechanism import GaussianSum, Mechanism
 from hf_dpzo.zo.constraints import Constraint
 from hf_dpzo.zo.pruning import DataFreePruning
-from hf_dpzo.zo.spsa import DIFFERENCES, Difference
+from hf_dpzo.zo.spsa import DIFFERENCES, FiniteDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Method(ABC):
     difference: str = "central"
 
     @property
-    def estimator(self) -> Difference:
+    def estimator(self) -> FiniteDifference:
         """How per-example coefficients are estimated."""
         return DIFFERENCES[self.difference](smoothing=self.smoothing, num_directions=self.num_directions)
 

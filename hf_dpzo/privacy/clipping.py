@@ -24,7 +24,7 @@ SENSITIVITY = 1 << LATTICE_BITS
 MAX_ROWS = 1 << 22
 
 
-def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[1, 2] = 2) -> np.ndarray:
+def clip_to_lattice(coefficients: torch.Tensor, clip_norm: float, order: Literal[1, 2] = 2) -> np.ndarray:
     """Clip each row to `clip_norm` and truncate it to integers, int64 `[batch, K]` with norm at most 2**40.
 
     Non-finite values count as zero. `order` is that of the norm: L2, or L1.
@@ -33,7 +33,7 @@ def clip_to_lattice(differences: torch.Tensor, clip_norm: float, order: Literal[
     array([[0.6, 0.8],
            [0. , 0.5]])
     """
-    rows = as_rows(differences)
+    rows = as_rows(coefficients)
     if len(rows) > MAX_ROWS:
         raise ValueError(f"a logical batch holds more than {MAX_ROWS} rows: lower expected_batch_size.")
     rows = np.where(np.isfinite(rows), rows, 0.0)
@@ -57,8 +57,10 @@ def lattice_scale(noise_multiplier: float, sensitivity: int) -> int:
     return math.ceil(noise_multiplier * sensitivity)
 
 
-def as_rows(differences: torch.Tensor) -> np.ndarray:
-    """Return `differences` as float64 `[batch, K]`, or raise where there are not two axes."""
-    if differences.ndim != 2:
-        raise ValueError(f"ndim={differences.ndim}: the mechanism takes one row for each example, [batch, directions].")
-    return differences.detach().cpu().double().numpy()
+def as_rows(coefficients: torch.Tensor) -> np.ndarray:
+    """Return `coefficients` as float64 `[batch, K]`, or raise where there are not two axes."""
+    if coefficients.ndim != 2:
+        raise ValueError(
+            f"ndim={coefficients.ndim}: the mechanism takes one row for each example, [batch, directions]."
+        )
+    return coefficients.detach().cpu().double().numpy()

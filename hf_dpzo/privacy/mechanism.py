@@ -46,14 +46,14 @@ class Mechanism(ABC):
 
     def release(
         self,
-        differences: torch.Tensor,
+        coefficients: torch.Tensor,
         processes: Processes = ALONE,
         recorded: Callable[[tuple[int, ...]], object] = lambda integers: None,
     ) -> Release:
-        """Release `differences`, float `[batch, K]`, summed over all processes. All of them get the same release.
+        """Release `coefficients`, float `[batch, K]`, summed over all processes. All of them get the same release.
 
         Args:
-            differences: of this process' share of the batch.
+            coefficients: of this process' share of the batch.
             processes: that have the other shares.
             recorded: called with what is released; in the first process before the others are told.
 
@@ -61,9 +61,9 @@ class Mechanism(ABC):
         >>> len(mechanism.release(torch.zeros(0, 3)).integers)
         3
         """
-        total = processes.sum(self._summed(differences))
+        total = processes.sum(self._summed(coefficients))
         # The others pass zeros, and get what the first one has released.
-        integers = [0] * differences.shape[1] if total is None else self._released(total)
+        integers = [0] * coefficients.shape[1] if total is None else self._released(total)
         if total is not None:
             recorded(tuple(integers))
         told = tuple(processes.told(np.array(integers, dtype=np.int64)).tolist())
@@ -72,7 +72,7 @@ class Mechanism(ABC):
         return Release(integers=told, unit=self.unit)
 
     @abstractmethod
-    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
         """What is added up over processes. SENSITIVE."""
 
     @abstractmethod
@@ -106,13 +106,13 @@ class IntegerSum(Mechanism):
         """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
         return self.clip_norm / SENSITIVITY / self.expected_batch_size
 
-    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
+    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
         """Each row on the lattice, int64 `[batch, K]`."""
-        return clip_to_lattice(differences, self.clip_norm)
+        return clip_to_lattice(coefficients, self.clip_norm)
 
-    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
         """The exact sums, int64 `[K]`."""
-        return self._clipped(differences).sum(axis=0, dtype=np.int64)
+        return self._clipped(coefficients).sum(axis=0, dtype=np.int64)
 
     def _released(self, total: np.ndarray) -> list[int]:
         return self._noisy(total.tolist())
@@ -208,10 +208,10 @@ class SeparateGaussianSum(NoisySum):
         stated = self._noise.scale / SENSITIVITY / math.sqrt(self.num_directions)
         return GaussianQuery(noise_multiplier=min(self.noise_multiplier, stated), sampling_rate=sampling_rate)
 
-    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
-        if differences.shape[1] != self.num_directions:
-            raise ValueError(f"num_directions={self.num_directions}: a row has {differences.shape[1]} coefficients.")
-        columns = [clip_to_lattice(column, self.clip_norm) for column in differences.split(1, dim=1)]
+    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
+        if coefficients.shape[1] != self.num_directions:
+            raise ValueError(f"num_directions={self.num_directions}: a row has {coefficients.shape[1]} coefficients.")
+        columns = [clip_to_lattice(column, self.clip_norm) for column in coefficients.split(1, dim=1)]
         return np.concatenate(columns, axis=1)
 
     @cached_property
@@ -243,8 +243,8 @@ class LaplaceSum(NoisySum):
         """
         return LaplaceQuery(noise_multiplier=self._noise.scale / (SENSITIVITY + 2), sampling_rate=sampling_rate)
 
-    def _clipped(self, differences: torch.Tensor) -> np.ndarray:
-        return clip_to_lattice(differences, self.clip_norm, order=1)
+    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
+        return clip_to_lattice(coefficients, self.clip_norm, order=1)
 
     @cached_property
     def _noise(self) -> DiscreteLaplace:
@@ -258,9 +258,9 @@ class PlainMean(Mechanism):
     On a lattice of step 2**-40; zero for an empty batch. Several processes may round the last digits in another way.
     """
 
-    def _summed(self, differences: torch.Tensor) -> np.ndarray:
+    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
         """The sum of the rows, and how many there are, float64 `[K + 1]`."""
-        rows = np.nan_to_num(as_rows(differences), nan=0.0, posinf=0.0, neginf=0.0)
+        rows = np.nan_to_num(as_rows(coefficients), nan=0.0, posinf=0.0, neginf=0.0)
         return np.append(rows.sum(axis=0), float(len(rows)))
 
     def _released(self, total: np.ndarray) -> list[int]:

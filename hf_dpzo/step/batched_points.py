@@ -4,7 +4,7 @@ The frozen weights are read once for all points, and layers below the first adap
 memory: activations of that many batches. `torch.func.vmap` keeps the points apart.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from hf_dpzo.step.batch_losses import BatchLosses
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossTogether:
+class BatchedPointsLoss:
     """A loss at several values of the trained parameters at once. Its plain twin evaluates one after the other.
 
     Args:
@@ -62,20 +62,14 @@ def _batched_attention(device: torch.device) -> Iterator[None]:
         yield
 
 
-def together(
-    losses: BatchLosses,
-    model: torch.nn.Module,
-    parameters: Sequence[torch.Tensor],
-    stacks: Sequence[torch.Tensor],
-) -> BatchLosses:
+def at_stacks(losses: BatchLosses, model: torch.nn.Module, stacks: Mapping[torch.Tensor, torch.Tensor]) -> BatchLosses:
     """Return what evaluates a batch at several values of the trained parameters at once.
 
     Args:
-        losses: evaluates it where the parameters are.
-        model: whose parameters they are.
-        parameters: those that are trained.
-        stacks: their values, `[points, *shape]` each.
+        losses: evaluates it at one point.
+        model: the model to which the parameters belong.
+        stacks: the values of each trained parameter, `[points, *shape]`.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    named = {names[id(parameter)]: stack for parameter, stack in zip(parameters, stacks, strict=True)}
-    return replace(losses, loss=LossTogether(loss=losses.loss, parameters=named), tail=(len(stacks[0]),))
+    named = {name: stacks[one] for name, one in model.named_parameters() if one in stacks}
+    points = len(next(iter(stacks.values())))
+    return replace(losses, loss=BatchedPointsLoss(loss=losses.loss, parameters=named), tail=(points,))

@@ -1,9 +1,11 @@
 """The public half of a step: everything that moves parameters, none of which looks at data.
 
-Training and replay both go through here. What training adds is losses, and the door that they leave by.
+Training and replay both go through here. What training adds are losses at each stop of the walk, and the door that
+they leave by.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +13,8 @@ import torch
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.optimizer import ZOOptimizer
-from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, Walk, stacked
+from hf_dpzo.zo.spsa import FiniteDifference
+from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, StackingWalk, Walk
 
 
 # Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
@@ -42,47 +45,30 @@ class Descent:
             self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
         return stage
 
-    def differences(
-        self,
-        step: int,
-        losses: Callable[[], torch.Tensor],
-        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
-    ) -> torch.Tensor:
-        """Walk through the probe points of `step`, in its stage. SENSITIVE where `losses` are.
+    def walk(self, step: int, *, points_per_pass: int | None = None) -> AbstractContextManager[Walk]:
+        """Return the walk through the probe points of `step`, in its stage, as a context.
 
-        Parameters of which no copy is made stay at the last point: the optimizer goes on from there.
+        Parameters of which no copy is made stay at the last point: the optimizer goes on from there. A replay makes the
+        same walk and looks at nothing.
 
         Args:
             step: the step, from 0.
-            losses: evaluates the batch where the parameters are, float32 `[batch]`. In a replay, of no rows.
-            gathered: brings losses together that several processes have evaluated.
+            points_per_pass: the number of points that one forward pass evaluates, without moving a parameter; `None`
+                for one, to which the parameters move.
         """
-        estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
-        walk, self.optimizer.aside = self._walk(step), True
-        found = estimator.differences(walk=walk, losses=losses, gathered=gathered)
-        self.optimizer.aside = isinstance(walk, AddingWalk)
-        return found
-
-    def differences_together(
-        self, step: int, losses: Callable[[Sequence[torch.Tensor]], torch.Tensor], *, points_per_pass: int
-    ) -> torch.Tensor:
-        """As `differences`, with several probe points in one pass. A replay can not tell: no parameter moves.
-
-        Args:
-            step: the step, from 0.
-            losses: evaluates the batch at stacked values of the trained parameters, float32 `[batch, points]`.
-            points_per_pass: how many points there are in a stack, at most.
-        """
-        estimator = replace(self.method.estimator, smoothing=self.begin(step).smoothing)
+        given = {"step": step, "points": self.estimator(step).points}
         parameters, directions = self.optimizer.parameters(), self.optimizer.directions
-        return estimator.differences_together(
-            lambda points: losses(stacked(parameters, directions, step=step, points=points)),
-            points_per_pass=min(points_per_pass, len(estimator.points)),
-        )
+        if points_per_pass is not None:
+            walk = StackingWalk(parameters, directions, **given, points_per_stop=points_per_pass)
+        elif is_copied(self.model, parameters):
+            walk = CopyingWalk(parameters, directions, **given)
+        else:
+            walk = AddingWalk(parameters, directions, **given)
+        return self.optimizer.follow(walk, step=step)
 
-    def retrace(self, step: int) -> None:
-        """Walk as `step` did, without data."""
-        self.differences(step, lambda: torch.zeros(0))
+    def estimator(self, step: int) -> FiniteDifference:
+        """Return what compares the losses of `step`, with the smoothing of its stage."""
+        return replace(self.method.estimator, smoothing=self.begin(step).smoothing)
 
     @property
     def mask_fingerprint(self) -> int:
@@ -112,12 +98,6 @@ class Descent:
                 f"pruning: the model can not be run on one token ({type(error).__name__}), which a mask is made from; "
                 "use zoso, which needs none."
             ) from error
-
-    def _walk(self, step: int) -> Walk:
-        parameters, directions = self.optimizer.parameters(), self.optimizer.directions
-        if is_copied(self.model, parameters):
-            return CopyingWalk(parameters, directions, step=step)
-        return AddingWalk(parameters, directions, step=step, stay=self.optimizer.stay)
 
 
 def is_copied(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> bool:

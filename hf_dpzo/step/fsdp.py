@@ -7,7 +7,7 @@ what the others gather.
 
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
+from hf_dpzo.data.collation import LogicalBatch, MicroBatch
 from hf_dpzo.data.sealed import OutOfStepError
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_split, roots
-from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 
 
-class Gathers:
+class GatherOrder:
     """The order in which passes through `model` gather the weights of its modules; the same in all processes.
 
     It is learned from a pass that every process makes. A pass that would gather something else fails before it does,
@@ -115,7 +114,7 @@ def _own_parameters(module: FSDPModule) -> list[tuple[torch.nn.Module, str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockstepLosses(BatchLosses):
+class FSDPLosses(BatchLosses):
     """Evaluates this process' share of a batch, in as many passes as the other ones. SENSITIVE.
 
     Args:
@@ -124,7 +123,7 @@ class LockstepLosses(BatchLosses):
     """
 
     processes: Processes
-    gathers: Gathers
+    gathers: GatherOrder
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
@@ -147,21 +146,3 @@ class LockstepLosses(BatchLosses):
     def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         with self.gathers.one_pass():
             return super()._checked(model, micro_batch)
-
-
-def batch_losses(
-    model: torch.nn.Module,
-    processes: Processes,
-    *,
-    loss: PerExampleLoss,
-    collator: LogicalBatchCollator,
-    prepare: Callable[[Any], Any],
-    device: torch.device,
-) -> BatchLosses:
-    """Return what evaluates logical batches by `model`, be it whole or split; the rest as for `BatchLosses`."""
-    if not is_split(model.parameters()):
-        return BatchLosses(loss=loss, collator=collator, prepare=prepare, device=device)
-    gathers = Gathers(model)
-    return LockstepLosses(
-        loss=loss, collator=collator, prepare=prepare, device=device, processes=processes, gathers=gathers
-    )

@@ -1,50 +1,52 @@
-"""Probe points that are spread over processes: all see the same batch, and each evaluates it at some of the points.
+"""Probe points spread over processes: all have the same batch, and each evaluates it at some of the points.
 
 What is sent has the same shape in each step, for how many rows a batch has is secret, and a backend may print shapes.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.distributed.processes import Processes
+from hf_dpzo.step.estimate import StepEstimate
+from hf_dpzo.zo.spsa import FiniteDifference
+from hf_dpzo.zo.walk import Stop
 
 
-@dataclass(kw_only=True)
-class Turns:
-    """Evaluates a batch where it is this process' turn. SENSITIVE.
+@dataclass(frozen=True, kw_only=True)
+class PointParallelEstimate(StepEstimate):
+    """Evaluates a batch at this process' share of the stops. SENSITIVE.
 
-    Every process walks through all points, since that is what leaves the weights at the same bits in each. Losses are
-    put where their rows were drawn, for a process may fail on a row that others have.
+    Every process makes the whole walk, which is what leaves the weights at the same bits in each. Losses are put where
+    their rows were drawn, for a process may fail on a row on which others do not.
 
     Args:
-        processes: which take turns.
-        losses: evaluates the rows that this process has, where the parameters are, float32 `[rows]`.
-        places: of these rows among those that were drawn.
-        room: for how many rows.
+        losses: as in `StepEstimate`.
+        processes: the run's processes.
+        capacity: the number of rows that there is room for.
     """
 
     processes: Processes
-    losses: Callable[[], torch.Tensor]
-    places: Sequence[int]
-    room: int
-    _taken: int = field(default=0, init=False)
+    capacity: int
 
-    def __call__(self) -> torch.Tensor:
-        """The losses at the next point, float64 `[room]`, NaN where there is no row; zeros at another process' turn."""
-        mine = self._taken % self.processes.size == self.processes.rank
-        self._taken += 1
-        if not mine:
-            return torch.zeros(self.room, dtype=torch.float64)
-        found = torch.full((self.room,), torch.nan, dtype=torch.float64)
-        found[list(self.places)] = self.losses().double().cpu()
-        return found
+    def evaluate(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """Return the losses, float64 `[capacity, 1]`, NaN where there is no row; zeros at another process' stop."""
+        if stop.index % self.processes.size != self.processes.rank:
+            return torch.zeros((self.capacity, 1), dtype=torch.float64)
+        losses = torch.full((self.capacity, 1), torch.nan, dtype=torch.float64)
+        losses[list(batch.places)] = super().evaluate(stop, model, batch).cpu()
+        return losses
 
-    def gathered(self, losses: torch.Tensor) -> torch.Tensor:
-        """Return the losses at all points, float64 `[rows, points]`; in all processes but the first one of no row.
+    def coefficients(
+        self, losses: Sequence[torch.Tensor], batch: LogicalBatch, estimator: FiniteDifference
+    ) -> torch.Tensor:
+        """Return the coefficients of all units in the first process, and of none in the others.
 
         A number plus zeros is itself, to the last bit, and not finite where a loss was not.
         """
-        total = self.processes.sum(losses.numpy())
-        return losses[:0] if total is None else torch.from_numpy(total)[list(self.places)]
+        total = self.processes.sum(torch.cat(losses, dim=1).numpy())
+        if total is None:
+            return torch.zeros((0, estimator.num_directions), dtype=torch.float64)
+        return super().coefficients([torch.from_numpy(total)[list(batch.places)]], batch, estimator)

@@ -114,7 +114,7 @@ class PublishingTrainer(DurableTrainer):
         """Refuse a model that is not the one that was trained, or whose weights were changed since."""
         here = {id(parameter) for parameter in self.model.parameters()}
         optimizer = unwrapped_optimizer(self.optimizer)
-        if optimizer.aside:
+        if optimizer.is_midstep:
             raise ValueError(
                 "model: training was stopped in the middle of a step, and the log leads to these weights only up to "
                 "rounding; go on with resume_from_checkpoint=True, or get the weights after any step by hf-dpzo replay."
@@ -155,7 +155,7 @@ class PublishingTrainer(DurableTrainer):
         arguments, weights = self.args.to_dict(), self._weights(fingerprint)
         step, metrics = self._evaluated(weights["after_step"])
         return Declared(
-            isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._made_with["isolation"]),
+            isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._environment["isolation"]),
             audit=None if self._audit is None else self._audit.as_json(),
             weights=weights,
             tuning_runs=self.args.tuning_runs,

@@ -6,7 +6,7 @@ What the stock loop knows about training, its losses, sizes and counts, is a fun
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 
 from hf_dpzo.losses.per_example import PerExampleLoss
@@ -42,6 +42,10 @@ class DiscreetTrainer(Trainer):
     def _released(self, logs: dict[str, Any]) -> dict[str, Any]:
         evaluated = tuple(f"{prefix}_" for prefix in self._metric_prefixes)
         return {key: value for key, value in logs.items() if key in RELEASED or key.startswith(evaluated)}
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """The expected batch size; the actual ones are secret."""
+        return args.expected_batch_size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Zero: the count would tell how many tokens were drawn."""

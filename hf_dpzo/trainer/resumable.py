@@ -32,7 +32,7 @@ class DurableTrainer(DiscreetTrainer):
     method: Method | None
     _processes: Processes
     _rows_facts: dict[str, Any]
-    _made_with: dict[str, Any]
+    _environment: dict[str, Any]
     _log: RunLog | None = None
 
     def _begin(self) -> Stage:
@@ -47,6 +47,10 @@ class DurableTrainer(DiscreetTrainer):
             method=self.method,
             planned_steps=self.budget.planned_steps,
         )
+
+    def _get_learning_rate(self) -> float:
+        """As stock, times the share of it that the method's present stage takes."""
+        return super()._get_learning_rate() * unwrapped_optimizer(self.optimizer).rate_factor
 
     def _find_log(self, resume: bool | str) -> None:
         """Find the log to go on with, or see that there is none; what it holds is spent."""
@@ -102,7 +106,7 @@ class DurableTrainer(DiscreetTrainer):
             budget=self.budget,
             rows=self._rows_facts,
             initial=values_fingerprint(descent.optimizer.parameters()) if initial else None,
-            made_with=self._made_with,
+            made_with=self._environment,
         )
         self._log.open(header, self.model)
         remember_trained(unwrapped(self.model))

@@ -14,44 +14,27 @@ from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
-from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.auditing.audit import Audit, audit_or_raise
-from hf_dpzo.card.declarations import versions
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
-from hf_dpzo.data.checks import refuse_no_rows, refuse_other_rows, refuse_other_rows_read
+from hf_dpzo.data.checks import refuse_no_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import SealedRows, poisson_batches, room_for
+from hf_dpzo.data.sampling import SealedRows, batch_capacity, poisson_batches
 from hf_dpzo.distributed.processes import processes, refuse_diverged
-from hf_dpzo.isolation.bound import isolation_bound, isolation_of, refuse_bound
-from hf_dpzo.isolation.measure import Rows, batches_to_probe, measured, moved_together
-from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import columns_of
 from hf_dpzo.losses.per_example import PerExampleLoss, as_loss
-from hf_dpzo.models.checks import refuse_model, refuse_padding, refuse_sharded, refuse_split
-from hf_dpzo.models.precision import no_backward_needed, refuse_shapes
-from hf_dpzo.models.unwrap import Inputs, unwrapped, unwrapped_optimizer
+from hf_dpzo.models.precision import no_backward_needed
+from hf_dpzo.models.unwrap import Inputs, unwrapped
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.step.estimate import Evaluation
-from hf_dpzo.step.fsdp import LockstepLosses, batch_losses
+from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
-from hf_dpzo.trainer.checks import (
-    refuse_changed,
-    refuse_copies,
-    refuse_other_settings,
-    refuse_parts,
-    refuse_replaced,
-    refuse_resuming,
-    refuse_trained,
-)
-from hf_dpzo.trainer.searching import SearchingTrainer
-from hf_dpzo.trajectory.run import remembers
+from hf_dpzo.trainer.checking import CheckingTrainer
+from hf_dpzo.trainer.checks import refuse_other_settings, refuse_parts, refuse_replaced
 
 
 # Every so many steps, several processes see that they still hold the same weights.
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(SearchingTrainer):
+class ZOTrainer(CheckingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -117,7 +100,6 @@ class ZOTrainer(SearchingTrainer):
         self._num_units = len(self._units)
         self._plan()
         self._metric_prefixes = {"eval", "test"}
-        self._isolation: Isolation | None = None
         self._audit: Audit | None = None
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
             self.remove_callback(ProgressCallback)
@@ -126,66 +108,50 @@ class ZOTrainer(SearchingTrainer):
             # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
             unwrapped(self.model).add_model_tags(list(PRIVATE_TAGS if args.private else TAGS))
 
-    # ---- One step ----
-
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Release one step and hand it to the optimizer; return zero, for the loss is not released."""
         self.budget.require()
         model.eval()
-        step, descent = len(self.budget.ledger), self._descent()
+        step, descent, batch = len(self.budget.ledger), self._descent(), inputs["batch"]
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
-        batch = inputs["batch"]
-        try:
-            differences = self._evaluation(descent, step, model, batch)
-            # On disk before any process learns of it.
-            recorded = functools.partial(self._record, descent, step)
-            release = self.method.mechanism.release(differences, self._processes, recorded)
-            del inputs, batch, differences  # What follows is post-processing.
-        except BaseException:
-            descent.optimizer.settle()
-            raise
+        with descent.walk(step, points_per_pass=self._points_per_pass) as walk:
+            losses = [self._estimate.evaluate(stop, model, batch) for stop in walk]
+            coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
+            record = functools.partial(self._record, descent, step)  # On disk before any process learns of it.
+            release = self.method.mechanism.release(coefficients, self._processes, record)
+        del inputs, batch, losses, coefficients  # What follows is post-processing.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
-    # ---- Hooks of the stock loop ----
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """As stock, but without DDP, whose gradient buckets nothing would fill, and without a gradient scaler."""
-        super().create_accelerator_and_postprocess()
-        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
-        self.accelerator.scaler = None
-
     def get_train_dataloader(self) -> DataLoader:
         """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
-        self._refuse_model()  # Again: `model_init` has made a new one by now.
+        self._refuse_model()  # Again, for `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
-        refuse_other_rows_read(self.train_dataset, stock.dataset, self._units.num_rows)
-        refuse_split(self.model, self.args, remembers=remembers(self.method, self.args.update_rule))
-        refuse_other_rows(self._processes, stock.dataset, self._units)
+        self._refuse_rows(stock.dataset)
+        capacity = batch_capacity(self.args.expected_batch_size, max_rows=self._units.max_rows)
+        capacity = capacity if self.args.parallel == "points" else None
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
         )
-        made = {"loss": self.per_example_loss, "collator": collator, "prepare": self._prepare_inputs}
-        self._losses = batch_losses(self.model, self._processes, **made, device=self.args.device)
-        if isinstance(self._losses, LockstepLosses):
-            self._losses.learn(self.model, self._public_batches(stock.dataset)[0])
-        self._evaluation = Evaluation(
-            losses=self._losses,
-            processes=self._processes,
-            room=self._room,
-            points_per_pass=self.args.points_per_pass,
+        self._estimate = assemble_estimate(
+            self.model,
+            self._processes,
+            loss=self.per_example_loss,
+            collator=collator,
+            prepare=self._prepare_inputs,
+            device=self.args.device,
+            capacity=capacity,
         )
-        if self.args.private:
-            self._isolation = self._probed(self._public_batches(stock.dataset))
+        self._isolation = self._measure_isolation(self._estimate.losses, stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
         return DataLoader(
             SealedRows(stock.dataset, without=self.args.privacy_unit_column),
-            batch_sampler=poisson_batches(self._units, rate, self._processes, room=self._room),
+            batch_sampler=poisson_batches(self._units, rate, self._processes, capacity=capacity),
             collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
@@ -195,47 +161,11 @@ class ZOTrainer(SearchingTrainer):
             multiprocessing_context=stock.multiprocessing_context,
         )
 
-    @property
-    def _room(self) -> int | None:
-        """For how many rows there is room, where all processes have the same batch."""
-        if self.args.parallel != "points":
-            return None
-        return room_for(self.args.expected_batch_size, max_rows=self._units.max_rows)
-
-    def _public_batches(self, dataset: Any) -> list[Rows]:
-        kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
-        kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
-        return batches_to_probe(dataset, self.model, self._losses.collator, kept=kept, public=self.probe_rows)
-
-    def _probed(self, batches: list[Rows]) -> Isolation:
-        """What public rows show about how far rows are kept apart. Raises where they are not far enough."""
-        moved = measured(self.model, self._losses, batches).moved
-        if self.args.points_per_pass is not None:
-            points = min(self.args.points_per_pass, self.method.estimator.forward_passes)
-            moved = max(moved, moved_together(self.model, self._losses, batches, points))
-        found = Isolation(moved=self._processes.largest(moved))
-        refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
-        return found
-
-    @property
-    def _made_with(self) -> dict[str, Any]:
-        found, steps = self._isolation, self.budget.planned_steps
-        bound = None if found is None else isolation_bound(self.method, steps, found.moved)
-        isolation = isolation_of(found, fixed_shapes=self._fixed_shapes, bound=bound)
-        return {"isolation": isolation, "versions": versions()}
-
-    @property
-    def _fixed_shapes(self) -> bool:
-        """Whether what a row is evaluated in depends on public things and on that row alone."""
-        return self._train_batch_size == 1 or bool(self.args.padded_lengths)
-
-    def get_total_train_batch_size(self, args: ZOTrainingArguments) -> int:
-        """The expected batch size; the actual ones are secret."""
-        return args.expected_batch_size
-
-    def _get_learning_rate(self) -> float:
-        """As stock, times the share of it that the method's present stage takes."""
-        return super()._get_learning_rate() * unwrapped_optimizer(self.optimizer).rate_factor
+    def create_accelerator_and_postprocess(self) -> None:
+        """As stock, but without DDP, whose gradient buckets nothing would fill, and without a gradient scaler."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.scaler = None
 
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -270,22 +200,3 @@ class ZOTrainer(SearchingTrainer):
         if self.args.private:
             metrics["epsilon"] = round_up(self.budget.stated().epsilon)
         return TrainOutput(output.global_step, math.nan, metrics)
-
-    def _refuse_model(self) -> None:
-        refuse_sharded(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
-        refuse_model(self.model, private=self.args.private)
-        if self.args.private:
-            refuse_shapes(self.model, fixed=self._fixed_shapes)
-        refuse_padding(self.model, self.processing_class)
-        refuse_copies(self.model, self.args.points_per_pass)
-
-    def _refuse_changes(self, *, resumes: bool) -> None:
-        """Refuse what was changed since the budget was planned, and what was added since the parts were checked."""
-        refuse_arguments(self.args)
-        refuse_changed(self.args, self._planned_values)
-        parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
-        refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
-        if resumes:
-            refuse_resuming(self.args)
-        elif self.args.private and self.model_init is None:
-            refuse_trained(unwrapped(self.model))

@@ -42,7 +42,9 @@ def replay(descent: Descent, records: Iterable[Record]) -> None:
                 f"step={record.step}: the log has smoothing and mask {(record.smoothing, record.mask)}, and this "
                 f"machine makes {found}; replay where the run was trained."
             )
-        descent.retrace(record.step)
+        with descent.walk(record.step) as walk:
+            for _ in walk:
+                pass  # Without data there is nothing to evaluate.
         for group, rate in zip(descent.optimizer.param_groups, record.rates, strict=True):
             group["lr"] = rate
         descent.optimizer.receive(step=record.step, coefficients=[integer * unit for integer in record.integers])

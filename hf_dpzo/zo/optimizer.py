@@ -1,6 +1,7 @@
 """The update, as a real `torch.optim.Optimizer` that the stock training loop can step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from hf_dpzo.zo.directions import Directions
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK
 from hf_dpzo.zo.updates import SGD, Update
-from hf_dpzo.zo.walk import Point
+from hf_dpzo.zo.walk import THETA, ProbePoint, Walk
 
 
 class ZOOptimizer(torch.optim.Optimizer):
@@ -56,9 +57,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._origin: list[torch.Tensor] | None = None
         self._received: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
-        self._displacement: tuple[int, Point] | None = None
+        self._displacement: tuple[int, ProbePoint] | None = None
         # Whether the parameters may be where no whole number of steps has led them, if only by rounding.
-        self.aside = False
+        self.is_midstep = False
         self.stage: int | None = None
         self.rate_factor = 1.0
         self._restrict(None)
@@ -100,12 +101,26 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._received = (step, tuple(coefficients))
         self._logged_rates = [group["lr"] for group in self.param_groups]
 
-    def stay(self, step: int, point: Point) -> None:
-        """Take note that the parameters are not at theta but at a probe point of `step`.
+    @contextmanager
+    def follow(self, walk: Walk, *, step: int) -> Iterator[Walk]:
+        """Within, the parameters are where `walk` leads them; afterwards at theta, or at the walk's last point.
 
-        `step()` goes on from there: walking back and the update are one sweep, which is rounded once.
+        From there `step()` goes on: walking back and the update are one sweep, which is rounded once. Where the body
+        raises, the parameters go back to theta, up to rounding.
         """
-        self._displacement = None if point.position == 0.0 else (step, point)
+        self.is_midstep = True
+        try:
+            with walk:
+                yield walk
+        except BaseException:
+            self._leave(walk, step)
+            self.settle()
+            raise
+        self._leave(walk, step)
+
+    def _leave(self, walk: Walk, step: int) -> None:
+        self._displacement = None if walk.at == THETA else (step, walk.at)
+        self.is_midstep = self._displacement is not None or not walk.is_exact
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -145,7 +160,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"step={self._received[0]}: the learning rate changed between its release and its update, and the log "
                 "has the one before; change it in on_step_end."
             )
-        self.aside = True
+        self.is_midstep = True
         (step, coefficients), self._received = self._received, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
         if not self._only_moves or (self._displacement is not None and self._displacement[0] != step):
@@ -158,7 +173,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         else:
             self._move_by_inner_(step, scaled)
         self._constraint.project_(self.parameters(), self._origin)
-        self.aside = False
+        self.is_midstep = False
 
     def _restrict(self, mask: Mask | None) -> None:
         sizes = [parameter.numel() for parameter in self.parameters()]

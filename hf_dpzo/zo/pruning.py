@@ -15,7 +15,7 @@ import torch
 
 from hf_dpzo.zo.directions import Gaussian
 from hf_dpzo.zo.mask import Mask
-from hf_dpzo.zo.walk import CopyingWalk, Point, Walk
+from hf_dpzo.zo.walk import CopyingWalk, ProbePoint, Walk
 
 
 # Steps of the public generator that no training step reaches.
@@ -63,10 +63,11 @@ class DataFreePruning:
         self, outputs: Callable[[], torch.Tensor], trained: Sequence[torch.Tensor], *, seed: int, first_step: int
     ) -> list[np.ndarray]:
         directions = Gaussian(seed=seed, sizes=[parameter.numel() for parameter in trained])
-        with CopyingWalk(trained, directions, step=first_step) as along:
+        sides = [ProbePoint(direction=0, position=side) for side in (+self.smoothing, -self.smoothing)]
+        with CopyingWalk(trained, directions, step=first_step, points=sides) as along:
             first = self._slope(along, outputs)
-            along.to(Point(direction=0, position=first * self.smoothing))
-            with CopyingWalk(trained, directions, step=first_step + 1) as beyond:
+            along.move_to(ProbePoint(direction=0, position=first * self.smoothing))
+            with CopyingWalk(trained, directions, step=first_step + 1, points=sides) as beyond:
                 second = self._slope(beyond, outputs)
         if not (np.isfinite(first) and np.isfinite(second)):
             raise ValueError(
@@ -80,13 +81,11 @@ class DataFreePruning:
             scores.append(score.mul_(parameter.view(-1).cpu()).abs_().numpy())
         return scores
 
-    def _slope(self, walk: Walk, outputs: Callable[[], torch.Tensor]) -> float:
-        """Half the difference of the summed outputs at the two probe points of `walk`."""
-        sums = []
-        for distance in (+self.smoothing, -self.smoothing):
-            walk.to(Point(direction=0, position=distance))
-            sums.append(outputs().double().sum())
-        return float(sums[0] - sums[1]) / 2
+    @staticmethod
+    def _slope(walk: Walk, outputs: Callable[[], torch.Tensor]) -> float:
+        """Return half the difference of the summed outputs at the two probe points of `walk`."""
+        above, below = [outputs().double().sum() for _ in walk]
+        return float(above - below) / 2
 
 
 @contextmanager

@@ -1,19 +1,18 @@
-"""Zeroth-order estimation: walk the parameters through probe points and compare each example's losses there.
+"""Zeroth-order estimation (SPSA): the probe points of a step, and the comparison of each example's losses there.
 
 What comes out is SENSITIVE: one row of numbers for each example, on its way to `Mechanism.release` and nowhere else.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hf_dpzo.zo.walk import THETA, Point, Walk
+from hf_dpzo.zo.walk import THETA, ProbePoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference(ABC):
+class FiniteDifference(ABC):
     """The coefficients of n-SPSA (Spall 1992; Malladi et al. 2023, definition 1), for each example by itself.
 
     Args:
@@ -31,57 +30,24 @@ class Difference(ABC):
 
     @property
     @abstractmethod
-    def points(self) -> tuple[Point, ...]:
-        """Where a step evaluates its batch, direction by direction."""
+    def points(self) -> tuple[ProbePoint, ...]:
+        """The points at which a step evaluates its batch, direction by direction."""
 
     @abstractmethod
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """Return coefficients, float64 `[batch, K]`, of the losses at all points, float64 `[batch, points]`."""
+        """Return coefficients, float64 `[rows, K]`, from the losses at all points, float64 `[rows, points]`. SENSITIVE.
+
+        The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
+        """
 
     @property
     def forward_passes(self) -> int:
-        """How often a step evaluates its batch."""
+        """The number of forward passes of a step, one for each probe point."""
         return len(self.points)
-
-    def differences(
-        self,
-        walk: Walk,
-        losses: Callable[[], torch.Tensor],
-        gathered: Callable[[torch.Tensor], torch.Tensor] = lambda found: found,
-    ) -> torch.Tensor:
-        """Return coefficients, float64 `[batch, K]`. SENSITIVE.
-
-        The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
-
-        Args:
-            walk: through the step.
-            losses: evaluates the batch where the parameters are, float32 `[batch]`.
-            gathered: what becomes of the losses at all points, float64 `[batch, points]`, before they are compared.
-        """
-        found = []
-        with walk:
-            for point in self.points:
-                walk.to(point)
-                found.append(losses().double())
-        return self.coefficients(gathered(torch.stack(found, dim=1)))
-
-    def differences_together(
-        self, losses: Callable[[Sequence[Point]], torch.Tensor], *, points_per_pass: int
-    ) -> torch.Tensor:
-        """As `differences`, but of several points at once, and without moving a parameter. SENSITIVE.
-
-        Args:
-            losses: evaluates the batch at `points_per_pass` points, float32 `[batch, points]`.
-            points_per_pass: the same in each pass: the last one is filled up, so that its shape is that of the others.
-        """
-        passes = range(0, len(self.points), points_per_pass)
-        filled = [*self.points, *self.points[-1:] * points_per_pass]
-        found = [losses(filled[first : first + points_per_pass]).double() for first in passes]
-        return self.coefficients(torch.cat(found, dim=1)[:, : len(self.points)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class CentralDifference(Difference):
+class CentralDifference(FiniteDifference):
     """`(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`. The curvature along z_k cancels. 2K points."""
 
     @property
@@ -90,18 +56,18 @@ class CentralDifference(Difference):
         return 2 * self.smoothing
 
     @property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[ProbePoint, ...]:
         """Both sides of theta along each direction."""
         sides = (+self.smoothing, -self.smoothing)
-        return tuple(Point(direction=k, position=side) for k in range(self.num_directions) for side in sides)
+        return tuple(ProbePoint(direction=k, position=side) for k in range(self.num_directions) for side in sides)
 
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """As in `Difference`."""
+        """As in `FiniteDifference`."""
         return (losses[:, ::2] - losses[:, 1::2]) / (self.span * self.num_directions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardDifference(Difference):
+class ForwardDifference(FiniteDifference):
     """`(loss(theta + mu z_k) - loss(theta)) / (mu K)`: all K share one loss, which halves the cost of large K.
 
     K + 1 points. The price is a bias of `mu / 2 * z_k' H z_k` in each quotient, where H is the Hessian. For small mu it
@@ -114,14 +80,14 @@ class ForwardDifference(Difference):
         return self.smoothing
 
     @property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[ProbePoint, ...]:
         """Theta itself, and one point along each direction."""
-        along = (Point(direction=k, position=self.smoothing) for k in range(self.num_directions))
+        along = (ProbePoint(direction=k, position=self.smoothing) for k in range(self.num_directions))
         return (THETA, *along)
 
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """As in `Difference`."""
+        """As in `FiniteDifference`."""
         return (losses[:, 1:] - losses[:, :1]) / (self.span * self.num_directions)
 
 
-DIFFERENCES: dict[str, type[Difference]] = {"central": CentralDifference, "forward": ForwardDifference}
+DIFFERENCES: dict[str, type[FiniteDifference]] = {"central": CentralDifference, "forward": ForwardDifference}

@@ -1,8 +1,10 @@
-"""From probe point to probe point of a step, and back to theta."""
+"""The walk through a step's probe points: each forward pass finds the parameters at the next of them."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
@@ -10,53 +12,137 @@ from hf_dpzo.zo.directions import Directions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """A probe point: `theta + position * z` of one direction."""
+class ProbePoint:
+    """The point `theta + position * z` along one direction."""
 
     direction: int
     position: float
 
 
-THETA = Point(direction=0, position=0.0)
+THETA = ProbePoint(direction=0, position=0.0)
 
 
-class Walk(ABC):
-    """Moves parameters from probe point to probe point of one step. It starts at theta; a context ends it.
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """The probe points that one forward pass evaluates.
+
+    Args:
+        index: the number of the stop within its step, from 0.
+        points: one point, or several where the parameters are stacked.
+        stacks: for each parameter its values at the points, `[points, *shape]`; empty where the parameters themselves
+            have moved to the one point.
+    """
+
+    index: int
+    points: tuple[ProbePoint, ...]
+    stacks: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+
+
+class Walk(AbstractContextManager):
+    """Leads the parameters through the probe points of one step; iterating makes the stops.
+
+    A walk starts at theta. It is a context, which must be left even where what happens at a stop raises.
 
     Args:
         parameters: the trainable parameters, in the order of `directions.sizes`.
-        directions: where the directions come from.
+        directions: the source of the directions.
         step: the step, from 0.
+        points: the probe points, in the order of the walk.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], directions: Directions, *, step: int) -> None:
-        self._parameters, self._directions, self._step = parameters, directions, step
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[ProbePoint]
+    ) -> None:
+        self._parameters, self._directions, self._step, self._points = parameters, directions, step, points
+        # The point at which the parameters are.
+        self.at = THETA
+
+    @property
+    @abstractmethod
+    def is_exact(self) -> bool:
+        """Whether the walk ends at exactly the theta that it began at."""
 
     @abstractmethod
-    def to(self, point: Point) -> None:
-        """Set the parameters to those of `point`."""
+    def __iter__(self) -> Iterator[Stop]: ...
+
+
+class MovingWalk(Walk):
+    """A walk that moves the parameters themselves, to one point after the other."""
+
+    def __iter__(self) -> Iterator[Stop]:
+        for index, point in enumerate(self._points):
+            self.move_to(point)
+            yield Stop(index=index, points=(point,))
 
     @abstractmethod
-    def __enter__(self) -> "Walk": ...
-
-    @abstractmethod
-    def __exit__(self, *_: object) -> None: ...
+    def move_to(self, point: ProbePoint) -> None:
+        """Set the parameters to their values at `point`."""
 
     def _add(self, weights: Mapping[int, float]) -> None:
         for index, parameter in enumerate(self._parameters):
             self._directions.add_(parameter, index=index, step=self._step, weights=weights)
 
 
-class AddingWalk(Walk):
-    """Goes on from where it is, in one sweep over the parameters, and keeps no copy.
+class AddingWalk(MovingWalk):
+    """Moves in one sweep over the parameters, keeps no copy, and stays at the last point.
 
-    Each move rounds, so theta is changed by about one unit in the last place. By how much depends on public values
-    alone: a replay that makes the same moves ends at the same bits. That is why an empty batch is walked too: whether a
-    batch was empty is not public.
+    Each move rounds, so theta changes by about one unit in the last place. By how much depends on public values alone:
+    a replay that makes the same moves ends at the same bits. That is why an empty batch is walked too: whether a batch
+    was empty is not public.
+    """
+
+    is_exact = False
+
+    def __exit__(self, *_: object) -> None:
+        """Stay at the last point."""
+
+    def move_to(self, point: ProbePoint) -> None:
+        """Move there from the point before, in one sweep."""
+        weights = {self.at.direction: -self.at.position}
+        weights[point.direction] = weights.get(point.direction, 0.0) + point.position
+        weights = {direction: weight for direction, weight in weights.items() if weight != 0.0}
+        if weights:
+            self._add(weights)
+        self.at = point
+
+
+class CopyingWalk(MovingWalk):
+    """Starts each move from a copy, and so ends at exactly theta. For small trainable sets, such as adapters."""
+
+    is_exact = True
+
+    def __enter__(self) -> Self:
+        self._copies = [parameter.detach().clone() for parameter in self._parameters]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Go back to theta."""
+        self.move_to(THETA)
+
+    @torch.no_grad()
+    def move_to(self, point: ProbePoint) -> None:
+        """Move there from the copy."""
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            parameter.copy_(copy)
+        self.at = THETA
+        if point.position != 0.0:
+            self.at = point
+            self._add({point.direction: point.position})
+
+
+class StackingWalk(Walk):
+    """Moves nothing: each stop stacks copies of the parameters at several points, for one pass through a small adapter.
 
     Args:
-        stay: told where the walk ends, with or without an error; the parameters stay there.
+        parameters: as in `Walk`.
+        directions: as in `Walk`.
+        step: as in `Walk`.
+        points: as in `Walk`.
+        points_per_stop: the height of each stack. The last one repeats the last point until it is as high, so that all
+            passes have the same shape.
     """
+
+    is_exact = True
 
     def __init__(
         self,
@@ -64,52 +150,29 @@ class AddingWalk(Walk):
         directions: Directions,
         *,
         step: int,
-        stay: Callable[[int, Point], None],
+        points: Sequence[ProbePoint],
+        points_per_stop: int,
     ) -> None:
-        super().__init__(parameters, directions, step=step)
-        self._at, self._stay = THETA, stay
-
-    def to(self, point: Point) -> None:
-        """Set the parameters to those of `point`."""
-        weights = {self._at.direction: -self._at.position}
-        weights[point.direction] = weights.get(point.direction, 0.0) + point.position
-        weights = {direction: weight for direction, weight in weights.items() if weight != 0.0}
-        if weights:
-            self._add(weights)
-        self._at = point
-
-    def __enter__(self) -> "AddingWalk":
-        return self
+        super().__init__(parameters, directions, step=step, points=points)
+        self._height = points_per_stop
 
     def __exit__(self, *_: object) -> None:
-        self._stay(self._step, self._at)
+        """Nothing has moved."""
+
+    def __iter__(self) -> Iterator[Stop]:
+        padded = [*self._points, *self._points[-1:] * self._height]
+        for index, first in enumerate(range(0, len(self._points), self._height)):
+            points = tuple(padded[first : first + self._height])
+            stacks = stack(self._parameters, self._directions, step=self._step, points=points)
+            yield Stop(index=index, points=points, stacks=stacks)
 
 
-class CopyingWalk(Walk):
-    """Starts each move from a copy, so it ends at exactly theta. For small trainable sets, such as adapters."""
-
-    @torch.no_grad()
-    def to(self, point: Point) -> None:
-        """Set the parameters to those of `point`."""
-        for parameter, copy in zip(self._parameters, self._copies, strict=True):
-            parameter.copy_(copy)
-        if point.position != 0.0:
-            self._add({point.direction: point.position})
-
-    def __enter__(self) -> "CopyingWalk":
-        self._copies = [parameter.detach().clone() for parameter in self._parameters]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.to(THETA)
-
-
-def stacked(
-    parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[Point]
-) -> list[torch.Tensor]:
-    """Return copies of the parameters at each of `points`, `[points, *shape]`, bit for bit where a walk takes them."""
-    stacks = [one.detach().expand(len(points), *one.shape).clone() for one in parameters]
+def stack(
+    parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[ProbePoint]
+) -> dict[torch.Tensor, torch.Tensor]:
+    """Return each parameter's values at `points`, `[points, *shape]`, to the bit those to which a walk moves it."""
+    stacks = {one: one.detach().expand(len(points), *one.shape).clone() for one in parameters}
     for row, point in enumerate(points):
-        for index, stack in enumerate(stacks if point.position else ()):
-            directions.add_(stack[row], index=index, step=step, weights={point.direction: point.position})
+        for index, values in enumerate(stacks.values() if point.position else ()):
+            directions.add_(values[row], index=index, step=step, weights={point.direction: point.position})
     return stacks

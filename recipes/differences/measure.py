@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.zo.directions import Rademacher
-from hf_dpzo.zo.spsa import CentralDifference, Difference, ForwardDifference
+from hf_dpzo.zo.spsa import CentralDifference, FiniteDifference, ForwardDifference
 from hf_dpzo.zo.walk import CopyingWalk
 
 
@@ -40,13 +40,12 @@ def main() -> None:
     for index, parameter in enumerate(parameters):
         directions.add_(parameter, index=index, step=1, weights={0: 1e-2})
 
-    def coefficients(kind: type[Difference], smoothing: float) -> tuple[torch.Tensor, float]:
+    def coefficients(kind: type[FiniteDifference], smoothing: float) -> tuple[torch.Tensor, float]:
         started = time.perf_counter()
         estimator = kind(smoothing=smoothing, num_directions=DIRECTIONS)
-        walk = CopyingWalk(parameters, directions, step=0)
-        with torch.no_grad():
-            found = estimator.differences(walk=walk, losses=lambda: loss(model, inputs))
-        return found * DIRECTIONS, time.perf_counter() - started
+        with torch.no_grad(), CopyingWalk(parameters, directions, step=0, points=estimator.points) as walk:
+            losses = torch.stack([loss(model, inputs).double() for _ in walk], dim=1)
+        return estimator.coefficients(losses) * DIRECTIONS, time.perf_counter() - started
 
     lines = ["| smoothing | spread of a row's coefficient | mean bias | spread of the bias | same sign | time |"]
     lines.append("|---|---|---|---|---|---|")

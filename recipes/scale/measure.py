@@ -120,9 +120,11 @@ def stepped(trained: int, directions: int, kind: type) -> Callable[[], None]:
     numbers = iter(range(1 << 30))
 
     def step() -> None:
-        number, rest = next(numbers), {"stay": optimizer.stay} if kind is AddingWalk else {}
-        walk = kind(optimizer.parameters(), optimizer.directions, step=number, **rest)
-        difference.differences(walk, lambda: torch.zeros(1))
+        number = next(numbers)
+        walk = kind(optimizer.parameters(), optimizer.directions, step=number, points=difference.points)
+        with optimizer.follow(walk, step=number):
+            for _ in walk:
+                pass
         optimizer.receive(step=number, coefficients=[1.0] * directions)
         optimizer.step()
 
