@@ -172,7 +172,7 @@ def test_what_no_run_could_have_is_refused(change, message):
 
 def test_a_budget_counts_whole_steps():
     query = Plan(noise_multiplier=1.2, **PLAN).query
-    with pytest.raises(ValueError, match=r"planned_steps=10.5, trials=1: both must be whole numbers."):
+    with pytest.raises(ValueError, match=r"planned_steps=10.5, trials=1: steps and runs are counted whole"):
         Budget(query=query, planned_steps=10.5, delta=1e-5)
 
 

@@ -83,7 +83,10 @@ class Budget:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
         if not (isinstance(planned_steps, Integral) and isinstance(trials, Integral)):
-            raise ValueError(f"planned_steps={planned_steps}, trials={trials}: both must be whole numbers.")
+            raise ValueError(
+                f"planned_steps={planned_steps}, trials={trials}: steps and runs are counted whole; set max_steps and "
+                "trials to whole numbers."
+            )
         if trials < 1:
             raise ValueError(f"trials={trials}: this run is one of them; set 1 or more.")
         if (delta is None) != isinstance(query, NonPrivateQuery):
