@@ -22,13 +22,13 @@ from hf_dpzo.zo.walk import AddingWalk
 
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "recipes" / "scale"
+FOLDER = ROOT / "benchmarks" / "scale"
 
 
 @pytest.fixture(scope="module")
 def scale():
     """The recipe's modules."""
-    names = ("cost", "measure", "ranks", "training")
+    names = ("cost", "ranks", "scale", "training")
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.path.insert(0, str(FOLDER))
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -238,9 +238,9 @@ def test_examples_are_right(cost):
 
 
 def test_constants_are_found_and_never_negative(scale):
-    assert scale.measure.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
-    assert scale.measure.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
-    assert scale.measure.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
+    assert scale.scale.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
+    assert scale.scale.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
+    assert scale.scale.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
 
 
 def test_a_machine_that_can_not_limit_a_network_is_found_out(scale, monkeypatch, tmp_path):

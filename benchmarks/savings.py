@@ -1,6 +1,6 @@
 """What is saved by not computing what no loss needs: the output layer elsewhere, and padding.
 
-    python measure.py
+    python benchmarks/savings.py
 
 Times are ratios, measured side by side in turns, so that another load on the machine meets both alike. Models are of
 random weights, in the shapes of known ones; padding is measured on the model and the rows of the quick start.
@@ -134,7 +134,7 @@ def targets() -> list[str]:
 
 def padding() -> list[str]:
     """Micro-batches of rows that are sorted within the logical batch, beside those in the order drawn."""
-    values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     recipe, args = parse_recipe(values)
     tokenizer = load_tokenizer(recipe)
     rows, _ = load_rows(recipe, tokenizer)

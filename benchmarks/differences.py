@@ -1,6 +1,6 @@
 """What forward differences cost and save: bias, noise and time, on the model and the data of the quick start.
 
-    python measure.py
+    python benchmarks/differences.py
 
 For rows of real text, the coefficients of each row along the same directions by central and by forward differences, at
 several smoothings. The spread of coefficients is what clipping acts on; a bias of a small part of it is harmless.
@@ -27,7 +27,7 @@ SMOOTHINGS = (1e-3, 1e-2, 5e-2)
 
 def main() -> None:
     """Measure, and print a table."""
-    values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     recipe, args = parse_recipe(values)
     tokenizer = load_tokenizer(recipe)
     rows, _ = load_rows(recipe, tokenizer)

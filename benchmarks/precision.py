@@ -1,7 +1,7 @@
 """What fewer bits cost: full parameters in bfloat16, and frozen bases in bfloat16 and int8, beside float32.
 
-    python measure.py full
-    python measure.py bases
+    python benchmarks/precision.py full
+    python benchmarks/precision.py bases
 
 `full` trains all parameters of the quick start's model, in float32 and in bfloat16 with several ways of rounding: how
 far weights are from where they were after cycles of perturbing and walking back, and what noise-free steps reach.
@@ -272,7 +272,7 @@ def _of_base(recipe: Recipe, seed: int, inputs: dict, tokenizer: object) -> Meas
 
 
 def _quickstart(**changes: object) -> tuple[Recipe, int]:
-    path = Path(__file__).parent.parent / "quickstart.yaml"
+    path = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
     recipe, args = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
     return replace(recipe, **changes), args.seed
 

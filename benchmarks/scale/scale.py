@@ -1,6 +1,6 @@
 """Fits the constants of cost.py on this machine, and checks what it predicts where nothing was fitted.
 
-    python recipes/scale/measure.py
+    python benchmarks/scale/scale.py
 
 One thread for each process; some five minutes. Each line says whether its case was fitted or predicted. What computes
 is measured in CPU time, and what is sent by the clock.

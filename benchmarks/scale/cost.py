@@ -1,6 +1,6 @@
 """What a step costs on many devices: a small model, in plain arithmetic.
 
-    python recipes/scale/cost.py
+    python benchmarks/scale/cost.py
 
 prints the tables of docs/scale.md from scale.yaml. Terms are added up, as if nothing happened at the same time as
 something else. Units are seconds, bytes and bytes a second everywhere.

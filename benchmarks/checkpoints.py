@@ -1,6 +1,6 @@
 """What a checkpoint costs on disk, beside the stock Trainer's, and what the log of a run costs.
 
-    python recipes/checkpoints/measure.py
+    python benchmarks/checkpoints.py
 
 The model is the quick start's. Each trainer takes one step and saves one checkpoint, for an adapter and for all
 parameters; the stock one uses AdamW, its default.
@@ -18,7 +18,7 @@ from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.trajectory.log import Trajectory
 
 
-RECIPE = Path(__file__).parents[1] / "quickstart.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 COMMON = ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--disable_tqdm", "true"]
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 # Of the tokenizer: the same for both, and no part of the state of a run.
