@@ -24,7 +24,7 @@ from hf_dpzo.trainer import resumable as durable
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
 
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "long_run" / "measure.py"
+RECIPE = Path(__file__).parent.parent / "benchmarks" / "long_run.py"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hf_dpzo.losses.per_example import Forward
 from hf_dpzo.recipe.recipe import parse_recipe
 
 
-FOLDER = Path(__file__).parent.parent / "recipes" / "study"
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "study"
 PLAN = yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 CONTENDERS = {name: one for name, one in (PLAN["contenders"] | PLAN["baselines"]).items() if name != "dp-adamw"}
 
