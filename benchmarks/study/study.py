@@ -38,6 +38,8 @@ from hf_dpzo.zo.spsa import DIFFERENCES
 HERE = Path(__file__).parent
 RUNS, TABLE, PICTURE = HERE / "runs", HERE / "results.csv", HERE / "accuracy.png"
 FIRST_ORDER = "dp-adamw"
+# Held-out rows, on which the trainer looks at whether rows move each other: outputs of layers can not be made up.
+PROBED = 8
 COLUMNS = ("contender", "epsilon", "stated_epsilon", "pure_epsilon", "seed", "steps", "accuracy", "seconds")
 
 
@@ -113,6 +115,7 @@ class Study:
             data_collator=self.collate,
             processing_class=self.tokenizer,
             per_example_loss=loss,
+            probe_rows=self.evaluation[:PROBED],
         )
         trainer.train()
         folder.cleanup()
