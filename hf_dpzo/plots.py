@@ -145,7 +145,6 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
 
     Epsilon is the accountants', at twenty places. Metrics are drawn where the evaluation data are public.
     """
-    path.unlink(missing_ok=True)
     if statement["claim"] is None or find_spec("matplotlib") is None:
         return
     figure = new_figure(path, size=(6, 3.6))

@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from hf_dpzo.trajectory.log import Trajectory
@@ -74,7 +75,12 @@ class Declared:
         return cls(isolation=made_with["isolation"], versions=made_with["versions"])
 
 
-def versions() -> dict[str, str]:
-    """Of the software that is installed here."""
+@cache
+def _versions() -> Mapping[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {**found, "python": platform.python_version()}
+
+
+def versions() -> dict[str, str]:
+    """Of the software that this process runs. They are read once: what is installed meanwhile does not run here."""
+    return dict(_versions())

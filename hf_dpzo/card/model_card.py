@@ -7,9 +7,11 @@ whoever has these can write it again.
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_dpzo.card.declarations import Declared
@@ -17,7 +19,7 @@ from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights
 from hf_dpzo.card.front_matter import read_card
 from hf_dpzo.card.schema import check_statement
 from hf_dpzo.card.statement import privacy_statement
-from hf_dpzo.io.files import replace_durably
+from hf_dpzo.io.files import replace_all
 from hf_dpzo.methods import METHODS
 from hf_dpzo.plots import PICTURE_FILE, draw_training
 from hf_dpzo.privacy.ledger import round_up
@@ -43,21 +45,34 @@ PICTURE_IN_WORDS = "epsilon over the steps, and what was measured on public data
 _OWN = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
 
 
-def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, Any] | None = None) -> None:
+def write_card(
+    folder: str | Path,
+    declared: Declared,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    pictured: bool = True,
+    durably: bool = True,
+) -> None:
     """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`, which holds the log.
 
     Args:
         folder: of the log, and of weights that belong to it, if there are any.
         declared: what the log can not tell.
         metadata: for the head of the card, such as a license.
+        pictured: whether to draw the picture. It takes many times as long as the rest; one that is there goes.
+        durably: whether to wait until all but the picture is on disk.
     """
     folder = Path(folder)
     statement = check_statement(privacy_statement(folder, declared))
-    text = json.dumps(statement, indent=2, allow_nan=False)
-    replace_durably(folder / STATEMENT_FILE, f"{text}\n".encode())
-    draw_training(statement, folder / PICTURE_FILE)
+    (folder / PICTURE_FILE).unlink(missing_ok=True)
+    if pictured:
+        draw_training(statement, folder / PICTURE_FILE)
     files = {path.name for path in folder.iterdir()}
-    replace_durably(folder / CARD_FILE, str(rendered(statement, files, metadata)).encode())
+    data = {
+        STATEMENT_FILE: f"{json.dumps(statement, indent=2, allow_nan=False)}\n".encode(),
+        CARD_FILE: str(rendered(statement, files, metadata)).encode(),
+    }
+    replace_all({folder / name: one for name, one in data.items()}, durably=durably)
 
 
 def rendered(
@@ -66,9 +81,8 @@ def rendered(
     """Return the card that `statement` asks for, beside `files` that may be weights, or a picture."""
     name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
     title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
-    return ModelCard.from_template(
-        card_data(statement, title, metadata or {}),
-        template_path=str(TEMPLATE),
+    text = _template().render(
+        card_data=card_data(statement, title, metadata or {}).to_yaml(),
         statement=as_text(statement),
         title=as_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,
@@ -78,6 +92,13 @@ def rendered(
         picture_alt=PICTURE_IN_WORDS if statement["evaluation"]["history"] else "epsilon over the steps",
         percent=percent,
     )
+    return ModelCard(text)
+
+
+@cache
+def _template() -> jinja2.Template:
+    """The template. To compile it takes longer than to fill it in."""
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def percent(share: float) -> str:

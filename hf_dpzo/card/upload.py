@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, run_as_future
 
 from hf_dpzo.card.files import CARD_FILE, STALE, STATEMENT_FILE, _is_public
-from hf_dpzo.io.files import replace_durably
+from hf_dpzo.io.files import replace_all
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -71,10 +71,9 @@ class Snapshot:
             )
 
 
-def copy_log(source: Path, folder: Path) -> None:
+def copy_log(source: Path, folder: Path, *, durably: bool = True) -> None:
     """Put a copy of the log in `source`, and of the initial values that belong to it, into `folder`."""
     if source.resolve() == folder.resolve():
         return
-    for name in (LOG_FILE, INITIAL_FILE):
-        if (source / name).is_file():
-            replace_durably(folder / name, (source / name).read_bytes())
+    there = [name for name in (LOG_FILE, INITIAL_FILE) if (source / name).is_file()]
+    replace_all({folder / name: (source / name).read_bytes() for name in there}, durably=durably)

@@ -109,6 +109,7 @@ def guarantee(releases: Releases, *, delta: float) -> Guarantee:
     return Guarantee(delta=delta, rdp=rdp, pld=_pld_epsilon(releases, delta) if answers else None, pure=pure)
 
 
+@lru_cache(maxsize=256)
 def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
     """Return epsilon at `delta` for neighbours of which one row was replaced by another, instead of added or removed.
 

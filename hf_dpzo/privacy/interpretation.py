@@ -29,6 +29,7 @@ CURVE = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 _DELTAS = tuple(float(delta) for delta in np.logspace(-6, -0.01, 100))
 
 
+@lru_cache(maxsize=256)
 def membership_accuracy(releases: Releases, *, delta: float) -> float:
     """How often the best possible guess whether one row was used is right, from even odds: an upper bound.
 

@@ -52,7 +52,10 @@ class PublishingTrainer(DurableTrainer):
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log."""
+        """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log.
+
+        A checkpoint's card has no picture, which takes longer than all the rest; `hf-dpzo card` draws it.
+        """
         folder = Path(output_dir or self.args.output_dir)
         if not self._trained:  # There is nothing to say, and nothing may be said by a card that is there.
             self._refuse_folder_of_another(folder)
@@ -61,7 +64,8 @@ class PublishingTrainer(DurableTrainer):
         self._save_weights(output_dir)
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            self._write_card(folder, fingerprint)
+            # The mark of a checkpoint waits for the disk.
+            self._write_card(folder, fingerprint, pictured=not _internal_call, durably=not _internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -97,7 +101,8 @@ class PublishingTrainer(DurableTrainer):
             return
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            self._write_card(Path(self.args.output_dir), fingerprint)
+            # TRL asks for a card at each checkpoint.
+            self._write_card(Path(self.args.output_dir), fingerprint, pictured=self._at_checkpoint is None)
 
     @property
     def _trained(self) -> bool:
@@ -144,12 +149,14 @@ class PublishingTrainer(DurableTrainer):
 
     def _fingerprint(self) -> str:
         """That of what is trained, which all processes have to ask for."""
-        return self._final or values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
+        known = self._at_checkpoint or self._final
+        return known or values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
 
-    def _write_card(self, folder: Path, fingerprint: str) -> None:
-        copy_log(Path(self.args.output_dir), folder)
-        there = metadata_of(Path(self.args.output_dir))
-        write_card(folder, self._declared(fingerprint), {**there, **self._metadata})
+    def _write_card(self, folder: Path, fingerprint: str, *, pictured: bool = True, durably: bool = True) -> None:
+        run = Path(self.args.output_dir)
+        copy_log(run, folder, durably=durably)
+        metadata = {**metadata_of(run), **self._metadata}
+        write_card(folder, self._declared(fingerprint), metadata, pictured=pictured, durably=durably)
 
     def _declared(self, fingerprint: str) -> Declared:
         arguments, weights = self.args.to_dict(), self._weights(fingerprint)
@@ -277,10 +284,9 @@ class PublishingTrainer(DurableTrainer):
     def _snapshot(self) -> Snapshot:
         """What to push, in a folder that steps that follow do not change, and where nothing was before."""
         snapshot = Snapshot(Path(self.args.output_dir))
-        if self.args.push_trajectory:
-            self._write_card(snapshot.folder, self._fingerprint())
-        else:
+        if not self.args.push_trajectory:
             self.save_model(str(snapshot.folder), _internal_call=True)
+        self._write_card(snapshot.folder, self._fingerprint())
         return snapshot
 
     @property

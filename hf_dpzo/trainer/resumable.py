@@ -34,6 +34,8 @@ class DurableTrainer(DiscreetTrainer):
     _rows_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
+    # The fingerprint of the weights, while a checkpoint of them is saved.
+    _at_checkpoint: str | None = None
 
     def _begin(self) -> Stage:
         """Begin the stage of the next step."""
@@ -136,10 +138,17 @@ class DurableTrainer(DiscreetTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As stock; then mark it as whole."""
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        """As stock; then mark it as whole.
+
+        The weights are hashed once, before anything is saved: should other ones be saved, the mark does not fit them.
+        """
         weights = values_fingerprint(self._descent().optimizer.parameters())  # In all processes.
+        self._at_checkpoint = weights
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._at_checkpoint = None
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             self._log.mark(folder, weights=weights, steps=self.state.global_step)
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_dpzo.io.files import replace_durably, sync
+from hf_dpzo.io.files import replace_durably, sync_all
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
@@ -33,10 +33,8 @@ class CheckpointMark:
 
     def save(self, folder: Path) -> None:
         """Write the mark of `folder`, once everything else in it is on disk."""
-        for path in folder.rglob("*"):
-            sync(path)
+        sync_all([*folder.rglob("*"), folder.parent])
         replace_durably(folder / MARK_FILE, json.dumps(asdict(self)).encode())
-        sync(folder.parent)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
