@@ -163,7 +163,7 @@ def test_budget_refuses_the_step_after_the_last():
     budget = Budget(query=query(), planned_steps=2, delta=1e-5)
     budget.spend()
     budget.spend()
-    assert budget.stated() == guarantee(((query(), 2),), delta=1e-5)
+    assert budget.guarantee() == guarantee(((query(), 2),), delta=1e-5)
     with pytest.raises(BudgetExceededError, match="of which 0 are left"):
         budget.spend()
     assert len(budget.ledger) == 2
@@ -175,7 +175,7 @@ def test_budget_states_the_guarantee_of_its_whole_plan(taken):
     budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     for _ in range(taken):
         budget.spend()
-    assert budget.claimed == ((query(), 100),)
+    assert budget.claimed_releases == ((query(), 100),)
     assert len(budget.ledger) == taken
 
 
@@ -189,26 +189,26 @@ def test_running_epsilon_bounds_what_was_spent_and_ends_at_the_plan():
             assert running[-1] >= guarantee(budget.ledger.releases, delta=1e-5).epsilon
     assert 10 < len(set(running)) <= 20
     assert running == sorted(running)
-    assert running[-1] == budget.stated().epsilon
+    assert running[-1] == budget.guarantee().epsilon
 
 
 def test_other_trials_are_claimed_and_shown_as_if_they_were_made():
     budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
     assert budget.running_epsilon() == guarantee(((query(), 40),), delta=1e-5).epsilon
     budget.spend()
-    assert budget.claimed == ((query(), 60),)
+    assert budget.claimed_releases == ((query(), 60),)
     assert budget.running_epsilon() == guarantee(((query(), 41),), delta=1e-5).epsilon
-    budget.require(19)
+    budget.require_steps(19)
     with pytest.raises(BudgetExceededError, match="planned for 20 steps, of which 19 are left"):
-        budget.require(20)
+        budget.require_steps(20)
 
 
 def test_a_budget_that_is_made_afresh_covers_as_much():
     budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
     budget.spend()
-    assert budget.afresh().is_planned_as(budget)
-    assert len(budget.afresh().ledger) == 0 and budget.afresh().claimed == budget.claimed
-    assert not budget.is_planned_as(Budget(query=query(), planned_steps=60, delta=1e-5))
+    assert budget.copy_unspent().has_same_plan(budget)
+    assert len(budget.copy_unspent().ledger) == 0 and budget.copy_unspent().claimed_releases == budget.claimed_releases
+    assert not budget.has_same_plan(Budget(query=query(), planned_steps=60, delta=1e-5))
 
 
 def test_a_budget_of_no_trial_is_refused():
@@ -221,13 +221,13 @@ def test_closed_budget_takes_no_more_steps():
     budget.spend()
     budget.close()
     with pytest.raises(BudgetExceededError, match="of which 0 are left"):
-        budget.require()
+        budget.require_steps()
 
 
 def test_budget_without_privacy_has_no_epsilon():
     budget = Budget(query=NonPrivateQuery(), planned_steps=1, delta=None)
     with pytest.raises(ValueError, match="no epsilon"):
-        budget.stated()
+        budget.guarantee()
 
 
 def test_budget_needs_steps():

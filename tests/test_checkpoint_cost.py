@@ -78,14 +78,14 @@ def drawn(monkeypatch) -> list[Path]:
 @pytest.fixture
 def hashed(monkeypatch) -> list[str]:
     """The fingerprints of weights that were taken for a card or a mark."""
-    found, inner = [], hf_dpzo.trainer.resumable.values_fingerprint
+    found, inner = [], hf_dpzo.trainer.resumable.fingerprint_values
 
     def noted(tensors):
         found.append(inner(tensors))
         return found[-1]
 
     for module in (hf_dpzo.trainer.resumable, hf_dpzo.trainer.publishing):
-        monkeypatch.setattr(module, "values_fingerprint", noted)
+        monkeypatch.setattr(module, "fingerprint_values", noted)
     return found
 
 
@@ -173,11 +173,11 @@ def test_every_commit_has_the_picture(hub, make, only_log):  # noqa: F811 - the 
 
 
 def test_template_and_versions_are_read_once_by_a_process(make, monkeypatch):
-    compiled, asked = [], []
+    compile_kernel, asked = [], []
     compile_, version, text = jinja2.Environment.compile, importlib.metadata.version, TEMPLATE.read_text()
 
     def noted(environment, source, *given, **named):
-        compiled.append(source)
+        compile_kernel.append(source)
         return compile_(environment, source, *given, **named)
 
     def looked_up(name):
@@ -192,7 +192,7 @@ def test_template_and_versions_are_read_once_by_a_process(make, monkeypatch):
     trainer.train()
     trainer.save_model()
     refresh_card(checkpoints(trainer)[0])
-    assert compiled.count(text) == 1
+    assert compile_kernel.count(text) == 1
     assert [asked.count(name) for name in OURS] == [1] * len(OURS)
 
 

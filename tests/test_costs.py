@@ -65,14 +65,14 @@ def test_budget_and_ledger_do_not_grow_with_the_steps():
 
     def steps(count: int) -> None:
         for _ in range(count):
-            budget.require()
+            budget.require_steps()
             budget.spend()
 
     steps(10)
     early = calls_of(lambda: steps(200))
     steps(90_000)
     assert calls_of(lambda: steps(200)) == pytest.approx(early, abs=5)
-    assert len(budget.ledger.releases) == len(budget.claimed) == 1
+    assert len(budget.ledger.releases) == len(budget.claimed_releases) == 1
 
 
 def test_a_record_costs_one_write_and_one_wait_however_many_there_are(tmp_path, log_of, counted, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_record_costs_one_write_and_one_wait_however_many_there_are(tmp_path, 
     writer.close()
     assert late == pytest.approx(early, abs=5)
     assert counts["fsync"] == 2400
-    assert (tmp_path / LOG_FILE).stat().st_size - before == 2410 * Trajectory.read(tmp_path).layout.size
+    assert (tmp_path / LOG_FILE).stat().st_size - before == 2410 * Trajectory.read(tmp_path).layout.record_size
 
 
 @pytest.fixture
@@ -113,11 +113,11 @@ def test_a_log_that_is_read_takes_the_memory_that_it_takes_on_disk(tmp_path, log
         writer.append(record(step))
     writer.close()
     log = Trajectory.read(tmp_path)
-    assert sys.getsizeof(log.records.data) < 1.01 * len(log.records) * log.layout.size
+    assert sys.getsizeof(log.records.data) < 1.01 * len(log.records) * log.layout.record_size
     assert (
         log.records[7] == record(7) and log.records[-1] == record(2999) and log.records[5:7] == (record(5), record(6))
     )
-    assert log.checksum_after(0) == log.start and log.checksum_after(3000) == log.records.checksum(2999)
+    assert log.checksum_after(0) == log.header_checksum and log.checksum_after(3000) == log.records.checksum_at(2999)
 
 
 class CallsOfSteps(TrainerCallback):
@@ -183,9 +183,9 @@ def test_evaluations_while_training_make_and_measure_nothing_again(make_args, co
     for owner, name in (
         (ZOTrainer, "get_train_dataloader"),
         (ZOTrainer, "_move_model_to_device"),
-        (probing, "probe"),
-        (probing, "frozen_fingerprint"),
-        (durable, "values_fingerprint"),
+        (probing, "probe_isolation"),
+        (probing, "fingerprint_frozen"),
+        (durable, "fingerprint_values"),
         (BatchLosses, "of_public"),
     ):
         counted(owner, name)

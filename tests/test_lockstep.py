@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, DataColla
 from transformers.distributed import DistributedConfig
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.models.checks import refuse_sharded
-from hf_dpzo.models.fingerprints import values_fingerprint
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.models.checks import refuse_unsupported_sharding
+from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trajectory.replay import replay_onto
 from hf_dpzo.verification.verify import verify
@@ -66,7 +66,7 @@ def released(folder: Path) -> list[tuple[int, ...]]:
 
 
 def fingerprint(trainer: ZOTrainer) -> str:
-    return values_fingerprint(p for p in trainer.model.parameters() if p.requires_grad)
+    return fingerprint_values(p for p in trainer.model.parameters() if p.requires_grad)
 
 
 def whole_model(lora: bool) -> torch.nn.Module:
@@ -137,7 +137,7 @@ def test_a_row_that_fails_in_one_process_counts_for_nothing_and_holds_up_nobody(
 
 def test_processes_without_rows_join_in(run, tmp_path):
     def work(rank: int) -> str:
-        BernoulliMask.draw = lambda mask: np.arange(mask.size) < 3 * (rank == 1)
+        BernoulliSampler.draw = lambda mask: np.arange(mask.size) < 3 * (rank == 1)
         return fingerprint(run(lambda: split(whole_model(False)), save_strategy="no"))
 
     assert len(set(in_each(3, work))) == 1
@@ -170,7 +170,7 @@ def test_an_evaluated_and_saved_run_goes_on_with_another_number_of_processes(run
     (found,) = {one for one, _ in in_each(3, resumed, timeout=120)}
     model = whole_model(False)
     replay_onto(model, Trajectory.read(tmp_path / "run"))
-    assert values_fingerprint(model.parameters()) == found
+    assert fingerprint_values(model.parameters()) == found
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all", "adapter"])
@@ -342,7 +342,7 @@ def test_other_parallelism_of_transformers_is_refused(kind, make_args, tmp_path)
         with pytest.raises(
             ValueError, match=rf"^{kind}=2: its processes have no rows of their own; set fsdp_size instead"
         ):
-            refuse_sharded(model, args, distributed_type="MULTI_GPU")
+            refuse_unsupported_sharding(model, args, distributed_type="MULTI_GPU")
 
     in_each(2, work)
 
@@ -419,7 +419,7 @@ def test_a_process_that_can_not_join_in_ends(run):
         run(lambda: split(whole_model(False)), save_strategy="no")
 
     errors = [one.error for one in ended(2, work)]
-    assert "OutOfStepError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
+    assert "OutOfSyncError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
     assert errors[0] is not None
 
 
@@ -429,7 +429,7 @@ def test_weights_that_two_modules_share_are_gathered_once(run, tmp_path):
     causal_lm(tie_word_embeddings=True).save_pretrained(base)
 
     def work(rank: int, size: int) -> str:
-        BernoulliMask.draw = lambda mask: np.arange(mask.size) < 6 * (rank == size - 1)
+        BernoulliSampler.draw = lambda mask: np.arange(mask.size) < 6 * (rank == size - 1)
         DiscreteGaussian.add = lambda self, values: values
         settings = {} if size == 1 else {"distributed_config": DistributedConfig(fsdp_size=size)}
         make = lambda: AutoModelForCausalLM.from_pretrained(base, **settings)  # noqa: E731

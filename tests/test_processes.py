@@ -12,12 +12,12 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.data.collation import LogicalBatch, MicroBatch
-from hf_dpzo.data.sampling import Drawn, Fetched, PoissonBatchSampler, SameBatches, batch_capacity
+from hf_dpzo.data.sampling import BroadcastBatchSampler, DrawnRow, FetchedRow, PoissonBatchSampler, batch_capacity
 from hf_dpzo.data.units import Units
-from hf_dpzo.distributed.processes import ALONE, Group, checksum, processes
-from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.distributed.processes import SINGLE_PROCESS, DistributedProcesses, checksum, get_processes
+from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, PlainMean
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.step.point_parallel import PointParallelEstimate
 from hf_dpzo.trainer import trainer as trainer_module
 from hf_dpzo.trajectory.log import TrajectoryWriter
@@ -32,12 +32,12 @@ def frozen(rank: int, size: int, units: int = ROWS, seed: int = 0) -> None:
     """Make batches and noise the same in each run, whatever the number of processes. In a child's own memory."""
     masks, noises = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
 
-    def draw(mask: BernoulliMask) -> np.ndarray:
+    def draw(mask: BernoulliSampler) -> np.ndarray:
         joins = (masks.random(units) < 0.25)[rank::size]
         assert len(joins) == mask.size
         return joins
 
-    BernoulliMask.draw = draw
+    BernoulliSampler.draw = draw
     DiscreteGaussian.add = lambda self, values: [
         v + int(n) for v, n in zip(values, noises.integers(-9, 9, len(values)), strict=True)
     ]
@@ -63,7 +63,7 @@ def train(make_args, tokenizer):
 
 
 def weights(trainer: ZOTrainer) -> str:
-    return values_fingerprint([p for p in trainer.model.parameters() if p.requires_grad])
+    return fingerprint_values([p for p in trainer.model.parameters() if p.requires_grad])
 
 
 def released(folder) -> list[tuple[int, ...]]:
@@ -118,7 +118,7 @@ def test_users_are_drawn_by_one_process_each(train, tmp_path):
 def test_each_unit_belongs_to_one_process(size):
     units = Units(num_rows=7)
     everybody = [
-        next(iter(PoissonBatchSampler(units=units, sampling_rate=1.0, rank=rank, processes=size)))
+        next(iter(PoissonBatchSampler(units=units, sampling_rate=1.0, rank=rank, num_processes=size)))
         for rank in range(size)
     ]
     assert sorted(one.row for share in everybody for one in share) == list(range(7))
@@ -128,7 +128,7 @@ def test_what_processes_draw_together_is_one_poisson_batch():
     """Sizes are binomial, and two rows join independently, whether they are of one share or of two."""
     rate, steps, size = 0.3, 4000, 3
     samplers = [
-        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, rank=rank, processes=size)
+        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, rank=rank, num_processes=size)
         for rank in range(size)
     ]
     joined = np.zeros((steps, 9))
@@ -147,8 +147,8 @@ def test_no_process_repeats_anothers_draws(train, tmp_path):
     """Each draws from its own operating system, after a fork too."""
 
     def work(rank: int) -> list[list[int]]:
-        sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.1, rank=rank, processes=2)
-        processes(torch.device("cpu"))
+        sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.1, rank=rank, num_processes=2)
+        get_processes(torch.device("cpu"))
         train(output_dir=str(tmp_path / "run"), max_steps=1)
         return [[one.row // 2 for one in batch] for batch in sampler]
 
@@ -160,12 +160,12 @@ def test_empty_and_uneven_shares_do_not_hang(who, train, tmp_path):
     def work(rank: int) -> str:
         steps = iter(range(1000))
 
-        def draw(mask: BernoulliMask) -> np.ndarray:
+        def draw(mask: BernoulliSampler) -> np.ndarray:
             step = next(steps)
             joins = {"nobody": False, "the last one": rank == 2, "the first one": rank == 0}
             return np.full(mask.size, joins.get(who, (rank + step) % 2 == 0))
 
-        BernoulliMask.draw = draw
+        BernoulliSampler.draw = draw
         return weights(train(output_dir=str(tmp_path / "run"), per_device_train_batch_size=2))
 
     assert len(set(in_each(3, work))) == 1
@@ -180,8 +180,8 @@ def test_the_first_process_alone_sees_the_sum_and_draws_noise_once(make_args):
 
     def work(rank: int):
         make_args()  # Which joins the group.
-        group, drawn = processes(torch.device("cpu")), []
-        sums = group.sum(np.array([rank + 1, 2**61]))
+        group, drawn = get_processes(torch.device("cpu")), []
+        sums = group.reduce_sum(np.array([rank + 1, 2**61]))
         add = DiscreteGaussian.add
         DiscreteGaussian.add = lambda self, values: drawn.append(values) or add(self, values)
         release = mechanism.release(torch.full((rank, 2), 0.25, dtype=torch.float64), group)
@@ -200,9 +200,9 @@ def test_without_noise_shares_make_the_release_of_the_whole_batch(mechanism, mak
 
     def work(rank: int):
         make_args()
-        return mechanism.release(rows[rank::2], processes(torch.device("cpu")))
+        return mechanism.release(rows[rank::2], get_processes(torch.device("cpu")))
 
-    assert in_each(2, work) == [mechanism.release(rows, ALONE)] * 2
+    assert in_each(2, work) == [mechanism.release(rows, SINGLE_PROCESS)] * 2
 
 
 @pytest.mark.parametrize("num_directions", [1, 16])
@@ -212,9 +212,9 @@ def test_a_step_sends_eight_bytes_a_direction_twice(num_directions, make_args):
 
     def work(rank: int) -> list[int]:
         make_args()
-        sent, pack = [], Group._sent
-        Group._sent = lambda self, values: sent.append(values.nbytes) or pack(self, values)
-        mechanism.release(torch.zeros(1, num_directions), processes(torch.device("cpu")))
+        sent, pack = [], DistributedProcesses._to_tensor
+        DistributedProcesses._to_tensor = lambda self, values: sent.append(values.nbytes) or pack(self, values)
+        mechanism.release(torch.zeros(1, num_directions), get_processes(torch.device("cpu")))
         return sent
 
     assert in_each(2, work) == [[8 * num_directions] * 2] * 2
@@ -228,7 +228,7 @@ def test_initial_weights_are_those_of_the_first_process(train, tmp_path):
         base = classifier()
         torch.manual_seed(rank)
         model = with_lora(base)
-        before = values_fingerprint([p for p in model.parameters() if p.requires_grad])
+        before = fingerprint_values([p for p in model.parameters() if p.requires_grad])
         return before, weights(train(model=model, output_dir=str(tmp_path / "run")))
 
     (before, after), (other_before, other_after) = in_each(2, work)
@@ -387,14 +387,14 @@ def test_errors_of_the_first_process_reach_the_others_whatever_they_are(make_arg
 
     def work(rank: int) -> list[str]:
         make_args()
-        group, said = processes(torch.device("cpu")), []
+        group, said = get_processes(torch.device("cpu")), []
         for kind in (OSError, Odd, KeyboardInterrupt):
             try:
-                group.by_first(failing(kind))
+                group.run_on_first(failing(kind))
             except BaseException as error:
                 said.append(f"{type(error).__name__}: {error}")
         with pytest.raises(Exception, match="pickle"):
-            group.by_first(lambda: lambda: None)
+            group.run_on_first(lambda: lambda: None)
         return said
 
     assert in_each(2, work) == [["OSError: why", "RuntimeError: Odd: why", "KeyboardInterrupt: why"]] * 2
@@ -431,17 +431,17 @@ class Batches(list):
     """A sampler of given batches."""
 
 
-def drawn(*rows: int) -> list[Drawn]:
-    return [Drawn(unit=row % 3, row=row, place=place) for place, row in enumerate(rows)]
+def drawn(*rows: int) -> list[DrawnRow]:
+    return [DrawnRow(unit=row % 3, row=row, slot=place) for place, row in enumerate(rows)]
 
 
 def test_all_processes_see_the_batch_of_the_first_one(make_args):
     def work(rank: int) -> tuple[list, list]:
         make_args()
-        group, shapes, pack = processes(torch.device("cpu")), [], Group._sent
-        Group._sent = lambda self, values: shapes.append(values.shape) or pack(self, values)
+        group, shapes, pack = get_processes(torch.device("cpu")), [], DistributedProcesses._to_tensor
+        DistributedProcesses._to_tensor = lambda self, values: shapes.append(values.shape) or pack(self, values)
         own = [drawn(rank), drawn(), drawn(7 + rank, 4, 8), drawn(*range(9))]
-        return list(SameBatches(Batches(own), group, capacity=5)), shapes
+        return list(BroadcastBatchSampler(Batches(own), group, capacity=5)), shapes
 
     (first, shapes), (second, others) = in_each(2, work)
     assert first == second == [drawn(0), drawn(), drawn(7, 4, 8), drawn(0, 1, 2, 3, 4)]
@@ -456,12 +456,14 @@ def test_processes_take_turns_and_put_losses_where_their_rows_were_drawn(make_ar
         make_args()
         calls = []
         estimate = PointParallelEstimate(
-            losses=lambda model, batch: calls.append(stop.index) or torch.tensor([10.0 + one for one in batch.places]),
-            processes=processes(torch.device("cpu")),
+            losses=lambda model, batch: (
+                calls.append(stop.index) or torch.tensor([10.0 + one for one in batch.row_slots])
+            ),
+            processes=get_processes(torch.device("cpu")),
             capacity=6,
         )
         estimator, losses = ForwardDifference(smoothing=1.0, num_directions=2), []
-        rows = tuple(Fetched(unit=place // 2, row=None, place=place) for place in places[rank])
+        rows = tuple(FetchedRow(unit=place // 2, row=None, slot=place) for place in places[rank])
         batch = LogicalBatch(micro_batches=(MicroBatch(rows=rows, size=3, inputs=None),), num_units=3)
         for index, point in enumerate(estimator.points):
             stop = Stop(index=index, points=(point,))
@@ -503,7 +505,7 @@ def test_a_row_that_one_process_fails_on_moves_no_other_row(train, tmp_path):
 
         def work(rank: int, broken: bool = broken) -> list[list[int]]:
             seen = []
-            BernoulliMask.draw = lambda mask: np.arange(mask.size) < 8
+            BernoulliSampler.draw = lambda mask: np.arange(mask.size) < 8
             DiscreteGaussian.add = lambda self, values: seen.append(list(values)) or values
             unit = {"privacy_unit_column": "user", "max_rows_per_unit": 2, "expected_batch_size": 2}
             told = {"parallel": "points", "output_dir": str(tmp_path / str(broken)), "max_steps": 1, "clip_norm": 1e4}
@@ -523,7 +525,7 @@ def test_room_is_more_than_any_batch_needs():
 
 def test_empty_batches_pass_where_points_are_spread(train, tmp_path):
     def work(rank: int) -> str:
-        BernoulliMask.draw = lambda mask: np.zeros(mask.size, dtype=bool)
+        BernoulliSampler.draw = lambda mask: np.zeros(mask.size, dtype=bool)
         return weights(train(output_dir=str(tmp_path / "run"), parallel="points"))
 
     assert len(set(in_each(2, work))) == 1

@@ -60,7 +60,7 @@ def test_a_public_name_has_a_docstring_of_its_own_that_help_shows(name):
 def test_a_function_says_what_it_does_and_what_it_takes(name):
     text = OBJECTS[name].__doc__
     assert not NO_VERB.match(text)
-    assert described(text) == set(inspect.signature(OBJECTS[name]).parameters)
+    assert description(text) == set(inspect.signature(OBJECTS[name]).parameters)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -77,7 +77,7 @@ def test_every_field_of_a_dataclass_is_described(name):
     if name == "hf_dpzo.ZOTrainingArguments":
         assert all(fields[field].metadata["help"] for field in OBJECTS[name].__annotations__)
     else:
-        assert described(vars(OBJECTS[name])["__doc__"]) == set(fields)
+        assert description(vars(OBJECTS[name])["__doc__"]) == set(fields)
 
 
 @pytest.mark.parametrize("name", [name for name in [*FUNCTIONS, *CLASSES] if name.startswith("hf_dpzo.privacy.")])
@@ -85,7 +85,7 @@ def test_a_name_for_planners_has_an_example(name):
     assert doctest.DocTestParser().get_examples(OBJECTS[name].__doc__)
 
 
-def described(text: str) -> set[str]:
+def description(text: str) -> set[str]:
     """The names in a docstring's section of arguments."""
     section = re.search(r"^ *Args:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     return set() if section is None else set(re.findall(r"^ {8}(\w+): ", section[1], re.MULTILINE))
@@ -137,8 +137,8 @@ def test_python_and_the_command_line_state_the_same_epsilon(noise, capsys):
     assert main(["epsilon", "--noise", noise, "--noise_multiplier", "1.2", "--rows_per_person", "3", *FLAGS]) == 0
     said = printed(capsys)
     assert said["epsilon"] == f"{round_up(guarantee(**run).epsilon):g}"
-    of_group = said["epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"]
-    assert of_group == f"{round_up(group_epsilon(rows_per_person=3, **run)):g}"
+    group_lines = said["epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"]
+    assert group_lines == f"{round_up(group_epsilon(rows_per_person=3, **run)):g}"
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])

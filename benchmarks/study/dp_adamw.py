@@ -9,7 +9,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
 from hf_dpzo.losses.per_example import PerExampleLoss
-from hf_dpzo.privacy.noise import BernoulliMask
+from hf_dpzo.privacy.noise import BernoulliSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class DPAdamW:
             # By default it would draw from torch's global generator, which the study has seeded with a public number.
             generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7))),
         )
-        mask = BernoulliMask(size=len(rows), rate=self.expected_batch_size / len(rows))
+        mask = BernoulliSampler(size=len(rows), rate=self.expected_batch_size / len(rows))
         model.train()  # Opacus listens in training mode alone. Neither model nor adapter has dropout.
         for _ in range(self.steps):
             batch = [row for row, joins in zip(rows, mask.draw(), strict=True) if joins]

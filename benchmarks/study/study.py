@@ -30,7 +30,7 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.privacy.accounting import guarantee
 from hf_dpzo.privacy.calibration import calibrate
 from hf_dpzo.privacy.queries import GaussianQuery
-from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer, with_adapter
+from hf_dpzo.recipe.loading import add_adapter, load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.zo.spsa import DIFFERENCES
 
@@ -90,7 +90,7 @@ class Study:
 
     def result(self, run: Run) -> dict[str, Any]:
         """Train what `run` says, and measure its accuracy on the held-out rows."""
-        model = with_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
+        model = add_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
         loss = self.recipe.prompt.loss(model, self.tokenizer)
         started = time.perf_counter()
         if run.contender == "untouched":
@@ -119,7 +119,7 @@ class Study:
         )
         trainer.train()
         folder.cleanup()
-        stated = trainer.budget.stated() if trainer.budget.private else None
+        stated = trainer.budget.guarantee() if trainer.budget.private else None
         return {
             "steps": args.max_steps,
             "stated_epsilon": stated and stated.epsilon,
