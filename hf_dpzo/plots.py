@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import Curve, CurvePoint
 from hf_dpzo.privacy.queries import QUERIES
@@ -176,4 +176,4 @@ def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[flo
     share = math.ceil(planned / 20)  # As logs ask for it while training.
     steps = sorted({0, *range(share, claim["steps_taken"], share), claim["steps_taken"]})
     counts = [others + count for count in steps]
-    return steps, [guarantee(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]
+    return steps, [account(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]

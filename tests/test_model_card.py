@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.auditing.audit import Audit, Check, Roc, audit
-from hf_dpzo.privacy.accounting import group_epsilon, guarantee, replace_one_epsilon
+from hf_dpzo.privacy.accounting import account, account_for_group, replace_one_epsilon
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery
 from hf_dpzo.recipe.run import compute_accuracy
@@ -54,7 +54,7 @@ def recomputed(said: dict) -> float:
         )
         for one in said["accounting"]["ledger"]
     )
-    return round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon)
+    return round_up(account(releases, delta=said["claim"]["delta"]).epsilon)
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -161,7 +161,7 @@ def test_card_states_what_holds_for_several_rows_of_one_person(train):
     groups = statement(folder)["claim"]["groups"]
     assert [group["rows"] for group in groups] == [2, 4]
     for group in groups:
-        epsilon = group_epsilon(trainer.budget.claimed_releases, size=group["rows"], delta=1e-4)
+        epsilon = account_for_group(trainer.budget.claimed_releases, size=group["rows"], delta=1e-4)
         assert group["epsilon"] == round_up(epsilon) > group["rows"] * statement(folder)["claim"]["epsilon"] / 2
         assert f"ε = {group['epsilon']} for {group['rows']} rows" in (folder / "README.md").read_text()
 

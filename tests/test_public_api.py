@@ -120,12 +120,12 @@ def test_the_examples_of_the_page_are_true():
 def test_planning_in_python_needs_neither_torch_nor_transformers():
     run = f"dict({', '.join(f'{name}={value}' for name, value in PLAN.items())}, noise_multiplier=1.2)"
     code = (
-        "import sys; from hf_dpzo.privacy import Budget, Plan, calibrate, curve, group_epsilon, guarantee\n"
+        "import sys; from hf_dpzo.privacy import Budget, Plan, calibrate, compute_curve, group_epsilon, guarantee\n"
         f"run = {run}\n"
         "assert guarantee(**run).epsilon < group_epsilon(rows_per_person=2, **run)\n"
-        "assert len(curve(Plan(**run), 'max_steps', [50]).points) == 2\n"
+        "assert len(compute_curve(Plan(**run), 'max_steps', [50]).points) == 2\n"
         "query = calibrate(target_epsilon=2.0, target_delta=1e-5, num_rows=50, expected_batch_size=50, max_steps=1)\n"
-        "assert Budget(query=query, planned_steps=1, delta=1e-5).stated().epsilon <= 2\n"
+        "assert Budget(query=query, planned_steps=1, delta=1e-5).guarantee().epsilon <= 2\n"
         "assert not {'torch', 'transformers', 'peft', 'datasets', 'opendp', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

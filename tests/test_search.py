@@ -20,7 +20,7 @@ from transformers.integrations.integration_utils import run_hp_search_optuna
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.plots import _compute_epsilons
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trajectory.header import TrajectoryError
@@ -132,7 +132,7 @@ def test_the_picture_begins_with_what_the_other_trials_cost(searched):
     said = said_in(searched[2][0])
     steps, epsilons = _compute_epsilons(said)
     assert steps == [0, 1, 2]
-    assert epsilons[0] == guarantee(((searched[0].budget.query, 2 * STEPS),), delta=1e-4).epsilon
+    assert epsilons[0] == account(((searched[0].budget.query, 2 * STEPS),), delta=1e-4).epsilon
     assert round_up(epsilons[-1]) == said["claim"]["epsilon"]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import hf_dpzo.privacy.planning
 from hf_dpzo.plots import check_picture_path, draw_curve
-from hf_dpzo.privacy.accounting import MAX_EPSILON, guarantee
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.accounting import MAX_EPSILON, account
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.planning import (
     DEFAULT_CALIBRATED_POINTS,
     DEFAULT_POINTS,
@@ -47,7 +47,7 @@ def test_points_of_a_curve_are_those_of_single_plans(noise, against):
     for point in found.points:
         plan = point.plan
         query = QUERIES[noise](noise_multiplier=plan.noise_multiplier, sampling_rate=plan.expected_batch_size / 5000)
-        assert point.guarantee == guarantee(((query, plan.max_steps),), delta=1e-5)
+        assert point.guarantee == account(((query, plan.max_steps),), delta=1e-5)
         assert replace(plan, **{against: getattr(NOISY, against)}) == replace(NOISY, noise=noise)
 
 
@@ -56,7 +56,7 @@ def test_points_of_a_calibrated_curve_are_those_of_single_plans(noise):
     found = compute_curve(replace(AIMED, noise=noise), "target_epsilon", [1.0, 2.0, 4.0])
     for point, target in zip(found.points, (1.0, 2.0, 4.0), strict=True):
         one = QUERIES[noise](noise_multiplier=1.0, sampling_rate=1.0)
-        assert point.query == calibrate(one, steps=4, target_epsilon=target, target_delta=1e-5)
+        assert point.query == calibrate_query(one, steps=4, target_epsilon=target, target_delta=1e-5)
         assert point.guarantee.epsilon <= target
 
 
@@ -117,9 +117,9 @@ def test_nothing_is_asked_beyond_what_can_not_be_stated(monkeypatch):
 
     def counted(releases, *, delta):
         asked.append(releases[0][0].noise_multiplier)
-        return guarantee(releases, delta=delta)
+        return account(releases, delta=delta)
 
-    monkeypatch.setattr(hf_dpzo.privacy.planning, "guarantee", counted)
+    monkeypatch.setattr(hf_dpzo.privacy.planning, "account", counted)
     compute_curve(NOISY, "noise_multiplier", [0.001, 0.002, 0.003, 2.4])
     assert asked == [1.2, 0.003, 2.4]
 

@@ -23,7 +23,7 @@ from transformers import (
 from hf_dpzo import Prompt, ZOTrainer
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.losses.per_example import CausalLMLoss
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
 from hf_dpzo.privacy.mechanism import IntegerSum
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
@@ -92,7 +92,7 @@ def test_every_step_is_in_the_ledger(make_trainer):
     trainer = make_trainer()
     trainer.train()
     assert len(trainer.budget.ledger) == trainer.state.global_step == 4
-    assert trainer.budget.guarantee() == guarantee(trainer.budget.ledger.releases, delta=1e-4)
+    assert trainer.budget.guarantee() == account(trainer.budget.ledger.releases, delta=1e-4)
 
 
 def test_empty_and_large_batches_are_steps_too(make_trainer, monkeypatch):

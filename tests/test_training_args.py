@@ -19,7 +19,7 @@ from transformers import (
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.models.checks import refuse_model, refuse_unsupported_sharding
 from hf_dpzo.models.precision import refuse_variable_shapes
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.mechanism import ClippedSum
 from hf_dpzo.privacy.queries import NonPrivateQuery
 from hf_dpzo.zo.updates import SGD, Adam, Momentum
@@ -36,14 +36,14 @@ def test_target_epsilon_is_met_by_the_plan(make_args):
 def test_given_noise_multiplier_is_kept(make_args):
     method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_units=1000)
     assert method.noise_multiplier == 0.9
-    assert budget.guarantee() == guarantee(((budget.query, 50),), delta=1e-4)
+    assert budget.guarantee() == account(((budget.query, 50),), delta=1e-4)
 
 
 def test_trials_are_planned_together(make_args):
     alone = make_args(max_steps=50).plan(num_units=1000)[1]
     _, budget = make_args(max_steps=50, trials=3).plan(num_units=1000)
     assert (budget.planned_steps, budget.claimed_releases) == (50, ((budget.query, 150),))
-    assert budget.guarantee() == guarantee(((alone.query, 150),), delta=1e-4)
+    assert budget.guarantee() == account(((alone.query, 150),), delta=1e-4)
 
 
 def test_target_epsilon_is_that_of_all_trials(make_args):

@@ -27,8 +27,8 @@ from frozen_prefix import collate, outputs_of_layers, without_layers
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
-from hf_dpzo.privacy.accounting import guarantee
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.accounting import account
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.queries import GaussianQuery
 from hf_dpzo.recipe.loading import add_adapter, load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import parse_recipe
@@ -152,7 +152,7 @@ class Study:
         from dp_adamw import DPAdamW
 
         batch, steps = self.plan["expected_batch_size"], self.plan["forward_passes"]
-        query = calibrate(
+        query = calibrate_query(
             GaussianQuery(noise_multiplier=1.0, sampling_rate=batch / len(self.train)),
             steps=steps,
             target_epsilon=run.epsilon,
@@ -162,7 +162,7 @@ class Study:
             **run.settings, noise_multiplier=query.noise_multiplier, expected_batch_size=batch, steps=steps
         )
         method.train(model, self.train, self.collate, loss)
-        stated = guarantee(((query, steps),), delta=self.plan["target_delta"])
+        stated = account(((query, steps),), delta=self.plan["target_delta"])
         return {"steps": steps, "stated_epsilon": stated.epsilon, "pure_epsilon": None}
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASK_SCHEDULES
 from hf_dpzo.privacy.accounting import check_delta, check_epsilon
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.clipping import MAX_ROWS
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.mechanism import NOISES
@@ -290,7 +290,7 @@ class ZOTrainingArguments(TrainingArguments):
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
-        return calibrate(
+        return calibrate_query(
             unscaled.mechanism.query(sampling_rate),
             steps=steps * self.trials,
             target_epsilon=self.target_epsilon,

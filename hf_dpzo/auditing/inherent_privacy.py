@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_dpzo.methods import Projected
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.queries import GaussianQuery
 from hf_dpzo.step.descent import Descent
@@ -74,7 +74,7 @@ def attack_inherent_privacy(*, num_trials: int = TRIALS) -> list[AttackResult]:
         num_trials: steps for each of the two data sets and each distribution.
     """
     rows = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)) + 1.0
-    query = calibrate(
+    query = calibrate_query(
         GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), steps=1, target_epsilon=EPSILON, target_delta=DELTA
     )
     allowed = membership_accuracy(((query, 1),), delta=DELTA)

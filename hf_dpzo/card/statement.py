@@ -17,8 +17,8 @@ from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import (
     MAX_EPSILON,
     NEIGHBORING_RELATION,
+    account_for_group,
     event_tree,
-    group_epsilon,
     replace_one_epsilon,
 )
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
@@ -184,7 +184,7 @@ def _groups(run: LoggedRun) -> list[dict[str, Any]]:
     if run.unit_column is not None:
         return []
     budget = run.budget
-    found = {size: group_epsilon(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
+    found = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
     return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
 
 

@@ -89,11 +89,11 @@ def check_epsilon(spent: Guarantee) -> None:
 
 
 @lru_cache(maxsize=4096)
-def guarantee(releases: Releases, *, delta: float) -> Guarantee:
+def account(releases: Releases, *, delta: float) -> Guarantee:
     """Account for `releases`, pairs of a query and how often it ran, at `delta`.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
-    >>> round(guarantee(((query, 1000),), delta=1e-5).epsilon, 3)
+    >>> round(account(((query, 1000),), delta=1e-5).epsilon, 3)
     1.828
     """
     check_delta(delta)
@@ -118,7 +118,7 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
     >>> half = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
-    >>> added = guarantee((half,), delta=1e-5).epsilon
+    >>> added = account((half,), delta=1e-5).epsilon
     >>> bool(abs(replace_one_epsilon((release,), delta=1e-5) - added) < 1e-2)
     True
     """
@@ -129,7 +129,7 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
+def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
     """Return epsilon at `delta` for neighbours that differ in up to `size` units, such as all the rows of one person.
 
     Each of them joins a batch by itself, so their part in a sum has a binomial number of sensitivities, at most (Ganesh
@@ -137,8 +137,8 @@ def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
     >>> single = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
-    >>> one = guarantee((single,), delta=1e-5).epsilon
-    >>> bool(abs(group_epsilon((release,), size=2, delta=1e-5) - one) < 1e-2)
+    >>> one = account((single,), delta=1e-5).epsilon
+    >>> bool(abs(account_for_group((release,), size=2, delta=1e-5) - one) < 1e-2)
     True
     """
     pure = _pure_epsilon(releases)
@@ -146,7 +146,7 @@ def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
         return size * pure
     if not pld_applies(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
         return math.inf
-    guess = size * guarantee(releases, delta=delta).epsilon
+    guess = size * account(releases, delta=delta).epsilon
     grid = min(GROUP_GRID, max(COARSE_GRID, math.sqrt(0.002 * guess / count_releases(releases))))
     accountant = PLDAccountant(NEIGHBORING_RELATION, grid)
     for query, count in releases:

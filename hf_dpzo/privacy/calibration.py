@@ -14,11 +14,11 @@ from hf_dpzo.privacy.accounting import (
     COARSE_GRID,
     MIN_PLD_DELTA,
     NEIGHBORING_RELATION,
+    account,
     build_pld_accountant,
     check_delta,
     choose_grids,
     compose_events,
-    guarantee,
 )
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
 
@@ -31,7 +31,7 @@ Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
 @lru_cache(maxsize=64)
-def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
+def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
     For Gaussian noise the Rényi accountant finds a safe multiplier first; PLD then tightens it inside a bracket, since
@@ -39,7 +39,7 @@ def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: floa
     multiplier follows by a closed form.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.016)
-    >>> round(calibrate(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
+    >>> round(calibrate_query(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
     1.263
     """
     check_delta(target_delta)
@@ -92,7 +92,7 @@ def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -
 
 
 def _epsilon(releases: Releases, delta: float) -> float:
-    return guarantee(releases, delta=delta).epsilon
+    return account(releases, delta=delta).epsilon
 
 
 def _tighten(releases, best: float, grid: float, target_epsilon: float, target_delta: float) -> float:

@@ -12,10 +12,10 @@ from hf_dpzo.privacy.accounting import (
     COARSE_GRID,
     MAX_EPSILON,
     MIN_PLD_DELTA,
+    account,
     build_pld_accountant,
     choose_grids,
     count_releases,
-    guarantee,
     pld_applies,
 )
 from hf_dpzo.privacy.queries import Releases
@@ -42,7 +42,7 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     """
     if not releases:
         return 0.5
-    epsilon = guarantee(releases, delta=delta).epsilon
+    epsilon = account(releases, delta=delta).epsilon
     if epsilon > MAX_EPSILON:
         return 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
@@ -67,7 +67,7 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
     """
     if not releases:
         return false_alarms
-    if guarantee(releases, delta=delta).epsilon > MAX_EPSILON:
+    if account(releases, delta=delta).epsilon > MAX_EPSILON:
         return 1.0
     bounds = [1.0]
     for at, epsilon in _profile(releases, delta):
@@ -80,14 +80,14 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
 @lru_cache(maxsize=256)
 def privacy_curve(releases: Releases, *, delta: float) -> tuple[tuple[float, float], ...]:
     """Pairs of a delta and the epsilon that holds with it, `delta` among them, from the largest delta on."""
-    stated = [(at, guarantee(releases, delta=at).epsilon) for at in sorted({*CURVE_DELTAS, delta}, reverse=True)]
+    stated = [(at, account(releases, delta=at).epsilon) for at in sorted({*CURVE_DELTAS, delta}, reverse=True)]
     return tuple((at, epsilon) for at, epsilon in stated if math.isfinite(epsilon))
 
 
 def _profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
-    spent = guarantee(releases, delta=delta)
+    spent = account(releases, delta=delta)
     pairs = [(delta, spent.epsilon), *([] if spent.pure is None else [(0.0, spent.pure)])]
     if pld_applies(releases, min(_DELTAS)):
         accountant = build_pld_accountant(releases, COARSE_GRID)
         return pairs + [(at, float(accountant.get_epsilon(at))) for at in _DELTAS]
-    return pairs + [(at, guarantee(releases, delta=at).epsilon) for at in CURVE_DELTAS]
+    return pairs + [(at, account(releases, delta=at).epsilon) for at in CURVE_DELTAS]

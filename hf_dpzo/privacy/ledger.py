@@ -8,7 +8,7 @@ import math
 from numbers import Integral
 from typing import Self
 
-from hf_dpzo.privacy.accounting import Guarantee, guarantee
+from hf_dpzo.privacy.accounting import Guarantee, account
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 
 
@@ -140,7 +140,7 @@ class Budget:
 
     def guarantee(self) -> Guarantee:
         """The guarantee to state: for all that is claimed."""
-        return guarantee(self.claimed_releases, delta=self._stated_delta)
+        return account(self.claimed_releases, delta=self._stated_delta)
 
     def running_epsilon(self) -> float:
         """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
@@ -152,7 +152,7 @@ class Budget:
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
         spent = self._other_trial_steps + steps
         releases = ((self.query, spent),) if spent else ()
-        return guarantee(releases, delta=self._stated_delta).epsilon
+        return account(releases, delta=self._stated_delta).epsilon
 
     @property
     def _other_trial_steps(self) -> int:

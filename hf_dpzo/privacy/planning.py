@@ -13,12 +13,12 @@ import numpy as np
 from hf_dpzo.privacy.accounting import (
     MAX_GROUP_SIZE,
     Guarantee,
+    account,
+    account_for_group,
     check_delta,
     check_epsilon,
-    group_epsilon,
-    guarantee,
 )
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, GaussianQuery, LaplaceQuery, Releases
@@ -94,7 +94,7 @@ class Plan:
         query = QUERIES[self.noise](noise_multiplier=given, sampling_rate=self.expected_batch_size / self.num_rows)
         if self.target_epsilon is None:
             return query
-        return calibrate(
+        return calibrate_query(
             query, steps=self.max_steps, target_epsilon=self.target_epsilon, target_delta=self.target_delta
         )
 
@@ -129,7 +129,7 @@ class CurvePoint:
             ValueError: there are too many rows to account for, or none.
         """
         check_group(rows_per_person)
-        return group_epsilon(self.releases, size=rows_per_person, delta=self.guarantee.delta)
+        return account_for_group(self.releases, size=rows_per_person, delta=self.guarantee.delta)
 
     def as_row(self) -> dict[str, str | float | None]:
         """The point as a line of a table. Bounds are rounded up, and `None` where an accountant does not apply."""
@@ -193,7 +193,7 @@ def account_for_plan(plan: Plan) -> CurvePoint:
     1.828
     """
     query = plan.query
-    spent = guarantee(((query, plan.max_steps),), delta=plan.target_delta)
+    spent = account(((query, plan.max_steps),), delta=plan.target_delta)
     check_epsilon(spent)
     return CurvePoint(plan=plan, query=query, guarantee=spent)
 
