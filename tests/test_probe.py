@@ -14,7 +14,7 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.probe import CoupledRowsError
-from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 
 
 class Centred(torch.nn.Module):
