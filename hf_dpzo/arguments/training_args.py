@@ -1,6 +1,5 @@
 """The flags of a run: everything that `transformers.TrainingArguments` has, and what zeroth-order training adds."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,53 +7,24 @@ from transformers import TrainingArguments
 
 from hf_dpzo.arguments.coercion import check_choice, coerce_count, coerce_positive
 from hf_dpzo.arguments.method_args import (
-    ADAM_FLAGS,
     CHOICE_FLAGS,
     COUNT_FLAGS,
-    METHOD_FLAGS,
     NUMBER_FLAGS,
     build_update,
     check_method_flags,
     check_update,
-    is_given,
 )
+from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
 from hf_dpzo.arguments.privacy_args import check_privacy, check_trials, check_units
 from hf_dpzo.arguments.unsupported import refuse_arguments
-from hf_dpzo.data.sampling import steps_per_epoch
 from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASK_SCHEDULES
-from hf_dpzo.privacy.accounting import check_delta, check_epsilon
-from hf_dpzo.privacy.calibration import calibrate_query
-from hf_dpzo.privacy.clipping import MAX_ROWS
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.mechanism import NOISES
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.spsa import DIFFERENCES
 from hf_dpzo.zo.updates import UPDATES, Update
-
-
-PLANNED_FLAGS = (
-    "method",
-    "target_epsilon",
-    "target_delta",
-    "expected_batch_size",
-    "directions",
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "privacy_unit_column",
-    "max_rows_per_unit",
-    "trials",
-    # No part of the budget, but rows were probed with it.
-    "points_per_pass",
-    # No part of the budget, but the optimizer is made with them, and the card states them.
-    "learning_rate",
-    "update",
-    "momentum",
-    *ADAM_FLAGS,
-    *METHOD_FLAGS,
-)
 
 
 PARALLEL_MODES = ("examples", "points")
@@ -249,53 +219,12 @@ class ZOTrainingArguments(TrainingArguments):
         Raises:
             ValueError: the data are fewer than a batch, or delta is too large for them.
         """
-        if not 0 < self.expected_batch_size <= num_units:
-            raise ValueError(
-                f"expected_batch_size={self.expected_batch_size}: the training data have {num_units} "
-                f"{self.unit_name_plural}; lower it."
-            )
-        if self.expected_batch_size > MAX_ROWS // 2:
-            raise ValueError(
-                f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
-            )
-        sampling_rate = self.sampling_rate(num_units)
-        steps = self._count_planned_steps(sampling_rate)
-        given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
-        if issubclass(METHODS[self.method], PrivateMethod):
-            given["expected_batch_size"] = self.expected_batch_size
-        if self.private:
-            check_delta(self.target_delta, num_rows=num_units)
-            given["noise_multiplier"] = self._choose_noise_multiplier(given, sampling_rate, steps)
-        method = METHODS[self.method](**given)
-        method.check_plan(steps)
-        query = method.mechanism.query(sampling_rate)
-        delta = self.target_delta if self.private else None
-        budget = Budget(query=query, planned_steps=steps, delta=delta, trials=self.trials)
-        if budget.private:
-            check_epsilon(budget.guarantee())
-        return method, budget
+        return plan_run(self, num_units)
 
     @property
     def update_rule(self) -> Update:
         """What becomes of released coefficients, with its parameters."""
         return build_update(self)
-
-    def _count_planned_steps(self, sampling_rate: float) -> int:
-        if self.max_steps > 0:
-            return self.max_steps
-        # Rounded up, as Trainer.set_initial_training_values does.
-        return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
-
-    def _choose_noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
-        return calibrate_query(
-            unscaled.mechanism.query(sampling_rate),
-            steps=steps * self.trials,
-            target_epsilon=self.target_epsilon,
-            target_delta=self.target_delta,
-        ).noise_multiplier
 
     def check_values(self) -> None:
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
