@@ -59,8 +59,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._origin: list[torch.Tensor] | None = None
         self._pending: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
+        # The step and the probe point at which a walk has left the parameters; `None` at theta.
         self._displacement: tuple[int, ProbePoint] | None = None
-        # Whether the parameters may differ from theta after any whole number of steps, if only by rounding.
+        # Whether the parameters may differ from what a whole number of steps gives, if only by rounding.
         self.is_midstep = False
         self.stage: int | None = None
         self.rate_factor = 1.0
@@ -77,14 +78,15 @@ class ZOOptimizer(torch.optim.Optimizer):
     def begin_stage(self, *, number: int = 0, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
         """Begin a stage, which has its own learning rate, mask and anchor. Moments start again from zero.
 
-        To be called before the first step too, even if the run has only one stage.
+        Call it before the first step too, even if the run has only one stage.
 
         Args:
             number: the stage's number, from 0.
             rate_factor: the factor on the learning rate.
             mask: the coordinates that may move; by default all.
         """
-        self.stage, self.rate_factor = number, rate_factor
+        self.stage = number
+        self.rate_factor = rate_factor
         self._set_mask(mask)
         self._origin = self._constraint.capture_origin(self.parameters(), self._origin)
 

@@ -92,11 +92,11 @@ class MovingWalk(Walk):
 
 
 class AddingWalk(MovingWalk):
-    """A walk that moves by one sweep over the parameters, keeps no copy, and stays at the last point.
+    """A walk that makes each move in one sweep over the parameters, keeps no copy, and stays at the last point.
 
     Each move rounds, so theta changes by about one unit in the last place. The rounding depends on public values alone,
-    so a replay that makes the same moves ends at the same bits. Even an empty batch is
-    walked: to skip the moves would show in the weights, and whether a batch was empty is not public.
+    so a replay that makes the same moves ends at the same bits. Even an empty batch is walked: skipping the moves would
+    show in the weights, and whether a batch was empty is not public.
     """
 
     is_exact = False
