@@ -1,4 +1,4 @@
-"""One loss for each example, for each kind of head.
+"""Per-example losses for each kind of head, and classification by prompt.
 
 Imports `models`.
 """

@@ -1,4 +1,4 @@
-"""The loss that a user's function computes."""
+"""The loss that a user's own function computes."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from hf_dpzo.models.unwrap import Inputs, drop_labels
 
 
 class FunctionLoss(PerExampleLoss):
-    """Any `fn(model, inputs) -> [batch]`, differentiable or not. Predictions are the model's logits.
+    """Wraps any function `(model, inputs) -> [batch]`, differentiable or not. The scores are the model's logits.
 
     Args:
-        fn: the function; the loss of a row depends on that row alone.
+        fn: the function, in whose result the loss of a row must depend on that row alone.
 
     >>> loss = FunctionLoss(lambda model, inputs: model(inputs["x"]).square().sum(dim=1))
     >>> loss(torch.nn.Identity(), {"x": torch.tensor([[3.0, 4.0], [0.0, 1.0]])})
@@ -23,13 +23,13 @@ class FunctionLoss(PerExampleLoss):
         self.fn = fn
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """The model's logits."""
+        """Return the model's logits."""
         return model(**drop_labels(inputs)).logits
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """One loss for each row, `[batch]`."""
+        """Return one loss for each row, `[batch]`, as the function computes it."""
         return self.fn(model, inputs)
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses `[batch]`, and the model's logits."""
+        """Return the losses, `[batch]`, and the model's logits."""
         return self.fn(model, inputs), self.scores(model, inputs)

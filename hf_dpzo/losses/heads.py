@@ -1,4 +1,4 @@
-"""Which loss belongs to which head. A new head is a file beside this one, and a line in `build_head_loss`."""
+"""Chooses the loss of a model. A new head is a file beside this one, and a line in `build_head_loss`."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,27 @@ from hf_dpzo.models.unwrap import class_name, unwrap_model
 
 
 def as_loss(loss: PerExampleLoss | Callable[..., torch.Tensor] | None, model: torch.nn.Module) -> PerExampleLoss:
-    """Return `loss`, a function wrapped, or where there is none the loss of the model's head."""
+    """Return `loss` as a `PerExampleLoss`.
+
+    Args:
+        loss: a `PerExampleLoss`; a function `(model, inputs) -> [batch]`, which is wrapped; or `None` for the loss that
+            belongs to the model's head.
+        model: the model to be trained.
+
+    Raises:
+        ValueError: `loss` is `None`, and the model's head is not known.
+    """
     if loss is None:
         return build_head_loss(model)
     return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
 
 
 def build_head_loss(model: torch.nn.Module) -> PerExampleLoss:
-    """Return the per-example loss that belongs to the head of `model`, or raise if it is not known."""
+    """Return the per-example loss that belongs to the head of `model`.
+
+    Raises:
+        ValueError: the head is not known.
+    """
     base = unwrap_model(model)
     name = class_name(base)
     if name in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():

@@ -1,7 +1,7 @@
-"""One loss for each example, in float32: what the loss of every kind of head is built from.
+"""What the losses of all heads are built from.
 
-A loss that is reduced over the batch has no sensitivity to clip. So none of these ever asks the model for its own loss:
-they take its outputs, and reduce within each row by itself. `losses/heads.py` says which loss a model gets.
+A loss that is reduced over the batch has no sensitivity to clip. So a head never asks the model for the model's own
+loss: it takes the outputs, and reduces within each row. `losses/heads.py` chooses the loss of a model.
 """
 
 from abc import ABC, abstractmethod
@@ -13,63 +13,74 @@ from hf_dpzo.models.unwrap import Inputs, accepts_argument, drop_labels, is_deco
 
 
 class PerExampleLoss(ABC):
-    """One loss for each row of a micro-batch; row i's depends on row i alone.
+    """Computes one loss for each row of a micro-batch. The loss of row i depends on row i alone.
 
     Subclass it for a head of your own, or pass a function, which becomes a `FunctionLoss`.
     """
 
     @abstractmethod
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """What predictions are made from, `[batch, ...]`."""
+        """Return the scores that predictions are made from, `[batch, ...]`."""
 
     @abstractmethod
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses, float32 `[batch]`, and the scores."""
+        """Return the losses, float32 `[batch]`, and the scores."""
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """The losses alone."""
+        """Return the losses alone, float32 `[batch]`."""
         return self.evaluate(model, inputs)[0]
 
 
 class ScoreLoss(PerExampleLoss):
-    """A loss that is computed from the scores."""
+    """A per-example loss that is computed from the scores."""
 
     @abstractmethod
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """One loss for each row, float32 `[batch]`."""
+        """Return one loss for each row, float32 `[batch]`."""
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The losses `[batch]`, and the scores that they come from."""
+        """Return the losses, float32 `[batch]`, and the scores from which they are computed."""
         scores = self.scores(model, inputs)
         return self.losses(scores, inputs), scores
 
 
 class ForwardPass:
-    """Calls a model without labels, and with positions that do not depend on how far a row was padded.
+    """Calls a model without labels, and with positions that do not depend on padding.
 
     With labels, a model would compute its own loss over the batch. Without positions, a decoder counts left padding as
     tokens, and a long row would move the losses of the short rows beside it.
+
+    Args:
+        model: the model to be called, with or without an adapter.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         base = unwrap_model(model)
-        # Prompt tuning computes positions of its own.
-        self._positions = is_decoder(base) and accepts_argument(base, "position_ids") and not is_prompt_tuned(model)
+        # A prompt-tuned model computes its positions itself.
+        self._adds_positions = (
+            is_decoder(base) and accepts_argument(base, "position_ids") and not is_prompt_tuned(model)
+        )
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """The logits, float32."""
-        given = drop_labels(inputs)
-        if self._positions and "attention_mask" in given and "position_ids" not in given:
-            given["position_ids"] = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        return model(**given).logits.float()
+        """Return the model's logits, in float32."""
+        arguments = drop_labels(inputs)
+        if self._adds_positions and "attention_mask" in arguments and "position_ids" not in arguments:
+            arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return model(**arguments).logits.float()
 
 
 def class_losses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each row, `[batch]`; NaN for a label that is no class, which on a GPU would end the process.
+    """Return the cross-entropy of each row, float32 `[batch]`; NaN where the label is not a class.
+
+    Without the check, such a label would end the process on a GPU.
+
+    Args:
+        scores: the scores of the classes, `[batch, classes]`.
+        labels: the class of each row, `[batch]`.
 
     >>> class_losses(torch.zeros(2, 2), torch.tensor([1, 7])).isnan().tolist()
     [False, True]
     """
-    known = (labels >= 0) & (labels < scores.shape[-1])
-    losses = F.cross_entropy(scores, torch.where(known, labels, 0), reduction="none")
-    return torch.where(known, losses, torch.nan)
+    is_class = (labels >= 0) & (labels < scores.shape[-1])
+    losses = F.cross_entropy(scores, torch.where(is_class, labels, 0), reduction="none")
+    return torch.where(is_class, losses, torch.nan)
