@@ -1,4 +1,4 @@
-"""The plan of a run: its method, its noise and its budget, as the arguments set them."""
+"""Plans a run: chooses its method, its noise and its budget by the arguments."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_dpzo.arguments.training_args import ZOTrainingArguments
 
 
+# Flags that must not change after a run was planned from them.
 PLANNED_FLAGS = (
     "method",
     "target_epsilon",
@@ -28,9 +29,9 @@ PLANNED_FLAGS = (
     "privacy_unit_column",
     "max_rows_per_unit",
     "trials",
-    # No part of the budget, but rows were probed with it.
+    # The budget does not depend on it, but the isolation of rows was measured with it.
     "points_per_pass",
-    # No part of the budget, but the optimizer is made with them, and the card states them.
+    # The budget does not depend on them, but the optimizer is built with them, and the card states them.
     "learning_rate",
     "update",
     "momentum",
@@ -40,17 +41,17 @@ PLANNED_FLAGS = (
 
 
 def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budget]:
-    """See `ZOTrainingArguments.plan`."""
+    """Plan a run over `num_units` units of privacy. See `ZOTrainingArguments.plan`."""
     _check_batch_size(args, num_units)
     sampling_rate = args.sampling_rate(num_units)
     steps = _count_planned_steps(args, sampling_rate)
-    given = {name: getattr(args, name) for name in METHOD_FLAGS if is_given(getattr(args, name))}
+    parameters = {name: getattr(args, name) for name in METHOD_FLAGS if is_given(getattr(args, name))}
     if issubclass(METHODS[args.method], PrivateMethod):
-        given["expected_batch_size"] = args.expected_batch_size
+        parameters["expected_batch_size"] = args.expected_batch_size
     if args.private:
         check_delta(args.target_delta, num_rows=num_units)
-        given["noise_multiplier"] = _choose_noise_multiplier(args, given, sampling_rate, steps)
-    method = METHODS[args.method](**given)
+        parameters["noise_multiplier"] = _choose_noise_multiplier(args, parameters, sampling_rate, steps)
+    method = METHODS[args.method](**parameters)
     method.check_plan(steps)
     query = method.mechanism.query(sampling_rate)
     delta = args.target_delta if args.private else None
@@ -80,11 +81,11 @@ def _count_planned_steps(args: "ZOTrainingArguments", sampling_rate: float) -> i
 
 
 def _choose_noise_multiplier(
-    args: "ZOTrainingArguments", given: dict[str, Any], sampling_rate: float, steps: int
+    args: "ZOTrainingArguments", parameters: dict[str, Any], sampling_rate: float, steps: int
 ) -> float:
     if args.noise_multiplier is not None:
         return args.noise_multiplier
-    unscaled = METHODS[args.method](**{**given, "noise_multiplier": 1.0})
+    unscaled = METHODS[args.method](**{**parameters, "noise_multiplier": 1.0})
     return calibrate_query(
         unscaled.mechanism.query(sampling_rate),
         steps=steps * args.trials,

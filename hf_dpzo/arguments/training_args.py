@@ -1,4 +1,4 @@
-"""The flags of a run: everything that `transformers.TrainingArguments` has, and what zeroth-order training adds."""
+"""The flags of a run: all those of `transformers.TrainingArguments`, and those that zeroth-order training adds."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,10 +35,11 @@ class ZOTrainingArguments(TrainingArguments):
     """`TrainingArguments` for differentially private zeroth-order training.
 
     The privacy of a run is set by `target_epsilon` and `target_delta`, or by `noise_multiplier` and `target_delta`.
-    `seed` is public: it makes the directions, never the noise. `per_device_train_batch_size` is how many rows are
-    evaluated at once; it changes memory and speed, not what is learned.
+    `seed` is public: it determines the directions, never the noise. `per_device_train_batch_size` is the number of rows
+    that are evaluated at once; it changes memory and speed, not what is learned.
 
-    Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
+    Changed defaults: `learning_rate` is 1e-3, `logging_steps` is 10, and `max_grad_norm` is 0, because there is no
+    gradient to clip.
 
     >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
     >>> method, budget = args.plan(num_units=5000)
@@ -188,7 +189,7 @@ class ZOTrainingArguments(TrainingArguments):
 
     @property
     def planned_values(self) -> dict[str, Any]:
-        """What a run was planned from. Once it has been, none of it may change."""
+        """The values that a run is planned from. Once it is planned, none of them may change."""
         return {name: getattr(self, name) for name in PLANNED_FLAGS}
 
     @property
@@ -197,7 +198,7 @@ class ZOTrainingArguments(TrainingArguments):
         return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
     def build_units(self, dataset: Any) -> Units:
-        """The units of privacy that the rows of `dataset` belong to."""
+        """Return the units of privacy that the rows of `dataset` belong to."""
         if dataset is None:
             return Units(num_rows=0)
         if self.privacy_unit_column is None:
@@ -206,28 +207,28 @@ class ZOTrainingArguments(TrainingArguments):
 
     @property
     def unit_name_plural(self) -> str:
-        """What the units of privacy are."""
+        """The word for the units of privacy in messages: rows or users."""
         return "rows" if self.privacy_unit_column is None else "users"
 
     def sampling_rate(self, num_units: int) -> float:
-        """The probability with which each unit joins a batch: what is sampled, accounted and stated."""
+        """Return the probability that a unit takes part in a batch. Sampler, accountant and card all use this value."""
         return self.expected_batch_size / num_units
 
     def plan(self, num_units: int) -> tuple[Method, Budget]:
-        """Return the method with its noise set, and the budget of its run over so many units of privacy.
+        """Return the method with its noise set, and the budget of its run over `num_units` units of privacy.
 
         Raises:
-            ValueError: the data are fewer than a batch, or delta is too large for them.
+            ValueError: the units are fewer than `expected_batch_size`, or delta is too large for them.
         """
         return plan_run(self, num_units)
 
     @property
     def update_rule(self) -> Update:
-        """What becomes of released coefficients, with its parameters."""
+        """The rule that turns released coefficients into an update, with its parameters."""
         return build_update(self)
 
     def check_values(self) -> None:
-        """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
+        """Coerce and check the fields that this class adds. YAML reads numbers such as 1e-6 as text."""
         check_choice("method", self.method, METHODS)
         for name in ("target_epsilon", "target_delta", *NUMBER_FLAGS, "learning_rate", "momentum"):
             may_be_zero = name == "anchor_strength" or (
@@ -236,14 +237,14 @@ class ZOTrainingArguments(TrainingArguments):
             setattr(self, name, coerce_positive(name, getattr(self, name), allow_zero=may_be_zero))
         for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
             setattr(self, name, coerce_count(name, getattr(self, name)))
-        for name, known in {
+        for name, choices in {
             "directions": DIRECTIONS,
             "update": UPDATES,
             "parallel": PARALLEL_MODES,
             **CHOICE_FLAGS,
         }.items():
             if getattr(self, name) is not None:
-                check_choice(name, getattr(self, name), known)
+                check_choice(name, getattr(self, name), choices)
         if not isinstance(self.paper_noise, bool):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         check_method_flags(self)
