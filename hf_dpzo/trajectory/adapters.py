@@ -1,8 +1,8 @@
-"""Adapters, as a log describes them.
+"""The description of an adapter in a log.
 
 PEFT's configurations can import modules, load tokenizers, match names by any regular expression, and allocate without
-bound. So a log describes an adapter without patterns, and a replay takes from an untrusted one only what
-`schemas/adapters.json` lists. All that it does not list has the default of PEFT's own class.
+bound. So a log describes an adapter without patterns, and a replay takes from an untrusted log only what
+`schemas/adapters.json` lists. Everything else has the default of PEFT's own class.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from hf_dpzo.io.strict_json import find_fault
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
-# Of this machine, or of what will be done with the adapter, or the name that PEFT gives the base model.
+# These describe this machine, the use of the adapter, or the base model, and not the adapter itself.
 _EXCLUDED_KEYS = ("runtime_config", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
 
 
-# Names that PEFT reads as regular expressions are these, in a log.
+# PEFT reads names as regular expressions. In a log, only such names are allowed.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def describe_adapter_config(model: PeftModel) -> dict[str, Any]:
-    """Return the configuration of the adapter of `model`, as JSON knows it.
+    """Return the configuration of the adapter of `model`, in JSON types.
 
-    The names of modules stand in place of the patterns that found them, so that a replay need not run any.
+    The names of modules replace the patterns that matched them, so that a replay need not run a pattern.
     """
     config = {name: _plain(value) for name, value in model.active_peft_config.to_dict().items()}
     kept = {name: value for name, value in config.items() if name not in _EXCLUDED_KEYS}
@@ -42,18 +42,18 @@ def describe_adapter_config(model: PeftModel) -> dict[str, Any]:
 def build_adapter_config(description: Mapping[str, Any]) -> PeftConfig:
     """Return the configuration that an untrusted log describes.
 
-    Guarantee: making the adapter imports nothing, opens no file, and runs no pattern that the log brings. What it adds
-    to a model is not bounded here.
+    Guarantee: building the adapter imports nothing, opens no file, and runs no pattern from the log. What it adds to a
+    model is bounded elsewhere; see `BaseModel.check_growth`.
 
     Raises:
-        TrajectoryError: the type, or the value of a key, is one that no log may ask for.
+        TrajectoryError: the log asks for a type, or a value of a key, that no log may ask for.
     """
     name = description.get("peft_type")
     kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(name) if isinstance(name, str) else None
     chosen = {key: value for key, value in description.items() if key != "peft_type"}
     if kind is not None:
         defaults = _read_defaults(kind)
-        # JSON's true and 1 are equal in Python, but not in what they ask for.
+        # JSON's true and 1 are equal in Python, but they ask for different things.
         chosen = {
             key: value
             for key, value in chosen.items()
@@ -67,30 +67,36 @@ def build_adapter_config(description: Mapping[str, Any]) -> PeftConfig:
 
 def _read_defaults(kind: type) -> dict[str, Any]:
     fields = dataclasses.fields(kind)
-    made = {field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING}
-    return {field.name: _plain(made[field.name]() if field.name in made else field.default) for field in fields}
+    factories = {
+        field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING
+    }
+    return {
+        field.name: _plain(factories[field.name]() if field.name in factories else field.default) for field in fields
+    }
 
 
 def _resolve_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The modules that the patterns of `config` found, if it has any, in their place."""
-    names, found = sorted(tuner.targeted_module_names), {}
+    """Return the keys of `config` that select modules by pattern, with the modules that matched instead."""
+    names = sorted(tuner.targeted_module_names)
+    resolved = {}
     layers = config.get("layers_pattern") or []
     patterns = [layers] if isinstance(layers, str) else layers
-    whole = [config.get(name) for name in ("target_modules", "exclude_modules") if name in config]
-    if any(isinstance(one, str) for one in whole) or not all(_PLAIN.fullmatch(one) for one in patterns):
+    selections = [config.get(name) for name in ("target_modules", "exclude_modules") if name in config]
+    has_pattern = any(isinstance(selection, str) for selection in selections)
+    if has_pattern or not all(_PLAIN.fullmatch(pattern) for pattern in patterns):
         nothing = dict.fromkeys({"exclude_modules", "layers_to_transform", "layers_pattern"} & set(config))
-        found = {"target_modules": names, **nothing}
+        resolved = {"target_modules": names, **nothing}
     if "feedforward_modules" in config:
         inner = config["feedforward_modules"]
-        # PEFT wants them to be among the others, and a list of whole names holds no ends of names.
-        if isinstance(inner, str) or not set(inner) <= set(found.get("target_modules", config["target_modules"])):
+        # PEFT requires them to be among the target modules, and a list of full names holds no suffixes.
+        if isinstance(inner, str) or not set(inner) <= set(resolved.get("target_modules", config["target_modules"])):
             inner = [name for name in names if tuner.model.get_submodule(name).is_feedforward]
-            found |= {"target_modules": names, "feedforward_modules": inner}
-    return found
+            resolved |= {"target_modules": names, "feedforward_modules": inner}
+    return resolved
 
 
 def _resolve_ranks(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the keys of `rank_pattern` and `alpha_pattern` found, in their place."""
+    """Return `rank_pattern` and `alpha_pattern` of `config`, with the modules that their keys matched as keys."""
     places = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
     return {
         name: _resolve_patterns(config[name], places) for name in ("rank_pattern", "alpha_pattern") if config.get(name)
@@ -98,7 +104,7 @@ def _resolve_ranks(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def _resolve_patterns(patterns: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
-    """`patterns` by the places that they match, unless they are plain, and their order does not matter.
+    """Return `patterns` keyed by the places that they match, unless all are plain names whose order does not matter.
 
     >>> _resolve_patterns({"q": 4}, ["0.q", "0.v"]), _resolve_patterns({".*v": 2}, ["0.q", "0.v"])
     ({'q': 4}, {'0.v': 2})
@@ -112,13 +118,13 @@ def _resolve_patterns(patterns: Mapping[str, Any], places: Iterable[str]) -> dic
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON knows it."""
+    """Return `value` in JSON types."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)

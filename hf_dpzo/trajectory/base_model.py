@@ -1,7 +1,7 @@
-"""The base model that a log of a stranger names: which class, which head, and how much an adapter adds to it.
+"""The base model that a stranger's log names: its class, its head, and how much an adapter may add to it.
 
-Guarantee: no class but a text model of transformers is built, of the kind that the base model itself is; its weights
-come from safetensors or GGUF, never from a pickle; no code of a repository is run.
+Guarantee: only text models of transformers are built, and only of the kind that the base model itself is. Weights come
+from safetensors or GGUF, never from a pickle. No code from a repository is run.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ MODELS = {
 }
 
 
-# What an adapter may add: so many times the numbers that the base model has, and so many that no machine minds.
+# An adapter may add this many times the base model's numbers, and a few more that fit on any machine.
 _GROWTH, _ALWAYS = 4, 1 << 22
 
 
@@ -43,15 +43,15 @@ _LOADED = ("dtype", "quantization")
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model: a user says where it is, and a log what is made of it.
+    """A base model: a user says where it is, and a log how it is loaded.
 
     Args:
-        model_class: its class.
+        model_class: the model's class.
         location: a name on the Hub, or a folder.
-        source: which of the files there, and of which commit.
-        head: what its head and its padding are made with.
-        dtype: what its weights are loaded as; `None` for float32.
-        quantization: how they are quantized then.
+        source: the commit to load from, and the file, where it is one GGUF file.
+        head: the options that its head and its padding are built with.
+        dtype: the type that its weights are loaded as; `None` for float32.
+        quantization: the quantization after loading; `None` for none.
     """
 
     model_class: type[PreTrainedModel]
@@ -63,10 +63,15 @@ class BaseModel:
 
     @classmethod
     def from_header(cls, base: str, revision: str | None, description: Mapping[str, Any]) -> Self:
-        """Return what `description`, of a header, makes of `base`: on the Hub, a folder, package://name, or GGUF in it.
+        """Return the base model at `base`, as the `description` in a header asks for it.
+
+        Args:
+            base: a name on the Hub, a folder, package://name, or a GGUF file in one of these.
+            revision: the branch, tag or commit; `None` for the one that the log names.
+            description: the header's `base`.
 
         Raises:
-            ValueError: the log asks for a class that is no text model, or there is no such package.
+            ValueError: the log asks for a class that is no text model, or the package does not exist.
         """
         head = dict(description["head"])
         if head.get("id2label") is not None:
@@ -74,26 +79,28 @@ class BaseModel:
         source = {"revision": revision or description["revision"] or "main"}
         if base.endswith(".gguf"):
             base, _, source["gguf_file"] = base.rpartition("/")
-        kind, loaded = _find_model_class(description["architecture"]), {name: description.get(name) for name in _LOADED}
-        return cls(model_class=kind, location=resolve_path(base), source=source, head=head, **loaded)
+        model_class = _find_model_class(description["architecture"])
+        loading = {name: description.get(name) for name in _LOADED}
+        return cls(model_class=model_class, location=resolve_path(base), source=source, head=head, **loading)
 
     def read_config(self) -> PreTrainedConfig:
-        """Read its configuration, with the head that the log asks for.
+        """Read the model's configuration, with the head that the log asks for.
 
         Raises:
-            TrajectoryError: it is of a model of another kind, or of one that has an adapter.
+            TrajectoryError: the configuration is of a model of another kind, or of one that has an adapter.
         """
-        read, _ = PreTrainedConfig.get_config_dict(self.location, **self.source)
+        config, _ = PreTrainedConfig.get_config_dict(self.location, **self.source)
         wanted = self.model_class.config_class
-        parts = [part for part in (read.get(wanted.base_config_key), read, *read.values()) if isinstance(part, dict)]
+        candidates = (config.get(wanted.base_config_key), config, *config.values())
+        parts = [part for part in candidates if isinstance(part, dict)]
         part = next((part for part in parts if part.get("model_type") == wanted.model_type), None)
-        # Another class would take its own sizes for those that it does not find there.
+        # A class of another kind would use its own defaults for the sizes that it does not find.
         if part is None:
             raise TrajectoryError(
                 f"architecture={self.model_class.__name__}: base={self.location} is of another kind, "
-                f"{abbreviate(read.get('model_type'))}; name the model that the run began from."
+                f"{abbreviate(config.get('model_type'))}; name the model that the run began from."
             )
-        # Transformers would load it too, with all that PEFT's configurations can do.
+        # Transformers would load the adapter too, with everything that PEFT's configurations can do.
         if find_adapter_config_file(self.location, revision=self.source["revision"]) is not None:
             raise TrajectoryError(
                 f"base={self.location}: there is an adapter in it, and a replay loads none; build the model, and call "
@@ -102,16 +109,16 @@ class BaseModel:
         return wanted.from_dict(part, **self.head)
 
     def load(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Load it, as the run did.
+        """Load the model with `config`, as the run did.
 
         Raises:
-            TrajectoryError: the log does not say how it was quantized, or that can not be done here.
+            TrajectoryError: the log does not say how it was quantized, or it cannot be quantized that way here.
         """
         try:
-            loaded = build_loading_options(self.dtype, self.quantization)
+            loading = build_loading_options(self.dtype, self.quantization)
         except ValueError as error:
             raise TrajectoryError(str(error)) from None
-        options = {**self.source, **loaded, "config": config, "trust_remote_code": False}
+        options = {**self.source, **loading, "config": config, "trust_remote_code": False}
         if "gguf_file" in self.source:
             if self.quantization is not None:
                 raise TrajectoryError(
@@ -124,11 +131,11 @@ class BaseModel:
         return self.model_class.from_pretrained(self.location, **options).eval()
 
     def check_growth(self, config: PreTrainedConfig, adapter: PeftConfig) -> None:
-        """Raise `TrajectoryError` where `adapter` adds more than a replay may take. Nothing is loaded for that."""
+        """Raise `TrajectoryError` if `adapter` adds more than a replay may take. No weights are loaded to find out."""
         with torch.device("meta"):
             model = self.model_class(copy.deepcopy(config))
-            before = _numbers(model)
-            added = _numbers(get_peft_model(model, copy.deepcopy(adapter))) - before
+            before = _count_numbers(model)
+            added = _count_numbers(get_peft_model(model, copy.deepcopy(adapter))) - before
         if added > _GROWTH * before + _ALWAYS:
             raise TrajectoryError(
                 f"adapter: it adds {added} numbers to a model of {before}, more than a replay takes from a log; make "
@@ -138,11 +145,11 @@ class BaseModel:
 
 @contextlib.contextmanager
 def one_sentence_errors(base: str) -> Iterator[None]:
-    """Make one sentence of whatever a replay from `base` runs into, by a log that anybody may have written.
+    """Turn every error of a replay from `base` into one sentence, because a stranger may have written the log.
 
     Raises:
         TrajectoryError: the replay failed.
-        OSError: the base model can not be loaded.
+        OSError: the base model cannot be loaded.
     """
     try:
         yield
@@ -161,13 +168,13 @@ def one_sentence_errors(base: str) -> Iterator[None]:
 
 
 def _find_model_class(architecture: str) -> type[PreTrainedModel]:
-    kind = getattr(transformers, architecture, None) if architecture in MODELS else None
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+    model_class = getattr(transformers, architecture, None) if architecture in MODELS else None
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise TrajectoryError(
             f"architecture={architecture}: transformers has no such text model; build it, and call replay_onto."
         )
-    return kind
+    return model_class
 
 
-def _numbers(model: torch.nn.Module) -> int:
+def _count_numbers(model: torch.nn.Module) -> int:
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and which belong to a log."""
+"""The marks of complete checkpoints, and the search for one that belongs to a log."""
 
 import json
 import re
@@ -19,12 +19,12 @@ MARK_FILE = "trajectory_checkpoint.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMark:
-    """What a checkpoint is of. It is written last, so a checkpoint that has none was never finished.
+    """A mark that says what a checkpoint holds. It is written last, so a checkpoint without one was never finished.
 
     Args:
-        steps: how many steps it has taken.
-        checksum: of the log after these steps.
-        weights: the fingerprint of what is trained.
+        steps: the number of steps that it has taken.
+        checksum: the checksum of the log after these steps.
+        weights: the fingerprint of the trained parameters.
     """
 
     steps: int
@@ -38,16 +38,16 @@ class CheckpointMark:
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """Read the mark of `folder`; `None` where it has none."""
+        """Return the mark of `folder`, or `None` if it has none."""
         path = folder / MARK_FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def find_checkpoint(folder: Path, log: Trajectory) -> Path | None:
-    """Return the newest whole checkpoint of `log` in `folder`, or `None`. What was never finished is passed over.
+    """Return the newest complete checkpoint of `log` in `folder`, or `None`. Unfinished ones are skipped.
 
     Raises:
-        TrajectoryError: a whole checkpoint is of another run, or of steps that the log does not hold.
+        TrajectoryError: a complete checkpoint is of another run, or of steps that the log does not hold.
     """
     for checkpoint in _sort_newest_first(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         if check_checkpoint(checkpoint, log):
@@ -56,12 +56,12 @@ def find_checkpoint(folder: Path, log: Trajectory) -> Path | None:
 
 
 def check_checkpoint(folder: Path, log: Trajectory) -> bool:
-    """Whether `folder` is a whole checkpoint; raise where it is one of another run."""
+    """Return whether `folder` is a complete checkpoint; raise `TrajectoryError` if it is one of another run."""
     mark = CheckpointMark.load(folder)
     if mark is None:
         return False
-    known = log.checksum_after(mark.steps).hex() if mark.steps <= len(log.records) else None
-    if mark.checksum != known:
+    expected = log.checksum_after(mark.steps).hex() if mark.steps <= len(log.records) else None
+    if mark.checksum != expected:
         raise TrajectoryError(
             f"{folder}: the log beside it does not hold the {mark.steps} steps of this checkpoint; what they spent is "
             "not known, so nothing can go on from here: bring the log back, or start a new run elsewhere."

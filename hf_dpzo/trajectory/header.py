@@ -1,7 +1,7 @@
-"""The header of a log, read from bytes that anybody may have written.
+"""The header of a log, read from bytes that a stranger may have written.
 
-What a header may hold is said once, in `schemas/trajectory-header.json`. Whoever has read one need not look again at
-types, sizes and ranges.
+`schemas/trajectory-header.json` alone says what a header may hold. Code that has a parsed header need not check types,
+sizes and ranges again.
 """
 
 import math
@@ -11,11 +11,11 @@ from typing import Any
 from hf_dpzo.io.strict_json import find_fault, parse_json
 
 
-# Bytes. An honest header has a few thousand; one that names 10000 parameters has half of this.
+# An honest header has a few thousand bytes; one that names 10000 parameters has half of this.
 MAX_HEADER_BYTES = 1 << 20
 
 
-# Of all trials together: more than the accountants are asked about.
+# The steps of all trials together: more than the accountants are ever asked about.
 MAX_STEPS = 10_000_000
 
 
@@ -27,18 +27,18 @@ DEFAULT_REMEDY = "use a copy of the log that nobody changed, or the version of h
 
 
 class TrajectoryError(ValueError):
-    """A log that can not be read, or that belongs to another run."""
+    """A log that cannot be read, or that belongs to another run."""
 
 
 def parse_header(data: bytes, *, remedy: str = DEFAULT_REMEDY) -> dict[str, Any]:
-    """Return the header that `data` holds, in JSON, of the shape that the schema asks for.
+    """Parse the header in `data`, which is JSON, and check it against the schema.
 
     Args:
-        data: what a file holds, or will hold.
-        remedy: how the sentence ends that is raised.
+        data: the bytes of the header, as they are or will be in a file.
+        remedy: the end of the error's sentence: what to do about it.
 
     Raises:
-        TrajectoryError: it holds none, or one that no run has.
+        TrajectoryError: `data` holds no header, or one that no run writes.
     """
     try:
         return _parse_checked(data)
@@ -62,28 +62,29 @@ def _parse_checked(data: bytes) -> dict[str, Any]:
 
 
 def _check_values(header: Any) -> None:
-    """Raise where `header` holds an infinite number, or is so deep that whoever walks through it could fail."""
+    """Raise if `header` holds an infinite number, or is so deep that a recursive walk through it could fail."""
     level = [header]
     for _ in range(_MAX_DEPTH):
-        if not all(math.isfinite(one) for one in level if isinstance(one, float)):
+        if not all(math.isfinite(value) for value in level if isinstance(value, float)):
             raise TrajectoryError("header: it holds a number that is too large for float64")
-        level = [inner for one in level for inner in _inside(one)]
+        level = [inner for value in level for inner in _list_children(value)]
     if level:
         raise TrajectoryError(f"header: it has more than {_MAX_DEPTH} levels")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _list_children(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
 def _check_consistency(header: Mapping[str, Any]) -> None:
-    """Raise where two parts of `header` contradict each other."""
+    """Raise if two parts of `header` contradict each other."""
     names = [name for group in header["groups"] for name in group["parameters"]]
     if len(set(names)) < len(names):
         raise TrajectoryError("groups: a parameter is in them twice")
     if not names:
         raise TrajectoryError("groups: there is no parameter in them")
-    trials, steps = header["plan"].get("trials", 1), header["plan"]["steps"]
+    trials = header["plan"].get("trials", 1)
+    steps = header["plan"]["steps"]
     if trials * steps > MAX_STEPS:
         raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MAX_STEPS}")
     directions = header["method"].get("num_directions", 1)

@@ -1,8 +1,8 @@
-"""Where a run began: which model, and which initial values of what is trained.
+"""Where a run began: its base model, and the initial values of what it trains.
 
-Weights are these values plus the replay of a log. Where a base model gives them back, or a public seed does, nothing
-but fingerprints need be kept. An adapter or a head that was made from randomness that nobody kept is saved once, beside
-the log.
+The weights of a run are these values plus the replay of its log. Where a base model or a public seed gives the values
+back, only fingerprints are kept. An adapter or a head drawn from randomness that was not kept is saved once, beside the
+log.
 """
 
 import json
@@ -31,34 +31,34 @@ from hf_dpzo.trajectory.header import TrajectoryError
 INITIAL_FILE = "initial.safetensors"
 
 
-# All that a log may say about the configuration of a base model: what its head and its padding are made with.
+# All that a log may say about the configuration of a base model: how its head and its padding are built.
 HEAD_OPTIONS = ("id2label", "label2id", "problem_type", "pad_token_id")
 
 
-# Of the header of that file, in bytes: a hundred for each of 100000 parameters.
+# The most that the header of the initial file may take: over a hundred bytes for each of 100000 parameters.
 MAX_TENSOR_HEADER_BYTES = 1 << 24
 
 
-# How safetensors calls types.
+# The names of types in safetensors.
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8}  # Of heads that are packed.
+_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8}  # For heads that are packed.
 
 
-# Heads up to this share of the model are saved; what is larger comes out of a base model.
+# Heads up to this share of the model are saved. A larger one comes from a base model.
 _HEAD_SHARE = 0.1
 
 
 def describe_adapter(model: torch.nn.Module) -> dict[str, Any] | None:
-    """How to make the adapter of `model` again: its configuration, and its seed where it has one."""
+    """Describe how to build the adapter of `model` again: its configuration, and its public seed if it has one."""
     if not isinstance(model, PeftModel):
         return None
     return {"config": describe_adapter_config(model), "seed": ADAPTER_SEEDS.get(model)}
 
 
 def describe_base_model(model: torch.nn.Module) -> dict[str, Any]:
-    """Which model the run began from: names for people, and what its head is made with."""
+    """Describe the model that the run began from: names for people, and how it is loaded and its head built."""
     base = unwrap_model(model)
     if not isinstance(base, PreTrainedModel):
         return {"architecture": class_name(base), "name": "", "revision": None, "head": {}}
@@ -75,39 +75,45 @@ def describe_base_model(model: torch.nn.Module) -> dict[str, Any]:
 def collect_initial_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the initial values that neither a base model nor a public seed gives back.
 
-    Those are of an adapter without a public seed, and of a head, whether it is trained or not. Where they are split
-    over processes, all of these have to ask.
+    These belong to an adapter without a public seed, and to a head, whether it is trained or not. Where they are
+    sharded over processes, every process must call this.
     """
     return {name: gather_full_tensor(p.detach()).cpu().contiguous() for name, p in _find_unrecoverable(model)}
 
 
 def save_initial_values(values: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Save initial `values` into `folder`, if there are any."""
+    """Save initial `values` into `folder`; without any, delete an old file of them."""
     if values:
         write_atomically(folder / INITIAL_FILE, save(dict(values)))
     else:
-        (folder / INITIAL_FILE).unlink(missing_ok=True)  # Of a run that was killed before its log was there.
+        (folder / INITIAL_FILE).unlink(missing_ok=True)  # Left by a run that was killed before it had a log.
 
 
 @torch.no_grad()
 def restore_initial_values(model: torch.nn.Module, folder: Path, *, include_trained: bool = True) -> None:
-    """Give `model` the initial values saved in `folder`, if there are any; without `include_trained` the frozen alone.
+    """Give `model` the initial values saved in `folder`, if there are any.
 
-    Guarantee: whoever made the file, no tensor is loaded that is not one of the model's, in name, shape and type.
+    Guarantee: whatever the file holds, only tensors that match one of the model's in name, shape and type are loaded.
+
+    Args:
+        model: the model, with its adapter if it has one.
+        folder: the folder of the log.
+        include_trained: whether to restore trained parameters too, and not only frozen ones.
 
     Raises:
         TrajectoryError: the file is damaged, or the model has no such parameters.
     """
-    path, parameters = folder / INITIAL_FILE, dict(model.named_parameters())
+    path = folder / INITIAL_FILE
     if not path.is_file():
         return
+    parameters = dict(model.named_parameters())
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_TENSOR_HEADER_BYTES:
         raise TrajectoryError(f"{path}: its header has {length} bytes, and no run's has so many; use another copy.")
     try:
         with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no mapping.
+            for name in tensors.keys():  # noqa: SIM118 - it is not a mapping.
                 _check_match(path, name, tensors.get_slice(name), parameters.get(name))
             for name in tensors.keys():  # noqa: SIM118
                 if include_trained or not parameters[name].requires_grad:
@@ -117,9 +123,9 @@ def restore_initial_values(model: torch.nn.Module, folder: Path, *, include_trai
 
 
 def _check_match(path: Path, name: str, saved: Any, parameter: torch.Tensor | None) -> None:
-    """Raise unless `saved`, a slice of which nothing was read yet, is what `parameter` can be."""
-    kind = _TYPES.get(saved.get_dtype())
-    if parameter is None or list(parameter.shape) != saved.get_shape() or parameter.dtype != kind:
+    """Raise unless `saved`, of which nothing has been read yet, has the shape and the type of `parameter`."""
+    dtype = _TYPES.get(saved.get_dtype())
+    if parameter is None or list(parameter.shape) != saved.get_shape() or parameter.dtype != dtype:
         raise TrajectoryError(
             f"{path}: the model has no parameter {abbreviate(name)} of that shape and type; start from the same model."
         )
@@ -136,9 +142,9 @@ def _find_unrecoverable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Para
     if not isinstance(base, PreTrainedModel):
         return []
     body = {id(parameter) for parameter in base.base_model.parameters()}
-    # A head that is quantized was not made here.
-    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(to_local(p)))
-    head = {name: p for name, p in new if id(p) not in body}
+    # A quantized head was not created here, so it comes from the base model.
+    unquantized = ((n, p) for n, p in model.named_parameters() if not is_traceable_wrapper_subclass(to_local(p)))
+    head = {name: p for name, p in unquantized if id(p) not in body}
     total = sum(parameter.numel() for parameter in model.parameters())
     kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
     if isinstance(model, PeftModel) and model not in ADAPTER_SEEDS:

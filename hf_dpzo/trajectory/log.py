@@ -1,11 +1,12 @@
 """The trajectory of a run on disk: a write-ahead log of what was released, from which the weights can be rebuilt.
 
-A file is a magic line, a header (JSON, with its length before it and its SHA-256 behind it), and one record of fixed
-size for each step. Each record carries the first 16 bytes of a SHA-256 over the record before it and itself, so that no
-record can be changed, dropped or moved without those behind it becoming wrong. A record is on disk before the weights
-move. It takes `40 + 8 * groups + 8 * K` bytes: 64 for one direction and the Trainer's two parameter groups.
+A file is a magic line, a header (JSON, with its length before it and its SHA-256 after it), and one record of fixed
+size for each step. Each record ends with a checksum: the first 16 bytes of a SHA-256 over the checksum before it and
+the record. So no record can be changed, dropped or moved without invalidating those after it. A record is on disk
+before the weights move. It takes `40 + 8 * groups + 8 * K` bytes: 64 for one direction and the Trainer's two parameter
+groups.
 
-All that is in it is public: what left through a mechanism, and what the run was configured with.
+Everything in a log is public: what a mechanism released, and how the run was configured.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ LOG_FILE = "trajectory.zo"
 MAGIC = b"hf_dpzo trajectory 1\n"
 
 
-# Bytes of a whole file: a million steps of one direction. A reader holds no more than these, twice.
+# The largest file that is read, in bytes: a million steps of one direction. A reader holds at most twice as much.
 MAX_LOG_BYTES = 1 << 26
 
 
@@ -39,13 +40,14 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """What a file holds.
+    """The content of a log.
 
     Args:
-        header: what the run was configured with.
-        records: of the steps, in order.
-        header_checksum: the checksum of the header.
-        torn_bytes: bytes behind the last whole record. They are of a step whose release somebody may have seen.
+        header: the configuration of the run.
+        records: the records of the steps, in order.
+        header_checksum: the checksum of the header, 16 bytes.
+        torn_bytes: the number of bytes after the last whole record. They belong to a step whose release an attacker may
+            have seen.
     """
 
     header: Mapping[str, Any]
@@ -55,21 +57,21 @@ class Trajectory:
 
     @property
     def layout(self) -> RecordLayout:
-        """How the records are laid out."""
+        """The layout of the records."""
         return layout_from_header(self.header)
 
     def checksum_after(self, steps: int) -> bytes:
-        """The checksum that stands for the log up to a step."""
+        """Return the checksum of the log after its first `steps` steps, 16 bytes."""
         return self.records.checksum_at(steps - 1) if steps else self.header_checksum
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read the log at `path`, a file or the folder of a run. Anybody may have written it.
+        """Read the log at `path`, a file or the folder of a run. A stranger may have written it.
 
-        Guarantee: it runs nothing, holds less than 1 GB, and what it returns is of the shape that the schema asks for.
+        Guarantee: reading runs nothing and takes less than 1 GB, and the header has the shape that the schema asks for.
 
         Raises:
-            TrajectoryError: there is none, or one that is damaged before its last record, or that no run writes.
+            TrajectoryError: there is no log, or it is damaged before its last record, or no run writes such a log.
         """
         path = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
@@ -86,13 +88,16 @@ class Trajectory:
         if len(data) > MAX_LOG_BYTES:
             raise TrajectoryError(f"it has more than {MAX_LOG_BYTES} bytes, and no log has; name another file.")
         header, checksum, start = _split_header(data)
-        layout, count, before = layout_from_header(header), 0, checksum
-        steps, there, most = header["plan"]["steps"], len(data) - start, MAX_LOG_BYTES - start
-        if not there // layout.record_size <= steps <= most // layout.record_size:
+        layout = layout_from_header(header)
+        steps = header["plan"]["steps"]
+        most = (MAX_LOG_BYTES - start) // layout.record_size
+        if not (len(data) - start) // layout.record_size <= steps <= most:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
+        count = 0
+        previous_checksum = checksum
         for begin in range(start, len(data) - layout.record_size + 1, layout.record_size):
             piece = data[begin : begin + layout.record_size]
-            record = layout.unpack(piece, before)
+            record = layout.unpack(piece, previous_checksum)
             if record is None or record.step != count:
                 if begin + layout.record_size < len(data):
                     raise TrajectoryError(f"record {count} is damaged; replay a copy of the log.")
@@ -101,39 +106,42 @@ class Trajectory:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
             if record.void and any(record.integers):
                 raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
-            count, before = count + 1, piece[-CHECKSUM_BYTES:]
+            count += 1
+            previous_checksum = piece[-CHECKSUM_BYTES:]
         end = start + count * layout.record_size
         records = Records(layout=layout, data=data[start:end])
         return cls(header=header, records=records, header_checksum=checksum, torn_bytes=len(data) - end)
 
 
 class TrajectoryWriter:
-    """Appends records to a log, each on disk before `append` returns. For a process that holds its lock.
+    """Appends records to a log. Each is on disk before `append` returns. The process must hold the log's lock.
 
     Args:
-        path: the file, which exists.
-        log: what it holds.
+        path: the existing file.
+        log: the content of that file.
     """
 
     def __init__(self, path: Path, log: Trajectory) -> None:
-        self._path, self._layout, self.steps = path, log.layout, len(log.records)
-        self._before = log.checksum_after(self.steps)
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
-        # Over the torn bytes, if there are any: they are fewer than the next record has.
+        self._path = path
+        self._layout = log.layout
+        self.steps = len(log.records)
+        self._checksum = log.checksum_after(self.steps)
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open as long as the run lasts.
+        # The next record overwrites any torn bytes, since it is longer than they are.
         self._file.seek(-log.torn_bytes, os.SEEK_END)
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Create the log with `header`, whole or not at all.
+        """Create the log with `header`, atomically.
 
         Raises:
-            TrajectoryError: nobody could read it.
-            OSError: the folder can not be written to.
+            TrajectoryError: no reader would accept the log.
+            OSError: the folder cannot be written to.
         """
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
         start = MAGIC + _LENGTH.pack(len(text)) + text
         data = start + hashlib.sha256(start).digest()
-        steps = parse_header(text, remedy="a run like that can not be logged: simplify it")["plan"]["steps"]
+        steps = parse_header(text, remedy="a run like that cannot be logged: simplify it")["plan"]["steps"]
         largest = MAX_LOG_BYTES - len(data)
         if steps * layout_from_header(header).record_size > largest:
             raise TrajectoryError(
@@ -147,9 +155,10 @@ class TrajectoryWriter:
         """Append `record`, and wait until it is on disk.
 
         Raises:
-            ValueError: it holds a number that is not finite.
-            OSError: it could not be written. The records before it are as they were; the run must stop, and what was
-                written of this one tells a resumed run that its step is spent.
+            RuntimeError: the record is not of the next step.
+            ValueError: the record holds a number that is not finite.
+            OSError: the record could not be written. The records before it are intact. The run must stop; the part
+                that was written tells a resumed run that the step is spent.
         """
         if record.step != self.steps:
             raise RuntimeError(f"step={record.step}: the log expects step {self.steps}.")
@@ -157,7 +166,7 @@ class TrajectoryWriter:
             raise ValueError(
                 f"learning_rate={record.learning_rates}: step {record.step} can not take it; correct the schedule."
             )
-        data = self._layout.pack(record, self._before)
+        data = self._layout.pack(record, self._checksum)
         try:
             written = 0
             while written < len(data):
@@ -168,23 +177,26 @@ class TrajectoryWriter:
                 f"{self._path}: step {record.step} could not be written ({error.strerror}); the {record.step} steps "
                 "before it are safe: make room, and go on with resume_from_checkpoint=True."
             ) from error
-        self._before, self.steps = data[-CHECKSUM_BYTES:], self.steps + 1
+        self._checksum = data[-CHECKSUM_BYTES:]
+        self.steps += 1
 
     @property
     def checksum(self) -> str:
-        """The checksum of the last record, which stands for the whole log up to it."""
-        return self._before.hex()
+        """The checksum of the last record, in hexadecimal. It identifies the whole log up to that record."""
+        return self._checksum.hex()
 
     def close(self) -> None:
-        """Append no more."""
+        """Close the file; nothing can be appended after that."""
         self._file.close()
 
 
 def acquire_lock(path: Path) -> filelock.BaseFileLock:
-    """Lock the log at `path` for this process, from before it is read or made until the lock is released.
+    """Lock the log at `path` for this process, until the returned lock is released.
+
+    Take the lock before the log is read or created.
 
     Raises:
-        TrajectoryError: another process holds it.
+        TrajectoryError: another process holds the lock.
     """
     lock = filelock.FileLock(f"{path}.lock")
     try:
@@ -195,12 +207,12 @@ def acquire_lock(path: Path) -> filelock.BaseFileLock:
 
 
 def layout_from_header(header: Mapping[str, Any]) -> RecordLayout:
-    """Return the layout that `header` asks for."""
+    """Return the layout of records that `header` asks for."""
     return RecordLayout(num_directions=header["num_directions"], num_groups=len(header["groups"]))
 
 
 def _split_header(data: bytes) -> tuple[dict[str, Any], bytes, int]:
-    """Return the header, its checksum, and where the records begin."""
+    """Return the header, its checksum, and the offset of the first record."""
     if not data.startswith(MAGIC):
         raise TrajectoryError(f"it is no log that this version reads; it should begin with {MAGIC!r}.")
     (length,) = _LENGTH.unpack(data[len(MAGIC) :][: _LENGTH.size].ljust(_LENGTH.size, b"\xff"))

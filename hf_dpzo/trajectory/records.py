@@ -1,4 +1,4 @@
-"""The records of a log: one of fixed size for each step, each with a checksum over itself and the one before it."""
+"""The records of a log: one of fixed size for each step, each with a checksum over itself and the one before."""
 
 import hashlib
 import math
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Bytes of a checksum.
 CHECKSUM_BYTES = 16
 
 
@@ -20,15 +19,15 @@ _VOID = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One step.
+    """The record of one step.
 
     Args:
-        step: from 0.
-        integers: what was released, one for each direction.
+        step: the number of the step, from 0.
+        integers: the released sums, one for each direction, in units of the mechanism's lattice.
         learning_rates: the learning rate of each parameter group.
-        smoothing: mu of the step's stage.
-        mask_fingerprint: a fingerprint of the coordinates that could move; 0 where all could.
-        void: whether nothing is known of what was released: its record was torn. The step counts as spent.
+        smoothing: the mu of the step's stage.
+        mask_fingerprint: a fingerprint of the coordinates that could move; 0 if all could.
+        void: whether the release is unknown, because its record was torn. The step counts as spent.
     """
 
     step: int
@@ -40,17 +39,17 @@ class Record:
 
     @property
     def is_finite(self) -> bool:
-        """Whether its numbers are, as those of every run are."""
-        return all(math.isfinite(one) for one in (self.smoothing, *self.learning_rates))
+        """Whether all numbers of the record are finite, as in every run."""
+        return all(math.isfinite(number) for number in (self.smoothing, *self.learning_rates))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordLayout:
-    """How the records of a file are laid out.
+    """The layout of the records of a file.
 
     Args:
-        num_directions: K.
-        num_groups: how many parameter groups the optimizer has.
+        num_directions: K, the number of directions of a step.
+        num_groups: the number of the optimizer's parameter groups.
 
     >>> layout = RecordLayout(num_directions=1, num_groups=2)
     >>> layout.record_size
@@ -65,17 +64,17 @@ class RecordLayout:
 
     @property
     def record_size(self) -> int:
-        """Bytes of a record."""
+        """The size of a record, in bytes."""
         return _FRONT.size + 8 * (self.num_groups + self.num_directions) + CHECKSUM_BYTES
 
     def pack(self, record: Record, previous_checksum: bytes) -> bytes:
-        """Return the bytes of `record`, which end with its checksum; `previous_checksum` is the one before it."""
+        """Return the bytes of `record`; they end with a checksum over `previous_checksum` and the record."""
         front = _FRONT.pack(record.step, _VOID * record.void, record.smoothing, record.mask_fingerprint)
         body = front + self._values.pack(*record.learning_rates, *record.integers)
         return body + _checksum(previous_checksum, body)
 
     def unpack(self, data: bytes, previous_checksum: bytes) -> Record | None:
-        """Return the record in `data`, or `None` where its checksum is wrong."""
+        """Return the record in `data`, or `None` if its checksum is wrong."""
         body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
         return (
             self.unpack_unchecked(data)
@@ -84,7 +83,7 @@ class RecordLayout:
         )
 
     def unpack_unchecked(self, data: bytes) -> Record:
-        """Return the record in `data`, whose checksum is right."""
+        """Return the record in `data`, whose checksum must have been checked before."""
         step, flags, smoothing, mask = _FRONT.unpack_from(data)
         values = self._values.unpack_from(data, _FRONT.size)
         return Record(
@@ -103,11 +102,11 @@ class RecordLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Records(Sequence[Record]):
-    """Records as they are on disk, each unpacked when it is asked for: as objects, they would take 8 times the memory.
+    """Records in their form on disk, each unpacked on access. As objects they would take 8 times the memory.
 
     Args:
-        layout: of each.
-        data: their bytes, one after the other. Their checksums are right.
+        layout: the layout of each record.
+        data: the bytes of all records, one after the other. Their checksums have been checked.
     """
 
     layout: RecordLayout
@@ -118,16 +117,16 @@ class Records(Sequence[Record]):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return tuple(self[one] for one in range(len(self))[index])
+            return tuple(self[position] for position in range(len(self))[index])
         return self.layout.unpack_unchecked(self._piece(range(len(self))[index]))
 
     def checksum_at(self, index: int) -> bytes:
-        """The checksum of one of them."""
+        """Return the checksum of the record at `index`, 16 bytes."""
         return self._piece(index)[-CHECKSUM_BYTES:]
 
     def _piece(self, index: int) -> bytes:
         return self.data[index * self.layout.record_size : (index + 1) * self.layout.record_size]
 
 
-def _checksum(before: bytes, body: bytes) -> bytes:
-    return hashlib.sha256(before + body).digest()[:CHECKSUM_BYTES]
+def _checksum(previous_checksum: bytes, body: bytes) -> bytes:
+    return hashlib.sha256(previous_checksum + body).digest()[:CHECKSUM_BYTES]

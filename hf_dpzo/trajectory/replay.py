@@ -1,4 +1,4 @@
-"""From a log back to weights, without data: bit for bit what the run made."""
+"""Replays a log without data, to get back the weights of its run bit for bit."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,19 +28,19 @@ from hf_dpzo.zo.updates import UPDATES
 
 
 def replay_records(descent: Descent, records: Iterable[Record]) -> None:
-    """Take the steps of `records` again. The parameters are where the first of them began.
+    """Take the steps of `records` again. The parameters must be where the first of these steps began.
 
     Raises:
-        TrajectoryError: a record holds another smoothing or mask than this run would use.
+        TrajectoryError: a record has another smoothing or mask than the replay computes.
     """
     unit = descent.method.mechanism.unit
     for record in records:
         stage = descent.begin(record.step)
-        found = (stage.smoothing, descent.mask_fingerprint)
-        if found != (record.smoothing, record.mask_fingerprint):
+        computed = (stage.smoothing, descent.mask_fingerprint)
+        if computed != (record.smoothing, record.mask_fingerprint):
             raise TrajectoryError(
                 f"step={record.step}: the log has smoothing and mask {(record.smoothing, record.mask_fingerprint)}, "
-                f"and this machine makes {found}; replay where the run was trained."
+                f"and this machine makes {computed}; replay where the run was trained."
             )
         with descent.walk(record.step) as walk:
             for _ in walk:
@@ -52,16 +52,16 @@ def replay_records(descent: Descent, records: Iterable[Record]) -> None:
 
 
 def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None = None, anywhere: bool = False) -> None:
-    """Give `model`, which is where the run began, the weights that it had after `at_step` steps; by default after all.
+    """Replay `log` onto `model`, which must be where the run began.
 
     Args:
-        model: with its adapter, if it has one.
-        log: of the run.
-        at_step: how many steps to take.
-        anywhere: whether to replay also where the last bit may differ.
+        model: the model, with its adapter if it has one. It moves in place, and is left in evaluation mode.
+        log: the log of the run.
+        at_step: the number of steps to take; by default all.
+        anywhere: whether to replay also on a device where the last bit may differ.
 
     Raises:
-        TrajectoryError: the model is another one, the device is of another kind, or there are fewer steps.
+        TrajectoryError: the model is another one, the device is of another kind, or the log has fewer steps.
     """
     steps = len(log.records) if at_step is None else at_step
     if not 0 <= steps <= len(log.records):
@@ -92,14 +92,20 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
 def rebuild_model(
     base: str, path: str | Path, *, at_step: int | None = None, revision: str | None = None
 ) -> PreTrainedModel:
-    """Return the model that the log at `path` leads to from `base`: on the Hub, a folder, or package://name.
+    """Return the model that the log at `path` leads to from `base`.
 
-    Anybody may have written the log. It can make this take long, but not run code, and not take more memory than the
-    base model and an adapter do.
+    Guarantee: a stranger may have written the log. It can make the replay slow, but it cannot run code, and the replay
+    takes no more memory than the base model and an adapter do.
+
+    Args:
+        base: the base model: a name on the Hub, a folder, or package://name.
+        path: the log, or the folder that holds it.
+        at_step: the number of steps to take; by default all.
+        revision: the branch, tag or commit of `base`; by default the one that the log names.
 
     Raises:
-        ValueError: `base` is not what the run began from, or what it began from was not kept.
-        OSError: `base` can not be loaded.
+        ValueError: the run began from another model than `base`, or from values that were not kept.
+        OSError: `base` cannot be loaded.
     """
     log = Trajectory.read(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -110,7 +116,7 @@ def rebuild_model(
 
 
 def check_start(log: Trajectory, frozen: str, initial: str) -> None:
-    """Raise `TrajectoryError` where a run begins from other weights than `log` did."""
+    """Raise `TrajectoryError` if a run begins from other weights than `log` did, by their fingerprints."""
     if frozen != log.header["base"]["frozen"]:
         raise TrajectoryError(
             f"base={log.header['base']['name']}: the weights that are not trained are others than those that the log "
@@ -124,12 +130,12 @@ def check_start(log: Trajectory, frozen: str, initial: str) -> None:
 
 
 def replays_bitwise(log: Trajectory, device: torch.device) -> bool:
-    """Whether a replay of `log` on `device` makes the same bits."""
+    """Return whether a replay of `log` on `device` gives the same bits."""
     return log.header["replays_on"] in (ANYWHERE, describe_device(device))
 
 
 def check_device(log: Trajectory, device: torch.device) -> None:
-    """Raise `TrajectoryError` where a replay on `device` could differ in the last bit."""
+    """Raise `TrajectoryError` if a replay on `device` could differ in the last bit."""
     if not replays_bitwise(log, device):
         raise TrajectoryError(
             f"device={describe_device(device)}: this run replays bit for bit on {log.header['replays_on']} alone; "
@@ -138,10 +144,10 @@ def check_device(log: Trajectory, device: torch.device) -> None:
 
 
 def locate_base_model(header: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the name of the base model, and its revision, where an untrusted log may name it: on the Hub, or packaged.
+    """Return the base model's name and revision from an untrusted header: on the Hub, or in a Python package.
 
     Raises:
-        TrajectoryError: it names something else, or what could be a folder here.
+        TrajectoryError: the header names something else, or a name that is also a folder here.
     """
     name, revision = header["base"]["name"], header["base"]["revision"]
     if name.startswith(PACKAGE_PREFIX):
@@ -160,29 +166,33 @@ def locate_base_model(header: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def build_initial_model(base: str, revision: str | None, log: Trajectory) -> torch.nn.Module:
-    """Return what the run began from, but for initial values that were saved. Anybody may have written the log.
+    """Return the model that the run began from, without the initial values that were saved beside the log.
+
+    A stranger may have written the log.
 
     Raises:
-        ValueError: the log does not describe a run on `base`, or asks for what no log may ask for.
-        OSError: `base` can not be loaded.
+        ValueError: the log does not describe a run on `base`, or asks for something that no log may ask for.
+        OSError: `base` cannot be loaded.
     """
     header = log.header
-    source, adapter = BaseModel.from_header(base, revision, header["base"]), header["adapter"]
+    adapter = header["adapter"]
+    base_model = BaseModel.from_header(base, revision, header["base"])
     with one_sentence_errors(base):
-        wanted, config = None if adapter is None else build_adapter_config(adapter["config"]), source.read_config()
-        if wanted is not None:
-            source.check_growth(config, wanted)
+        adapter_config = None if adapter is None else build_adapter_config(adapter["config"])
+        config = base_model.read_config()
+        if adapter_config is not None:
+            base_model.check_growth(config, adapter_config)
         with publicly_seeded(header["directions"]["seed"]):
-            model = source.load(config)
+            model = base_model.load(config)
         model.config.name_or_path = header["base"]["name"]
-        if wanted is None:
+        if adapter_config is None:
             return model
         with publicly_seeded(adapter["seed"] or 0):
-            return get_peft_model(model, wanted)
+            return get_peft_model(model, adapter_config)
 
 
 def select_trained_parameters(log: Trajectory, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters of `model` that `log` moves, in its order; raise where some are not there."""
+    """Return the parameters of `model` that `log` moves, in its order; raise `TrajectoryError` if any is missing."""
     names = [name for group in log.header["groups"] for name in group["parameters"]]
     parameters = dict(model.named_parameters())
     trained = {name: parameters[name] for name in names if name in parameters}

@@ -1,4 +1,4 @@
-"""A run, and the header of its log: each made from the other."""
+"""A run, and the header of its log: each built from the other."""
 
 import dataclasses
 import json
@@ -24,12 +24,12 @@ from hf_dpzo.zo.updates import UPDATES, Update
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """What follows from a log.
+    """A run, as its log describes it.
 
     Args:
-        header: of the log.
-        method: with its parameters.
-        update: what became of released coefficients.
+        header: the header of the log.
+        method: the method, with its parameters.
+        update: the update rule that turned released coefficients into steps.
         budget: the plan, and the ledger of the steps that were taken.
     """
 
@@ -40,10 +40,10 @@ class LoggedRun:
 
     @classmethod
     def from_log(cls, log: Trajectory) -> Self:
-        """Return the run that `log` is of.
+        """Return the run that `log` describes. A torn record counts as a step.
 
         Raises:
-            TrajectoryError: it plans for releases that its method does not make.
+            TrajectoryError: the header plans for releases that its method does not make.
         """
         header, plan = log.header, log.header["plan"]
         method = from_header(METHODS, header["method"])
@@ -63,52 +63,52 @@ class LoggedRun:
 
     @property
     def method_name(self) -> str:
-        """The method's name in `METHODS`."""
+        """The name of the method in `METHODS`."""
         return self.header["method"]["name"]
 
     @property
     def num_rows(self) -> int:
-        """How many rows the training data had."""
+        """The number of rows of the training data."""
         return self.header["rows"]["rows"]
 
     @property
     def num_units(self) -> int:
-        """How many units of privacy they made."""
+        """The number of units of privacy in the training data."""
         return self.header["rows"]["units"]
 
     @property
     def expected_batch_size(self) -> int:
-        """Units in a batch, on average."""
+        """The number of units in a batch, on average."""
         return self.header["rows"]["expected_batch_size"]
 
     @property
     def sampling_rate(self) -> float:
-        """The probability with which each unit joined a batch."""
+        """The probability with which each unit took part in a batch."""
         return self.expected_batch_size / self.num_units
 
     @property
     def unit_column(self) -> str | None:
-        """The column that says whose a row is; `None` where the unit is a row."""
+        """The column that says whose a row is; `None` if the unit is a row."""
         return self.header["rows"]["privacy_unit_column"]
 
     @property
     def max_rows_per_unit(self) -> int | None:
-        """How many rows of a unit a batch held at most; `None` where the unit is a row."""
+        """The largest number of rows of one unit in a batch; `None` if the unit is a row."""
         return self.header["rows"]["max_rows_per_unit"]
 
     @property
     def padded_lengths(self) -> list[int] | None:
-        """The public lengths that rows were padded to."""
+        """The public lengths that rows were padded to, in tokens; `None` if there were none."""
         return self.header["rows"]["padded_lengths"]
 
     @property
     def unit_name(self) -> str:
-        """What a unit of privacy is called."""
+        """The word for a unit of privacy."""
         return "row" if self.unit_column is None else "user"
 
     @property
     def unit_description(self) -> str:
-        """What a unit of privacy is."""
+        """A phrase that says what a unit of privacy is."""
         if self.unit_column is None:
             return "one row of the training data"
         return (
@@ -118,7 +118,7 @@ class LoggedRun:
 
 
 def _build_query(header: Mapping[str, Any], method: Method) -> Query:
-    """What one step released, as the method says; not as the header does, which must agree."""
+    """Return the query of one step from the method itself, because the header, which must agree, is not trusted."""
     rows, planned = header["rows"], header["plan"]["query"]
     query = method.mechanism.query(rows["expected_batch_size"] / rows["units"])
     different = compare_json(planned, {"name": type(query).__name__, **asdict(query)})
@@ -144,14 +144,14 @@ def build_header(
     """Return the header of a run's log: public facts, and all that a replay needs.
 
     Args:
-        model: as it is trained, with its adapter.
-        optimizer: which has its parameters.
-        method: with its noise set.
-        update: what becomes of released coefficients.
+        model: the model as it is trained, with its adapter.
+        optimizer: the optimizer of its trained parameters.
+        method: the method, with its noise multiplier set.
+        update: the update rule that turns released coefficients into steps.
         budget: the plan.
-        rows: how many units of privacy they make, and how they are drawn and evaluated.
-        initial: the fingerprint of the initial values; `None` where it is not known any more.
-        environment: what may differ where the run goes on: what the probe measured, and versions.
+        rows: facts about the training data: the number of units of privacy, and how they are drawn and evaluated.
+        initial: the fingerprint of the initial values; `None` if it is no longer known.
+        environment: the probe's isolation and the versions, which may differ when the run is resumed elsewhere.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
@@ -184,13 +184,18 @@ def build_header(
 
 
 def is_stateful(method: Method, update: Update) -> bool:
-    """Whether a step depends on more than the parameters: on moments, on where a stage began, or on a mask."""
+    """Return whether a step depends on more than the parameters: on moments, the start of a stage, or a mask."""
     return update.is_stateful or method.constraint.is_stateful or method.pruning(0) is not None
 
 
 def from_header(classes: dict[str, type], description: dict[str, Any]) -> Any:
-    """The dataclass that a header describes."""
-    name, values = description["name"], {name: value for name, value in description.items() if name != "name"}
+    """Return the object that `description` in a header stands for, of one of `classes`.
+
+    Raises:
+        TrajectoryError: this version has no such class, or the class has other parameters.
+    """
+    name = description["name"]
+    values = {key: value for key, value in description.items() if key != "name"}
     if name not in classes:
         raise TrajectoryError(f"name={name}: this version has only {', '.join(classes)}; use a newer one.")
     try:
@@ -201,16 +206,16 @@ def from_header(classes: dict[str, type], description: dict[str, Any]) -> Any:
         ) from None
 
 
-def _find_name(classes: dict[str, type], one: Any) -> str:
-    return next(name for name, kind in classes.items() if type(one) is kind)
+def _find_name(classes: dict[str, type], instance: Any) -> str:
+    return next(name for name, named_class in classes.items() if type(instance) is named_class)
 
 
 def _choose_replay_device(method: Method, update: Update, optimizer: ZOOptimizer) -> str:
-    """Where a sweep is one addition for each coordinate, whatever computes it makes the same bits."""
+    # If a sweep is one addition for each coordinate, every device computes the same bits.
     portable = _find_name(DIRECTIONS, optimizer.directions) == "rademacher" and not is_stateful(method, update)
     return ANYWHERE if portable else describe_device(optimizer.parameters()[0].device)
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the kind of device and of machine, such as "cpu on x86_64"."""
+    """Return the kinds of device and machine, such as "cpu on x86_64"."""
     return f"{device.type} on {platform.machine()}"

@@ -1,4 +1,4 @@
-"""The log of one run, as the trainer uses it: begun, or found and caught up with; appended to; closed."""
+"""The log of one run, as the trainer uses it: created, or found and caught up with; then appended to, and closed."""
 
 import warnings
 from pathlib import Path
@@ -24,31 +24,34 @@ class RunLog:
 
     Args:
         folder: the run's `output_dir`.
-        resume: whether to go on with the run that is there: `True`, the folder, or one of its checkpoints.
-        planned_steps: how many steps the whole run has.
-        processes: of the run. The first one writes; all read what they begin with in the same folder.
+        resume: whether to resume the run in the folder: `True`, the folder itself, or one of its checkpoints.
+        planned_steps: the number of steps of the whole run.
+        processes: the run's processes. The first one writes. All of them read their start from the same folder.
 
     Raises:
-        TrajectoryError: there is no such run, or one that would be overwritten.
+        TrajectoryError: there is no run to resume, or a new run would overwrite one.
+        OSError: the folder cannot be written to.
     """
 
     def __init__(
         self, folder: Path, *, resume: bool | str, planned_steps: int, processes: Processes = SINGLE_PROCESS
     ) -> None:
-        self._folder, self._planned, self._processes = folder, planned_steps, processes
+        self._folder = folder
+        self._planned_steps = planned_steps
+        self._processes = processes
         self._writer: TrajectoryWriter | None = None
         self._lock: filelock.BaseFileLock | None = None
         self.header: dict[str, Any] | None = None
-        # Whether the run has begun, or gone on.
+        # Whether the run has started or has been resumed.
         self.was_opened = False
         self.existing: Trajectory | None
         self.checkpoint: Path | None
         self.existing, self.checkpoint = processes.run_on_first(lambda: self._lock_and_find(resume))
-        # How many steps are on disk, or in the first process are about to be.
+        # The number of steps on disk, or about to be: other processes do not wait until the first one has written.
         self.num_written = 0 if self.existing is None else len(self.existing.records)
 
     def _lock_and_find(self, resume: bool | str) -> tuple[Trajectory | None, Path | None]:
-        # Before anything is read, and until the run is over: what it counts on must not change under it.
+        # Held from before the first read until the run ends, so that the log cannot change in between.
         self._lock = self._acquire_lock()
         try:
             return self._find_existing(resume)
@@ -64,8 +67,8 @@ class RunLog:
                     f"resume_from_checkpoint={resume}: output_dir={folder} holds no log of a run; leave it out to "
                     "start one."
                 )
-            found = Trajectory.read(folder)
-            return found, self._choose_checkpoint(resume, found)
+            log = Trajectory.read(folder)
+            return log, self._choose_checkpoint(resume, log)
         if (folder / LOG_FILE).exists():
             raise TrajectoryError(
                 f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
@@ -75,20 +78,22 @@ class RunLog:
 
     @property
     def num_spent_steps(self) -> int:
-        """How many steps are spent; one whose record was torn among them, for somebody may have seen it."""
+        """The number of steps whose release is spent. A torn record counts, because an attacker may have seen it."""
         return 0 if self.existing is None else len(self.existing.records) + self._has_torn_record
 
     def restore_start(self, model: torch.nn.Module, *, from_initial: bool) -> None:
-        """Give `model` what was kept of where the run began; of what is trained only if the replay starts there."""
+        """Give `model` the initial values that were kept, the trained ones only if the replay starts from them."""
         if self.existing is not None:
             restore_initial_values(model, self._folder, include_trained=from_initial)
 
     def open(self, header: dict[str, Any], model: torch.nn.Module) -> None:
-        """Begin the log with `header`, or see that the one that was found has the same, and be ready to append.
+        """Create the log with `header`, or reopen the existing one if its header is the same.
 
         Raises:
-            TrajectoryError: the log belongs to another model, data size or configuration; it says what differs.
-            OSError: the folder can not be written to.
+            TrajectoryError: the existing log is of another model, data size or configuration; the error says what
+                differs.
+            ValueError: another process has another model, data size or configuration.
+            OSError: the folder cannot be written to.
         """
         self._refuse_differing_processes(header)
         path = self._folder / LOG_FILE
@@ -100,7 +105,7 @@ class RunLog:
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
-        # On another machine, or with other versions, a run may go on; the log keeps what it began with.
+        # A run may be resumed on another machine, or with other versions. The log keeps those that it began with.
         different = compare_json(self.existing.header, header | {"made_with": self.existing.header["made_with"]})
         if different:
             raise TrajectoryError(
@@ -115,12 +120,13 @@ class RunLog:
         self._writer = TrajectoryWriter(path, self.existing)
 
     def _refuse_differing_processes(self, header: dict[str, Any]) -> None:
-        """Raise in all processes where one of them has another model, data size or configuration than the first."""
-        found = compare_json(self._processes.run_on_first(lambda: header), header)
-        if self._processes.all_reduce_max(float(bool(found))):
+        """Raise in all processes if one of them has another model, data size or configuration than the first."""
+        different = compare_json(self._processes.run_on_first(lambda: header), header)
+        if self._processes.all_reduce_max(float(bool(different))):
             raise ValueError(
                 f"processes: {self._processes.size} were launched, and they do not train the same: "
-                f"{'; '.join(found[:3]) or 'another one differs from this one'}; load the same model and rows in each."
+                f"{'; '.join(different[:3]) or 'another one differs from this one'}; load the same model and rows in "
+                "each."
             )
 
     def _acquire_lock(self) -> filelock.BaseFileLock:
@@ -146,15 +152,18 @@ class RunLog:
     def catch_up(
         self, descent: Descent, scheduler: torch.optim.lr_scheduler.LRScheduler, *, from_initial: bool
     ) -> None:
-        """Take the steps that the log holds and the model does not have yet, and the schedule with them.
+        """Replay the steps that the log holds and the model has not taken yet, and advance the schedule over all.
+
+        A torn record becomes a void one: its step is spent, and moves nothing.
 
         Args:
-            descent: what moves the parameters.
-            scheduler: sets the learning rate; at its beginning.
-            from_initial: whether the model has taken none of them; else it is at the checkpoint.
+            descent: the descent that moves the parameters.
+            scheduler: the schedule of the learning rate, at its beginning.
+            from_initial: whether the model is where the run began; otherwise it is at the checkpoint.
 
         Raises:
-            TrajectoryError: the schedule would have set other learning rates.
+            TrajectoryError: the schedule sets other learning rates than the log holds, or the checkpoint's weights are
+                not those that were saved.
         """
         first = 0 if from_initial else self._check_weights(descent)
         for record in self.existing.records:
@@ -176,7 +185,7 @@ class RunLog:
             _advance_schedule(scheduler)
 
     def append(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
-        """Put what `step` released on disk, with all that its update will use, before that."""
+        """Write what `step` released to disk, with everything that its update uses. Call this before the update."""
         self._write(self._build_record(descent, step, integers))
 
     def _write(self, record: Record) -> None:
@@ -185,11 +194,17 @@ class RunLog:
         self.num_written += 1
 
     def mark_checkpoint(self, checkpoint: Path, *, weights: str, steps: int) -> None:
-        """Say that `checkpoint` is whole, with the fingerprint of what is trained; in the process that saved it."""
+        """Mark `checkpoint` as complete, in the process that saved it.
+
+        Args:
+            checkpoint: the folder of the checkpoint.
+            weights: the fingerprint of the trained parameters.
+            steps: the number of steps that they have taken.
+        """
         CheckpointMark(steps=steps, checksum=self._writer.checksum, weights=weights).save(checkpoint)
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the log and release its lock, so that another process may write."""
         if self._writer is not None:
             self._writer.close()
         if self._lock is not None:
@@ -197,7 +212,7 @@ class RunLog:
 
     @property
     def _has_torn_record(self) -> bool:
-        return self.existing.torn_bytes > 0 and len(self.existing.records) < self._planned
+        return self.existing.torn_bytes > 0 and len(self.existing.records) < self._planned_steps
 
     def _build_record(self, descent: Descent, step: int, integers: tuple[int, ...], *, void: bool = False) -> Record:
         return Record(
@@ -218,10 +233,10 @@ class RunLog:
             )
         return mark.steps
 
-    def _choose_checkpoint(self, resume: bool | str, found: Trajectory) -> Path | None:
-        """The checkpoint that was asked for, or the newest whole one."""
+    def _choose_checkpoint(self, resume: bool | str, log: Trajectory) -> Path | None:
+        """Return the checkpoint that `resume` names, or the newest complete one."""
         if resume is True or Path(resume).resolve() == self._folder.resolve():
-            return find_checkpoint(self._folder, found)
+            return find_checkpoint(self._folder, log)
         if Path(resume).resolve().parent != self._folder.resolve():
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: it is neither True nor a checkpoint in output_dir={self._folder}; "
@@ -231,7 +246,7 @@ class RunLog:
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: there is no such checkpoint; pass True, which finds the newest."
             )
-        if not check_checkpoint(Path(resume), found):
+        if not check_checkpoint(Path(resume), log):
             raise TrajectoryError(
                 f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
             )
@@ -239,8 +254,8 @@ class RunLog:
 
 
 def _advance_schedule(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
-    """Step the schedule, for a step that the optimizer took before, or below the wrapper that the schedule watches."""
+    """Advance the schedule by a step that the optimizer took earlier, or below the wrapper that it watches."""
     with warnings.catch_warnings():
-        # torch 2.13 takes it for a mistake. Remove when schedulers can be told how many steps were taken.
+        # torch 2.13 takes this for a mistake. Remove when a scheduler can be given the number of steps that were taken.
         warnings.filterwarnings("ignore", message=".*optimizer.step", category=UserWarning)
         scheduler.step()
