@@ -1,4 +1,4 @@
-"""The isolation probe as training uses it: through its own collator and loss, in each public shape."""
+"""Runs the isolation probe as training would run: with its collator and loss, in each public shape."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from hf_dpzo.zo.walk import ProbePoint, stack
 Rows = list[dict[str, Any]]
 
 
-# How far public noise moves a parameter that is probed: enough to show in losses.
+# The standard deviation of the public noise in a parameter while it is probed: enough to show in losses.
 FILL_SCALE = 0.05
 
 
@@ -33,35 +33,35 @@ def build_probe_batches(
     kept_columns: Collection[str],
     public_rows: Sequence[Mapping[str, Any]] | None,
 ) -> list[Rows]:
-    """Return the rows to probe with: `public_rows`, or made-up ones, in each shape that training will have.
+    """Return batches of rows to probe with: `public_rows`, or made-up rows in each shape that training will have.
 
     Args:
-        dataset: the training rows, of which the types are read.
-        model: as it is trained.
-        collator: says which shapes there are.
+        dataset: the training rows, of which only the types are read.
+        model: the model as it is trained.
+        collator: the collator of training, which knows the shapes.
         kept_columns: the columns that reach the collator.
-        public_rows: rows that the user gave.
+        public_rows: the user's public rows; `None` for made-up ones.
     """
     if public_rows is not None:
         return [[{name: row[name] for name in row if name in kept_columns} for row in public_rows]]
-    lengths = _choose_lengths(collator.padded_lengths, collator.micro_batch_size)
-    return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=one) for one in lengths]
+    shapes = _choose_lengths(collator.padded_lengths, collator.micro_batch_size)
+    return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=lengths) for lengths in shapes]
 
 
 def measure_isolation(
     model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], *, points_per_pass: int | None = None
 ) -> Isolation:
-    """Return how far rows move each other's losses, at most, in any of `batches`.
+    """Measure how far rows move each other's losses at most, in any of `batches`.
 
     Args:
         model: the model as it is trained.
-        losses: evaluates a logical batch as training does.
-        batches: public rows.
+        losses: the losses of a logical batch, as in training.
+        batches: batches of public rows.
         points_per_pass: the number of probe points that training evaluates at once; `None` for one.
 
     Raises:
-        CoupledRowsError: rows are not kept apart, or what is saved with the model changes.
-        ValueError: the model is not float32, and a loss moved in any bit; or several points at once do not work.
+        CoupledRowsError: rows are not kept apart, or evaluating them changes what is saved with the model.
+        ValueError: the model is not float32 and a loss moved in any bit, or evaluating several points at once fails.
     """
     one_by_one = _measure(model, losses, batches)
     if points_per_pass is None:
@@ -74,11 +74,8 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     before = fingerprint_frozen(model, trained)
     try:
         with nonzero_parameters(trained):
-            found = Isolation(
-                loss_change=max(
-                    probe_isolation(model, partial(_losses, model, losses), rows).loss_change for rows in batches
-                )
-            )
+            evaluate = partial(_evaluate, model, losses)
+            loss_change = max(probe_isolation(model, evaluate, rows).loss_change for rows in batches)
     except CoupledRowsError as error:
         if describe_reduced_precision(model) is None:
             raise
@@ -88,19 +85,19 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
             "isolation: evaluating a batch changed what is saved with the model, which would carry rows into it; keep "
             "everything constant in evaluation mode."
         )
-    refuse_changed_losses(model, found.loss_change)
-    return found
+    refuse_changed_losses(model, loss_change)
+    return Isolation(loss_change=loss_change)
 
 
 def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
-    apart = [ProbePoint(direction=point, position=FILL_SCALE) for point in range(points)]
-    stacks = stack(trained, directions, step=0, points=apart)
+    probe_points = [ProbePoint(direction=point, position=FILL_SCALE) for point in range(points)]
+    stacks = stack(trained, directions, step=0, points=probe_points)
     try:
-        # Of the points, the first and the last in a tensor.
-        turned = [stacks, {one: values.flip(0) for one, values in stacks.items()}]
-        return max(_measure(model, at_stacks(losses, model, some), batches).loss_change for some in turned)
+        # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.
+        orders = [stacks, {parameter: values.flip(0) for parameter, values in stacks.items()}]
+        return max(_measure(model, at_stacks(losses, model, order), batches).loss_change for order in orders)
     except Exception as error:
         raise ValueError(
             f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
@@ -110,9 +107,10 @@ def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Seque
 
 @contextmanager
 def nonzero_parameters(trained: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Within, parameters that are zero hold public noise: what they multiply would show nothing of its rows.
+    """Fill parameters that are zero with public noise inside the context, and set them to zero afterwards.
 
-    A new adapter adds zero to what the model makes, and no step is ever taken there.
+    A new adapter adds zero to the model's activations, so the probe would not see what it does to rows. After the first
+    step it is no longer zero.
     """
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
     zeros = {index: parameter for index, parameter in enumerate(trained) if not parameter.any()}
@@ -126,14 +124,14 @@ def nonzero_parameters(trained: Sequence[torch.Tensor]) -> Iterator[None]:
                 parameter.zero_()
 
 
-def _losses(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
-    """One loss for each row: where there are several points, that of the last."""
-    found = losses.of_public(model, rows)
-    return found[:, -1] if losses.tail else found
+def _evaluate(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
+    """Return one loss for each row, at the last point if there are several."""
+    evaluated = losses.of_public(model, rows)
+    return evaluated[:, -1] if losses.tail else evaluated
 
 
 def _choose_lengths(padded_lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:
-    """For each shape the lengths of a few rows, and of as many as fill a micro-batch."""
+    """Return for each shape the lengths of a batch's rows, which are more than fill a micro-batch."""
     if not padded_lengths:
         return [[*PROBE_LENGTHS, *PROBE_LENGTHS[:1] * micro_batch_size]]
     several = max(5, micro_batch_size)

@@ -1,7 +1,7 @@
 """The isolation probe: does one row's loss depend on its neighbours in the batch?
 
-Clipping bounds a row's part in a release only if the row moves no loss but its own. Lists of layers that join rows are
-never complete. So it is measured, on public rows: a row's neighbours are exchanged, and its loss must stay.
+Clipping bounds a row's part in a release only if the row moves no loss but its own. A list of layers that couple rows
+would never be complete. So the probe measures, on public rows: a row's neighbours change, and its loss must not.
 """
 
 import copy
@@ -21,7 +21,8 @@ from hf_dpzo.models.unwrap import unwrap_model
 Evaluate = Callable[[list[Row]], torch.Tensor]
 
 
-# Relative to the loss, or absolute below one. Float32 kernels that differ by the shape of a batch stay far below it.
+# The accepted change of a loss: relative to the loss, or absolute for a loss below one. Float32 kernels that depend on
+# the shape of a batch stay far below it.
 COUPLING_TOLERANCE = 1e-4
 
 
@@ -43,7 +44,7 @@ class CoupledRowsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Isolation:
-    """What the probe measured.
+    """The result of the probe.
 
     Args:
         loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
@@ -56,7 +57,7 @@ class Isolation:
 
     @property
     def is_bitwise(self) -> bool:
-        """Whether each loss was equal to the last bit."""
+        """Whether no loss moved in any bit."""
         return self.loss_change == 0
 
 
@@ -64,44 +65,43 @@ class Isolation:
 def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn. In ten calls of `evaluate` for each, others are
-    replaced, permuted, lengthened, shortened, removed, added to, made NaN and made copies of the row, and one batch is
-    evaluated twice. The model is in evaluation mode meanwhile; its modes and buffers are afterwards as they were.
+    The first row, the shortest and the longest are followed in turn, each in ten calls of `evaluate`. The other rows
+    are replaced, permuted, lengthened, shortened, removed, added to, made NaN and made copies of the row, and one batch
+    is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards its modes and buffers are as they were.
 
     Args:
-        model: the one that `evaluate` calls, with or without an adapter.
-        evaluate: from a list of rows to one loss for each, float32 `[rows]` in the order of the rows, by whatever
-            pipeline training uses: collator, padding, micro-batches.
-        rows: made up, or other public ones; two at least. Best are five of one length, a shorter and a longer one.
+        model: the model that `evaluate` calls, with or without an adapter.
+        evaluate: a function from a list of rows to one loss for each, float32 `[rows]` in their order. It uses the
+            pipeline of training: collator, padding, micro-batches.
+        rows: public rows, two or more, which may be made up. Best are five of one length, a shorter and a longer one.
 
     Raises:
-        CoupledRowsError: when a loss moves by more than 1e-4 of itself (absolute where it is below one), or a buffer
-            changes. It names what was done, and the first module whose output for the row moved.
+        CoupledRowsError: a loss moves by more than 1e-4 of itself (absolute for a loss below one), or a buffer changes.
+            The message names the change to the batch, and the first module whose output for the row moved.
         GlobalRandomnessError: `evaluate` draws from a global generator.
-        ValueError: when `evaluate` fails on these rows, or gives one of them a loss that is not finite.
+        ValueError: `evaluate` fails on these rows, or one of their losses is not finite.
     """
     if len(rows) < 2:
         raise ValueError(f"probe_rows={len(rows)}: a row needs neighbours; pass two at least, better seven.")
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
     with _preserved_state(model) as buffers:
-        moved = 0.0
+        largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            moved = max(
-                moved, _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others).measure_change()
-            )
+            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others)
+            largest = max(largest, followed.measure_change())
         changed = [name for name, (_, copied) in buffers.items() if not torch.equal(model.get_buffer(name), copied)]
     if changed:
         raise CoupledRowsError(
             f"isolation: evaluating a batch changed the buffer {changed[0]}, which would carry rows into later batches "
             "and into the saved weights; keep it constant in evaluation mode."
         )
-    return Isolation(loss_change=moved)
+    return Isolation(loss_change=largest)
 
 
 @contextmanager
 def _preserved_state(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """In evaluation mode, with its buffers beside copies of them; afterwards all is put back."""
+    """Put the model into evaluation mode, yield its buffers with copies of them, and restore all of it afterwards."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
     model.eval()
@@ -114,12 +114,21 @@ def _preserved_state(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.T
             if not torch.equal(buffer, copied):
                 buffer.copy_(copied)
             owner, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(owner), own_name, buffer)  # Where forward has put another in its place.
+            # A forward pass may have replaced the buffer by another tensor.
+            setattr(model.get_submodule(owner), own_name, buffer)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Variation:
-    """A batch with the row that is followed at `own_index`, or in each place. `action` is the subject of a sentence."""
+    """A changed batch.
+
+    Args:
+        action: the change, as the subject of a sentence.
+        rows: the rows of the batch, in order.
+        remedy: the advice to a user if the change moves the followed row's loss.
+        own_index: the index of the followed row; `slice(None)` if all rows are it.
+        poisoned: whether the embeddings of the other rows are made NaN.
+    """
 
     action: str
     rows: list[Row]
@@ -129,10 +138,12 @@ class _Variation:
 
 
 def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
-    """First the batch that all the others are compared with."""
+    """Yield the batch with which the others are compared, and then each changed batch."""
     ordered = sorted(others, key=lambda other: abs(_length(other) - _length(row)))
-    near, replaced = ordered[:2], [*ordered[2:], row, row][: len(ordered[:2])]
-    lengthened, shortened = [*near[1:], max(others, key=_length)], [min(others, key=_length)] * len(near)
+    near = ordered[:2]
+    replaced = [*ordered[2:], row, row][: len(near)]
+    lengthened = [*near[1:], max(others, key=_length)]
+    shortened = [min(others, key=_length)] * len(near)
     made_nan = near if "input_ids" in row else [_replace_by_nan(other) for other in near]
     yield _Variation(action="evaluating a batch", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="evaluating the same batch again", rows=[row, *near], remedy=REMEDY_STATELESS)
@@ -155,7 +166,7 @@ def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
 
 @dataclass(frozen=True, kw_only=True)
 class _FollowedRow:
-    """One row, whose loss is followed through batches with others."""
+    """Follows the loss of one row through batches with other rows."""
 
     model: torch.nn.Module
     evaluate: Evaluate
@@ -163,21 +174,25 @@ class _FollowedRow:
     others: list[Row]
 
     def measure_change(self) -> float:
-        """The largest change of the row's loss. Raises where it is more than rounding."""
+        """Return the largest change of the row's loss; raise `CoupledRowsError` if it is more than rounding."""
         base, *variations = _build_variations(self.row, self.others)
-        expected, largest = self._losses(base).item(), 0.0
+        expected = self._losses(base).item()
+        largest = 0.0
         if not math.isfinite(expected):
             raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
-        for batch in variations:
-            moved = (self._losses(batch) - expected).abs().max().item()
-            if not moved <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
-                where, remedy = self._where(base, batch)
-                raise CoupledRowsError(f"isolation: {batch.action} moved a row's loss by {moved:.2g}{where}; {remedy}.")
-            largest = max(largest, moved)
+        for variation in variations:
+            change = (self._losses(variation) - expected).abs().max().item()
+            if not change <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
+                where, remedy = self._locate_change(base, variation)
+                raise CoupledRowsError(
+                    f"isolation: {variation.action} moved a row's loss by {change:.2g}{where}; {remedy}."
+                )
+            largest = max(largest, change)
         return largest
 
     def _losses(self, variation: _Variation) -> torch.Tensor:
-        rows = [copy.deepcopy(row) for row in variation.rows]  # Collators may take fields out of what they are given.
+        # A collator may remove fields from the rows that it receives.
+        rows = [copy.deepcopy(row) for row in variation.rows]
         try:
             with self._poison_others() if variation.poisoned else nullcontext():
                 losses = self.evaluate(rows)
@@ -202,20 +217,23 @@ class _FollowedRow:
     def _poison_embeddings(
         self, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
     ) -> torch.Tensor:
-        """A hook: the embeddings of the other rows become NaN, in whatever batches they are."""
+        """Return the embeddings with NaN for the other rows, in whatever micro-batch they are. A forward hook."""
         tokens = next(iterate_tensors([args, kwargs]))
-        own, places = locate_row(tokens, self.row), [locate_row(tokens, other) for other in self.others]
-        indices = {place.index for place in places if place} - {own.index if own else None}
+        own = locate_row(tokens, self.row)
+        locations = [locate_row(tokens, other) for other in self.others]
+        indices = {location.index for location in locations if location} - {own.index if own else None}
         return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
 
-    def _where(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
-        """Where the row's ways part, in words, and what to do about it."""
-        moved, before, after = None, self._trace(base), self._trace(variation)
-        for (name, given, made), (other_name, given_now, made_now) in zip(before, after, strict=False):
-            moved = parts_differ(made, made_now) if name == other_name else None
-            if moved and parts_differ(given, given_now) is False:
+    def _locate_change(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
+        """Return where the row's activations first differ, in words, and the advice to the user."""
+        moved = None
+        calls = zip(self._trace(base), self._trace(variation), strict=False)
+        for (name, inputs, outputs), (new_name, new_inputs, new_outputs) in calls:
+            moved = parts_differ(outputs, new_outputs) if name == new_name else None
+            if moved and parts_differ(inputs, new_inputs) is False:
                 return f", first in {name}", variation.remedy
-        if moved is False:  # The last one to return is the model.
+        # The last module to return is the whole model.
+        if moved is False:
             return ", but no module's output at its own tokens, so per_example_loss joins rows", REMEDY_OWN_TOKENS
         return "", variation.remedy
 
@@ -231,5 +249,5 @@ def _length(row: Row) -> int:
 
 
 def _replace_by_nan(row: Row) -> Row:
-    made = {name: tensor * math.nan for name, tensor in extract_features(row).items()}
-    return row | {name: tensor.tolist() if isinstance(row[name], list) else tensor for name, tensor in made.items()}
+    nans = {name: tensor * math.nan for name, tensor in extract_features(row).items()}
+    return row | {name: tensor.tolist() if isinstance(row[name], list) else tensor for name, tensor in nans.items()}

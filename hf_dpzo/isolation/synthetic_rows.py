@@ -1,7 +1,7 @@
-"""Rows of a data set's format whose content is made up, for trying things out before any private row is read.
+"""Makes up rows in the format of a data set, so that a model can be probed before any private row is read.
 
-They are a function of the types of the columns and of the model's configuration. Where a data set does not state the
-types, those that most of its first rows have are taken.
+The rows are a function of the types of the columns and of the model's configuration. If a data set does not state the
+types, they are the types that most of its first rows have.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 
 
-# Of how many rows the types are compared, where no features say them.
-COMPARED = 9
+# The number of rows whose types are compared if a data set does not state them.
+NUM_COMPARED_ROWS = 9
 
 
-# Models rarely have the first as a size, so that the probe takes nothing else for tokens.
+# Lengths in tokens. Few models have a dimension of size 11, so the probe mistakes none for the tokens.
 PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 
 
@@ -50,10 +50,10 @@ class Column:
     """The type of one column.
 
     Args:
-        name: of the column.
-        python_type: `int`, `float`, `bool`, or a type that can not be made up.
-        shape: one entry for each dimension of a value: its size, or None where it differs between rows or is private.
-        cast: makes a value of numbers in nested lists.
+        name: the column's name.
+        python_type: `int`, `float`, `bool`, or a type of which no value can be made up.
+        shape: the size of each dimension of a value; `None` for a size that varies between rows or is private.
+        cast: a function from numbers in nested lists to a value.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Column:
 
     @property
     def unsupported_error(self) -> ValueError:
-        """What is raised where no value can be made up."""
+        """The error to raise if no value of this column can be made up."""
         dimensions = f" in {len(self.shape)} dimensions" if self.shape else ""
         return ValueError(
             f"column={self.name}: values of type {self.python_type.__name__}{dimensions} can not be made up; {REMEDY}."
@@ -77,9 +77,13 @@ def generate_probe_rows(
     lengths: Sequence[int] = PROBE_LENGTHS,
     kept_columns: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of these lengths for `isolation.probe`: best five of one, a shorter and a longer.
+    """Return made-up rows for `probe_isolation`. See `generate_rows` for the other arguments and the errors.
 
-    Takes and raises what `generate_rows` does.
+    Args:
+        dataset: the data set whose format the rows have.
+        model: the model to be probed.
+        lengths: the number of tokens of each row. Best are five equal ones, a smaller and a larger.
+        kept_columns: the columns that the rows have; `None` for all.
     """
     return _generate(dataset, model, Counter(lengths), kept_columns)
 
@@ -90,16 +94,16 @@ def generate_rows(
     """Return `count` rows of `length` tokens. They are the same each time, and draw from no global generator.
 
     Args:
-        dataset: a `datasets.Dataset`, of which the features and the format are read, or any data set whose rows are
-            mappings, of which the types in the first few are read, never values or lengths, and by majority, so that
-            no single row decides.
-        model: its configuration says how many tokens and labels there are.
-        count: rows.
-        length: tokens in each.
-        kept_columns: the columns that the rows have; the others never reach the collator. None: all.
+        dataset: the data set whose format the rows have. Of a `datasets.Dataset`, only the features and the format are
+            read. Of any other data set, whose rows are mappings, only the types in the first few rows are read, never
+            values or lengths. The majority decides, so that no single row does.
+        model: the model, whose configuration says the number of tokens and of labels.
+        count: the number of rows.
+        length: the number of tokens in each row.
+        kept_columns: the columns that the rows have, since others never reach the collator; `None` for all.
 
     Raises:
-        ValueError: for a column that can not be made up, such as one of texts or images.
+        ValueError: a column cannot be made up, such as one of texts or images.
     """
     return _generate(dataset, model, {length: count}, kept_columns)
 
@@ -107,19 +111,24 @@ def generate_rows(
 def _generate(
     dataset: Any, model: torch.nn.Module, counts: Mapping[int, int], kept: Collection[str] | None
 ) -> list[dict[str, Any]]:
-    """Rows of each length in `counts`, as many as it says."""
+    """Return `counts[length]` rows of each length."""
     config = unwrap_model(model).config if isinstance(unwrap_model(model), PreTrainedModel) else PretrainedConfig()
     columns = [column for column in infer_columns(dataset) if kept is None or column.name in kept]
-    # Where the features fix the length of a row, they are public, and each row has it.
+    # A length that the features fix is public, and every row has it.
     fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
     head = class_name(unwrap_model(model))
-    makers = {n: _RowGenerator(config=config, head=head, length=fixed or n, series=n) for n in counts}
-    rows = [makers[length].generate_row(columns, index) for length, count in counts.items() for index in range(count)]
+    rows = []
+    for length, count in counts.items():
+        generator = _RowGenerator(config=config, head=head, length=fixed or length, series=length)
+        rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
 
 
 def infer_columns(dataset: Any) -> list[Column]:
-    """The types of a data set's columns.
+    """Return the types of a data set's columns.
+
+    Raises:
+        ValueError: none of the first rows can be read as a mapping.
 
     >>> columns = infer_columns([{"input_ids": [5], "labels": 1}])
     >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
@@ -128,19 +137,23 @@ def infer_columns(dataset: Any) -> list[Column]:
     if _has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
         return [_column_from_feature(name, dataset.features[name]) for name in names]
-    found = [columns for index in range(min(COMPARED, len(dataset))) if (columns := _infer_row_columns(dataset, index))]
-    if not found:
+    rows = [
+        columns
+        for index in range(min(NUM_COMPARED_ROWS, len(dataset)))
+        if (columns := _infer_row_columns(dataset, index))
+    ]
+    if not rows:
         raise ValueError(
             "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
             "public rows."
         )
-    kinds = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in found]
-    (commonest, _), *_ = Counter(kinds).most_common(1)
-    return found[kinds.index(commonest)]
+    types = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in rows]
+    (commonest, _), *_ = Counter(types).most_common(1)
+    return rows[types.index(commonest)]
 
 
 def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:
-    """The types in one row; `None` where it can not be read, which must not show."""
+    """Return the types in one row; `None` if the row cannot be read, which must not show."""
     try:
         row = run_sealed("train_dataset", lambda: dict(dataset[index]))
         return run_sealed("train_dataset", lambda: [_column_from_value(name, value) for name, value in row.items()])
@@ -150,13 +163,13 @@ def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _RowGenerator:
-    """Makes rows.
+    """Generates rows of one length.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
         head: the name of the model's class.
-        length: tokens of a row.
-        series: tells rows of one call from those of others.
+        length: the number of tokens in a row.
+        series: the upper part of the generators' keys, which separates rows of one length from those of another.
     """
 
     config: PretrainedConfig
@@ -165,7 +178,7 @@ class _RowGenerator:
     series: int
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
-        # A generator for each row, so that asking for more rows changes none of them.
+        # Each row has a generator of its own, so that asking for more rows changes none of them.
         draw = np.random.Generator(np.random.Philox(key=self.series << 32 | index))
         tokens = self._generate_tokens(draw) if any(column.name == "input_ids" for column in columns) else []
         return {column.name: column.cast(self._value(column, tokens, draw)) for column in columns}
@@ -173,10 +186,10 @@ class _RowGenerator:
     def _generate_tokens(self, draw: np.random.Generator) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
         padding = getattr(self.config, "pad_token_id", None)
-        used = [token for token in range(size or 0) if token != padding]
-        if not used:
+        allowed = [token for token in range(size or 0) if token != padding]
+        if not allowed:
             raise ValueError(f"column=input_ids: the model says of no token that it knows it; {REMEDY}.")
-        return [used[place] for place in draw.integers(len(used), size=self.length)]
+        return [allowed[index] for index in draw.integers(len(allowed), size=self.length)]
 
     def _value(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
         if column.python_type not in (int, float, bool) or (column.name in TOKEN_COLUMNS and len(column.shape) != 1):
@@ -192,7 +205,7 @@ class _RowGenerator:
         return self._numbers(column, draw)
 
     def _label(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
-        """Classes are the first two, which each head and each prompt has."""
+        """Return a label, or the labels of a row. Classes are the first two, which every head and every prompt has."""
         classes = min(2, self.config.num_labels) if column.python_type is int else 2
         if not column.shape:
             return column.python_type(draw.integers(classes))
@@ -205,16 +218,17 @@ class _RowGenerator:
         return tokens
 
     def _numbers(self, column: Column, draw: np.random.Generator) -> Any:
-        """Positive numbers for features and weights, and ones for masks; for each token where the size is unknown."""
+        """Return positive numbers for features and weights, and ones for masks; one for each token if sizes vary."""
+        # Such as an image, whose size is private.
         if len(column.shape) > 1 and None in column.shape:
-            raise column.unsupported_error  # Such as an image, whose size is not ours to look at.
+            raise column.unsupported_error
         sizes = [self.length if size is None else size for size in column.shape]
-        varied = column.python_type is float and not column.name.endswith("mask")
-        return draw.random(sizes).tolist() if varied else np.full(sizes, column.python_type(1)).tolist()
+        is_varied = column.python_type is float and not column.name.endswith("mask")
+        return draw.random(sizes).tolist() if is_varied else np.full(sizes, column.python_type(1)).tolist()
 
 
 def _has_features(dataset: Any) -> bool:
-    """Whether the features say what the rows are, which they do not where a function makes the rows of them."""
+    """Return whether the data set's features say what its rows are. With a transform they do not."""
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 
 
@@ -222,22 +236,25 @@ def _format_like(rows: list[dict[str, Any]], dataset: Dataset) -> list[dict[str,
     if not rows:
         return rows
     features = Features({name: dataset.features[name] for name in rows[0]})
-    form = dataset.format
-    return list(Dataset.from_list(rows, features=features).with_format(form["type"], **form["format_kwargs"]))
+    row_format = dataset.format
+    formatted = Dataset.from_list(rows, features=features).with_format(
+        row_format["type"], **row_format["format_kwargs"]
+    )
+    return list(formatted)
 
 
 def _column_from_feature(name: str, feature: Any) -> Column:
     shape = []
     while isinstance(feature, List | LargeList):
-        fixed = feature.length if isinstance(feature, List) else -1
-        shape.append(None if fixed < 0 else fixed)
+        size = feature.length if isinstance(feature, List) else -1
+        shape.append(None if size < 0 else size)
         feature = feature.feature
     if isinstance(feature, ARRAYS):
         shape, feature = [*shape, *feature.shape], Value(feature.dtype)
     if isinstance(feature, ClassLabel):
         feature = Value("int64")
-    kind = _to_python_type(feature.dtype) if isinstance(feature, Value) else type(feature)
-    return Column(name=name, python_type=kind, shape=tuple(shape))
+    python_type = _to_python_type(feature.dtype) if isinstance(feature, Value) else type(feature)
+    return Column(name=name, python_type=python_type, shape=tuple(shape))
 
 
 def _column_from_value(name: str, value: Any) -> Column:
@@ -247,28 +264,29 @@ def _column_from_value(name: str, value: Any) -> Column:
             name=name,
             python_type=_to_python_type(str(dtype).removeprefix("torch.")),
             shape=(None,) * value.ndim,
-            cast=lambda made: torch.tensor(made, dtype=dtype),
+            cast=lambda numbers: torch.tensor(numbers, dtype=dtype),
         )
     if isinstance(value, np.ndarray | np.generic):
-        numbers = value.dtype
+        numpy_dtype = value.dtype
         return Column(
             name=name,
-            python_type=_to_python_type(str(numbers)),
+            python_type=_to_python_type(str(numpy_dtype)),
             shape=(None,) * value.ndim,
-            cast=lambda made: np.asarray(made, dtype=numbers)[()],
+            cast=lambda numbers: np.asarray(numbers, dtype=numpy_dtype)[()],
         )
     shape = []
     while isinstance(value, list | tuple):
         shape.append(None)
-        value = value[0] if value else 0  # An empty list does not say of what; most are of tokens.
+        value = value[0] if value else 0  # An empty list has no type of entry. Most lists are of tokens.
     return Column(name=name, python_type=type(value), shape=tuple(shape))
 
 
 def _to_python_type(dtype: str) -> type:
-    """The Python type of a numpy, torch or arrow one.
+    """Return the Python type of a numpy, torch or Arrow type.
 
     >>> _to_python_type("uint8"), _to_python_type("bfloat16"), _to_python_type("bool"), _to_python_type("large_string")
     (<class 'int'>, <class 'float'>, <class 'bool'>, <class 'str'>)
     """
-    starts = {"int": int, "uint": int, "float": float, "bfloat": float, "double": float, "bool": bool, "string": str}
-    return next((kind for start, kind in starts.items() if dtype.removeprefix("large_").startswith(start)), object)
+    prefixes = {"int": int, "uint": int, "float": float, "bfloat": float, "double": float, "bool": bool, "string": str}
+    name = dtype.removeprefix("large_")
+    return next((python_type for prefix, python_type in prefixes.items() if name.startswith(prefix)), object)

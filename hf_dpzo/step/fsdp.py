@@ -115,7 +115,7 @@ class GatherOrder:
 
 
 def _find_own_parameters(module: FSDPModule) -> list[tuple[torch.nn.Module, str]]:
-    """Return where the parameters are that FSDP gathers when `module` itself is called: each one's owner and name."""
+    """Return the owner and the name of each parameter that FSDP gathers when `module` itself is called."""
     own = []
     waiting = [module]
     while waiting:
