@@ -1,4 +1,4 @@
-"""A run as a YAML file: read, loaded, run.
+"""Reads a run from a YAML file, loads what it names, and runs it.
 
 Imports everything from `io` to `trainer`.
 """

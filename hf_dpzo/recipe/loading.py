@@ -1,4 +1,4 @@
-"""From a recipe to a model and to rows of tokens."""
+"""Loads the model and the rows of tokens that a recipe describes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, with padding where the task wants it."""
+    """Load the tokenizer, with padding on the side that the task needs."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -37,7 +37,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> torch.nn.Module:
-    """Load the model as the recipe asks, with its float32 adapter. What is new in it comes from `seed`."""
+    """Load the model that the recipe names, with its float32 adapter. New parameters are initialized from `seed`."""
     options = {**build_loading_options(recipe.dtype, recipe.quantization), **_build_source_options(recipe)}
     if recipe.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
@@ -47,7 +47,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
         model = _choose_auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
     if recipe.model_revision is not None:
         model.config._commit_hash = find_cached_commit(recipe.model_name_or_path, recipe.model_revision)
-    # What a card calls the model: where the recipe found it, not where this machine keeps it.
+    # Cards name the model by what the recipe says, not by its path on this machine.
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -60,7 +60,7 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.n
 
 
 def load_tables(recipe: Recipe) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Return the training rows and the evaluation rows, as the data have them."""
+    """Return the training rows and the evaluation rows, before they are encoded."""
     train = _load_split(recipe.data, recipe.data_config, recipe.train_split)
     evaluation = None
     if recipe.eval_data is not None:
@@ -73,12 +73,13 @@ def load_tables(recipe: Recipe) -> tuple[datasets.Dataset, datasets.Dataset | No
         if recipe.eval_split == recipe.train_split:
             raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
         evaluation = _load_split(recipe.data, recipe.data_config, recipe.eval_split)
-    train, evaluation = (None if rows is None else _filter_rows(rows, recipe) for rows in (train, evaluation))
+    train = _filter_rows(train, recipe)
+    evaluation = None if evaluation is None else _filter_rows(evaluation, recipe)
     if evaluation is None and recipe.eval_rows is not None:
         if not 0 < recipe.eval_rows < len(train):
             raise ValueError(f"eval_rows={recipe.eval_rows}: the data have {len(train)} rows; hold out fewer.")
-        halves = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
-        train, evaluation = halves["train"], halves["test"]
+        parts = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
+        train, evaluation = parts["train"], parts["test"]
     return train, evaluation
 
 
@@ -92,8 +93,8 @@ def load_rows(
 
 
 def _build_source_options(recipe: Recipe) -> dict[str, Any]:
-    given = {"revision": recipe.model_revision, "gguf_file": recipe.gguf_file}
-    return {name: value for name, value in given.items() if value is not None}
+    options = {"revision": recipe.model_revision, "gguf_file": recipe.gguf_file}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _choose_auto_class(recipe: Recipe) -> type:
@@ -152,13 +153,13 @@ def _encode_rows(
 
 
 def _sort_by_length(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows, so that those of a batch are padded little. No metric depends on their order."""
+    """Sort rows by length, so that batches need little padding. No metric depends on their order."""
     lengths = [len(ids) for ids in rows["input_ids"]]
     return rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
 
 
 def _encode_example(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A text and its class."""
+    """Encode a text and its class."""
     label = str(row[recipe.label_column])
     if label not in recipe.labels:
         raise ValueError(f"label_words={recipe.label_words}: a row has another label; name every class.")
@@ -167,16 +168,16 @@ def _encode_example(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTra
 
 
 def _encode_text(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A text of which all tokens are learned, or those of the response alone."""
+    """Encode a text. All of its tokens are learned, or only those of the response if there is one."""
     template = Template(template=recipe.template)
     if recipe.response is None:
         encoded = template.encode(row, tokenizer, recipe.max_length)
         return {**encoded, "labels": encoded["input_ids"]}
     response = Template(template=recipe.response).encode(row, tokenizer, recipe.max_length // 2)["input_ids"]
     response = [*response, tokenizer.eos_token_id]
-    given = template.encode(row, tokenizer, recipe.max_length - len(response))["input_ids"]
+    prompt = template.encode(row, tokenizer, recipe.max_length - len(response))["input_ids"]
     return {
-        "input_ids": [*given, *response],
-        "attention_mask": [1] * (len(given) + len(response)),
-        "labels": [-100] * len(given) + response,
+        "input_ids": [*prompt, *response],
+        "attention_mask": [1] * (len(prompt) + len(response)),
+        "labels": [-100] * len(prompt) + response,
     }

@@ -1,7 +1,7 @@
-"""A run as data: what a recipe may say, and how it is read from YAML and the command line.
+"""The fields of a recipe, and how they are read from YAML and from the command line.
 
-Every value goes through the same command-line parser, so that `1e-6`, which YAML reads as text, becomes a number, and
-so that a flag can replace whatever the recipe says.
+All values go through the same command-line parser. It turns `1e-6`, which YAML reads as text, into a number, and lets a
+flag replace any field of the recipe.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(kw_only=True)
 class Recipe:
-    """The model, the adapter, the data and how a row becomes a text.
+    """Describes the model, its adapter, the data, and how a row becomes a text.
 
     Paths may begin with `package://`, which stands for the folder of an installed Python package.
     """
@@ -73,11 +73,12 @@ class Recipe:
     def __post_init__(self) -> None:
         self.where_values = _parse_json_object("where", self.where)
         words = _parse_json_object("label_words", self.label_words)
-        self.labels, self.words = tuple(str(label) for label in words), tuple(str(word) for word in words.values())
-        some = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
-        for name, known in some.items():
-            if getattr(self, name) not in known:
-                choices = ", ".join(filter(None, known))
+        self.labels = tuple(str(label) for label in words)
+        self.words = tuple(str(word) for word in words.values())
+        allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                choices = ", ".join(filter(None, values))
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}.")
         self._refuse_precision()
         if not self.data:
@@ -107,28 +108,28 @@ class Recipe:
 
     @property
     def uses_prompt(self) -> bool:
-        """Whether classes are told by label words."""
+        """Whether classes are predicted by label words after or within a prompt."""
         return self.task == "prompt-classification"
 
     @property
     def fills_mask(self) -> bool:
-        """Whether a label word goes where a masked language model has its mask."""
+        """Whether a label word fills the mask of a masked language model."""
         return self.uses_prompt and self.prompt.has_mask
 
 
 class _Parser(HfArgumentParser):
-    """Raises one sentence, where argparse prints every flag there is and exits."""
+    """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
 
     def error(self, message: str) -> NoReturn:
-        named = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
-        raise ValueError(f"{named}.")
+        sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        raise ValueError(f"{sentence}.")
 
 
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
-    """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace what it says.
+    """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace its fields.
 
     Raises:
-        ValueError: names the field that is unknown or has a wrong value.
+        ValueError: the file is not a recipe, or a field is unknown or has a wrong value; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,13 +144,14 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
 
 
 def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
-    """Return the recipe that `values` spell, and its training arguments.
+    """Return the recipe that consists of `values`, and its training arguments.
 
-    `flags` replace values, and `--without a,b` leaves two of them out. So does a value of `None`.
+    Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
+    is left out, too.
     """
-    leaver = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    leaver.add_argument("--without", default="")
-    options, flags = leaver.parse_known_args(flags)
+    without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    without_parser.add_argument("--without", default="")
+    options, flags = without_parser.parse_known_args(flags)
     for name in filter(None, options.without.split(",")):
         if name not in values:
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
@@ -173,7 +175,7 @@ def _as_flags(name: str, value: Any) -> list[str]:
 
 
 def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
-    known = {one.name for kind in (Recipe, ZOTrainingArguments) for one in fields(kind) if one.init}
+    known = {entry.name for kind in (Recipe, ZOTrainingArguments) for entry in fields(kind) if entry.init}
     for argument in arguments:
         name = argument.removeprefix("--").split("=")[0].replace("-", "_")
         if argument.startswith("--") and name.removeprefix("no_") not in known:
@@ -195,6 +197,6 @@ def _parse_json_object(name: str, text: str | None) -> dict[str, Any]:
 
 
 def format_help() -> str:
-    """All fields of a recipe, as argparse lists them."""
+    """Return the list of all fields of a recipe, as argparse formats it."""
     epilog = "--without NAME,NAME leaves fields of the recipe out."
     return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

@@ -13,9 +13,9 @@ from hf_dpzo.trainer.trainer import ZOTrainer
 
 
 def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
-    """Train what the recipe says, save it to `args.output_dir`, and return the lines of a short report.
+    """Train as the recipe says, save the model to `args.output_dir`, and return the lines of a short report.
 
-    Of several processes, one reports.
+    Only the first process returns lines; the others return none.
     """
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
@@ -41,7 +41,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 
 
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
-    """Load everything that the recipe names, and put the trainer together."""
+    """Load everything that the recipe names, and build the trainer from it."""
     if args.padded_lengths and recipe.max_length > args.padded_lengths[-1]:
         raise ValueError(
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
@@ -64,7 +64,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """The share of rows whose highest score is that of their class.
+    """Return the share of rows whose highest score is that of their class.
 
     >>> compute_accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
     {'accuracy': 0.5}
@@ -73,7 +73,7 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _parse_resume_flag(flag: str | None) -> str | bool:
-    """A path, or whether to resume at all, as `transformers`' own scripts read this flag."""
+    """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag."""
     return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
 
 
@@ -87,10 +87,10 @@ def _measure_metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
 def _report_guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
     if not trainer.budget.private:
         return [("privacy", "none: the method adds no noise")]
-    stated = trainer.budget.guarantee()
+    guarantee = trainer.budget.guarantee()
     return [
-        ("epsilon", f"{round_up(stated.epsilon):g}"),
+        ("epsilon", f"{round_up(guarantee.epsilon):g}"),
         ("delta", f"{trainer.budget.delta:g}"),
         *([("trials that epsilon covers", str(trainer.args.trials))] if trainer.args.trials > 1 else []),
-        *([] if stated.pure is None else [("pure epsilon", f"{round_up(stated.pure):g} (delta 0)")]),
+        *([] if guarantee.pure is None else [("pure epsilon", f"{round_up(guarantee.pure):g} (delta 0)")]),
     ]
