@@ -1,4 +1,4 @@
-"""`hf-dpzo audit`: attack the mechanism that a recipe would run, or show that random directions hide nothing."""
+"""`hf-dpzo audit`: attack the mechanism that a recipe would use, or show that random directions hide nothing."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser("audit", help="attack the mechanism that a recipe would run")
     parser.add_argument("recipe", nargs="?", help="a YAML file; its fields are flags, as in hf-dpzo train")
     parser.add_argument("--picture", help="also draw the best attacker's ROC curve, into this file")
@@ -39,16 +39,16 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
         raise ValueError(f"method={args.method}: it adds no noise, so there is no claim to attack; choose another.")
     train, _ = load_tables(recipe)
     method, _ = args.plan(len(args.build_units(train)))
-    found = audit(method, seed=args.seed)
+    result = audit(method, seed=args.seed)
     if arguments.picture is not None:
-        draw_roc(found, Path(arguments.picture))
-    return Outcome(text=_findings(found), status=0 if found.passed else 1)
+        draw_roc(result, Path(arguments.picture))
+    return Outcome(text=_format_result(result), status=0 if result.passed else 1)
 
 
-def _findings(found: "Audit") -> str:
+def _format_result(result: "Audit") -> str:
     verdicts = {True: "ok", False: "VIOLATED"}
-    checks = [(check.name, check.measured, check.allowed, verdicts[check.passed]) for check in found.checks]
-    end = f"One release at sampling rate 1; {found.releases} in each of the two worlds of each attack."
+    checks = [(check.name, check.measured, check.allowed, verdicts[check.passed]) for check in result.checks]
+    end = f"One release at sampling rate 1; {result.releases} in each of the two worlds of each attack."
     return f"{format_table([('check', 'measured', 'allowed', ''), *checks])}\n{end}\n"
 
 

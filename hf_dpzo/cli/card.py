@@ -1,4 +1,4 @@
-"""`hf-dpzo card`: write the card of a run anew, from what is on disk."""
+"""`hf-dpzo card`: write the card of a run again, from what is on disk."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser("card", help="write README.md and privacy.json of a run anew, from its log")
     parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
     parser.set_defaults(run=_run)

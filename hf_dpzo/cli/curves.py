@@ -1,4 +1,4 @@
-"""The flags with which `hf-dpzo epsilon` and `hf-dpzo calibrate` draw what a plan costs as a curve."""
+"""The flags by which `hf-dpzo epsilon` and `hf-dpzo calibrate` draw a plan's trade-off as a curve."""
 
 import argparse
 import csv
@@ -18,7 +18,7 @@ from hf_dpzo.privacy.planning import (
 
 
 def add_curve_flags(parser: argparse.ArgumentParser, *, against: Sequence[str], shown: str) -> None:
-    """Add the flags to `parser`: `shown` against one of the flags `against`."""
+    """Add the flags of a curve to `parser`, which shows `shown` against one of the flags `against`."""
     flags = parser.add_argument_group("the trade-off", f"{shown} against another flag, as a picture or as a table")
     flags.add_argument("--against", choices=against, help="the flag that changes; the others stay as they are")
     flags.add_argument("--picture", help="draw the curve into this file: .png, .svg or .pdf")
@@ -33,7 +33,7 @@ def add_curve_flags(parser: argparse.ArgumentParser, *, against: Sequence[str], 
 
 
 def write_curve(arguments: argparse.Namespace, plan: Plan) -> list[tuple[str, str]]:
-    """Write what the flags ask for about `plan`, and return lines that say so. Flags are checked before any work."""
+    """Write the curve of `plan` that the flags ask for, and return lines that describe it. Flags are checked first."""
     if arguments.against is None:
         _refuse_lone_flags(arguments)
         return []
@@ -44,12 +44,12 @@ def write_curve(arguments: argparse.Namespace, plan: Plan) -> list[tuple[str, st
     if arguments.csv is not None:
         _check_csv(Path(arguments.csv))
     values = choose_values(plan, arguments.against, low=arguments.low, high=arguments.high, points=arguments.points)
-    found = compute_curve(plan, arguments.against, values)
+    curve = compute_curve(plan, arguments.against, values)
     if arguments.csv is not None:
-        _write_csv(found, Path(arguments.csv))
+        _write_csv(curve, Path(arguments.csv))
     if arguments.picture is not None:
-        draw_curve(found, Path(arguments.picture))
-    return _describe_curve(found)
+        draw_curve(curve, Path(arguments.picture))
+    return _describe_curve(curve)
 
 
 def _check_csv(path: Path) -> None:
@@ -65,15 +65,15 @@ def _refuse_lone_flags(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{flag}={value}: it is for a curve; say with --against which flag is to change.")
 
 
-def _describe_curve(found: Curve) -> list[tuple[str, str]]:
-    first, last = (f"{found.value_at(point):g}" for point in (found.points[0], found.points[-1]))
-    left_out = f"; {found.num_left_out} left out, for which no epsilon can be stated" if found.num_left_out else ""
-    return [("curve", f"{len(found.points)} points, {found.against} from {first} to {last}{left_out}")]
+def _describe_curve(curve: Curve) -> list[tuple[str, str]]:
+    first, last = (f"{curve.value_at(point):g}" for point in (curve.points[0], curve.points[-1]))
+    left_out = f"; {curve.num_left_out} left out, for which no epsilon can be stated" if curve.num_left_out else ""
+    return [("curve", f"{len(curve.points)} points, {curve.against} from {first} to {last}{left_out}")]
 
 
-def _write_csv(found: Curve, path: Path) -> None:
-    lines = [point.as_row() for point in found.points]
+def _write_csv(curve: Curve, path: Path) -> None:
+    rows = [point.as_row() for point in curve.points]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""The command line, `hf-dpzo`: puts the commands together, and makes errors into one sentence."""
+"""The command line `hf-dpzo`: combines the commands, and turns each error into one sentence."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ COMMANDS = (train, epsilon, calibrate, replay, card, verify, push_log, audit)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status.
 
-    2, with one sentence on standard error, is for bad input, and 130 for a command that was stopped. Any other is the
-    command's own: 0 where all is well, 1 where a claim does not hold, 3 where it could not be checked.
+    The status is 2 for bad input, with one sentence on standard error, and 130 for a command that was interrupted. Else
+    it is the command's own: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
     arguments, fields = _build_parser().parse_known_args(argv)
     try:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-dpzo", description="Differentially private zeroth-order fine-tuning.")
-    # Whether flags that a command does not know are fields of its recipe.
+    # Whether flags that the command does not define are fields of its recipe.
     parser.set_defaults(takes_fields=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in COMMANDS:

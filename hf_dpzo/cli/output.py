@@ -1,4 +1,4 @@
-"""Tables for people: aligned columns of text."""
+"""The output of commands: tables of aligned columns, and an exit status."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    r"""Return `rows`, of equally many cells each, as lines of aligned columns.
+    r"""Return `rows`, which have the same number of cells, as lines of aligned columns.
 
     >>> format_table([("epsilon", "2"), ("delta", "1e-05")])
     'epsilon  2\ndelta    1e-05\n'
@@ -18,21 +18,21 @@ def format_table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def make_printable(text: str) -> str:
-    """What strangers wrote moves no cursor."""
-    return "".join(one if one.isprintable() else "?" for one in text)
+    """Replace characters by which a stranger's text could move the cursor or forge lines."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
-# What `add_subparsers` returns, which argparse has no public name for.
+# The type that `add_subparsers` returns. argparse has no public name for it.
 Subparsers = argparse._SubParsersAction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command says on standard output, and the exit status that it ends with.
+    """The standard output of a command, and its exit status.
 
     Args:
-        text: whole lines.
-        status: 0 where all is well, 1 where a claim does not hold, 3 where it could not be checked.
+        text: whole lines for standard output.
+        status: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
 
     text: str

@@ -34,11 +34,11 @@ def build_plan(arguments: argparse.Namespace) -> Plan:
 
 def describe_point(point: CurvePoint, group_lines: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """Return lines with the guarantee of a plan, then `group_lines`, then what it follows from."""
-    spent = point.guarantee
+    guarantee = point.guarantee
     return [
-        ("epsilon", f"{round_up(spent.epsilon):g}"),
-        ("delta", f"{spent.delta:g}"),
-        *([] if spent.pure is None else [("pure epsilon", f"{round_up(spent.pure):g} (delta 0)")]),
+        ("epsilon", f"{round_up(guarantee.epsilon):g}"),
+        ("delta", f"{guarantee.delta:g}"),
+        *([] if guarantee.pure is None else [("pure epsilon", f"{round_up(guarantee.pure):g} (delta 0)")]),
         *group_lines,
         ("noise multiplier", f"{point.query.noise_multiplier:.6g}"),
         ("sampling rate", f"{point.query.sampling_rate:.6g}"),

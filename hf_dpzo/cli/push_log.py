@@ -8,7 +8,7 @@ from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser("push-log", help="publish a private model as its log, without weights")
     parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
     parser.add_argument("repository", help="user/model on the Hub; it is made if it is not there")

@@ -8,7 +8,7 @@ from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser("replay", help="rebuild a model or an adapter from its base model and its log")
     parser.add_argument("base", help="what the run began from: a model on the Hub, a folder, or package://name")
     parser.add_argument("log", help="the folder of a run, or its trajectory.zo")

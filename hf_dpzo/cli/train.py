@@ -8,7 +8,7 @@ from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser("train", help="fine-tune a model", add_help=False)
     parser.add_argument("recipe", nargs="?", help="a YAML file; --help lists its fields, each of which is a flag too")
     parser.set_defaults(run=_run, takes_fields=True)

@@ -1,4 +1,4 @@
-"""`hf-dpzo verify`: is it true what a published model says of its privacy?"""
+"""`hf-dpzo verify`: check what a published model says of its privacy."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ VERDICTS = {True: "holds", False: "FAILS", None: "not checked"}
 
 
 def add_command(commands: Subparsers) -> None:
-    """Add the command."""
+    """Add the command to `commands`."""
     parser = commands.add_parser(
         "verify", help="compute a model's epsilon again from its log, replay its weights, and compare"
     )
@@ -32,9 +32,9 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
         revision=arguments.revision,
         weights=not arguments.without_weights,
     )
-    lines = format_table([(one.name, VERDICTS[one.holds], one.detail) for one in findings])
-    if any(one.holds is False for one in findings):
+    lines = format_table([(finding.name, VERDICTS[finding.holds], finding.detail) for finding in findings])
+    if any(finding.holds is False for finding in findings):
         return Outcome(text=f"{lines}\nSomething does not hold: do not rely on what the card says.\n", status=1)
-    if arguments.without_weights or any(one.holds is None for one in findings):
+    if arguments.without_weights or any(finding.holds is None for finding in findings):
         return Outcome(text=f"{lines}\nNothing failed, but not everything could be checked.\n", status=3)
     return Outcome(text=f"{lines}\nEverything holds.\n")
