@@ -250,7 +250,8 @@ def _column_from_feature(name: str, feature: Any) -> Column:
         shape.append(None if size < 0 else size)
         feature = feature.feature
     if isinstance(feature, ARRAYS):
-        shape, feature = [*shape, *feature.shape], Value(feature.dtype)
+        shape += feature.shape
+        feature = Value(feature.dtype)
     if isinstance(feature, ClassLabel):
         feature = Value("int64")
     python_type = _to_python_type(feature.dtype) if isinstance(feature, Value) else type(feature)

@@ -94,7 +94,8 @@ def locate_row(tensor: torch.Tensor, row: Row) -> RowLocation | None:
     features = [torch.as_tensor(row["input_ids"])] if "input_ids" in row else list(extract_features(row).values())
     if not features or tensor.ndim != features[0].ndim + 1:
         return None
-    flat, content = tensor.flatten(1), features[0].flatten().to(tensor.device)
+    flat = tensor.flatten(1)
+    content = features[0].flatten().to(tensor.device)
     if flat.shape[1] < len(content) or tensor.is_floating_point() != content.is_floating_point():
         return None
     matches = (flat.unfold(1, len(content), 1) == content).all(dim=-1).nonzero().tolist()

@@ -49,7 +49,8 @@ class OutputLayer:
         """Return whether the output layer of `model` can be evaluated at some positions only."""
         layer = find_output_layer(model)
         if layer is not None and layer is not self._checked_layer:
-            self._checked_layer, self._is_separable = layer, self._check_separable(model, layer)
+            self._is_separable = self._check_separable(model, layer)
+            self._checked_layer = layer
         return layer is not None and self._is_separable
 
     def score_words(

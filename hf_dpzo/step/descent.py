@@ -57,7 +57,8 @@ class Descent:
                 for one point, to which the parameters move.
         """
         settings = {"step": step, "points": self.estimator(step).points}
-        parameters, directions = self.optimizer.parameters(), self.optimizer.directions
+        parameters = self.optimizer.parameters()
+        directions = self.optimizer.directions
         if points_per_pass is not None:
             walk = StackingWalk(parameters, directions, **settings, points_per_stop=points_per_pass)
         elif is_copied(self.model, parameters):
