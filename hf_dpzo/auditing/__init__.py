@@ -1,4 +1,4 @@
-"""Attacks the mechanism of a run, and shows what random directions alone would give away.
+"""Attacks on the mechanism of a run, and a demonstration of what random directions alone give away.
 
 Imports everything from `privacy` to `step`.
 """

@@ -1,7 +1,7 @@
-"""The mechanism of a run, attacked: what it releases may say no more than it claims.
+"""The audit of a mechanism: its releases may reveal no more than it claims.
 
-The attacker knows the claim, the seed and all rows but one. The mechanism is not believed but run, and compared with
-what `query` says that one release at sampling rate 1 costs. Values are in clip norms over the expected batch size.
+The attacker knows the claim, the seed and all rows but one. The mechanism is not trusted but run, and compared with
+what its `query` says that one release at sampling rate 1 costs. Values are in clip norms over the expected batch size.
 """
 
 import json
@@ -26,14 +26,14 @@ from hf_dpzo.privacy.queries import GaussianQuery, NonPrivateQuery
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Args:
-        checks: the lines of the table.
-        roc: of the attack that came closest to the claim.
+        checks: the checks, in the order of the table.
+        roc: the curve of the attack that came closest to the claim.
         mu_lower: a lower bound on one release's mu, of Gaussian differential privacy (Dong, Roth and Su 2022).
-        mu_claimed: what is claimed; `None` where the noise is not Gaussian.
-        releases: how many were made in each of the two worlds of each attack.
+        mu_claimed: the mu that is claimed; `None` if the noise is not Gaussian.
+        releases: the number of releases in each of the two worlds of each attack.
     """
 
     checks: tuple[Check, ...]
@@ -44,39 +44,41 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether all checks did."""
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the curve, as JSON knows it."""
-        found = {"passed": self.passed, **asdict(self)}
-        return json.loads(json.dumps({name: value for name, value in found.items() if name != "roc"}))
+        """Return everything but the curve, in JSON types."""
+        values = {"passed": self.passed, **asdict(self)}
+        return json.loads(json.dumps({name: value for name, value in values.items() if name != "roc"}))
 
 
 def audit_or_raise(method: PrivateMethod, *, seed: int) -> Audit:
-    """Audit a mechanism that is about to be used.
+    """Audit the mechanism of `method` before a run uses it. See `audit`.
 
     Raises:
         ValueError: the mechanism claims nothing.
-        RuntimeError: it releases more than it claims.
+        RuntimeError: the mechanism releases more than it claims.
     """
-    found = audit(method, seed=seed)
-    failed = [check.name for check in found.checks if not check.passed]
+    result = audit(method, seed=seed)
+    failed = [check.name for check in result.checks if not check.passed]
     if failed:
         raise RuntimeError(f"audit: {', '.join(failed)}: the mechanism releases more than it claims; do not use it.")
-    return found
+    return result
 
 
 def audit(method: PrivateMethod, *, seed: int, releases: int = 20_000) -> Audit:
-    """Attack the mechanism of `method`, in some 20 seconds of one core at the default.
+    """Attack the mechanism of `method`, in about 20 seconds of one core at the default.
 
-    A pass is no proof: batches are of few rows, and of the streams that noise might have been drawn from the likeliest
-    are compared. A sound mechanism fails about once in a million. The two worlds are those of Nasr et al. 2023.
+    A pass is no proof. Batches have few rows, and the noise is compared only with the streams that it is likeliest to
+    have been drawn from. A sound mechanism fails about once in a million audits. The two worlds, with and without one
+    row, are those of Nasr et al. 2023.
 
     Args:
-        method: with a mechanism as yet unused, for its noise is compared with public streams from their beginning.
+        method: a method with an unused mechanism, because its noise is compared with public streams from their start.
         seed: the run's public seed.
-        releases: in each of the two worlds of each attack, from 200; fewer are made for more than four directions.
+        releases: the number of releases in each of the two worlds of each attack, at least 200. More than four
+            directions get fewer.
 
     Raises:
         ValueError: the mechanism claims nothing.

@@ -1,8 +1,8 @@
-"""The guarantee, attacked: whether the random directions hide the data, and whether the noise does.
+"""A demonstration of what hides the data: the random directions alone, or the noise.
 
-The demonstration takes one step of projected zeroth-order gradient descent on a strongly convex objective, the mean of
-`||theta - x||**2 / 2` over the rows x, from an initial theta that everybody knows. An attacker knows all rows, sees
-where the step ended, and has to tell whether the last row took part.
+It takes one step of projected zeroth-order gradient descent on a strongly convex objective, the mean of
+`||theta - x||**2 / 2` over the rows x, from a public initial theta. An attacker knows all rows, sees where the step
+ended, and guesses whether the last row took part.
 """
 
 import math
@@ -29,21 +29,25 @@ EPSILON, DELTA = 1.0, 1e-5
 TRIALS = 400
 
 
-# No coefficient of the demonstration's rows comes near the first; the second cuts most of them.
-LOOSE_CLIP_NORM, CLIP = 1e6, 2.0
+# No coefficient of the demonstration's rows comes near this norm.
+LOOSE_CLIP_NORM = 1e6
+
+
+# This norm clips most of them.
+CLIP_NORM = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """How well neighbouring data sets were told apart.
+    """How well an attacker told neighbouring data sets apart.
 
     Args:
         directions: the distribution of the directions.
-        knows_direction: whether the attacker was told the direction.
-        epsilon: what the noise was calibrated for; `None` where there was none.
-        accuracy: the share of right guesses, from even odds.
-        guesses: how many there were.
-        allowed: the most that epsilon and delta allow; `None` where nothing was promised.
+        knows_direction: whether the attacker knew the direction.
+        epsilon: the epsilon that the noise was calibrated for; `None` if there was no noise.
+        accuracy: the share of right guesses, at even odds.
+        guesses: the number of guesses.
+        allowed: the largest accuracy that epsilon and delta allow; `None` if there was no noise.
     """
 
     directions: str
@@ -55,34 +59,37 @@ class AttackResult:
 
     @property
     def two_standard_errors(self) -> float:
-        """Of the accuracy."""
+        """Two standard errors of the accuracy."""
         return 2 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.guesses)
 
 
 def attack_inherent_privacy(*, num_trials: int = TRIALS) -> list[AttackResult]:
-    """Attack one step without noise, not knowing its direction; then one with noise, knowing it.
+    """Attack one step without noise, not knowing its direction; then one with noise, knowing its direction.
 
-    Gupta et al. 2025 show that there are strongly convex objectives on which zeroth-order gradient descent from a fixed
-    initialization is not private by its random directions alone. For one step of this one the reason is plain. It moves
-    by `w = <g, z> z`, where g is the
-    gradient. If z is uniform on a sphere of radius R, then w lies on the sphere through the origin with centre
-    `R**2 g / 2`; another data set has another g, and its sphere meets this one in a null set. If z is Gaussian, then w
-    has a density that depends on g: it is zero where `<g, w>` is negative, and elsewhere tells the better the more
-    dimensions there are. Signs say `<g, z>` and z up to a sign.
+    Gupta et al. 2025 show that random directions alone do not make zeroth-order gradient descent private on every
+    strongly convex objective, if it starts from a fixed point. On this objective, one step shows why. It moves by
+    `w = <g, z> z`, where g is the gradient. If z is uniform on a sphere of radius R, then w lies on the sphere through
+    the origin with centre `R**2 g / 2`. Another data set has another g, and its sphere meets this one in a null set. If
+    z is Gaussian, then w has a density that depends on g. It is zero where `<g, w>` is negative, and elsewhere it gives
+    away more the more dimensions there are. If z is made of signs, then w gives away `<g, z>` and z, up to a sign.
 
     Args:
-        num_trials: steps for each of the two data sets and each distribution.
+        num_trials: the number of steps for each of the two data sets, each distribution, and with and without noise.
+
+    Returns:
+        One result for each distribution without noise, then one for each with noise.
     """
     rows = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)) + 1.0
     query = calibrate_query(
         GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), steps=1, target_epsilon=EPSILON, target_delta=DELTA
     )
     allowed = membership_accuracy(((query, 1),), delta=DELTA)
-    findings = []
-    for epsilon, noise_multiplier, clip_norm in ((None, 0.0, LOOSE_CLIP_NORM), (EPSILON, query.noise_multiplier, CLIP)):
+    results = []
+    settings = ((None, 0.0, LOOSE_CLIP_NORM), (EPSILON, query.noise_multiplier, CLIP_NORM))
+    for epsilon, noise_multiplier, clip_norm in settings:
         for name in DIRECTIONS:
             accuracy = _measure_accuracy(name, rows, num_trials, noise_multiplier=noise_multiplier, clip_norm=clip_norm)
-            findings.append(
+            results.append(
                 AttackResult(
                     directions=name,
                     knows_direction=epsilon is not None,
@@ -92,7 +99,7 @@ def attack_inherent_privacy(*, num_trials: int = TRIALS) -> list[AttackResult]:
                     allowed=None if epsilon is None else allowed,
                 )
             )
-    return findings
+    return results
 
 
 def _measure_accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: float, clip_norm: float) -> float:
@@ -102,9 +109,9 @@ def _measure_accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multipl
     right = 0
     for trial in range(trials):
         for with_last in (False, True):
-            moved = _take_step(name, rows if with_last else rows[:-1], method, step=trial)
+            w = _take_step(name, rows if with_last else rows[:-1], method, step=trial)
             if noise_multiplier == 0:
-                scores = [_likelihood(name, moved, _gradient(some)) for some in (rows[:-1], rows)]
+                scores = [_score_likelihood(name, w, _gradient(data)) for data in (rows[:-1], rows)]
             else:
                 z = (
                     DIRECTIONS[name](seed=0, sizes=[DIMENSION])
@@ -112,14 +119,14 @@ def _measure_accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multipl
                     .double()
                     .numpy()
                 )
-                seen = float(moved @ z) / float(z @ z)
-                scores = [-abs(seen - _clipped_mean(some, z, clip_norm)) for some in (rows[:-1], rows)]
+                coefficient = float(w @ z) / float(z @ z)
+                scores = [-abs(coefficient - _clipped_mean(data, z, clip_norm)) for data in (rows[:-1], rows)]
             right += (scores[1] > scores[0]) == with_last
     return right / (2 * trials)
 
 
 def _take_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> np.ndarray:
-    """Take one step from zero, by the parts that train models, and return how far it went, per learning rate."""
+    """Take one step from zero with the parts that train models, and return minus the step at a learning rate of 1."""
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     optimizer = ZOOptimizer([model.weight], directions=DIRECTIONS[name], seed=0, lr=1.0, constraint=method.constraint)
@@ -135,7 +142,7 @@ def _take_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> 
 
 
 def _gradient(rows: np.ndarray) -> np.ndarray:
-    """The gradient at zero, of the sum of losses over the expected batch size."""
+    """Return the gradient at zero of the sum of losses over the expected batch size."""
     return -rows.sum(axis=0) / ROWS
 
 
@@ -143,8 +150,8 @@ def _clipped_mean(rows: np.ndarray, z: np.ndarray, clip_norm: float) -> float:
     return float(np.clip(-rows @ z, -clip_norm, clip_norm).sum()) / ROWS
 
 
-def _likelihood(name: str, w: np.ndarray, gradient: np.ndarray) -> float:
-    """How well `w = <gradient, z> z` can be, over all z: larger is likelier."""
+def _score_likelihood(name: str, w: np.ndarray, gradient: np.ndarray) -> float:
+    """Return how likely `w = <gradient, z> z` is over all z: larger is likelier."""
     if name == "sphere":
         centre = DIMENSION * gradient / 2
         return -abs(np.linalg.norm(w - centre) - np.linalg.norm(centre))

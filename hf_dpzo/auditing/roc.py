@@ -7,14 +7,14 @@ from hf_dpzo.plots import create_figure
 
 
 def draw_roc(audit: Audit, path: Path) -> None:
-    """Write the best attacker's detections at each share of false alarms, beside those allowed, as a picture.
+    """Draw the best attacker's detections at each share of false alarms, beside those that the claim allows.
 
-    Both curves are of one release at sampling rate 1. The attacker's is measured: it may lie above the other by the
-    chance of `releases` draws. Whether it lies there by more is what the checks say.
+    Both curves are of one release at sampling rate 1. The attacker's is measured, so it may lie above the other by
+    chance. The checks of the audit tell whether it lies above by more than that.
 
     Args:
-        audit: the audit.
-        path: of the file to write; its suffix says the format, as `.png` or `.svg`.
+        audit: the result of an audit.
+        path: the file to write; its suffix chooses the format, such as `.png` or `.svg`.
 
     Raises:
         ValueError: matplotlib is not installed.
