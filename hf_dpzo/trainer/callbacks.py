@@ -1,7 +1,7 @@
-"""Catches the run that trains nothing: losses that ignore the parameters, updates that never reach them.
+"""Stops a run that trains nothing because losses ignore the parameters, or updates never reach them.
 
-Both checks look at public values alone. Whether the outputs respond is tried on made-up tokens, before any data are
-touched; whether the parameters moved follows from what was released.
+Both checks use public values alone. Whether the outputs respond is tried on made-up tokens, before any data are
+touched. Whether the parameters move follows from what was released.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from hf_dpzo.models.unwrap import unwrap_model, unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
-# Coordinates of each parameter that are compared: enough to notice, too few to cost memory.
+# The number of coordinates of each parameter that are compared: enough to notice a move, too few to cost memory.
 SAMPLE = 1024
 
 
@@ -30,18 +30,19 @@ class FirstStepGuard(TrainerCallback):
 
     Args:
         smoothing: the distance from the parameters to a probe point.
-        begin_stage: makes what the first stage needs, such as a mask, and raises where it can not.
+        begin_stage: a function that builds what the first stage needs, such as a mask, and raises where it cannot.
     """
 
     def __init__(self, *, smoothing: float, begin_stage: Callable[[], object]) -> None:
-        self._smoothing, self._begin_stage = smoothing, begin_stage
+        self._smoothing = smoothing
+        self._begin_stage = begin_stage
         self._before: list[torch.Tensor] | None = None
         self._done = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Before the first batch: do the model's outputs differ between the probe points?"""
+        """Raise `RuntimeError`, before the first batch, unless the model's outputs differ between the probe points."""
         model = kwargs["model"]
         model.eval()
         self._begin_stage()
@@ -57,7 +58,7 @@ class FirstStepGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Before the first update that should change anything: remember a sample of each parameter."""
+        """Keep a sample of each parameter from before the first update that should move any."""
         optimizer = unwrap_optimizer(kwargs["optimizer"])
         if (
             not self._done
@@ -69,14 +70,15 @@ class FirstStepGuard(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After it: did any of them move?"""
+        """Raise `RuntimeError` unless that update moved a parameter."""
         if self._before is None:
             return
         optimizer = unwrap_optimizer(kwargs["optimizer"])
         moved = any(
             not torch.equal(old, new) for old, new in zip(self._before, _sample_parameters(optimizer), strict=True)
         )
-        self._before, self._done = None, True
+        self._before = None
+        self._done = True
         if not moved:
             raise RuntimeError(
                 f"learning_rate={optimizer.param_groups[0]['lr']:g}: the first update moved no parameter; raise it, or "
@@ -86,7 +88,7 @@ class FirstStepGuard(TrainerCallback):
 
 @torch.no_grad()
 def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: float) -> bool:
-    """Perturb one parameter after the other, the smallest first, until the outputs on made-up tokens differ."""
+    """Return whether perturbing any parameter changes the outputs on made-up tokens. The smallest are tried first."""
     parameters = optimizer.parameters()
     base = unwrap_model(model)
     tokens = {name: value[:1].to(base.device) for name, value in base.dummy_inputs.items()}
@@ -105,7 +107,8 @@ def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: 
 
 
 def _sample_parameters(optimizer: ZOOptimizer) -> list[torch.Tensor]:
-    mask, sample = optimizer.directions.mask, []
+    mask = optimizer.directions.mask
+    sample = []
     for index, parameter in enumerate(optimizer.parameters()):
         first = torch.arange(min(SAMPLE, parameter.numel()))
         movable = first if mask is None else mask.coordinates(index, limit=SAMPLE)
@@ -124,7 +127,7 @@ class EpsilonProgressCallback(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """As stock; and put epsilon on the bar."""
+        """Show logs as stock does, then put epsilon on the bar."""
         super().on_log(args, state, control, logs=logs, **kwargs)
         if self.training_bar is not None and logs is not None and "epsilon" in logs:
             self.training_bar.set_postfix(epsilon=logs["epsilon"])

@@ -1,4 +1,4 @@
-"""The searching Trainer, made careful: what would break the guarantee is refused before private rows are evaluated."""
+"""The searching Trainer, made careful: it refuses what would break the guarantee before it evaluates private rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,9 +33,9 @@ from hf_dpzo.trajectory.run import is_stateful
 
 
 class CheckingTrainer(SearchingTrainer):
-    """A searching Trainer that looks at its model, its parts and its environment before it trains.
+    """A searching Trainer that checks its model, its parts and its environment before it trains.
 
-    Subclasses set the processes, and public rows where the user passes some.
+    Subclasses set the processes, and `probe_rows` where the user passes public rows.
     """
 
     probe_rows: Sequence[Mapping[str, Any]] | None
@@ -43,7 +43,7 @@ class CheckingTrainer(SearchingTrainer):
     _isolation: Isolation | None = None
 
     def _refuse_model(self) -> None:
-        """Raise `ValueError` for a model that cannot be trained, or whose rows are not kept apart."""
+        """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
         refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
@@ -52,13 +52,13 @@ class CheckingTrainer(SearchingTrainer):
         refuse_large_copies(self.model, self.args.points_per_pass)
 
     def _refuse_rows(self, dataset: Any) -> None:
-        """Raise `ValueError` where the rows about to be read are not those that were planned for, in each process."""
+        """Raise `ValueError` unless the rows about to be read are the planned ones, and the same in all processes."""
         refuse_changed_rows(self.train_dataset, dataset, self._units.num_rows)
         refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
         refuse_differing_rows(self._processes, dataset, self._units)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
-        """Raise `ValueError` for what changed since the budget was planned, or was added since it was checked."""
+        """Raise `ValueError` for what was changed since the budget was planned, or added since it was checked."""
         refuse_arguments(self.args)
         refuse_changed_arguments(self.args, self._planned_values)
         parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
@@ -69,41 +69,43 @@ class CheckingTrainer(SearchingTrainer):
             refuse_trained_model(unwrap_model(self.model))
 
     def _measure_isolation(self, losses: BatchLosses, dataset: Any) -> Isolation | None:
-        """Return how far public rows move each other's losses; `None` where nothing is promised.
+        """Return how far public rows move each other's losses; `None` in a run that is not private.
 
         Raises:
             CoupledRowsError: they move them too far.
         """
         if isinstance(losses, FSDPLosses):
-            losses.learn_gather_order(self.model, self._public_batches(losses, dataset)[0])
+            losses.learn_gather_order(self.model, self._build_public_batches(losses, dataset)[0])
         if not self.args.private:
             return None
-        rows = self._public_batches(losses, dataset)
-        found = measure_isolation(self.model, losses, rows, points_per_pass=self._points_per_pass)
-        found = Isolation(loss_change=self._processes.all_reduce_max(found.loss_change))
-        refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, found.loss_change))
-        return found
+        rows = self._build_public_batches(losses, dataset)
+        isolation = measure_isolation(self.model, losses, rows, points_per_pass=self._points_per_pass)
+        isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
+        refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, isolation.loss_change))
+        return isolation
 
-    def _public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
+    def _build_public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
         kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
-        kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
+        kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
         return build_probe_batches(dataset, self.model, losses.collator, kept_columns=kept, public_rows=self.probe_rows)
 
     @property
     def _points_per_pass(self) -> int | None:
-        """The number of probe points that one forward pass evaluates; `None` where the parameters move to each."""
-        asked = self.args.points_per_pass
-        return None if asked is None else min(asked, self.method.estimator.forward_passes)
+        """The number of probe points of one forward pass; `None` where the parameters move to each point instead."""
+        requested = self.args.points_per_pass
+        return None if requested is None else min(requested, self.method.estimator.forward_passes)
 
     @property
     def _environment(self) -> dict[str, Any]:
-        """The isolation of rows and the versions of libraries that the run has."""
-        found = self._isolation
-        bound = None if found is None else isolation_bound(self.method, self.budget.planned_steps, found.loss_change)
-        isolation = describe_isolation(found, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        """The isolation of the run's rows, and the versions of its libraries."""
+        measured = self._isolation
+        bound = None
+        if measured is not None:
+            bound = isolation_bound(self.method, self.budget.planned_steps, measured.loss_change)
+        isolation = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
         return {"isolation": isolation, "versions": collect_versions()}
 
     @property
     def _has_fixed_shapes(self) -> bool:
-        """Whether the shape in which a row is evaluated depends on public things and on that row alone."""
+        """Whether the shape in which a row is evaluated depends only on public values and on that row."""
         return self._train_batch_size == 1 or bool(self.args.padded_lengths)

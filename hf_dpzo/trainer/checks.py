@@ -1,4 +1,4 @@
-"""What would break the claim, or would be silently ignored, is refused before any data are touched.
+"""Refuses what would break the claim, or be silently ignored, before any data are touched.
 
 Every message is one sentence: the value, the reason, the remedy.
 """
@@ -24,7 +24,7 @@ from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.step.descent import is_copied
 
 
-# Models that a trainer of this process has trained: another one's card would not count what was spent on them.
+# Models that a trainer of this process has trained. Another trainer's card would not count what was spent on them.
 _TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -41,13 +41,15 @@ def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], 
             "data_collator=DataCollatorForLanguageModeling: its random masks make one row depend on the others; mask "
             "rows once, when they are tokenized."
         )
-    given = {one if isinstance(one, type) else type(one) for one in callbacks}
+    kinds = {callback if isinstance(callback, type) else type(callback) for callback in callbacks}
     watched = os.environ.get("WANDB_WATCH")
-    if watched in ("all", "parameters") and any(issubclass(one, WandbCallback) for one in given) and args.private:
+    watches = watched in ("all", "parameters") and any(issubclass(kind, WandbCallback) for kind in kinds)
+    if watches and args.private:
         raise ValueError(
             f"WANDB_WATCH={watched}: it counts forward passes, whose number follows the sizes of batches; unset it."
         )
-    if any(issubclass(one, EarlyStoppingCallback) for one in given) and args.private and not args.eval_data_is_public:
+    stops_early = any(issubclass(kind, EarlyStoppingCallback) for kind in kinds)
+    if stops_early and args.private and not args.eval_data_is_public:
         raise ValueError(
             "callbacks=EarlyStoppingCallback: it lets the evaluation data end the run; set eval_data_is_public=True if "
             "they are."
@@ -69,13 +71,13 @@ def refuse_replaced_parts(compute_loss_func: Any, optimizers: tuple) -> None:
 def refuse_changed_arguments(args: Any, planned: Mapping[str, Any]) -> None:
     """Raise `ValueError` where `args` no longer hold the values that a budget was planned from."""
     for name, value in planned.items():
-        now = getattr(args, name)
-        if now != value:
-            raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
+        current = getattr(args, name)
+        if current != value:
+            raise ValueError(f"{name}={current}: the budget was planned with {name}={value}; make a new trainer.")
 
 
 def refuse_large_copies(model: torch.nn.Module, points_per_pass: int | None) -> None:
-    """Raise `ValueError` where several probe points at once would be as many copies of much of the model."""
+    """Raise `ValueError` where several probe points at once would need as many copies of much of the model."""
     if points_per_pass is not None and not is_copied(model, [p for p in model.parameters() if p.requires_grad]):
         raise ValueError(
             f"points_per_pass={points_per_pass}: more than a tenth of the model is trained, and each point would be a "
@@ -99,11 +101,11 @@ def refuse_trained_model(model: torch.nn.Module) -> None:
 
 
 def mark_as_trained(model: torch.nn.Module) -> None:
-    """From now on `model` is one that a trainer of this process has trained."""
+    """Mark `model` as one that a trainer of this process has trained."""
     _TRAINED.add(model)
 
 
-# What steers the loop.
+# Arguments that steer the training loop.
 SETTINGS = (
     "parallel",
     "learning_rate",
@@ -124,16 +126,16 @@ SETTINGS = (
 
 
 def refuse_differing_settings(processes: Processes, args: TrainingArguments) -> None:
-    """Raise in all processes where their arguments differ that say when something happens, and to what.
+    """Raise in all processes where their settings of the training loop differ.
 
-    One that evaluates or saves while another one takes a step would wait for ever.
+    A process that evaluates or saves while another one takes a step would wait for ever.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the settings differ.
     """
-    said = {name: str(getattr(args, name)) for name in SETTINGS}
-    number = int.from_bytes(hashlib.sha256(str(said).encode()).digest()[:8], "big") >> 1
-    if not processes.all_equal(number):
+    settings = {name: str(getattr(args, name)) for name in SETTINGS}
+    digest = int.from_bytes(hashlib.sha256(str(settings).encode()).digest()[:8], "big") >> 1
+    if not processes.all_equal(digest):
         raise ValueError(
             f"args: the {processes.size} processes do not have the same {', '.join(SETTINGS[:3])} or other settings of "
             "the loop; launch all with the same arguments."

@@ -31,37 +31,39 @@ class PublishingTrainer(ResumableTrainer):
     """
 
     _audit: Audit | None
-    # What `create_model_card` and `push_to_hub` were told about the model.
+    # The metadata that were passed to `create_model_card` or `push_to_hub`.
     _metadata: Mapping[str, Any] = {}
     _dataset: Sequence[str] = ()
     _task: str | None = None
-    # Of the step whose weights were loaded as the best, and of the evaluations before that.
+    # The step whose weights were loaded as the best, and the number of evaluations before they were.
     _best_step: int | None = None
     _evaluations_before_best: int | None = None
-    # The fingerprint of the weights that training left.
+    # The fingerprint of the weights at the end of training.
     _final_fingerprint: str | None = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log.
+        """Save the weights as stock does, and beside them the guarantee: `README.md`, `privacy.json` and the log.
 
-        A checkpoint's card has no picture, which takes longer than all the rest; `hf-dpzo card` draws it.
+        A checkpoint's card has no picture, because drawing takes longer than all the rest; `hf-dpzo card` draws it.
         """
         folder = Path(output_dir or self.args.output_dir)
-        if not self._is_trained:  # There is nothing to say, and nothing may be said by a card that is there.
+        if not self._is_trained:
+            # There is no guarantee to state, and the card of another run must not stand beside these weights.
             self._refuse_foreign_folder(folder)
             super().save_model(output_dir, _internal_call=True)
             return
         self._save_weights(output_dir)
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            # The mark of a checkpoint waits for the disk.
+            # A checkpoint's card need not wait for the disk, because the mark that completes the checkpoint does.
             self._write_card(folder, fingerprint, pictured=not _internal_call, durably=not _internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_weights(self, output_dir: str | None = None) -> None:
         self._refuse_changed_weights()
-        if isinstance(self.model, PeftModel):  # PEFT keeps the place from which the base model was loaded here.
+        if isinstance(self.model, PeftModel):
+            # PEFT would name the path that the base model was loaded from on this machine.
             self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
         super().save_model(output_dir, _internal_call=True)
 
@@ -77,10 +79,10 @@ class PublishingTrainer(ResumableTrainer):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> None:
-        """Write this library's card, in place of one that names an optimizer that never ran.
+        """Write this library's card, because stock's would name an optimizer that never ran.
 
-        What it is told stays in all cards that are written from now on. `model_name` and `finetuned_from` are as stock
-        has them, and not used: the card names the base model that the log does.
+        The arguments apply to all cards that are written from now on. `model_name` and `finetuned_from` are accepted
+        because stock has them, but not used: the card names the base model that the log names.
         """
         given = {"language": language, "license": license, "datasets": _merge_names(dataset_tags) or None}
         given = {name: value for name, value in given.items() if value is not None}
@@ -91,12 +93,12 @@ class PublishingTrainer(ResumableTrainer):
             return
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            # TRL asks for a card at each checkpoint.
+            # TRL also calls this at each checkpoint, whose card has no picture.
             self._write_card(Path(self.args.output_dir), fingerprint, pictured=self._at_checkpoint is None)
 
     @property
     def _is_trained(self) -> bool:
-        """Whether there is a log of what the model is."""
+        """Whether a log that leads to the model's weights has been opened."""
         return self._log is not None and self._log.was_opened
 
     def _refuse_foreign_folder(self, folder: Path) -> None:
@@ -106,8 +108,8 @@ class PublishingTrainer(ResumableTrainer):
             )
 
     def _refuse_changed_weights(self) -> None:
-        """Refuse a model that is not the one that was trained, or whose weights were changed since."""
-        here = {id(parameter) for parameter in self.model.parameters()}
+        """Raise `ValueError` for a model that is not the one that was trained, or that was changed since."""
+        present = {id(parameter) for parameter in self.model.parameters()}
         optimizer = unwrap_optimizer(self.optimizer)
         if optimizer.is_midstep:
             raise ValueError(
@@ -116,31 +118,31 @@ class PublishingTrainer(ResumableTrainer):
             )
         trained = optimizer.parameters()
         changed = self._final_fingerprint is not None and fingerprint_values(trained) != self._final_fingerprint
-        if changed or not here >= {id(parameter) for parameter in trained}:
+        if changed or not present >= {id(parameter) for parameter in trained}:
             raise ValueError(
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
                 "save it by its own save_pretrained."
             )
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
-        """As stock; then remember what training left."""
+        """Train as stock does, then keep the fingerprint of the final weights."""
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
         output = super().train(*args, **options)
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
         return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As stock; what somebody split over processes is put together by all of them, as stock has it for its own."""
-        adapter = isinstance(self.model, PeftModel)  # The rest is not saved.
-        saved = [one for one in self.model.parameters() if one.requires_grad or not adapter]
+        """Save as stock does, after all processes have gathered weights that the user, and not stock, has sharded."""
+        is_adapter = isinstance(self.model, PeftModel)  # Only its trainable parameters are saved.
+        saved = [parameter for parameter in self.model.parameters() if parameter.requires_grad or not is_adapter]
         if is_sharded(saved) and not self.is_distributed_loading_by_transformers:
             state_dict = gather_state_dict(self.model, keep=self.args.should_save)
         super()._save(output_dir, state_dict)
 
     def _fingerprint(self) -> str:
-        """That of what is trained, which all processes have to ask for."""
-        known = self._at_checkpoint or self._final_fingerprint
-        return known or fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
+        """Return the fingerprint of the trained weights. All processes must call this together."""
+        cached = self._at_checkpoint or self._final_fingerprint
+        return cached or fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
 
     def _write_card(self, folder: Path, fingerprint: str, *, pictured: bool = True, durably: bool = True) -> None:
         run = Path(self.args.output_dir)
@@ -149,7 +151,8 @@ class PublishingTrainer(ResumableTrainer):
         write_card(folder, self._collect_declarations(fingerprint), metadata, pictured=pictured, durably=durably)
 
     def _collect_declarations(self, fingerprint: str) -> Declarations:
-        arguments, weights = self.args.to_dict(), self._describe_weights(fingerprint)
+        arguments = self.args.to_dict()
+        weights = self._describe_weights(fingerprint)
         step, metrics = self._find_last_evaluation(weights["after_step"])
         return Declarations(
             isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._environment["isolation"]),
@@ -170,7 +173,7 @@ class PublishingTrainer(ResumableTrainer):
     def _describe_weights(self, fingerprint: str) -> dict[str, Any]:
         optimizer = unwrap_optimizer(self.optimizer)
         trained = optimizer.parameters()
-        # A run that was stopped between a release and its update has logged one step more than it has taken.
+        # A run that was stopped between a release and its update has logged one step more than it took.
         taken = self._log.num_written - (len(optimizer.pending_coefficients) > 0)
         return {
             "sha256": fingerprint,
@@ -181,18 +184,18 @@ class PublishingTrainer(ResumableTrainer):
 
     def _list_evaluations(self) -> list[dict[str, float]]:
         return [
-            {_plain(name): value for name, value in log.items() if name == "step" or _is_model_metric(name, value)}
+            {_sanitize(name): value for name, value in log.items() if name == "step" or _is_model_metric(name, value)}
             for log in self.state.log_history
             if "eval_loss" in log
         ]
 
     def _find_last_evaluation(self, after_step: int) -> tuple[int | None, dict[str, float]]:
-        """The last evaluation of the weights, or of those of an earlier step, and which that is."""
-        found = self._list_evaluations()
-        since = [] if self._evaluations_before_best is None else found[self._evaluations_before_best :]
-        earlier = [one for one in found if one["step"] <= after_step]
-        if since:  # Of the best weights, however many steps were taken.
-            step, last = after_step, since[-1]
+        """Return the step and the metrics of the last evaluation of these weights, or else of earlier ones."""
+        evaluations = self._list_evaluations()
+        of_best = [] if self._evaluations_before_best is None else evaluations[self._evaluations_before_best :]
+        earlier = [evaluation for evaluation in evaluations if evaluation["step"] <= after_step]
+        if of_best:  # They evaluate the best weights, however many steps were taken in all.
+            step, last = after_step, of_best[-1]
         elif earlier:
             step, last = earlier[-1]["step"], earlier[-1]
         else:
@@ -200,22 +203,23 @@ class PublishingTrainer(ResumableTrainer):
         return step, {name: value for name, value in last.items() if name != "step"}
 
     def _load_best_model(self) -> None:
-        """As stock. The weights are no longer those of the last step."""
+        """Load the best weights as stock does, and keep their step, because they are not the last step's."""
         super()._load_best_model()
-        self._best_step, self._evaluations_before_best = self.state.best_global_step, len(self._list_evaluations())
+        self._best_step = self.state.best_global_step
+        self._evaluations_before_best = len(self._list_evaluations())
 
 
 def _merge_names(*given: str | list[str] | None) -> list[str]:
-    """Each name once, in order."""
-    lists = ([one] if isinstance(one, str) else one or [] for one in given)
+    """Return each name once, in order."""
+    lists = ([names] if isinstance(names, str) else names or [] for names in given)
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
-def _plain(metric: str) -> str:
+def _sanitize(metric: str) -> str:
     return re.sub(r"[^\w./@-]", "_", metric)[:128]
 
 
 def _is_model_metric(metric: str, value: float) -> bool:
-    """Whether a metric says something of the model, and not of the machine."""
+    """Return whether a metric describes the model, and not the machine's speed."""
     timing = metric.endswith(("_runtime", "_per_second", "_preparation_time"))
     return metric.startswith("eval_") and not timing and math.isfinite(value)

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class PushingTrainer(PublishingTrainer):
     """A publishing Trainer that pushes to the Hub: card, `privacy.json`, log and, where wanted, weights."""
 
-    push_in_progress: PushInProgress | None = None  # As stock has it where it pushes.
+    # Stock sets it only where it pushes.
+    push_in_progress: PushInProgress | None = None
 
     def push_to_hub(
         self,
@@ -32,15 +33,18 @@ class PushingTrainer(PublishingTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """As stock, in one commit: weights, or with `push_trajectory` none; card, `privacy.json` and log.
+        """Push card, `privacy.json`, log and weights in one commit; with `push_trajectory` no weights.
 
         Args:
-            commit_message: of the commit.
-            blocking: whether to wait for it.
-            token: that may write.
-            revision: the branch.
-            private: whether a repository that is made is private.
-            kwargs: what `create_model_card` takes.
+            commit_message: the commit's message.
+            blocking: whether to wait until the commit is on the Hub.
+            token: an access token that may write.
+            revision: the branch to commit to.
+            private: whether the repository is private, if it is created.
+            kwargs: arguments of `create_model_card`.
+
+        Returns:
+            the commit, or its future unless `blocking`; `None` in all processes but the first.
 
         Raises:
             ValueError: nothing was trained.
@@ -57,11 +61,12 @@ class PushingTrainer(PublishingTrainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         snapshot = self._take_snapshot()
-        to = Destination(repository=self.hub_model_id, revision=revision or self.args.hub_revision, token=token)
-        return snapshot.upload(to, message=commit_message, wait=blocking)
+        branch = revision or self.args.hub_revision
+        destination = Destination(repository=self.hub_model_id, revision=branch, token=token)
+        return snapshot.upload(destination, message=commit_message, wait=blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As stock; but what is pushed is saved anew, for other things may lie in the checkpoint's folder."""
+        """Push as stock does, but from a folder of its own, because a checkpoint's folder may hold other files."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if self._is_pushing and not self.args.hub_always_push:
@@ -70,26 +75,26 @@ class PushingTrainer(PublishingTrainer):
         snapshot = self._take_snapshot()
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
         when = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
-        to = Destination(repository=self.hub_model_id, revision=self.args.hub_revision)
+        destination = Destination(repository=self.hub_model_id, revision=self.args.hub_revision)
         self._report_pushes()
-        job = snapshot.upload(to, message=f"Training in progress, {when}", wait=False)
+        job = snapshot.upload(destination, message=f"Training in progress, {when}", wait=False)
         jobs = self.push_in_progress.jobs if self._is_pushing else []
         self.push_in_progress = PushInProgress([*jobs, job])
 
     def _finish_current_push(self) -> None:
-        """As stock; then say which pushes failed, which stock never looks at."""
+        """Wait for pushes as stock does, then log those that failed, which stock never looks at."""
         super()._finish_current_push()
         self._report_pushes()
         self.push_in_progress = None
 
     def _report_pushes(self) -> None:
-        # Not where they happen: what is logged while private rows are evaluated is dropped.
+        # Failures are not logged where they happen, because logs are dropped while private rows are evaluated.
         for job in [] if self.push_in_progress is None else self.push_in_progress.jobs:
             if job.done() and job.exception() is not None:
                 logger.warning("A push to the Hub failed, and the next one will make up for it: %s", job.exception())
 
     def _take_snapshot(self) -> Snapshot:
-        """What to push, in a folder that steps that follow do not change, and where nothing was before."""
+        """Write what is to be pushed into a new folder, which later steps do not change."""
         snapshot = Snapshot(Path(self.args.output_dir))
         if not self.args.push_trajectory:
             self.save_model(str(snapshot.folder), _internal_call=True)

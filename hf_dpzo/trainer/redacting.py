@@ -1,6 +1,6 @@
-"""The stock Trainer, made discreet: it shows and keeps released and public values alone.
+"""The stock Trainer, made discreet: it shows and keeps only released and public values.
 
-What the stock loop knows about training, its losses, sizes and counts, is a function of unreleased data.
+What the stock loop knows about training (losses, sizes and counts) is a function of unreleased data.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.privacy.ledger import Budget, round_up
 
 
-# What the stock loop may log about training.
+# The values that the stock loop may log about training.
 LOGGABLE_KEYS = frozenset({"epoch", "learning_rate", "step", "epsilon"})
 
 
@@ -30,9 +30,9 @@ class RedactingTrainer(Trainer):
     # ---- What leaves ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As stock, for released values alone: metrics of evaluations, public values, and the epsilon spent.
+        """Log, as stock does, metrics of evaluations, public values and the epsilon spent.
 
-        Anything else that it is given is dropped.
+        All other values in `logs` are dropped.
         """
         logs = self._redact(logs)
         if "learning_rate" in logs and self.args.private:
@@ -44,21 +44,21 @@ class RedactingTrainer(Trainer):
         return {key: value for key, value in logs.items() if key in LOGGABLE_KEYS or key.startswith(evaluated)}
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
-        """The expected batch size; the actual ones are secret."""
+        """Return the expected batch size, because actual sizes are secret."""
         return args.expected_batch_size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Zero: the count would tell how many tokens were drawn."""
+        """Return zero, because the count would tell how many tokens were drawn."""
         return 0
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> None:
-        """None, which is not logged: there is no gradient."""
+        """Return `None`, which is not logged, because there is no gradient."""
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: nothing is drawn again when a run is resumed, and a generator's position counts what was drawn."""
+        """Save nothing: a resumed run draws nothing again, and a generator's position would count what was drawn."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing: batches and noise are fresh, and directions need no state."""
+        """Load nothing, because batches and noise are fresh, and directions need no state."""
 
     # ---- Evaluation ----
 
@@ -69,21 +69,21 @@ class RedactingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean of the per-example losses, for evaluation. Training does not come here."""
+        """Return the mean of the per-example losses, for evaluation. Training never calls this."""
         losses, scores = self.per_example_loss.evaluate(model, inputs)
         return (losses.mean(), {"logits": scores}) if return_outputs else losses.mean()
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple:
-        """As stock; rows without labels are scored as labelled ones are."""
+        """Predict as stock does, but score rows without labels in the same way as labelled ones."""
         if any(name in inputs for name in self.label_names):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         with torch.no_grad():
             return None, self.per_example_loss.scores(model, self._prepare_inputs(inputs)), None
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """As stock, on data that are not the training data."""
+        """Evaluate as stock does, on data that are not the training data."""
         self._refuse_training_data(eval_dataset)
         if metric_key_prefix.startswith("train"):
             raise ValueError(f"metric_key_prefix={metric_key_prefix}: it names training metrics; choose another.")
@@ -91,7 +91,7 @@ class RedactingTrainer(Trainer):
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """As stock, on data that are not the training data."""
+        """Predict as stock does, on data that are not the training data."""
         self._refuse_training_data(test_dataset)
         return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 

@@ -1,4 +1,4 @@
-"""The Trainer, made durable: what is released is on disk before anything moves, and a run goes on where it was killed.
+"""The discreet Trainer, made durable: releases are on disk before anything moves, and a killed run can be resumed.
 
 A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, stages and ledger follow from the log.
 """
@@ -26,7 +26,7 @@ from hf_dpzo.trajectory.run_log import RunLog
 class ResumableTrainer(RedactingTrainer):
     """A discreet Trainer that keeps a log, and resumes from it.
 
-    Subclasses set the `method`, its budget, the processes, public facts about the rows, and what the run is made with.
+    Subclasses set the `method`, its budget, the processes, public facts about the rows, and the run's environment.
     """
 
     method: Method | None
@@ -34,7 +34,7 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
-    # The fingerprint of the weights, while a checkpoint of them is saved.
+    # The fingerprint of the weights while a checkpoint of them is being saved, and `None` otherwise.
     _at_checkpoint: str | None = None
 
     def _begin_stage(self) -> Stage:
@@ -42,7 +42,7 @@ class ResumableTrainer(RedactingTrainer):
         return self._build_descent().begin(len(self.budget.ledger))
 
     def _build_descent(self) -> Descent:
-        """What moves the parameters. Made anew, since wrappers exchange models and optimizers."""
+        """Build what moves the parameters. Every call builds it, because wrappers exchange models and optimizers."""
         return Descent(
             model=self.model,
             optimizer=unwrap_optimizer(self.optimizer),
@@ -51,11 +51,11 @@ class ResumableTrainer(RedactingTrainer):
         )
 
     def _get_learning_rate(self) -> float:
-        """As stock, times the share of it that the method's present stage takes."""
+        """Return stock's learning rate times the factor of the method's present stage."""
         return super()._get_learning_rate() * unwrap_optimizer(self.optimizer).rate_factor
 
     def _find_log(self, resume: bool | str) -> None:
-        """Find the log to go on with, or see that there is none; what it holds is spent."""
+        """Find the log to resume, or check that there is none, and count the steps that it holds as spent."""
         planned = self.budget.planned_steps
         if resume:
             self.budget = self.budget.copy_unspent()
@@ -65,12 +65,12 @@ class ResumableTrainer(RedactingTrainer):
         self.budget.ledger.append(self.budget.query, count=self._log.num_spent_steps)
 
     def _record_release(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
-        """Spend a step, and put on disk what it releases."""
+        """Spend a step, and write its release to disk."""
         self.budget.spend()
         self._log.append(descent, step, integers)
 
     def _close_log(self) -> None:
-        """Take no more steps, unless none could be taken yet. One that is in the log and was not applied is."""
+        """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
         if self._log.was_opened:
             self.budget.close()
             self._build_descent().optimizer.finish()
@@ -84,7 +84,7 @@ class ResumableTrainer(RedactingTrainer):
         resume_from_checkpoint: Any,
         trial: Any,
     ) -> tuple[int, int]:
-        """As stock, at the last step of the log, not of the checkpoint."""
+        """Start as stock does, but at the last step of the log, not of the checkpoint."""
         super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
@@ -93,13 +93,15 @@ class ResumableTrainer(RedactingTrainer):
         return divmod(self._log.num_spent_steps, num_update_steps_per_epoch)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
-        """As stock; then begin the log, or catch up with it."""
-        self.optimizer = self.lr_scheduler = None  # Those of an attempt before have moved on.
+        """Prepare as stock does, then begin the log, or catch up with it."""
+        self.optimizer = self.lr_scheduler = None  # Those of an earlier attempt have already taken steps.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        descent, initial = self._build_descent(), self._starts_from_initial
+        descent = self._build_descent()
+        initial = self._starts_from_initial
         self._log.restore_start(self.model, from_initial=initial)
-        # Of what is split, processes that hold the same part compare it at the first step.
-        self._processes.broadcast_tensors_(one for one in descent.optimizer.parameters() if not is_sharded([one]))
+        # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.
+        whole = (parameter for parameter in descent.optimizer.parameters() if not is_sharded([parameter]))
+        self._processes.broadcast_tensors_(whole)
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -118,31 +120,31 @@ class ResumableTrainer(RedactingTrainer):
 
     @property
     def _starts_from_initial(self) -> bool:
-        """Whether a run starts from the initial values: a new one does, and one whose steps depend on all before."""
-        # Of prompt tuning a checkpoint holds the virtual tokens alone, and not the encoder that made them.
-        # And a checkpoint of a model that is split would have to be taken apart again.
+        """Whether the run starts from the initial values, because no checkpoint holds all that it needs."""
+        # A checkpoint of prompt tuning holds only the virtual tokens, not the encoder that produced them.
+        # One of a sharded model would have to be sharded again. Stateful steps depend on all steps before them.
         incomplete = is_prompt_tuned(self.model) or is_sharded(self.model.parameters())
         incomplete = incomplete or is_stateful(self.method, self.args.update_rule)
         return self._log.checkpoint is None or incomplete
 
     def _run_epoch(self, *, resume_from_checkpoint: Any, **rest: Any) -> None:
-        """As stock, but for the epochs of a run that is complete. A resumed epoch is cut short at its front."""
+        """Run an epoch as stock does, unless the run is complete. A resumed epoch leaves out the steps it has taken."""
         if self.state.global_step < self.state.max_steps:
             resumed = resume_from_checkpoint or self._log.existing
             super()._run_epoch(resume_from_checkpoint=resumed, **rest)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As stock, unless everything will be replayed."""
+        """Load the weights as stock does, unless all steps will be replayed."""
         select_trained_parameters(self._log.existing, self.model)
         if not self._starts_from_initial:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As stock; then mark it as whole.
+        """Save a checkpoint as stock does, then mark it as complete.
 
-        The weights are hashed once, before anything is saved: should other ones be saved, the mark does not fit them.
+        The weights are hashed once, before anything is saved. If other weights are saved, the mark does not fit them.
         """
-        weights = fingerprint_values(self._build_descent().optimizer.parameters())  # In all processes.
+        weights = fingerprint_values(self._build_descent().optimizer.parameters())  # All processes must take part.
         self._at_checkpoint = weights
         try:
             super()._save_checkpoint(model, trial)
@@ -153,7 +155,7 @@ class ResumableTrainer(RedactingTrainer):
             self._log.mark_checkpoint(folder, weights=weights, steps=self.state.global_step)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Nothing: the log gives back what they hold."""
+        """Save nothing, because optimizer and schedule follow from the log."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Nothing: they catch up with the log."""
+        """Load nothing, because optimizer and schedule catch up with the log."""

@@ -18,7 +18,7 @@ from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
-# Flags from which it follows what a run releases. Where a trial changes that, those of them that it set are named.
+# Flags that determine what a run releases. If a trial changes that, the error names those that the trial set.
 COUNTED = (
     "method",
     "target_epsilon",
@@ -33,35 +33,36 @@ COUNTED = (
 )
 
 
-# Flags that the rows and their evaluation were looked at with, before any trial.
+# Flags that no trial may set, because they were used before the first one.
 FIXED_FLAGS = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
 
 
 class SearchingTrainer(PushingTrainer):
-    """A pushing Trainer that plans its run, and in a search each trial anew, in a folder of its own.
+    """A pushing Trainer that plans its run and, in a search, each trial as a run in a folder of its own.
 
     Subclasses set the units of privacy.
 
-    Guarantee: no more trials begin than `args.trials`, all of them release the same query as often, and the epsilon of
-    each is that of all.
+    Guarantee: no more than `args.trials` trials begin, all of them release the same query equally often, and the
+    epsilon that each of them states covers them all.
     """
 
     _units: Units
-    # What the arguments were before the search, and the plan that each of its trials must have.
+    # The arguments before the search, and the budget that each of its trials must have.
     _original_arguments: dict[str, Any]
     _counted_budget: Budget
     _trials_begun: int = 0
 
     def _plan_run(self) -> None:
-        """Plan a run by the arguments: its method, its budget, how it moves, and public facts about its rows."""
-        args, units = self.args, len(self._units)
+        """Plan a run from the arguments: its method, its budget, its optimizer, and public facts about its rows."""
+        args = self.args
+        units = len(self._units)
         self._row_facts = {
             "rows": self._units.num_rows,
             "units": units,
             "expected_batch_size": args.expected_batch_size,
             "privacy_unit_column": args.privacy_unit_column,
             "max_rows_per_unit": args.max_rows_per_unit,
-            # The isolation that the card states is that of the whole run.
+            # These must not change when a run is resumed, because the card states one isolation for the whole run.
             "padded_lengths": args.padded_lengths,
             "points_per_pass": args.points_per_pass,
             "evaluated_alone": self._train_batch_size == 1,
@@ -87,21 +88,23 @@ class SearchingTrainer(PushingTrainer):
         hp_name: Callable | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun]:
-        """As stock, by Optuna. Each trial leaves its log and card in `output_dir/run-NUMBER`, and counts in all cards.
+        """Search as stock does, by Optuna.
 
-        The model of the last trial is not kept: publish the folder of the best one, or load what its log leads to.
+        Each trial leaves its log and its card in `output_dir/run-NUMBER`, and every card counts all trials. The model
+        of the last trial is not kept: publish the folder of the best trial, or load what its log leads to.
 
         Args:
-            hp_space: what a trial sets. It may not change what a step releases, or how many there are.
-            compute_objective: as stock.
-            n_trials: at most `trials` of the arguments, for which the noise or epsilon was computed.
-            direction: as stock.
-            backend: `optuna`.
-            hp_name: of the folder of a trial, as stock.
-            kwargs: as stock, for Optuna.
+            hp_space: a function that returns what a trial sets. It may not change what a step releases, or the number
+                of steps.
+            compute_objective: see stock.
+            n_trials: the number of trials, at most the arguments' `trials`, for which noise or epsilon was computed.
+            direction: see stock.
+            backend: `optuna`, or `None`.
+            hp_name: a function that names the folder of a trial, as in stock.
+            kwargs: arguments of Optuna, as in stock.
 
         Raises:
-            ValueError: for a search that could not be counted, before any data are touched.
+            ValueError: the trials could not be counted; raised before any data are touched.
             BudgetExceededError: this trainer has trained before.
         """
         self._refuse_search(n_trials, backend, kwargs.get("n_jobs", 1))
@@ -117,14 +120,14 @@ class SearchingTrainer(PushingTrainer):
                 **kwargs,
             )
         finally:
-            # Stock leaves the backend where a trial fails, and what the last trial has set.
+            # Stock does not reset the backend if a trial fails, nor the arguments that the last trial set.
             self.hp_search_backend = None
             vars(self.args).update(self._original_arguments)
-            if not self._trials_begun:  # One that was refused has planned another run.
+            if not self._trials_begun:  # A trial that was refused may have planned another run.
                 self._plan_run()
 
     def _refuse_search(self, n_trials: int | None, backend: str | None, n_jobs: int) -> None:
-        """Raise for what would break the count of trials, or what they are counted as."""
+        """Raise for what would break the count of trials, or the budget that each of them is counted with."""
         if self.budget is None:
             raise ValueError("train_dataset=None: a search needs rows; pass train_dataset.")
         self._refuse_spent()
@@ -176,21 +179,21 @@ class SearchingTrainer(PushingTrainer):
     # ---- One trial ----
 
     def _begin_trial(self, trial: Any) -> None:
-        """Set what `trial` asks for, see that it is one of those that are counted, plan its run, and give it a folder.
+        """Set the arguments of `trial`, check that the budget counts it, plan its run, and set its folder.
 
-        To be called before its model is made, which stock seeds with what the trial before had set.
+        This must come before the trial's model is created, which stock would seed with what the previous trial set.
         """
         if trial is None:
             self._refuse_spent()
             return
         if self.hp_search_backend is None:
             raise ValueError("trial: it is a part of a search; call hyperparameter_search, which counts them.")
-        vars(self.args).update(self._original_arguments)  # Without what the trial before had set.
+        vars(self.args).update(self._original_arguments)  # Undo what the previous trial set.
         super()._hp_search_setup(trial)
         self.args.check_values()
-        settled = self._list_changed(FIXED_FLAGS)
-        if settled:
-            raise self._build_uncounted_error(settled)
+        changed = self._list_changed(FIXED_FLAGS)
+        if changed:
+            raise self._build_uncounted_error(changed)
         self._plan_run()
         if self.args.private or self._counted_budget.private:
             self._refuse_uncounted(trial.number)
@@ -207,9 +210,9 @@ class SearchingTrainer(PushingTrainer):
             )
 
     def _list_changed(self, names: Iterable[str]) -> str:
-        """Those of the flags `names` that a trial has set to something else, with what it has set them to."""
-        found = [name for name in names if getattr(self.args, name) != self._original_arguments[name]]
-        return ", ".join(f"{name}={getattr(self.args, name)}" for name in found)
+        """Return those of the flags `names` that a trial has changed, as text with their new values."""
+        changed = [name for name in names if getattr(self.args, name) != self._original_arguments[name]]
+        return ", ".join(f"{name}={getattr(self.args, name)}" for name in changed)
 
     @staticmethod
     def _build_uncounted_error(changed: str) -> ValueError:
@@ -218,24 +221,24 @@ class SearchingTrainer(PushingTrainer):
         )
 
     def _hp_search_setup(self, trial: Any) -> None:
-        """As stock. A trial is set up already, and by now has its model, which must be a new one."""
+        """Set up as stock does if `trial` is `None`. Other trials are set up already, and their model must be new."""
         if trial is None:
             super()._hp_search_setup(trial)
         elif self.args.private:
             refuse_trained_model(unwrap_model(self.model))
 
     def _get_output_dir(self, trial: Any) -> str:
-        """As stock. The arguments have the folder of a trial from its beginning."""
+        """Return the run's folder. The arguments of a trial name its own folder from its beginning."""
         return self.args.output_dir
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
-        """As stock; then write the card of a trial, whose weights may be saved nowhere."""
+        """Train as stock does, then write the card of a trial, because its weights may be saved nowhere."""
         output = super().train(*args, **options)
         self._write_trial_card()
         return output
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """As stock; a trial that has ended gets a card with what was measured."""
+        """Evaluate as stock does, and write the metrics into the card of a trial that has ended."""
         metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         if self._final_fingerprint is not None:
             self._write_trial_card()
@@ -252,14 +255,14 @@ class SearchingTrainer(PushingTrainer):
 
 
 def _check_hp_space(hp_space: Callable | None) -> Callable | None:
-    """The same, but for what it returns, which stock takes for a mapping."""
+    """Wrap `hp_space` so that it raises `ValueError` unless it returns a mapping, which stock assumes."""
     if hp_space is None:
         return None
 
     def checked(trial: Any) -> Mapping[str, Any]:
-        found = hp_space(trial)
-        if not isinstance(found, Mapping):
-            raise ValueError(f"hp_space: it returned {type(found).__name__}; return a dict of what the trial sets.")
-        return found
+        values = hp_space(trial)
+        if not isinstance(values, Mapping):
+            raise ValueError(f"hp_space: it returned {type(values).__name__}; return a dict of what the trial sets.")
+        return values
 
     return checked

@@ -1,6 +1,6 @@
 """`ZOTrainer`: the stock Trainer, with the training step of differentially private zeroth-order optimization.
 
-Nothing but hooks is overridden. One step is `training_step` below, followed by the stock loop's `optimizer.step()`.
+Only hooks are overridden. One step is `training_step` below, followed by the stock loop's `optimizer.step()`.
 """
 
 import functools
@@ -31,7 +31,7 @@ from hf_dpzo.trainer.checking import CheckingTrainer
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
 
 
-# Every so many steps, several processes see that they still hold the same weights.
+# The number of steps between two checks that all processes still hold the same weights.
 CHECKED_EVERY = 100
 
 
@@ -44,14 +44,14 @@ class ZOTrainer(CheckingTrainer):
         args: `ZOTrainingArguments`.
         per_example_loss: a `PerExampleLoss`, or any function `(model, inputs) -> [batch]`, differentiable or not.
             Defaults to the loss of the model's head.
-        probe_rows: public rows of the format of `train_dataset`, two or more, which show before training whether the
+        probe_rows: two or more public rows in the format of `train_dataset`, which show before training whether the
             rows of a batch are kept apart. By default rows are made up.
-        others: what the next class takes, where this one is joined with another one: `peft_config` of TRL's SFTTrainer.
+        others: arguments of a Trainer that this class is combined with, such as `peft_config` of TRL's SFTTrainer.
 
     Guarantee: all that outlives a step is a function of `Mechanism.release`; `budget` holds the ledger of releases.
 
     Raises:
-        ValueError: for whatever would break that, in one sentence, before any data are touched.
+        ValueError: an argument would break that guarantee; raised before any data are touched.
     """
 
     def __init__(
@@ -90,14 +90,15 @@ class ZOTrainer(CheckingTrainer):
                 compute_metrics=compute_metrics,
                 callbacks=callbacks,
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-                **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer takes none.
+                **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer has no such parameter.
                 **others,
             )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
         self.probe_rows = check_probe_rows(probe_rows)
         self._processes = get_processes(args.device)
-        self._units = args.build_units(self.train_dataset)  # What was passed, or what another class made of it.
+        # The rows are those that were passed, or what a class that is combined with this one made of them.
+        self._units = args.build_units(self.train_dataset)
         self._num_units = len(self._units)
         self._plan_run()
         self._metric_prefixes = {"eval", "test"}
@@ -112,10 +113,12 @@ class ZOTrainer(CheckingTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Release one step and hand it to the optimizer; return zero, for the loss is not released."""
+        """Release one step and hand it to the optimizer; return zero, because the loss is not released."""
         self.budget.require_steps()
         model.eval()
-        step, descent, batch = len(self.budget.ledger), self._build_descent(), inputs["batch"]
+        step = len(self.budget.ledger)
+        descent = self._build_descent()
+        batch = inputs["batch"]
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         with descent.walk(step, points_per_pass=self._points_per_pass) as walk:
@@ -128,8 +131,8 @@ class ZOTrainer(CheckingTrainer):
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As stock, with Poisson batches: one item is one logical batch, split into micro-batches."""
-        self._refuse_model()  # Again, for `model_init` has made a new one by now.
+        """Return stock's data loader with Poisson batches: one item is one logical batch, split into micro-batches."""
+        self._refuse_model()  # Again, because `model_init` may have created a new one since.
         stock = super().get_train_dataloader()
         self._refuse_rows(stock.dataset)
         capacity = batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
@@ -163,7 +166,7 @@ class ZOTrainer(CheckingTrainer):
         )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As stock, but without DDP, whose gradient buckets nothing would fill, and without a gradient scaler."""
+        """Set up as stock does, without a gradient scaler, and without DDP, whose buckets no gradient would fill."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.accelerator.scaler = None
@@ -171,17 +174,20 @@ class ZOTrainer(CheckingTrainer):
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
-        """As stock. All planned steps count as spent when it ends, also when it is stopped early.
+        """Train as stock does. Once training ends, even early, all planned steps count as spent.
 
         Args:
-            resume_from_checkpoint: go on with the run in `output_dir`: `True`, or one of its checkpoints. The steps in
-                its log are replayed, without data; those that are left follow, with fresh noise and batches.
-            trial: of a search, which `hyperparameter_search` makes.
-            ignore_keys_for_eval: as stock.
+            resume_from_checkpoint: `True`, or the path of a checkpoint, to resume the run in `output_dir`. The steps in
+                its log are replayed without data; the remaining ones follow, with fresh noise and batches.
+            trial: a trial of a search, which only `hyperparameter_search` passes.
+            ignore_keys_for_eval: see stock.
+
+        Returns:
+            the number of steps, NaN in place of the loss, which is not released, and the epsilon of a private run.
 
         Raises:
-            TrajectoryError: there is no run to go on with, or it is another one; the message says what differs.
-            BudgetExceededError: when called again.
+            TrajectoryError: there is no run to resume, or it is another one; the message says what differs.
+            BudgetExceededError: this trainer has trained before.
         """
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
