@@ -1,4 +1,4 @@
-"""What a model promises: the statement, the card, and their publication.
+"""The promise of a model: its statement, its card, and the publication of both.
 
 Imports everything from `io` to `trajectory`.
 """

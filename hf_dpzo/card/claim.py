@@ -1,4 +1,4 @@
-"""What a run claims: under which conditions, and what that means for its rows."""
+"""The claim of a run: its conditions, its terms, and what it means for a unit of privacy."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,14 @@ from hf_dpzo.trajectory.run import LoggedRun
 FALSE_ALARMS = 0.01
 
 
-# Rows of one person, where the unit is a row.
+# Numbers of rows of one person, if the unit is a row.
 GROUPS = (2, 4)
 
 
 def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What must hold of a run that is called private."""
-    budget, bound = run.budget, isolation["bound_in_clip_norms"]
+    """List the conditions of a run that is called private, and whether each holds."""
+    budget = run.budget
+    bound = isolation["bound_in_clip_norms"]
     small = budget.private and budget.delta < 1 / run.num_units
     promised = small and budget.guarantee().epsilon <= MAX_EPSILON
     held = {
@@ -39,7 +40,7 @@ def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mappi
 
 
 def build_claim(run: LoggedRun) -> dict[str, Any]:
-    """Return what `run` claims, with all terms of the claim."""
+    """Return the claim of `run`, with all its terms."""
     budget = run.budget
     return {
         "definition": "(epsilon, delta)-differential privacy",
@@ -52,7 +53,7 @@ def build_claim(run: LoggedRun) -> dict[str, Any]:
         "steps_taken": len(budget.ledger),
         "steps_claimed": sum(count for _, count in budget.claimed_releases),
         **({"trials": budget.trials} if budget.trials > 1 else {}),
-        "groups": _groups(run),
+        "groups": _list_groups(run),
         "also": _list_other_guarantees(run),
     }
 
@@ -70,26 +71,29 @@ def build_meaning(run: LoggedRun) -> dict[str, Any]:
     }
 
 
-def _groups(run: LoggedRun) -> list[dict[str, Any]]:
-    """What holds for people with several rows, where the unit is a row."""
+def _list_groups(run: LoggedRun) -> list[dict[str, Any]]:
+    """List the epsilon for people with several rows, if the unit is a row."""
     if run.unit_column is not None:
         return []
     budget = run.budget
-    found = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
-    return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
+    epsilons = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
+    return [
+        {"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in epsilons.items() if math.isfinite(epsilon)
+    ]
 
 
 def _list_other_guarantees(run: LoggedRun) -> list[dict[str, Any]]:
-    """What the same run guarantees in other terms."""
-    budget, found = run.budget, []
+    """List what the same run guarantees in other terms."""
+    budget = run.budget
+    guarantees = []
     pure = budget.guarantee().pure
     if pure is not None:
-        found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
+        guarantees.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
     if run.method.covers_replace_one:
         epsilon = replace_one_epsilon(budget.claimed_releases, delta=budget.delta)
         if math.isfinite(epsilon):
-            found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
+            guarantees.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
     return [
         {"definition": definition, "epsilon": round_up(epsilon), "delta": delta, "neighboring_relation": relation}
-        for definition, epsilon, delta, relation in found
+        for definition, epsilon, delta, relation in guarantees
     ]

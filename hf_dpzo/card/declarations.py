@@ -1,4 +1,4 @@
-"""What a log can not tell of a run, and is taken at its word."""
+"""The facts about a run that its log cannot tell. They are declared, and not checked."""
 
 import dataclasses
 import importlib.metadata
@@ -16,22 +16,23 @@ PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "acce
 
 @dataclass(frozen=True, kw_only=True)
 class Declarations:
-    """What a log can not tell.
+    """The facts that a log cannot tell.
 
     Args:
-        isolation: how far the probe found the rows of a batch kept apart: its status, and a bound in clip norms.
-        audit: what an attack on the mechanism found; `None` where none was made.
-        weights: of what is trained: SHA-256, bytes, parameters, and after how many steps; `None` where not known.
-        tuning_runs: how many runs on the same rows choices were made from, this one among them; `None` if not told.
+        isolation: the isolation of the rows of a batch, as probed: its status, and a bound in clip norms.
+        audit: the result of an attack on the mechanism; `None` if there was no attack.
+        weights: facts about the trained weights: SHA-256, bytes, parameters and steps taken; `None` if not known.
+        tuning_runs: the number of runs on the same rows that choices were made from, with this one; `None` if not
+            declared.
         eval_data_is_public: whether the evaluation data were declared public.
-        metrics: of the last evaluation of the weights.
-        metrics_step: how many steps these had taken; `None` where they were not evaluated.
-        history: metrics by step, where the evaluation data are public.
-        hyperparameters: what else the card lists of how the model was trained.
-        dataset: names of the training data.
-        task: what is learned, by its name on the Hub.
-        repository: where the model is published; `None` where it is not.
-        versions: of the software.
+        metrics: the metrics of the last evaluation of the weights.
+        metrics_step: the number of steps that the evaluated weights had taken; `None` if they were not evaluated.
+        history: the metrics by step, if the evaluation data are public.
+        hyperparameters: further settings of the training that the card lists.
+        dataset: the names of the training data.
+        task: the name of the task on the Hub.
+        repository: the repository on the Hub that the model is published in; `None` if it is not published.
+        versions: the versions of the software.
     """
 
     isolation: Mapping[str, Any]
@@ -50,8 +51,10 @@ class Declarations:
 
     @classmethod
     def from_statement(cls, statement: Mapping[str, Any]) -> Self:
-        """What a statement declares."""
-        checks, training, evaluation = statement["validity_checks"], statement["training"], statement["evaluation"]
+        """Return the facts that `statement` declares."""
+        checks = statement["validity_checks"]
+        training = statement["training"]
+        evaluation = statement["evaluation"]
         return cls(
             isolation=checks["numerical_isolation"],
             audit=checks["audit"],
@@ -70,17 +73,20 @@ class Declarations:
 
     @classmethod
     def from_log(cls, log: Trajectory) -> Self:
-        """What is known where nobody declared anything."""
-        made_with = log.header["made_with"]
-        return cls(isolation=made_with["isolation"], versions=made_with["versions"])
+        """Return the facts that `log` itself holds, for a run of which nothing was declared."""
+        environment = log.header["made_with"]
+        return cls(isolation=environment["isolation"], versions=environment["versions"])
 
 
 @cache
 def _versions() -> Mapping[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**found, "python": platform.python_version()}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**versions, "python": platform.python_version()}
 
 
 def collect_versions() -> dict[str, str]:
-    """Of the software that this process runs. They are read once: what is installed meanwhile does not run here."""
+    """Return the versions of the software that this process runs.
+
+    They are read once, because a package that is installed later does not run in this process.
+    """
     return dict(_versions())

@@ -1,4 +1,4 @@
-"""The YAML at the head of a stranger's card, looked at before anything is made of it."""
+"""The YAML at the head of a stranger's card, checked before it is parsed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 
-# A card's own takes one or two kilobytes, and four levels. PyYAML takes minutes for what is deep.
+# An honest card takes one or two kilobytes, and four levels. PyYAML takes minutes for deep nesting.
 MAX_FRONT_MATTER_BYTES, MAX_FRONT_MATTER_DEPTH = 1 << 16, 20
 
 
 def parse_card(text: str) -> ModelCard:
-    r"""Return the card that `text` is, unless its head could be read in two ways, or unfolds into more than it is.
+    r"""Parse a card whose head has a single reading, and does not expand when it is parsed.
+
+    Raises:
+        ValueError: the head is missing, too large or too deep, is no YAML, repeats a name, or uses aliases.
 
     >>> parse_card("---\nlicense: mit\n---\ntext").data.license
     'mit'
@@ -21,10 +24,10 @@ def parse_card(text: str) -> ModelCard:
     Traceback (most recent call last):
     ValueError: README.md: its metadata have license twice, of which readers take different ones; remove one.
     """
-    found = REGEX_YAML_BLOCK.search(text)
-    if found is None:
+    match = REGEX_YAML_BLOCK.search(text)
+    if match is None:
         raise ValueError("README.md: it has no metadata at its head; take it anew.")
-    block = found.group(2)
+    block = match.group(2)
     if len(block) > MAX_FRONT_MATTER_BYTES:
         raise ValueError(
             f"README.md: its metadata have {len(block)} bytes, and may have {MAX_FRONT_MATTER_BYTES}; shorten them."
@@ -50,8 +53,8 @@ def _check_events(events: Iterator[yaml.Event]) -> None:
 
 def _refuse_duplicate_names(node: yaml.Node | None) -> None:
     if isinstance(node, yaml.SequenceNode):
-        for one in node.value:
-            _refuse_duplicate_names(one)
+        for item in node.value:
+            _refuse_duplicate_names(item)
     if isinstance(node, yaml.MappingNode):
         names = [str(key.value) for key, _ in node.value]
         twice = next((name for name, count in Counter(names).items() if count > 1), None)

@@ -1,7 +1,7 @@
-"""The guarantee, written down beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
+"""The guarantee, written beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
 
-The card is a function of `privacy.json`, of the names of the files beside it, and of this version's template, so
-whoever has these can write it again.
+The card is a function of `privacy.json`, of the names of the files beside it, and of this version's template. So a
+reader who has these can write it again.
 """
 
 import json
@@ -28,7 +28,7 @@ from hf_dpzo.privacy.ledger import round_up
 TAGS = ("zeroth-order", "hf-dpzo")
 
 
-# Not for a run without noise, which must not be found by it.
+# A run without noise does not get it, so that a search for private models does not find it.
 PRIVATE_TAG = "differential-privacy"
 
 
@@ -41,7 +41,7 @@ TEMPLATE = Path(__file__).parent.parent / "templates" / "model_card.md"
 PICTURE_ALT_TEXT = "epsilon over the steps, and what was measured on public data"
 
 
-# Metadata that follow from the statement. Any other, such as a license, stays as somebody set it.
+# Metadata that follow from the statement. Others, such as a license, stay as the user set them.
 _OWN_METADATA = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
 
 
@@ -53,14 +53,15 @@ def write_card(
     pictured: bool = True,
     durably: bool = True,
 ) -> None:
-    """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`, which holds the log.
+    """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`.
 
     Args:
-        folder: of the log, and of weights that belong to it, if there are any.
-        declarations: what the log can not tell.
-        metadata: for the head of the card, such as a license.
-        pictured: whether to draw the picture. It takes many times as long as the rest; one that is there goes.
-        durably: whether to wait until all but the picture is on disk.
+        folder: the folder of the log, and of its weights, if there are any.
+        declarations: facts that the log cannot tell.
+        metadata: metadata for the head of the card, such as a license.
+        pictured: whether to draw the picture, which takes many times as long as the rest. An old picture is deleted in
+            either case.
+        durably: whether to wait until everything but the picture is on disk.
     """
     folder = Path(folder)
     statement = check_statement(build_statement(folder, declarations))
@@ -72,13 +73,19 @@ def write_card(
         STATEMENT_FILE: f"{json.dumps(statement, indent=2, allow_nan=False)}\n".encode(),
         CARD_FILE: str(render_card(statement, files, metadata)).encode(),
     }
-    replace_all({folder / name: one for name, one in data.items()}, durably=durably)
+    replace_all({folder / name: content for name, content in data.items()}, durably=durably)
 
 
 def render_card(
     statement: Mapping[str, Any], files: Collection[str], metadata: Mapping[str, Any] | None = None
 ) -> ModelCard:
-    """Return the card that `statement` asks for, beside `files` that may be weights, or a picture."""
+    """Render the card of `statement`.
+
+    Args:
+        statement: the content of `privacy.json`.
+        files: the names of the files beside the card. They tell whether there are weights and a picture.
+        metadata: metadata for the head of the card, such as a license.
+    """
     name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
     title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
     text = _template().render(
@@ -97,12 +104,12 @@ def render_card(
 
 @cache
 def _template() -> jinja2.Template:
-    """The template. To compile it takes longer than to fill it in."""
+    """Return the template, cached because compiling it takes longer than rendering it."""
     return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def format_percent(share: float) -> str:
-    """A share that is an upper bound, rounded so that it stays one.
+    """Format `share`, an upper bound, in percent, rounded up so that it stays an upper bound.
 
     >>> format_percent(0.58314), format_percent(0.5)
     ('58.4 %', '50.0 %')
@@ -111,32 +118,32 @@ def format_percent(share: float) -> str:
 
 
 def sanitize_text(value: Any) -> Any:
-    """Return `value` with all strings in it as one line of plain text: no markup that somebody may have put there.
+    """Return `value` with every string in it as one line of plain text, without markup that a stranger may have put in.
 
     >>> sanitize_text({"a": ["# **x** <b> | [y](z)", 2]})
     {'a': ['# x &lt;b> / [y] (z)', 2]}
     """
     if isinstance(value, Mapping):
-        return {sanitize_text(name): sanitize_text(one) for name, one in value.items()}
+        return {sanitize_text(name): sanitize_text(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [sanitize_text(one) for one in value]
+        return [sanitize_text(item) for item in value]
     if not isinstance(value, str):
         return value
-    line = " ".join("".join(one if one.isprintable() else " " for one in value).split())
+    line = " ".join("".join(character if character.isprintable() else " " for character in value).split())
     line = line.replace("**", "").replace("|", "/").replace("`", "'").replace("](", "] (")
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", line)
 
 
 def build_card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
-    """Return the metadata that the Hub shows and searches."""
+    """Build the metadata that the Hub shows and searches."""
     private = statement["status"] == "differentially_private"
     training, base = statement["training"], statement["reproducibility"]["base_model"]
     own = PRIVATE_TAGS if private else TAGS
     data = ModelCardData(
-        base_model=base["name"] if base["revision"] is not None else None,  # Which what came from the Hub has.
+        base_model=base["name"] if base["revision"] is not None else None,  # Only a model from the Hub has a revision.
         library_name="peft" if training["trained"] == "adapter" else "transformers",
         pipeline_tag=training["task"],
-        # What PEFT tags with a colon, the base model, the Hub knows from base_model.
+        # PEFT's tags with a colon name the base model, which base_model tells the Hub.
         tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
         model_name=title,
         eval_results=_build_eval_results(statement) or None,
@@ -148,10 +155,11 @@ def build_card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[
 
 
 def summarize_claim(statement: Mapping[str, Any]) -> dict[str, Any]:
-    """The claim, for the head of the card."""
-    claim, pure = statement["claim"], statement["accounting"]["epsilon_pure"]
-    found = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
-    return found if pure is None else {**found, "pure_epsilon": pure}
+    """Return the claim, shortened for the head of the card."""
+    claim = statement["claim"]
+    pure = statement["accounting"]["epsilon_pure"]
+    summary = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
+    return summary if pure is None else {**summary, "pure_epsilon": pure}
 
 
 def _build_eval_results(statement: Mapping[str, Any]) -> list[EvalResult]:
@@ -170,7 +178,7 @@ def _build_eval_results(statement: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata at the head of the card in `folder`; none where there is no card, or none that can be read."""
+    """Return the metadata at the head of the card in `folder`; empty if there is no card, or it cannot be read."""
     try:
         return parse_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
     except (OSError, ValueError):

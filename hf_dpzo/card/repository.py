@@ -1,4 +1,4 @@
-"""A private model as a log: a repository that holds no weights, and the model that comes of it."""
+"""A private model as a log: a repository without weights, and the model that its log leads to."""
 
 import warnings
 from dataclasses import replace
@@ -25,32 +25,36 @@ from hf_dpzo.trajectory.replay import (
 )
 
 
-# In bytes on disk. It is opened tensor by tensor, once a model tells their shapes.
+# The largest file of initial values, in bytes. It is read tensor by tensor, and the model tells their shapes.
 MAX_INITIAL_BYTES = 1 << 32
 
 
 def from_trajectory(name: str | Path, *, base: str | None = None, revision: str | None = None) -> torch.nn.Module:
     """Return the model, or the base model with its adapter, that a published log leads to.
 
-    Nothing but the base model, the log, its initial values and `privacy.json` is downloaded. The weights are checked
-    against the SHA-256 in `privacy.json`; `hf-dpzo verify` checks all the rest.
+    Only the base model, the log, its initial values and `privacy.json` are downloaded. The weights are checked against
+    the SHA-256 in `privacy.json`; `hf-dpzo verify` checks everything else.
 
     Args:
         name: a repository on the Hub, or a folder.
-        base: where the base model is; by default where the log says, if that is on the Hub or in a Python package.
-        revision: branch, tag or commit of the repository.
+        base: the place of the base model. By default the log names it, if it is on the Hub or in a Python package.
+        revision: a branch, tag or commit of the repository.
+
+    Warns:
+        UserWarning: the log does not replay bit for bit on this device, so the weights were not checked.
 
     Raises:
         SourceError: there is no such repository, or no log in it.
+        StatementError: `privacy.json` cannot be read.
         TrajectoryError: the log is damaged, or does not lead to the weights that were published.
     """
     source = open_source(name, revision)
     folder = fetch_log(source)
     log = Trajectory.read(folder)
-    where, commit = (base, None) if base is not None else locate_base_model(log.header)
+    location, commit = (base, None) if base is not None else locate_base_model(log.header)
     declared = check_statement(source.read_json(STATEMENT_FILE))["reproducibility"]["weights"]
     steps = len(log.records) if declared is None else declared["after_step"]
-    model = build_initial_model(where, commit, log)
+    model = build_initial_model(location, commit, log)
     restore_initial_values(model, folder)
     replay_onto(model, log, at_step=steps, anywhere=True)
     if not replays_bitwise(log, next(model.parameters()).device):
@@ -70,7 +74,11 @@ def from_trajectory(name: str | Path, *, base: str | None = None, revision: str 
 
 
 def fetch_log(source: Source) -> Path:
-    """Return a folder with the log, and the initial values that belong to it."""
+    """Fetch the log and its initial values, and return the folder that holds them.
+
+    Raises:
+        SourceError: there is no log, or one of the files is too large.
+    """
     limits = {LOG_FILE: MAX_LOG_BYTES}
     if INITIAL_FILE in source.sizes:
         limits[INITIAL_FILE] = MAX_INITIAL_BYTES
@@ -78,7 +86,7 @@ def fetch_log(source: Source) -> Path:
 
 
 def push_log(folder: Path, destination: Destination) -> str:
-    """Publish the log in `folder`, with its card and `privacy.json`, and no weights; return the commit's address."""
+    """Publish the log in `folder`, with its card and `privacy.json` but no weights; return the URL of the commit."""
     snapshot = Snapshot(folder)
     copy_log(folder, snapshot.folder)
     refresh_card(snapshot.folder, from_folder=folder, repository=destination.repository)
@@ -86,16 +94,19 @@ def push_log(folder: Path, destination: Destination) -> str:
 
 
 def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: str | None = None) -> None:
-    """Write card, `privacy.json` and picture anew from the log in `folder`.
+    """Write the card, `privacy.json` and the picture again, from the log in `folder`.
 
-    What a log can not tell is taken from the `privacy.json` in `from_folder`, by default in `folder`; where there is
-    none that can be read, nothing is declared.
+    Args:
+        folder: the folder of the log.
+        from_folder: the folder whose card and `privacy.json` tell what the log cannot; by default `folder`. If its
+            `privacy.json` cannot be read, nothing is declared.
+        repository: the repository that the card names; by default the declared one.
     """
-    there = from_folder or folder
+    declared_in = from_folder or folder
     try:
-        declared = Declarations.from_statement(check_statement(open_source(there).read_json(STATEMENT_FILE)))
-    except (SourceError, StatementError):  # There is none, or one that a kill cut off.
+        declared = Declarations.from_statement(check_statement(open_source(declared_in).read_json(STATEMENT_FILE)))
+    except (SourceError, StatementError):  # There is none, or a kill cut it off.
         declared = Declarations.from_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)
-    write_card(folder, declared, read_metadata(there))
+    write_card(folder, declared, read_metadata(declared_in))

@@ -11,14 +11,14 @@ SCHEMA_FILE = SCHEMA_FOLDER / "privacy.json"
 
 
 class StatementError(ValueError):
-    """A `privacy.json` that can not be read."""
+    """A `privacy.json` that cannot be read."""
 
 
 def check_statement(statement: Any) -> dict[str, Any]:
-    """Return `statement`, or raise where it has not the shape that the schema asks for.
+    """Return `statement` if it has the shape that the schema asks for.
 
     Raises:
-        StatementError: names the field, and what is wrong with it.
+        StatementError: it has another shape; the error names the field, and what is wrong with it.
     """
     shape = load_validator(SCHEMA_FILE.name)
     if isinstance(statement, dict) and statement.get("schema") != shape.schema["$id"]:

@@ -1,4 +1,4 @@
-"""Where published files come from: a folder, or one commit of a repository on the Hub. Neither is trusted."""
+"""The sources of published files: a folder, or one commit of a repository on the Hub. Neither is trusted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from hf_dpzo.io.strict_json import parse_json
 
 
-# For a card, a configuration or a statement, in bytes.
+# The largest card, configuration or statement, in bytes.
 MAX_TEXT_BYTES = 1 << 20
 
 
@@ -20,26 +20,26 @@ _UNKNOWN_SIZE = 1 << 62
 
 
 class SourceError(ValueError):
-    """Files that are not there, or that are larger than they may be."""
+    """A file that does not exist, or that is larger than it may be."""
 
 
 class Source(ABC):
-    """Files with names, none of which is opened before its size is known.
+    """A set of files. None of them is opened before its size is known.
 
     Args:
-        sizes: of the files, in bytes, by their names.
+        sizes: the sizes of the files, in bytes, by their names.
     """
 
     sizes: Mapping[str, int]
 
     def fetch(self, limits: Mapping[str, int]) -> Path:
-        """Return a folder that holds these files.
+        """Fetch files, and return the folder that holds them.
 
         Args:
-            limits: how many bytes each of them may have.
+            limits: the largest size of each file, in bytes, by its name.
 
         Raises:
-            SourceError: one is not there, or larger.
+            SourceError: a file does not exist, or is larger.
         """
         for name, limit in limits.items():
             if name not in self.sizes:
@@ -52,10 +52,14 @@ class Source(ABC):
 
     @abstractmethod
     def _fetch_folder(self, names: Sequence[str]) -> Path:
-        """A folder that holds these files, whose sizes are no more than they may be."""
+        """Return a folder that holds the files of these `names`, whose sizes have been checked."""
 
     def read_text(self, name: str) -> str:
-        """Return what a file says that is no larger than `MAX_TEXT_BYTES`."""
+        """Return the text of a file of at most `MAX_TEXT_BYTES`.
+
+        Raises:
+            SourceError: the file does not exist, is larger, or is no text.
+        """
         with open(self.fetch({name: MAX_TEXT_BYTES}) / name, "rb") as file:
             data = file.read(MAX_TEXT_BYTES)
         try:
@@ -64,7 +68,11 @@ class Source(ABC):
             raise SourceError(f"{name}: it is no text; take it anew.") from None
 
     def read_json(self, name: str) -> Any:
-        """Return what a file holds, as JSON."""
+        """Return the parsed JSON of a file of at most `MAX_TEXT_BYTES`.
+
+        Raises:
+            SourceError: the file does not exist, is larger, or is no JSON.
+        """
         try:
             return parse_json(self.read_text(name))
         except SourceError:
@@ -85,7 +93,7 @@ class LocalFolder(Source):
 
 
 class HubCommit(Source):
-    """The newest commit of a branch on the Hub, and no other: what is downloaded belongs together."""
+    """The newest commit of a branch on the Hub. All files come from this one commit, so they belong together."""
 
     def __init__(self, repository: str, revision: str | None = None) -> None:
         try:
@@ -104,12 +112,16 @@ class HubCommit(Source):
             paths = [Path(hf_hub_download(self._repository, name, revision=self._commit)) for name in names]
         except (OSError, httpx.HTTPError) as error:
             reason = str(error).splitlines()[0]
-            raise SourceError(f"{self._repository}: {names[0]} can not be had from the Hub ({reason}).") from error
+            raise SourceError(f"{self._repository}: {names[0]} cannot be had from the Hub ({reason}).") from error
         return paths[0].parent
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
-    """Return the folder `name`, or the repository of that name on the Hub.
+    """Open the folder `name`, or the repository of that name on the Hub.
+
+    Args:
+        name: a folder, or a repository on the Hub.
+        revision: a branch, tag or commit of the repository.
 
     Raises:
         SourceError: there is neither.

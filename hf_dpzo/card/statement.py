@@ -1,7 +1,7 @@
 """The guarantee as data: what `privacy.json` says.
 
-Every number about privacy follows from the log beside it, so whoever has the log can compute it again. What a log can
-not tell is `Declarations`, and is taken at its word. Nothing here takes an epsilon.
+Every number about privacy follows from the log beside it, so a reader who has the log can compute it again. What a log
+cannot tell is in `Declarations`, and is not checked. Nothing here takes an epsilon.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ NOISE_DESCRIPTIONS = {
 }
 
 
-# What the Hub calls the tasks that heads are made for, by how transformers calls these.
+# The Hub's name of the task for each of transformers' names of heads.
 TASKS = {
     "CausalLM": "text-generation",
     "MaskedLM": "fill-mask",
@@ -54,7 +54,7 @@ TASKS = {
 }
 
 
-# Parameters of methods that have fields of their own.
+# The parameters of methods that have fields of their own in the statement.
 _NAMED_PARAMETERS = {
     "clip_norm",
     "difference",
@@ -67,17 +67,21 @@ _NAMED_PARAMETERS = {
 
 
 def build_statement(folder: str | Path, declarations: Declarations) -> dict[str, Any]:
-    """Return what `privacy.json` says of the log in `folder`: what is claimed, for what, and what it follows from.
+    """Build the content of `privacy.json` for the log in `folder`: what is claimed, for what, and from what it follows.
+
+    Args:
+        folder: the folder of the log.
+        declarations: facts that the log cannot tell.
 
     Raises:
-        TrajectoryError: there is no log, or one that does not describe a run.
+        TrajectoryError: there is no log, or it does not describe a run.
     """
     folder = Path(folder)
     log = Trajectory.read(folder)
     run = LoggedRun.from_log(log)
     isolation = worse_isolation(log.header["made_with"]["isolation"], declarations.isolation)
     conditions = list_conditions(run, declarations, isolation)
-    private = all(one["held"] for one in conditions)
+    private = all(condition["held"] for condition in conditions)
     return {
         "schema": SCHEMA,
         "status": "differentially_private" if private else "NOT_PRIVATE",
@@ -108,7 +112,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "data_are_public": declarations.eval_data_is_public,
             "metrics": dict(declarations.metrics),
             "after_step": declarations.metrics_step,
-            "history": [dict(one) for one in declarations.history],
+            "history": [dict(metrics) for metrics in declarations.history],
         },
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
@@ -116,7 +120,8 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
 
 
 def _mechanism(run: LoggedRun) -> dict[str, Any]:
-    method, query = run.method, run.budget.query
+    method = run.method
+    query = run.budget.query
     private = run.budget.private
     others = sorted(list_parameters(type(method)) - _NAMED_PARAMETERS)
     return {
@@ -177,14 +182,14 @@ def _randomness(run: LoggedRun) -> dict[str, Any]:
 
 
 def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
-    more = "more than one row of the same person: the unit is a row"
+    more_rows = "more than one row of the same person: the unit is a row"
     if run.unit_column is not None:
-        more = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
+        more_rows = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
     trials = run.budget.trials
     facts = {
         "counted": "its own run alone" if trials == 1 else f"the {trials} runs that it is one of",
         "evaluation": "declared public" if declarations.eval_data_is_public else "that were not declared public",
-        "more_than_the_unit": more,
+        "more_than_the_unit": more_rows,
         "tuning": _describe_tuning(declarations.tuning_runs, trials),
         "units": f"{run.unit_name}s",
     }
@@ -193,7 +198,7 @@ def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
 
 
 def _describe_tuning(runs: int | None, trials: int) -> str:
-    """How many runs choices were made from, as far as that is told, and how many of these the guarantee covers."""
+    """Say how many runs the choices were made from, as far as declared, and how many of them the guarantee covers."""
     if trials == 1:
         return "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted"
     if runs is None:
@@ -222,12 +227,12 @@ def _reproducibility(folder: Path, run: LoggedRun, declarations: Declarations) -
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """The name of a file, and of what it holds the SHA-256 and the bytes."""
+    """Return the name of a file, and the SHA-256 and the size in bytes of its content."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-def _as_json(one: Any) -> dict[str, Any]:
-    """A dataclass as JSON knows it."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(one).items()}
+def _as_json(instance: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass in JSON types."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(instance).items()}

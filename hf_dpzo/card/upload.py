@@ -1,4 +1,4 @@
-"""What is uploaded to the Hub, and that nothing else is."""
+"""Uploads to the Hub, of public files and nothing else."""
 
 import tempfile
 from concurrent.futures import Future
@@ -15,12 +15,12 @@ from hf_dpzo.trajectory.log import LOG_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where to upload to.
+    """The destination of an upload.
 
     Args:
-        repository: on the Hub.
+        repository: the repository on the Hub.
         revision: the branch; `None` for the main one.
-        token: that may write there; `None` for the one of this machine.
+        token: a token that may write there; `None` for the one that this machine has stored.
     """
 
     repository: str
@@ -29,10 +29,10 @@ class Destination:
 
 
 class Snapshot:
-    """A folder that nobody changes while it is uploaded.
+    """A temporary folder that does not change while it is uploaded.
 
     Args:
-        within: the folder of the run, on whose disk it is made.
+        within: the folder of the run, in which the snapshot is created.
     """
 
     def __init__(self, within: Path) -> None:
@@ -40,10 +40,15 @@ class Snapshot:
         self.folder = Path(self._scratch.name)
 
     def upload(self, destination: Destination, *, message: str, wait: bool) -> CommitInfo | Future:
-        """Upload all of it in one commit, which takes weights of other models away; then forget the snapshot.
+        """Upload the public files in one commit, which also deletes an earlier model's files; then delete the snapshot.
+
+        Args:
+            destination: the destination of the upload.
+            message: the message of the commit.
+            wait: whether to wait for the upload; otherwise return a future.
 
         Raises:
-            RuntimeError: there are weights without card, statement and log.
+            RuntimeError: the card, the statement or the log is missing.
         """
         missing = [name for name in (CARD_FILE, STATEMENT_FILE, LOG_FILE) if not (self.folder / name).is_file()]
         if missing:
@@ -53,17 +58,16 @@ class Snapshot:
                 path.unlink()
         if wait:
             return self._commit(destination, message)
-        return run_as_future(self._commit, destination, message)  # One after the other.
+        return run_as_future(self._commit, destination, message)  # Futures run one after the other.
 
     def _commit(self, destination: Destination, message: str) -> CommitInfo:
         with self._scratch:
-            # upload_folder may make several commits, of which the first would hold weights without the rest.
-            api, ours = HfApi(token=destination.token), {path.name: path for path in self.folder.iterdir()}
-            there = api.model_info(destination.repository, revision=destination.revision)
-            names = [file.rfilename for file in there.siblings]
-            stale = [
-                name for name in names if name not in ours and any(Path(name).match(one) for one in STALE_PATTERNS)
-            ]
+            # upload_folder may make several commits, and the first could hold weights without the rest.
+            api = HfApi(token=destination.token)
+            ours = {path.name: path for path in self.folder.iterdir()}
+            info = api.model_info(destination.repository, revision=destination.revision)
+            others = [file.rfilename for file in info.siblings if file.rfilename not in ours]
+            stale = [name for name in others if any(Path(name).match(pattern) for pattern in STALE_PATTERNS)]
             operations = [
                 *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(ours.items())),
                 *(CommitOperationDelete(path_in_repo=name) for name in stale),
@@ -73,13 +77,13 @@ class Snapshot:
                 operations,
                 commit_message=message,
                 revision=destination.revision,
-                parent_commit=there.sha,
+                parent_commit=info.sha,
             )
 
 
 def copy_log(source: Path, folder: Path, *, durably: bool = True) -> None:
-    """Put a copy of the log in `source`, and of the initial values that belong to it, into `folder`."""
+    """Copy the log in `source`, with its initial values if there are any, into `folder`."""
     if source.resolve() == folder.resolve():
         return
-    there = [name for name in (LOG_FILE, INITIAL_FILE) if (source / name).is_file()]
-    replace_all({folder / name: (source / name).read_bytes() for name in there}, durably=durably)
+    names = [name for name in (LOG_FILE, INITIAL_FILE) if (source / name).is_file()]
+    replace_all({folder / name: (source / name).read_bytes() for name in names}, durably=durably)
