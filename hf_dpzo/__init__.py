@@ -9,8 +9,7 @@ from hf_dpzo._version import __version__
 if TYPE_CHECKING:
     from hf_dpzo.arguments.training_args import ZOTrainingArguments
     from hf_dpzo.card.repository import from_trajectory
-    from hf_dpzo.losses.prompting import Prompt
-    from hf_dpzo.methods import scaled_clip_norm
+    from hf_dpzo.losses import PerExampleLoss, Prompt
     from hf_dpzo.models.seeded import seeded_peft_model
     from hf_dpzo.trainer.trainer import ZOTrainer
     from hf_dpzo.trajectory.log import Trajectory
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "PerExampleLoss",
     "Prompt",
     "Trajectory",
     "ZOTrainer",
@@ -26,20 +26,19 @@ __all__ = [
     "__version__",
     "from_trajectory",
     "replay_onto",
-    "scaled_clip_norm",
     "seeded_peft_model",
     "verify",
 ]
 
 _HOMES = {
-    "Prompt": "losses.prompting",
+    "PerExampleLoss": "losses",
+    "Prompt": "losses",
     "Trajectory": "trajectory.log",
     "ZOTrainer": "trainer.trainer",
     "ZOTrainingArguments": "arguments.training_args",
     "from_trajectory": "card.repository",
     "replay_onto": "trajectory.replay",
     "seeded_peft_model": "models.seeded",
-    "scaled_clip_norm": "methods",
     "verify": "verification.verify",
 }
 

@@ -8,7 +8,11 @@ import pytest
 from support.paths import ROOT
 
 
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("hf_dpzo/methods/*.md")]
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/*.md", "recipes/*.md", "benchmarks/*.md", "hf_dpzo/methods/*.md")
+    for page in ROOT.glob(pattern)
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -16,6 +20,14 @@ def test_files_that_a_page_links_to_exist(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_a_page_links_to_exist(page):
+    for path, section in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / path if path else page).read_text(encoding="utf-8")
+        titles = [title.strip().lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+        assert section in [re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles], f"{path}#{section}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

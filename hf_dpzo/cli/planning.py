@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from hf_dpzo.cli.curves import add_curve_flags, write_curve
 from hf_dpzo.cli.output import Commands, Outcome, table
-from hf_dpzo.privacy.accounting import LARGEST_GROUP, group_epsilon
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.privacy.planning import WHOLE, Plan, Point, state
+from hf_dpzo.privacy.planning import WHOLE, Plan, Point, check_group, state
 from hf_dpzo.privacy.queries import QUERIES
 
 
@@ -45,8 +44,7 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
 
 def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     plan, rows = _plan(arguments), arguments.rows_per_person
-    if not 1 <= rows <= LARGEST_GROUP:
-        raise ValueError(f"rows_per_person={rows}: it must lie between 1 and {LARGEST_GROUP}.")
+    check_group(rows)
     if rows > 1 and arguments.against is not None:
         raise ValueError(f"rows_per_person={rows}: a curve is for people with one row; leave it out, or against.")
     curve = write_curve(arguments, plan)
@@ -57,9 +55,8 @@ def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
 def _of_group(point: Point, rows: int) -> list[tuple[str, str]]:
     if rows == 1:
         return []
-    together = group_epsilon(point.releases, size=rows, delta=point.spent.delta)
     pure = "epsilon" if point.spent.pure is None else "pure epsilon"
-    return [(f"{pure} of {rows} rows of a person", f"{round_up(together):g}")]
+    return [(f"{pure} of {rows} rows of a person", f"{round_up(point.group_epsilon(rows)):g}")]
 
 
 def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:

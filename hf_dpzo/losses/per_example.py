@@ -16,7 +16,10 @@ from hf_dpzo.models.unwrap import Inputs, accepts, class_name, is_decoder, is_pr
 
 
 class PerExampleLoss(ABC):
-    """One loss for each row of a micro-batch; row i's depends on row i alone."""
+    """One loss for each row of a micro-batch; row i's depends on row i alone.
+
+    Subclass it for a head of your own, or pass a function, which becomes a `FunctionLoss`.
+    """
 
     @abstractmethod
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -76,7 +79,11 @@ def class_losses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class SequenceClassificationLoss(ScoreLoss):
-    """Cross-entropy of a classification head; squared error for one output; binary cross-entropy for many labels."""
+    """Cross-entropy of a classification head; squared error for one output; binary cross-entropy for many labels.
+
+    Args:
+        model: with a classification head; its configuration says how many labels there are, and of which kind.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         config = unwrapped(model).config
@@ -102,6 +109,9 @@ class CausalLMLoss(ScoreLoss):
 
     Called for the losses alone, it has logits made at a row's own targets only, and of one row at a time, wherever the
     architecture allows it. Scores are all logits. A subclass with other `losses` of them needs another `__call__`.
+
+    Args:
+        model: the causal language model.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -134,7 +144,15 @@ class CausalLMLoss(ScoreLoss):
 
 
 class FunctionLoss(PerExampleLoss):
-    """Any `fn(model, inputs) -> [batch]`, differentiable or not. Predictions are the model's logits."""
+    """Any `fn(model, inputs) -> [batch]`, differentiable or not. Predictions are the model's logits.
+
+    Args:
+        fn: the function; the loss of a row depends on that row alone.
+
+    >>> loss = FunctionLoss(lambda model, inputs: model(inputs["x"]).square().sum(dim=1))
+    >>> loss(torch.nn.Identity(), {"x": torch.tensor([[3.0, 4.0], [0.0, 1.0]])})
+    tensor([25.,  1.])
+    """
 
     def __init__(self, fn: Callable[[torch.nn.Module, Inputs], torch.Tensor]) -> None:
         self.fn = fn

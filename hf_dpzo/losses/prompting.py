@@ -22,6 +22,12 @@ from hf_dpzo.models.unwrap import Inputs, accepts, unwrapped
 class Template:
     """Text with the names of columns in braces, and `{mask}` for the tokenizer's mask token.
 
+    Args:
+        template: the text.
+
+    Raises:
+        ValueError: it names no column.
+
     >>> Template(template="{title}: {text}").fields
     ('title', 'text')
     """
@@ -72,6 +78,13 @@ class Prompt(Template):
 
     Label words are taken literally: most causal tokenizers want them to begin with a space.
 
+    Args:
+        template: the text, with columns in braces. It ends where the label word goes, or has `{mask}` there.
+        label_words: a word or a string for each class, in class order.
+
+    Raises:
+        ValueError: it names no column, two classes share a word, or there is more than one `{mask}`.
+
     >>> Prompt(template="{text} It was {mask}.", label_words=("bad", "good")).masked
     True
     """
@@ -86,7 +99,15 @@ class Prompt(Template):
             raise ValueError(f"template={self.template!r}: one {{mask}} stands for the label word; remove the others.")
 
     def loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> PerExampleLoss:
-        """Return the loss that scores this prompt with `model`."""
+        """Return the loss that scores this prompt with `model`.
+
+        Args:
+            model: a masked language model where the template has `{mask}`, and a causal one where it has not.
+            tokenizer: the model's tokenizer; for a causal model it pads on the left.
+
+        Raises:
+            ValueError: there is no mask token, or label words that are none of its tokens, or padding on the right.
+        """
         words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.label_words]
         single = all(len(tokens) == 1 for tokens in words)
         if self.masked:
@@ -119,7 +140,15 @@ class LabelScoreLoss(ScoreLoss):
 
 
 class MaskedWordLoss(LabelScoreLoss):
-    """Label-word logits at the mask; nothing else is computed, where the architecture allows it."""
+    """Label-word logits at the mask; nothing else is computed, where the architecture allows it.
+
+    `Prompt.loss` makes one.
+
+    Args:
+        words: the token of each label word, in class order.
+        mask_token_id: the tokenizer's mask token.
+        model: the masked language model.
+    """
 
     def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
         self._words, self._mask_token_id, self._forward = list(words), mask_token_id, Forward(model)
@@ -149,7 +178,14 @@ class LastLogits:
 
 
 class NextWordLoss(LabelScoreLoss):
-    """Label-word logits of the token after the prompt; nothing else is computed, where the architecture allows it."""
+    """Label-word logits of the token after the prompt; nothing else is computed, where the architecture allows it.
+
+    `Prompt.loss` makes one.
+
+    Args:
+        words: the token of each label word, in class order.
+        model: the causal language model.
+    """
 
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
         self._words, self._last_logits, self._output_layer = list(words), LastLogits(model), OutputLayer(Forward(model))
@@ -162,7 +198,14 @@ class NextWordLoss(LabelScoreLoss):
 
 
 class LabelStringLoss(LabelScoreLoss):
-    """Mean log-probability of the tokens of each label string, as a continuation of the prompt."""
+    """Mean log-probability of the tokens of each label string, as a continuation of the prompt.
+
+    `Prompt.loss` makes one where a label is several tokens (Malladi et al. 2023, appendix E).
+
+    Args:
+        strings: the tokens of each label, in class order.
+        model: the causal language model.
+    """
 
     def __init__(self, *, strings: Sequence[Sequence[int]], model: torch.nn.Module) -> None:
         self._strings, self._last_logits = [list(tokens) for tokens in strings], LastLogits(model)

@@ -6,7 +6,7 @@ README.md beside this file is the index of the papers.
 from hf_dpzo.methods.aggzo import AggZO, scaled_clip_norm
 from hf_dpzo.methods.dpzero import DPZero
 from hf_dpzo.methods.dpzo import DPZO
-from hf_dpzo.methods.method import Method, Paper, PrivateMethod
+from hf_dpzo.methods.method import Method, Paper, PrivateMethod, Stage
 from hf_dpzo.methods.mezo import MeZO
 from hf_dpzo.methods.projected import Projected
 from hf_dpzo.methods.zopo import ZOPO
@@ -35,5 +35,6 @@ __all__ = [
     "Paper",
     "PrivateMethod",
     "Projected",
+    "Stage",
     "scaled_clip_norm",
 ]

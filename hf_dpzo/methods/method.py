@@ -13,7 +13,18 @@ from hf_dpzo.zo.spsa import DIFFERENCES, FiniteDifference
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where a method was published."""
+    """Where a method was published.
+
+    Args:
+        title: the title of the paper.
+        authors: the authors' last names, with commas between them.
+        venue: the conference or journal, and the year.
+        url: the address of the paper.
+
+    >>> paper = Paper(title="A title", authors="Doe, Roe and Poe", venue="A venue 2024", url="https://example.org")
+    >>> paper.citation.splitlines()[0]
+    '@misc{doe2024,'
+    """
 
     title: str
     authors: str

@@ -44,12 +44,15 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """Upper bounds on epsilon at one delta, for a sequence of releases. `None` where an accountant does not apply.
+    """Upper bounds on the epsilon of a sequence of releases, at one delta. `None` where an accountant does not apply.
 
-    `pure` is an epsilon for delta 0.
+    Args:
+        delta: the delta at which `rdp` and `pld` hold.
+        rdp: the bound of Rényi differential privacy.
+        pld: the bound of privacy loss distributions.
+        pure: an epsilon that holds at delta 0, which Laplace noise has.
 
-    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
-    >>> round(guarantee(((query, 1000),), delta=1e-5).epsilon, 3)
+    >>> Guarantee(delta=1e-5, rdp=2.093, pld=1.828).epsilon
     1.828
     """
 
@@ -87,7 +90,12 @@ def check_promise(spent: Guarantee) -> None:
 
 @lru_cache(maxsize=4096)
 def guarantee(releases: Releases, *, delta: float) -> Guarantee:
-    """Account for `releases`, pairs of a query and how often it ran, at `delta`."""
+    """Account for `releases`, pairs of a query and how often it ran, at `delta`.
+
+    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
+    >>> round(guarantee(((query, 1000),), delta=1e-5).epsilon, 3)
+    1.828
+    """
     check_delta(delta)
     if not releases:
         return Guarantee(delta=delta, rdp=0.0, pld=0.0)

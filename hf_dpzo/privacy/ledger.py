@@ -5,6 +5,7 @@ computed from it, together with the steps of the plan that are still to come.
 """
 
 import math
+from numbers import Integral
 from typing import Self
 
 from hf_dpzo.privacy.accounting import Guarantee, guarantee
@@ -12,7 +13,18 @@ from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 
 
 class BudgetExceededError(RuntimeError):
-    """A step was asked for that the planned budget does not cover."""
+    """A step was asked for that the planned budget does not cover.
+
+    >>> from hf_dpzo.privacy import Budget, GaussianQuery
+    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
+    >>> budget = Budget(query=query, planned_steps=1, delta=1e-5)
+    >>> budget.spend()
+    >>> try:
+    ...     budget.spend()
+    ... except BudgetExceededError as error:
+    ...     print(str(error).partition(";")[0])
+    steps=1: the budget was planned for 1 steps, of which 0 are left
+    """
 
 
 class Ledger:
@@ -50,19 +62,31 @@ class Budget:
 
     Args:
         query: what one step releases.
-        planned_steps: how many steps the noise was chosen for. No further step is taken.
+        planned_steps: the number of steps that the noise was chosen for. No further step is taken.
         delta: the delta at which epsilon is stated; `None` for a run without privacy.
-        trials: how many such runs are made on the same rows, this one among them. What is stated covers all of them.
+        trials: the number of such runs on the same rows, this one among them. What is stated covers all of them.
 
-    >>> from hf_dpzo.privacy.queries import GaussianQuery
-    >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
-    >>> Budget(query=query, planned_steps=10, delta=1e-5, trials=3).claimed == ((query, 30),)
-    True
+    Guarantee: what it states covers every choice that the releases may lead to: when to stop, and which of the
+    checkpoints and trials to publish.
+
+    Raises:
+        ValueError: there is no step or no run, or `delta` is missing, or given without noise.
+
+    >>> from hf_dpzo.privacy import GaussianQuery
+    >>> budget = Budget(query=GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), planned_steps=500, delta=1e-5)
+    >>> budget.spend()
+    >>> round(budget.running_epsilon(), 2), round(budget.stated().epsilon, 2)
+    (0.48, 1.33)
     """
 
     def __init__(self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1) -> None:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
+        if not (isinstance(planned_steps, Integral) and isinstance(trials, Integral)):
+            raise ValueError(
+                f"planned_steps={planned_steps}, trials={trials}: steps and runs are counted whole; set max_steps and "
+                "trials to whole numbers."
+            )
         if trials < 1:
             raise ValueError(f"trials={trials}: this run is one of them; set 1 or more.")
         if (delta is None) != isinstance(query, NonPrivateQuery):

@@ -6,10 +6,18 @@ Pure accounting: no data, no model. A curve is made of points, each of them comp
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 
-from hf_dpzo.privacy.accounting import Guarantee, check_delta, check_promise, guarantee
+from hf_dpzo.privacy.accounting import (
+    LARGEST_GROUP,
+    Guarantee,
+    check_delta,
+    check_promise,
+    group_epsilon,
+    guarantee,
+)
 from hf_dpzo.privacy.calibration import calibrate
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.ledger import round_up
@@ -39,14 +47,18 @@ class Plan:
     Args:
         noise: `gaussian` or `laplace`.
         noise_multiplier: the noise's scale over the sensitivity; `None` for the least that meets `target_epsilon`.
-        target_epsilon: at `target_delta`, and with Laplace noise at delta 0; `None` where the noise is given.
-        target_delta: at which epsilon is stated.
-        num_rows: rows of training data.
-        expected_batch_size: rows in a batch, on average.
-        max_steps: of the whole run.
+        target_epsilon: the target at `target_delta`, for Laplace noise at delta 0; `None` where the noise is given.
+        target_delta: the delta at which epsilon is stated.
+        num_rows: the number of rows of training data.
+        expected_batch_size: the mean number of rows in a batch.
+        max_steps: the number of steps of the whole run.
 
     Raises:
         ValueError: no run could have this plan.
+
+    >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
+    >>> plan.query
+    GaussianQuery(noise_multiplier=1.2, sampling_rate=0.0128)
     """
 
     noise: str = "gaussian"
@@ -58,6 +70,8 @@ class Plan:
     max_steps: int
 
     def __post_init__(self) -> None:
+        if self.noise not in QUERIES:
+            raise ValueError(f"noise={self.noise}: it is none of {' and '.join(QUERIES)}; choose one of them.")
         if not 0 < self.expected_batch_size <= self.num_rows:
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: with {self.num_rows} rows "
@@ -65,6 +79,8 @@ class Plan:
             )
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: there must be at least one step.")
+        if not isinstance(self.max_steps, Integral):
+            raise ValueError(f"max_steps={self.max_steps}: there is no part of a step; choose a whole number.")
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError(
                 f"noise_multiplier={self.noise_multiplier}, target_epsilon={self.target_epsilon}: give one of the two."
@@ -85,7 +101,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A plan, what each of its steps releases, and the guarantee for all of them."""
+    """A plan, what each of its steps releases, and the guarantee for all of them.
+
+    Args:
+        plan: the plan, with its noise or its target.
+        query: what one step releases, with the noise that the plan gives or that meets its target.
+        spent: upper bounds on the epsilon of all steps.
+
+    >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
+    >>> curve(plan, "max_steps", [500]).asked.columns()["noise_multiplier"]
+    1.2
+    """
 
     plan: Plan
     query: GaussianQuery | LaplaceQuery
@@ -95,6 +121,15 @@ class Point:
     def releases(self) -> Releases:
         """All that the plan releases."""
         return ((self.query, self.plan.max_steps),)
+
+    def group_epsilon(self, rows_per_person: int) -> float:
+        """Return epsilon, at the plan's delta, for a person with so many rows; for Laplace noise at delta 0.
+
+        Raises:
+            ValueError: there are too many rows to account for, or none.
+        """
+        check_group(rows_per_person)
+        return group_epsilon(self.releases, size=rows_per_person, delta=self.spent.delta)
 
     def columns(self) -> dict[str, str | float | None]:
         """The point as a line of a table. Bounds are rounded up, and `None` where an accountant does not apply."""
@@ -123,10 +158,15 @@ class Curve:
     """What changes if one field of a plan does.
 
     Args:
-        against: the field.
+        against: the name of the field.
         asked: the plan's own point.
-        points: in the order of the field, `asked` among them.
-        left_out: for how many values of the field no epsilon can be stated.
+        points: the points in the order of the field, `asked` among them.
+        left_out: the number of values of the field for which no epsilon can be stated.
+
+    >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
+    >>> found = curve(plan, "max_steps", [500])
+    >>> [found.place(point) for point in found.points]
+    [500, 1000]
     """
 
     against: str
@@ -137,6 +177,12 @@ class Curve:
     def place(self, point: Point) -> float:
         """The value of the field at `point`."""
         return getattr(point.plan, self.against)
+
+
+def check_group(rows_per_person: int) -> None:
+    """Raise `ValueError` where a person can not have so many rows, or has more than are accounted for."""
+    if not (isinstance(rows_per_person, Integral) and 1 <= rows_per_person <= LARGEST_GROUP):
+        raise ValueError(f"rows_per_person={rows_per_person}: it must lie between 1 and {LARGEST_GROUP}.")
 
 
 def state(plan: Plan) -> Point:
@@ -185,10 +231,23 @@ def spread(
 
 
 def curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
-    """Account for `plan` with each of `values` in place of its field `against`.
+    """Account for `plan` with each of `values` in place of its field `against`, and return the trade-off.
 
-    Values for which no epsilon can be stated are left out: those that would cost more than `LARGEST_EPSILON`, and
-    targets that no noise meets. Raises `ValueError` where that leaves none but the plan's own.
+    Values for which no epsilon can be stated are left out: those that would cost more than 1000, and targets that no
+    noise meets.
+
+    Args:
+        plan: the plan; its own point is on the curve, too.
+        against: the name of the field that changes: `max_steps`, `expected_batch_size`, `noise_multiplier` or
+            `target_epsilon`.
+        values: the values of the field.
+
+    Raises:
+        ValueError: an epsilon can be stated for none of the values, or not for the plan itself.
+
+    >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
+    >>> [round(point.spent.epsilon, 2) for point in curve(plan, "max_steps", [250, 4000]).points]
+    [0.87, 1.7, 3.56]
     """
     asked = state(plan)
     place = getattr(plan, against)

@@ -59,6 +59,16 @@ class GaussianQuery(SampledQuery):
 
     The discrete Gaussian on a lattice of 2**40 steps is accounted as the continuous one: it satisfies the same zCDP,
     and the densities differ by a relative 1e-25.
+
+    Args:
+        noise_multiplier: the noise's standard deviation over the L2 sensitivity of the sum.
+        sampling_rate: the probability with which each unit joins the batch; 1 for all of the data.
+
+    Raises:
+        ValueError: the rate is no probability above 0, or the multiplier is not between 0 and 8192.
+
+    >>> GaussianQuery(noise_multiplier=1, sampling_rate=0.01).event
+    PoissonSampledDpEvent(sampling_probability=0.01, event=GaussianDpEvent(noise_multiplier=1.0))
     """
 
     smallest_pld_noise: ClassVar[float] = 0.2
@@ -71,6 +81,13 @@ class GaussianQuery(SampledQuery):
 @dataclass(frozen=True, kw_only=True)
 class LaplaceQuery(SampledQuery):
     """A release with Laplace noise; `noise_multiplier` is its scale over the L1 sensitivity.
+
+    Args:
+        noise_multiplier: Laplace's b over the L1 sensitivity of the sum.
+        sampling_rate: the probability with which each unit joins the batch; 1 for all of the data.
+
+    Raises:
+        ValueError: the rate is no probability above 0, or the multiplier is not between 0 and 8192.
 
     >>> round(LaplaceQuery(noise_multiplier=4.4734, sampling_rate=0.016).pure_epsilon(1000), 2)
     4.0
@@ -92,7 +109,12 @@ class LaplaceQuery(SampledQuery):
 
 @dataclass(frozen=True, kw_only=True)
 class NonPrivateQuery:
-    """One release without noise: no epsilon describes it."""
+    """One release without noise: no epsilon describes it.
+
+    >>> from hf_dpzo.privacy import Budget
+    >>> Budget(query=NonPrivateQuery(), planned_steps=10, delta=None).private
+    False
+    """
 
     @property
     def event(self) -> dp_accounting.DpEvent:

@@ -16,8 +16,8 @@ from support.models import causal_lm
 from support.paths import MEASUREMENTS
 
 
-FOLDER = MEASUREMENTS / "benchmark"
-PLANS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("benchmark", "quick")}
+FOLDER = MEASUREMENTS / "steps"
+PLANS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("steps", "quick")}
 SMALL = {
     "baseline": "floor",
     "threads": 1,
@@ -35,7 +35,7 @@ SMALL["scaling"]["axes"]["rows"]["trained"] = "all"
 def recipe():
     """The recipe's modules; none of them needs opacus before it is asked for DP-SGD."""
     sys.path.insert(0, str(FOLDER))
-    names = ("benchmark", "contenders", "findings", "jobs", "meter", "mezo_twin", "subjects")
+    names = ("contenders", "findings", "jobs", "meter", "mezo_twin", "steps", "subjects")
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     sys.path.remove(str(FOLDER))
 
@@ -137,11 +137,11 @@ def test_a_contender_that_fails_is_reported_with_its_reason(recipe):
 
 
 def test_the_page_keeps_what_is_around_the_tables(recipe):
-    begin, end = recipe.benchmark.BEGIN, recipe.benchmark.END
+    begin, end = recipe.steps.BEGIN, recipe.steps.END
     page = f"before\n{begin}old\n{end}after\n"
-    assert recipe.benchmark.rewritten(page, "new\n") == f"before\n{begin}new\n{end}after\n"
+    assert recipe.steps.rewritten(page, "new\n") == f"before\n{begin}new\n{end}after\n"
     with pytest.raises(SystemExit, match="marks"):
-        recipe.benchmark.rewritten("before\n", "new\n")
+        recipe.steps.rewritten("before\n", "new\n")
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -161,18 +161,18 @@ def test_a_plan_can_be_run(recipe, name, make_args):
 
 
 def test_the_order_changes_with_the_round(recipe):
-    case = {**PLANS["benchmark"]["cases"][0], "contenders": dict.fromkeys(("floor", "ours", "mezo"), 3)}
-    found = list(recipe.jobs.turns({**PLANS["benchmark"], "cases": [case]}))[:9]
+    case = {**PLANS["steps"]["cases"][0], "contenders": dict.fromkeys(("floor", "ours", "mezo"), 3)}
+    found = list(recipe.jobs.turns({**PLANS["steps"], "cases": [case]}))[:9]
     orders = [[turn.contenders[0] for turn in found if turn.round == number] for number in range(3)]
     assert orders == [["floor", "ours", "mezo"], ["ours", "mezo", "floor"], ["mezo", "floor", "ours"]]
 
 
 def test_the_recorded_table_is_that_of_the_recorded_results(recipe):
-    with recipe.benchmark.TABLE.open(encoding="utf-8") as file:
+    with recipe.steps.TABLE.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     asked = {name: {row for turn in recipe.jobs.turns(plan) for row in turn.rows} for name, plan in PLANS.items()}
     keys = {(row["case"], int(row["round"]), row["contender"]) for row in rows}
     plan = next(plan for name, plan in PLANS.items() if asked[name] == keys)
-    machine = json.loads(recipe.benchmark.MACHINE.read_text(encoding="utf-8"))
+    machine = json.loads(recipe.steps.MACHINE.read_text(encoding="utf-8"))
     text = recipe.findings.tables(recipe.findings.Results(plan, rows), machine)
-    assert text in recipe.benchmark.PAGE.read_text(encoding="utf-8")
+    assert text in recipe.steps.PAGE.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ FOLDER = MEASUREMENTS / "scale"
 @pytest.fixture(scope="module")
 def scale():
     """The recipe's modules."""
-    names = ("cost", "measure", "ranks", "training")
+    names = ("cost", "ranks", "scale", "tables", "training")
     before = {name: sys.modules.pop(name, None) for name in names}
     sys.path.insert(0, str(FOLDER))
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -219,28 +219,28 @@ def test_two_collectives_of_eight_bytes_for_each_direction_are_sent(cost, run, d
 # ---- What is shown ----
 
 
-def test_the_page_has_the_table_that_the_command_prints(cost, capsys):
-    cost.main()
+def test_the_page_has_the_table_that_the_command_prints(scale, capsys):
+    scale.tables.main()
     assert capsys.readouterr().out in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
-def test_a_plan_fits_its_machine_and_all_its_fields_are_used(cost):
-    plan = yaml.safe_load(cost.PLAN.read_text(encoding="utf-8"))
-    rows = list(cost.steps(plan))
+def test_a_plan_fits_its_machine_and_all_its_fields_are_used(scale):
+    plan = yaml.safe_load(scale.tables.PLAN.read_text(encoding="utf-8"))
+    rows = list(scale.tables.steps(plan))
     assert len(rows) == 2 + len(plan["scenarios"]) * len(plan["directions"])
     plan["scenarios"][-1]["run"]["copy_devices"] = 1
     with pytest.raises(ValueError, match="split a copy over more devices"):
-        list(cost.steps(plan))
+        list(scale.tables.steps(plan))
 
 
-def test_examples_are_right(cost):
-    assert doctest.testmod(cost).failed == 0
+def test_examples_are_right(scale):
+    assert doctest.testmod(scale.cost).failed == doctest.testmod(scale.tables).failed == 0
 
 
 def test_constants_are_found_and_never_negative(scale):
-    assert scale.measure.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
-    assert scale.measure.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
-    assert scale.measure.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
+    assert scale.scale.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
+    assert scale.scale.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
+    assert scale.scale.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
 
 
 def test_a_machine_that_can_not_limit_a_network_is_found_out(scale, monkeypatch, tmp_path):

@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
-from hf_dpzo import ZOTrainer, scaled_clip_norm
-from hf_dpzo.methods import METHODS, PrivateMethod
+from hf_dpzo import ZOTrainer
+from hf_dpzo.methods import METHODS, PrivateMethod, scaled_clip_norm
 from hf_dpzo.methods.method import parameters_of
 from hf_dpzo.models.unwrap import unwrapped_optimizer
 from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace

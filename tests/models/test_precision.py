@@ -417,16 +417,16 @@ def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
 
 
 def test_stochastic_rounding_is_right_on_average_and_stays_between_neighbours(monkeypatch):
-    monkeypatch.syspath_prepend(str(MEASUREMENTS / "precision"))
-    import measure
+    monkeypatch.syspath_prepend(str(MEASUREMENTS))
+    import precision
 
     value = 1 + 2**-7 / 4  # A quarter of the way from one to the next number in bfloat16.
     bits = torch.arange(2**16, dtype=torch.int32)
-    rounded = measure.stochastically(torch.full((2**16,), value), bits)
+    rounded = precision.stochastically(torch.full((2**16,), value), bits)
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert rounded.unique().tolist() == [1, 1 + 2**-7]
     assert rounded.mean().item() == value
-    monkeypatch.delitem(sys.modules, "measure")
+    monkeypatch.delitem(sys.modules, "precision")
 
 
 # ---- A real quantizer, where it is installed ----

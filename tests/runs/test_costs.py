@@ -28,7 +28,7 @@ from support.paths import MEASUREMENTS
 from support.rows import few_public_rows, labelled_rows
 
 
-RECIPE = MEASUREMENTS / "long_run" / "measure.py"
+RECIPE = MEASUREMENTS / "long_run.py"
 
 
 @pytest.fixture

@@ -5,4 +5,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 # Each measurement has a folder here.
-MEASUREMENTS = ROOT / "recipes"
+MEASUREMENTS = ROOT / "benchmarks"

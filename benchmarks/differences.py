@@ -1,6 +1,6 @@
 """What forward differences cost and save: bias, noise and time, on the model and the data of the quick start.
 
-    python measure.py
+    python benchmarks/differences.py
 
 For rows of real text, the coefficients of each row along the same directions by central and by forward differences, at
 several smoothings. The spread of coefficients is what clipping acts on; a bias of a small part of it is harmless.
@@ -8,14 +8,11 @@ several smoothings. The spread of coefficients is what clipping acts on; a bias 
 
 import sys
 import time
-from pathlib import Path
 
 import torch
-import yaml
+from shared import QuickStart, table
 from transformers import DataCollatorWithPadding
 
-from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.spsa import CentralDifference, FiniteDifference, ForwardDifference
 from hf_dpzo.zo.walk import CopyingWalk
@@ -23,19 +20,17 @@ from hf_dpzo.zo.walk import CopyingWalk
 
 ROWS, DIRECTIONS = 32, 8
 SMOOTHINGS = (1e-3, 1e-2, 5e-2)
+TITLES = ("smoothing", "spread of a row's coefficient", "mean bias", "spread of the bias", "same sign", "time")
 
 
 def main() -> None:
     """Measure, and print a table."""
-    values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
-    recipe, args = parse_recipe(values)
-    tokenizer = load_tokenizer(recipe)
-    rows, _ = load_rows(recipe, tokenizer)
-    model = load_model(recipe, tokenizer, seed=args.seed).eval()
-    loss = recipe.prompt.loss(model, tokenizer)
-    inputs = DataCollatorWithPadding(tokenizer)([rows[i] for i in range(ROWS)])
+    start = QuickStart.load()
+    model = start.model()
+    loss = start.loss(model)
+    inputs = DataCollatorWithPadding(start.tokenizer)([start.train[i] for i in range(ROWS)])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    directions = Rademacher(seed=args.seed, sizes=[parameter.numel() for parameter in parameters])
+    directions = Rademacher(seed=start.args.seed, sizes=[parameter.numel() for parameter in parameters])
     # A new adapter is a saddle, since half of its matrices are zero: look at one that has moved.
     for index, parameter in enumerate(parameters):
         directions.add_(parameter, index=index, step=1, weights={0: 1e-2})
@@ -47,19 +42,15 @@ def main() -> None:
             losses = torch.stack([loss(model, inputs).double() for _ in walk], dim=1)
         return estimator.coefficients(losses) * DIRECTIONS, time.perf_counter() - started
 
-    lines = ["| smoothing | spread of a row's coefficient | mean bias | spread of the bias | same sign | time |"]
-    lines.append("|---|---|---|---|---|---|")
+    rows = []
     for smoothing in SMOOTHINGS:
         (central, slow), (forward, fast) = (coefficients(k, smoothing) for k in (CentralDifference, ForwardDifference))
         bias = forward - central
         same = (forward.sign() == central.sign()).double().mean()
-        cells = (f"{smoothing:g}", central.std(), bias.mean(), bias.std(), same, fast / slow)
-        lines.append(
-            "| " + " | ".join(cell if isinstance(cell, str) else f"{float(cell):.3g}" for cell in cells) + " |"
-        )
-    sys.stdout.write(
-        "\n".join(lines) + f"\n\n{ROWS} rows, {DIRECTIONS} directions; time is that of forward over central.\n"
-    )
+        figures = (central.std(), bias.mean(), bias.std(), same, fast / slow)
+        rows.append([f"{smoothing:g}", *(f"{float(figure):.3g}" for figure in figures)])
+    note = f"{ROWS} rows, {DIRECTIONS} directions; time is that of forward over central."
+    sys.stdout.write("\n".join([*table(TITLES, rows), "", note]) + "\n")
 
 
 if __name__ == "__main__":

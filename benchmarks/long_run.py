@@ -1,6 +1,6 @@
 """What a step costs beside its forward passes, and whether it costs more after 100,000 of them.
 
-    python recipes/long_run/measure.py [steps]
+    python benchmarks/long_run.py [steps]
 
 A toy model is trained through the Trainer, privately, with logs, evaluations and checkpoints. The first table is of CPU
 time, which other processes disturb less, and of memory, a hundred times a run. The second is of the time that passed,

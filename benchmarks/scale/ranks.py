@@ -1,8 +1,8 @@
 """Processes on this machine, on its own network or on one of their own whose speed is limited.
 
-    python recipes/scale/ranks.py '{"size": 2, "cases": [...]}'
+    python benchmarks/scale/ranks.py '{"size": 2, "cases": [...]}'
 
-starts them, as measure.py does, and writes what the first one measured, as JSON. Only Linux lets anybody make a network
+starts them, as scale.py does, and writes what the first one measured, as JSON. Only Linux lets anybody make a network
 of their own (`unshare -rn`), whose loopback `tc` limits.
 """
 

@@ -1,6 +1,6 @@
 """What several processes gain, and what a slow network costs them.
 
-    python recipes/processes/measure.py
+    python benchmarks/processes.py
 
 Runs of an encoder with an adapter, through the Trainer, in one process and in two, of one thread each, taking turns:
 BERT-base's architecture for what processes gain; a small one for what a slow network costs, which is made by waiting

@@ -1,6 +1,6 @@
 """What is saved by not computing what no loss needs: the output layer elsewhere, and padding.
 
-    python measure.py
+    python benchmarks/savings.py
 
 Times are ratios, measured side by side in turns, so that another load on the machine meets both alike. Models are of
 random weights, in the shapes of known ones; padding is measured on the model and the rows of the quick start.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
+from shared import QuickStart, table
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -32,8 +32,6 @@ from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import Fetched
 from hf_dpzo.losses.per_example import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
-from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import parse_recipe
 
 
 TURNS, TOKENS, TARGETS, MASK, WORDS = 3, 64, 8, 103, [2204, 2919]
@@ -89,13 +87,13 @@ def batch(rows: int, vocabulary: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def row(what: str, shape: str, new: Work, old: Work) -> str:
-    """One line of the table."""
+def compared(what: str, shape: str, new: Work, old: Work) -> list[str]:
+    """One row of the table."""
     new(), old()  # What is only done once is done before.
-    return f"| {what} | {shape} | {ratio(new, old):.2f} | {memory(new) / memory(old):.2f} |"
+    return [what, shape, f"{ratio(new, old):.2f}", f"{memory(new) / memory(old):.2f}"]
 
 
-def prompts() -> list[str]:
+def prompts() -> list[list[str]]:
     """Label words at one position, beside all logits."""
     decoder = OPTForCausalLM(OPTConfig()).eval()
     encoder = BertForMaskedLM(BertConfig()).eval()
@@ -103,64 +101,59 @@ def prompts() -> list[str]:
         "decoder": (decoder, NextWordLoss(words=WORDS, model=decoder)),
         "encoder": (encoder, MaskedWordLoss(words=WORDS, mask_token_id=MASK, model=encoder)),
     }
-    lines = []
+    found = []
     for name, (model, loss) in losses.items():
         for rows in (4, 16):
             inputs = batch(rows, model.config.vocab_size)
             what = f"label words at one position, {name}"
             new, old = lambda: loss.scores(model, inputs), lambda: model(**inputs).logits.float()  # noqa: B023
-            lines.append(row(what, f"{rows} x {TOKENS}", new, old))
+            found.append(compared(what, f"{rows} x {TOKENS}", new, old))
         if name == "decoder":
             last = lambda: model(**inputs, logits_to_keep=1).logits.float()  # noqa: B023, E731
-            lines.append(row(f"{what}, beside all words there", f"{rows} x {TOKENS}", new, last))
-    return lines
+            found.append(compared(f"{what}, beside all words there", f"{rows} x {TOKENS}", new, last))
+    return found
 
 
-def targets() -> list[str]:
+def targets() -> list[list[str]]:
     """A language model's loss at its targets, beside that of all logits."""
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes)).eval()
     loss, inputs = CausalLMLoss(model), batch(16, 32000)
-    lines = []
+    found = []
     for what, first in ((f"the last {TARGETS} tokens are targets", TOKENS - TARGETS), ("all tokens are targets", 0)):
         labels = inputs["input_ids"].masked_fill(torch.arange(TOKENS) < first, -100)
         given = {**inputs, "labels": labels}
         new, old = lambda: loss(model, given), lambda: loss.evaluate(model, given)  # noqa: B023
-        lines.append(row(what, f"16 x {TOKENS}", new, old))
+        found.append(compared(what, f"16 x {TOKENS}", new, old))
         plain = lambda: model(**inputs).logits  # noqa: E731
-        lines.append(row(f"{what}, beside inference without any loss", f"16 x {TOKENS}", new, plain))
-    return lines
+        found.append(compared(f"{what}, beside inference without any loss", f"16 x {TOKENS}", new, plain))
+    return found
 
 
-def padding() -> list[str]:
-    """Micro-batches of rows that are sorted within the logical batch, beside those in the order drawn."""
-    values = yaml.safe_load((Path(__file__).parent.parent / "quickstart.yaml").read_text(encoding="utf-8"))
-    recipe, args = parse_recipe(values)
-    tokenizer = load_tokenizer(recipe)
-    rows, _ = load_rows(recipe, tokenizer)
-    model = load_model(recipe, tokenizer, seed=args.seed).eval()
-    loss, collate = recipe.prompt.loss(model, tokenizer), DataCollatorWithPadding(tokenizer)
-    drawn = [rows[index] for index in random.Random(0).sample(range(len(rows)), LOGICAL)]
+def padding() -> tuple[list[str], str]:
+    """Micro-batches of rows that are sorted within the logical batch, beside those in the order drawn; and a note."""
+    start = QuickStart.load()
+    model = start.model()
+    loss, collate = start.loss(model), DataCollatorWithPadding(start.tokenizer)
+    drawn = [start.train[index] for index in random.Random(0).sample(range(len(start.train)), LOGICAL)]
     collator = LogicalBatchCollator(collate=collate, micro_batch_size=MICRO)
     fetched = [Fetched(unit=unit, row=one, place=unit) for unit, one in enumerate(drawn)]
     ordered = [one.inputs for one in collator(fetched)["batch"].micro_batches]
-    unordered = [collate(drawn[start : start + MICRO]) for start in range(0, LOGICAL, MICRO)]
+    unordered = [collate(drawn[first : first + MICRO]) for first in range(0, LOGICAL, MICRO)]
     counts = [sum(inputs["input_ids"].numel() for inputs in batches) for batches in (ordered, unordered)]
     new, old = ([lambda one=one: loss(model, one) for one in batches] for batches in (ordered, unordered))
     whole = ratio(lambda: [one() for one in new], lambda: [one() for one in old])
     own = sum(len(one["input_ids"]) for one in drawn)
-    return [
-        f"| sorted within the logical batch | {LOGICAL} rows by {MICRO} | {whole:.2f} | |",
-        "",
-        f"Tokens with padding: {counts[0]} sorted, {counts[1]} in the order drawn, {own} without any padding.",
-    ]
+    note = f"Tokens with padding: {counts[0]} sorted, {counts[1]} in the order drawn, {own} without any padding."
+    return ["sorted within the logical batch", f"{LOGICAL} rows by {MICRO}", f"{whole:.2f}", ""], note
 
 
 def main() -> None:
     """Measure, and print a table."""
     torch.set_num_threads(1)
-    lines = ["| what | rows x tokens | time | growth of peak memory |", "|---|---|---|---|"]
-    sys.stdout.write("\n".join([*lines, *prompts(), *targets(), *padding()]) + "\n")
+    titles, rows = ("what", "rows x tokens", "time", "growth of peak memory"), [*prompts(), *targets()]
+    padded, note = padding()
+    sys.stdout.write("\n".join([*table(titles, [*rows, padded]), "", note]) + "\n")
 
 
 if __name__ == "__main__":

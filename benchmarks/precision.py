@@ -1,7 +1,7 @@
 """What fewer bits cost: full parameters in bfloat16, and frozen bases in bfloat16 and int8, beside float32.
 
-    python measure.py full
-    python measure.py bases
+    python benchmarks/precision.py full
+    python benchmarks/precision.py bases
 
 `full` trains all parameters of the quick start's model, in float32 and in bfloat16 with several ways of rounding: how
 far weights are from where they were after cycles of perturbing and walking back, and what noise-free steps reach.
@@ -16,17 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
+from shared import QuickStart, row, table
 from transformers import DataCollatorWithPadding
 from transformers.utils import is_torchao_available
 
 from hf_dpzo.models.precision import inner_tensors
-from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import Recipe, parse_recipe
+from hf_dpzo.recipe.loading import load_model
 from hf_dpzo.zo.directions import Rademacher
 
 
@@ -134,31 +132,28 @@ def stochastically(values: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 def full() -> list[str]:
     """The table of ways to train all parameters."""
-    recipe, seed = _quickstart(adapter="none", max_length=SHORT)
-    tokenizer = load_tokenizer(recipe)
-    train, held = (_short(rows) for rows in load_rows(recipe, tokenizer))
-    collate = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=SHORT)
+    start = QuickStart.load("--adapter", "none", "--max_length", str(SHORT))
+    seed, train, held = start.args.seed, _short(start.train), _short(start.evaluation)
+    collate = DataCollatorWithPadding(start.tokenizer, padding="max_length", max_length=SHORT)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     batches = [[train[i] for i in order[step * ROWS : (step + 1) * ROWS]] for step in range(STEPS)]
     titles = ("weights", "bytes", "drift of cycles", "moved by steps", "held-out loss", "accuracy", "a step")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    rows = []
     for name, way in WAYS.items():
-        model = load_model(recipe, tokenizer, seed=seed).eval().to(way.dtype)
-        loss = recipe.prompt.loss(model, tokenizer)
+        model = start.model().to(way.dtype)
+        loss = start.loss(model)
         if name == next(iter(WAYS)):
-            untouched = ["untouched", "", "", "", *_evaluated(loss, model, held[:EVALUATED], collate), ""]
-            lines.append(f"| {' | '.join(untouched)} |")
+            rows.append(["untouched", "", "", "", *_evaluated(loss, model, held[:EVALUATED], collate), ""])
         size = sum(p.numel() * p.element_size() for p in model.parameters()) * (1 + way.copied)
         drift = _drift(Walker(list(model.parameters()), way, seed))
-        model = load_model(recipe, tokenizer, seed=seed).eval().to(way.dtype)
+        model = start.model().to(way.dtype)
         walker, before = Walker(list(model.parameters()), way, seed), [p.clone() for p in model.parameters()]
         seconds = _trained(walker, partial(loss, model), [collate(batch) for batch in batches])
         moved, reached = _distance(walker.parameters, before), _evaluated(loss, model, held[:EVALUATED], collate)
-        cells = [name, f"{size / 1e6:.0f} MB", f"{drift:.2g}", f"{moved:.2g}", *reached, f"{seconds:.1f} s"]
-        lines.append(f"| {' | '.join(cells)} |")
-        sys.stderr.write(f"{lines[-1]}\n")
+        rows.append([name, f"{size / 1e6:.0f} MB", f"{drift:.2g}", f"{moved:.2g}", *reached, f"{seconds:.1f} s"])
+        sys.stderr.write(f"{row(rows[-1])}\n")
     note = f"{CYCLES} cycles, {STEPS} steps; distances relative to the root mean square of the weights."
-    return [*lines, "", note]
+    return [*table(titles, rows), "", note]
 
 
 def _trained(walker: Walker, loss: Callable, batches: list[dict]) -> float:
@@ -203,25 +198,23 @@ def _short(rows: Sequence[dict]) -> list[dict]:
 
 def bases() -> list[str]:
     """The table of frozen bases."""
-    recipe, seed = _quickstart(max_length=WIDTH)
-    tokenizer = load_tokenizer(recipe)
-    rows, _ = load_rows(recipe, tokenizer)
-    inputs = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=WIDTH)(
-        [rows[i] for i in range(COMPARED)]
-    )
+    start = QuickStart.load("--max_length", str(WIDTH))
+    collate = DataCollatorWithPadding(start.tokenizer, padding="max_length", max_length=WIDTH)
+    inputs = collate([start.train[i] for i in range(COMPARED)])
     with tempfile.TemporaryDirectory() as folder:
-        load_model(replace(recipe, adapter="none"), tokenizer, seed=seed).save_pretrained(folder)
-        unpacked = replace(recipe, model_name_or_path=folder, gguf_file=None)
+        bare = replace(start.recipe, adapter="none")
+        load_model(bare, start.tokenizer, seed=start.args.seed).save_pretrained(folder)
+        unpacked = replace(start.recipe, model_name_or_path=folder, gguf_file=None)
         kinds = [("float32", None), ("bfloat16", None)]
         kinds += [("float32", "int8"), ("bfloat16", "int8")] if is_torchao_available() else []
-        found = {
-            kind: _of_base(replace(unpacked, dtype=kind[0], quantization=kind[1]), seed, inputs, tokenizer)
-            for kind in kinds
-        }
+        found = {}
+        for dtype, quantization in kinds:
+            recipe = replace(unpacked, dtype=dtype, quantization=quantization)
+            found[dtype, quantization] = _of_base(replace(start, recipe=recipe), inputs)
     plain = found["float32", None]
     titles = ["base", "weights", "CPU time", "losses differ by"]
     titles += [f"coefficients, smoothing {smoothing:g}" for smoothing in SMOOTHINGS]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    rows = []
     for (dtype, quantization), one in found.items():
         cells = [dtype if quantization is None else f"{quantization}, else {dtype}", f"{one.size / plain.size:.2f}"]
         cells += [f"{one.seconds / plain.seconds:.2f}", f"{(one.losses - plain.losses).abs().mean():.2g}"]
@@ -230,11 +223,11 @@ def bases() -> list[str]:
             cells.append(
                 f"{there.std():.3g}" if one is plain else f"± {(here - there).std():.2g}, {same:.0%} same sign"
             )
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     note = (
         f"float32: {plain.size / 1e6:.0f} MB, {plain.seconds:.2f} s for {COMPARED} rows of {WIDTH} tokens; one thread."
     )
-    return [*lines, "", note]
+    return [*table(titles, rows), "", note]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +240,11 @@ class Measured:
     size: int
 
 
-def _of_base(recipe: Recipe, seed: int, inputs: dict, tokenizer: object) -> Measured:
-    model = load_model(recipe, tokenizer, seed=seed).eval()
-    loss = recipe.prompt.loss(model, tokenizer)
+def _of_base(start: QuickStart, inputs: dict) -> Measured:
+    model = start.model()
+    loss = start.loss(model)
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    walker = Walker(adapter, Way(dtype=torch.float32), seed)
+    walker = Walker(adapter, Way(dtype=torch.float32), start.args.seed)
     # A new adapter is a saddle, since half of its matrices are zero: look at one that has moved.
     walker.add(10**6, 1e-2)
     seconds = []
@@ -269,12 +262,6 @@ def _of_base(recipe: Recipe, seed: int, inputs: dict, tokenizer: object) -> Meas
         seconds=float(np.median(seconds)),
         size=sum(t.numel() * t.element_size() for p in model.parameters() for t in inner_tensors(p.data)),
     )
-
-
-def _quickstart(**changes: object) -> tuple[Recipe, int]:
-    path = Path(__file__).parent.parent / "quickstart.yaml"
-    recipe, args = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return replace(recipe, **changes), args.seed
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fits the constants of cost.py on this machine, and checks what it predicts where nothing was fitted.
 
-    python recipes/scale/measure.py
+    python benchmarks/scale/scale.py
 
 One thread for each process; some five minutes. Each line says whether its case was fitted or predicted. What computes
 is measured in CPU time, and what is sent by the clock.
@@ -15,6 +15,7 @@ from dataclasses import replace
 import cost
 import numpy as np
 import ranks
+import tables
 import torch
 import training
 from transformers import BertModel
@@ -68,7 +69,7 @@ def fitted(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[f
 
 def say(*cells: object) -> None:
     """Print a row of a table at once."""
-    sys.stdout.write(cost.row(*cells))
+    sys.stdout.write(tables.row(*cells))
     sys.stdout.flush()
 
 
@@ -82,7 +83,7 @@ def head(*cells: str) -> None:
 def compare(case: Sequence[object], predicted: float, found: float, is_fitted: bool) -> None:
     """Print a case: prediction, measurement, and their ratio."""
     kind = "fitted" if is_fitted else "predicted"
-    say(*case, kind, cost.words(predicted), cost.words(found), f"{predicted / found:.2f}")
+    say(*case, kind, tables.words(predicted), tables.words(found), f"{predicted / found:.2f}")
 
 
 COMPARED = ("", "model", "measured", "ratio")
@@ -107,7 +108,7 @@ def forward() -> cost.Machine:
         shape = "{} x {}, {} x {}".format(*case)
         millions = f"{run.parameters / 1e6:.1f}"
         compare((shape, millions), cost.pass_seconds(run, machine), found[number], number < 3)
-    say("constants", f"{machine.flops / 1e9:.1f} GFLOP/s", "and for each pass", cost.words(once), "", "")
+    say("constants", f"{machine.flops / 1e9:.1f} GFLOP/s", "and for each pass", tables.words(once), "", "")
     return machine
 
 
@@ -170,7 +171,7 @@ def collectives(before: list[str] | None) -> float:
             network = cost.Network(latency=latencies[size] + wait, bandwidth=np.inf)
             predicted = cost.collective_seconds(replace(RUN, directions=k), replace(THIS, devices=size), network)
             carried = f"{one['bytes']:,.0f}" if before else "not counted"
-            compare((size, k, cost.words(wait), carried), predicted, one["seconds"], number == 0)
+            compare((size, k, tables.words(wait), carried), predicted, one["seconds"], number == 0)
     return latencies[2]
 
 

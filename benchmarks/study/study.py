@@ -1,8 +1,8 @@
 """Trains every contender of study.yaml, and draws accuracy against epsilon.
 
-    pip install --no-deps -r requirements.txt && pip install matplotlib
-    python study.py run            # as often as it takes: a run that has ended is not repeated
-    python study.py report         # results.csv, accuracy.png and a table
+    pip install --no-deps -r benchmarks/study/requirements.txt && pip install matplotlib
+    python benchmarks/study/study.py run       # as often as it takes: a run that has ended is not repeated
+    python benchmarks/study/study.py report    # results.csv, accuracy.png and a table
 
 `run --part 0/2` and `run --part 1/2` share the work between two processes.
 """
@@ -189,7 +189,7 @@ def report(plan: dict[str, Any]) -> str:
     """Write the table and the picture, and return means over seeds as a Markdown table."""
     rows = sorted((json.loads(path.read_text()) for path in RUNS.glob("*.json")), key=lambda row: str(row))
     if not rows:
-        raise SystemExit("runs: there are none yet; python study.py run makes them.")
+        raise SystemExit("runs: there are none yet; python benchmarks/study/study.py run makes them.")
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

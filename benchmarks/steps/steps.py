@@ -1,8 +1,8 @@
 """What a step costs in time and memory: ours, the bare forward passes, MeZO's scheme, DP-SGD and AdamW.
 
-    pip install --no-deps -r requirements.txt && pip install matplotlib
-    python benchmark.py run         # results.csv and machine.json, in half an hour; --quick: some minutes
-    python benchmark.py report      # the tables in ../README.md, and two pictures
+    pip install --no-deps -r benchmarks/steps/requirements.txt && pip install matplotlib
+    python benchmarks/steps/steps.py run       # results.csv and machine.json, in half an hour; --quick: some minutes
+    python benchmarks/steps/steps.py report    # the tables in ../README.md, and two pictures
 
 Each contender is measured in a fresh process of its own, and they take turns: a round has every contender once, in an
 order that changes. Ratios are taken within a round.
@@ -29,7 +29,7 @@ from jobs import Plan, Turn, turns
 
 HERE = Path(__file__).parent
 TABLE, MACHINE, PAGE = HERE / "results.csv", HERE / "machine.json", HERE.parent / "README.md"
-BEGIN, END = "<!-- benchmark: begin -->\n", "<!-- benchmark: end -->\n"
+BEGIN, END = "<!-- steps: begin -->\n", "<!-- steps: end -->\n"
 COLUMNS = (
     *("case", "round", "contender", "seconds", "peak", "preparing_peak", "libraries"),
     *("parameters", "trained_parameters", "error"),
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--quick", action="store_true", help="the plan of quick.yaml")
     arguments = parser.parse_args()
-    name = "quick.yaml" if arguments.quick else "benchmark.yaml"
+    name = "quick.yaml" if arguments.quick else "steps.yaml"
     plan = yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
     if arguments.command == "run":
         run(plan)

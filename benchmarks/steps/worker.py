@@ -1,6 +1,6 @@
-"""Measures one contender on one subject, in a process of its own, and prints one line of JSON. `benchmark.py` calls it.
+"""Measures one contender on one subject, in a process of its own, and prints one line of JSON. `steps.py` calls it.
 
-    python worker.py '{"model": {...}, "trained": "all", "rows": 4, "tokens": 64, "loss": "prompt",
+    python benchmarks/steps/worker.py '{"model": {...}, "trained": "all", "rows": 4, "tokens": 64, "loss": "prompt",
                        "kind": "floor", "options": {}, "steps": 3, "threads": 1}'
 
 Of a list of such jobs it measures one after the other, which saves loading libraries where memory is not compared.
