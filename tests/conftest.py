@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("support")
 from support.local_hub import hub  # noqa: E402, F401 - a fixture
 from support.models import word_tokenizer  # noqa: E402
 from support.recipes import workplace, write  # noqa: E402, F401 - fixtures
+from support.runs import short_args  # noqa: E402
 
 
 # Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
@@ -46,24 +47,7 @@ def make_args(tmp_path):
     numbers = itertools.count()
 
     def make(**changes) -> ZOTrainingArguments:
-        settings = {
-            "output_dir": str(tmp_path / f"run{next(numbers)}"),
-            "method": "dpzero",
-            "noise_multiplier": 1.0,
-            "target_delta": 1e-4,
-            "expected_batch_size": 8,
-            "max_steps": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "smoothing": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        given = {**settings, **changes}
-        return ZOTrainingArguments(**{name: value for name, value in given.items() if value != "absent"})
+        return short_args(**{"output_dir": tmp_path / f"run{next(numbers)}", **changes})
 
     return make
 

@@ -1,5 +1,7 @@
 """Models of which each process holds a part, through torch's own API: the bits are those of the whole model."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,47 +17,50 @@ from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.philox import CHUNK
 
 from support.models import classifier
-from support.processes import in_each
+from support.processes import Here
+from support.runs import short_args
+from support.sweeps import slow
 
 
 STEPS = 3
+SHAPE = (11, 2 * CHUNK // 10)
 
 
-def joined(make_args) -> None:
-    """Join the group of processes."""
-    make_args()
+def moved(kind: str) -> torch.Tensor:
+    """A tensor that was moved along a direction."""
+    return along(kind, torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)))
 
 
+def along(kind: str, tensor: torch.Tensor) -> torch.Tensor:
+    directions = DIRECTIONS[kind](seed=3, sizes=[7, tensor.numel()])
+    directions.add_(tensor, index=1, step=2, weights={0: 0.25, 3: -2.0})
+    return tensor
+
+
+def moved_in_parts(here: Here, kind: str, folder: Path) -> torch.Tensor:
+    short_args(folder)  # Which joins the group of processes.
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    return along(kind, distribute_tensor(start, init_device_mesh("cpu", (here.size,)), [Shard(0)])).full_tensor()
+
+
+@pytest.mark.parametrize("size", [2, *slow(3)])
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-@pytest.mark.parametrize("size", [2, 3])
-def test_parts_are_moved_by_their_part_of_a_direction(kind, size, make_args):
-    shape = (11, 2 * CHUNK // 10)
-    start, weights = torch.randn(shape), {0: 0.25, 3: -2.0}
-    directions = DIRECTIONS[kind](seed=3, sizes=[7, start.numel()])
-    whole = start.clone()
-    directions.add_(whole, index=1, step=2, weights=weights)
-
-    def work(rank: int) -> torch.Tensor:
-        joined(make_args)
-        mesh = init_device_mesh("cpu", (size,))
-        part = distribute_tensor(start, mesh, [Shard(0)])
-        directions.add_(part, index=1, step=2, weights=weights)
-        return part.full_tensor()
-
-    assert all(torch.equal(found, whole) for found in in_each(size, work))
+def test_parts_are_moved_by_their_part_of_a_direction(kind, size, launched, tmp_path):
+    assert all(torch.equal(found, moved(kind)) for found in launched[size].each(moved_in_parts, kind, tmp_path))
 
 
-def test_a_part_that_is_not_consecutive_is_refused(make_args):
-    def work(rank: int) -> str:
-        joined(make_args)
-        mesh = init_device_mesh("cpu", (2,))
-        copied = distribute_tensor(torch.zeros(4, 4), mesh, [Replicate()])
-        assert local_part(copied)[0].shape == (4, 4)
-        with pytest.raises(ValueError, match="split it along its first dimension") as error:
-            local_part(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
-        return str(error.value)
+def refused(here: Here, folder: Path) -> str:
+    short_args(folder)
+    mesh = init_device_mesh("cpu", (2,))
+    copied = distribute_tensor(torch.zeros(4, 4), mesh, [Replicate()])
+    assert local_part(copied)[0].shape == (4, 4)
+    with pytest.raises(ValueError, match="split it along its first dimension") as error:
+        local_part(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
+    return str(error.value)
 
-    assert len(set(in_each(2, work))) == 1
+
+def test_a_part_that_is_not_consecutive_is_refused(pair, tmp_path):
+    assert len(set(pair.each(refused, tmp_path))) == 1
 
 
 def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -81,34 +86,30 @@ def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
     return model
 
 
+def others_than_the_whole_one(here: Here, name: str, folder: Path) -> list[str]:
+    """The parameters of a model in parts that end elsewhere than those of the whole one."""
+    short_args(folder)
+    mesh = init_device_mesh("cpu", (here.size,))
+    torch.manual_seed(0)
+    whole = {n: p.detach() for n, p in descended(classifier(), name).named_parameters()}
+    torch.manual_seed(0)
+    sharded = classifier()
+    assert any(not torch.equal(p, whole[n]) for n, p in sharded.named_parameters())
+    for layer in sharded.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    assert all(isinstance(p, DTensor) for p in sharded.parameters())
+    held = sum(p.to_local().numel() for p in sharded.parameters())
+    assert held < 0.75 * sum(p.numel() for p in sharded.parameters())
+    descended(sharded, name)
+    for module in sharded.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+    return [n for n, p in sharded.named_parameters() if not torch.equal(p.full_tensor(), whole[n])]
+
+
+@pytest.mark.parametrize("size", [2, *slow(3)])
 @pytest.mark.parametrize("name", ["mezo", "aggzo"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_a_sharded_model_ends_at_the_bits_of_the_whole_one(name, size, make_args):
+def test_a_sharded_model_ends_at_the_bits_of_the_whole_one(name, size, launched, tmp_path):
     """Also the root's own parameters, which FSDP keeps whole after a forward pass."""
-    model = classifier()
-    whole = {n: p.detach() for n, p in descended(classifier_like(model), name).named_parameters()}
-    assert any(not torch.equal(p, whole[n]) for n, p in model.named_parameters())
-
-    def work(rank: int) -> list[str]:
-        joined(make_args)
-        mesh = init_device_mesh("cpu", (size,))
-        sharded = classifier_like(model)
-        for layer in sharded.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(sharded, mesh=mesh)
-        assert all(isinstance(p, DTensor) for p in sharded.parameters())
-        held = sum(p.to_local().numel() for p in sharded.parameters())
-        assert held < 0.75 * sum(p.numel() for p in sharded.parameters())
-        descended(sharded, name)
-        for module in sharded.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()
-        return [n for n, p in sharded.named_parameters() if not torch.equal(p.full_tensor(), whole[n])]
-
-    assert in_each(size, work) == [[]] * size
-
-
-def classifier_like(model: torch.nn.Module) -> torch.nn.Module:
-    made = classifier()
-    made.load_state_dict(model.state_dict())
-    return made
+    assert launched[size].each(others_than_the_whole_one, name, tmp_path) == [[]] * size

@@ -182,7 +182,7 @@ def test_killed_at_random_instants_nothing_is_lost(make_trainer, tmp_path):
         check(make_trainer, tmp_path / "out")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_sixty_times_nothing_is_lost(make_trainer, tmp_path):
     longest = duration(make_trainer, tmp_path / "timed")
     for number in range(6):

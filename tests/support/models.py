@@ -1,5 +1,7 @@
 """Tiny models, built from config classes, and a tokenizer of some words."""
 
+import functools
+
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,6 +18,7 @@ from transformers import (
 WORDS = [f"w{i}" for i in range(40)] + ["bad", "good", "very", ":"]
 
 
+@functools.cache
 def word_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[MASK]", "[EOS]", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

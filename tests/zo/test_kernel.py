@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ from hf_dpzo.zo.directions import BLOCK, DIRECTIONS, Rademacher
 from hf_dpzo.zo.kernel import add_signs, compiled
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK, CHUNKS_WORTH_A_THREAD, Stream, Streams
-
-from support.processes import in_each
 
 
 SIZES = [1, 7, 64, 65, 1000, CHUNK, CHUNK + 3, 2 * CHUNK + 77]
@@ -216,17 +215,19 @@ def test_no_thread_goes_on_after_an_error(threads):
     assert len(ended) == 1
 
 
+def swept() -> list[float]:
+    parameter = np.zeros(2 * CHUNKS_WORTH_A_THREAD * CHUNK, dtype=np.float32)  # torch's own threads survive no fork.
+    directions = Rademacher(seed=0, sizes=[parameter.size])
+    directions.add_(torch.from_numpy(parameter), index=0, step=0, weights={0: 1.0})
+    return parameter[-5:].tolist()
+
+
 def test_a_forked_process_sweeps_with_threads_of_its_own(threads):
     threads(2)
-    size = 2 * CHUNKS_WORTH_A_THREAD * CHUNK
-
-    def swept(_: int) -> list[float]:
-        parameter = np.zeros(size, dtype=np.float32)  # torch's own threads do not survive a fork.
-        Rademacher(seed=0, sizes=[size]).add_(torch.from_numpy(parameter), index=0, step=0, weights={0: 1.0})
-        return parameter[-5:].tolist()
-
-    here = swept(0)
-    assert in_each(1, swept, timeout=20)[0] == here
+    Streams(0).share(lambda *_: time.sleep(0.1), range(2 * CHUNKS_WORTH_A_THREAD))  # Both are there, and idle.
+    here = swept()
+    with get_context("fork").Pool(1) as forked:
+        assert forked.apply_async(swept).get(timeout=20) == here
 
 
 @pytest.mark.parametrize("mask", [None, 3])
