@@ -63,10 +63,10 @@ def main() -> None:
             checkpoint, log = ours(adapter, f"{folder}/ours")
             weights, own = sizes(checkpoint)
             _, other = sizes(stock(adapter, f"{folder}/stock"))
-            header = (Path(folder) / "ours" / "trajectory.zo").stat().st_size - log.layout.size
+            header = (Path(folder) / "ours" / "trajectory.zo").stat().st_size - log.layout.record_size
         ratio = (weights + own) / (weights + other)
         counts = [f"{count:,}" for count in (weights, own, other)]
-        rows.append([name, *counts, f"{ratio:.2f}", f"{header:,}", str(log.layout.size)])
+        rows.append([name, *counts, f"{ratio:.2f}", f"{header:,}", str(log.layout.record_size)])
     sys.stdout.write("\n".join(table(TITLES, rows)) + "\n")
 
 

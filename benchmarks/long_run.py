@@ -29,15 +29,15 @@ from transformers.utils import logging as transformers_logging
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import SealedRows
-from hf_dpzo.data.sealed import sealed
+from hf_dpzo.data.sealed import run_sealed
 from hf_dpzo.losses.per_example import ScoreLoss
 from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.mechanism import IntegerSum
-from hf_dpzo.privacy.noise import BernoulliMask
+from hf_dpzo.privacy.noise import BernoulliSampler
 from hf_dpzo.step.batch_losses import BatchLosses
-from hf_dpzo.trainer.redacting import DiscreetTrainer
-from hf_dpzo.trainer.resumable import DurableTrainer
+from hf_dpzo.trainer.redacting import RedactingTrainer
+from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import TrajectoryWriter
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
@@ -95,21 +95,21 @@ class Record(TrainerCallback):
 
 # What is timed: in which row of the table, and where it happens.
 TIMED = (
-    ("accounting", Budget, "require"),
+    ("accounting", Budget, "require_steps"),
     ("accounting", Budget, "spend"),
     ("accounting", Budget, "running_epsilon"),
     ("log", TrajectoryWriter, "append"),
     ("waiting for the disk", os, "fsync"),
-    ("logging", DiscreetTrainer, "log"),
+    ("logging", RedactingTrainer, "log"),
     ("callbacks", CallbackHandler, "call_event"),
-    ("sampling", BernoulliMask, "draw"),
+    ("sampling", BernoulliSampler, "draw"),
     ("fetching rows", SealedRows, "__getitems__"),
     ("collating", LogicalBatchCollator, "__call__"),
     ("clipping and noise", IntegerSum, "release"),
     ("losses", BatchLosses, "__call__"),
     ("update", ZOOptimizer, "step"),
-    ("checkpoints, with cards", DurableTrainer, "_save_checkpoint"),
-    ("evaluation", DiscreetTrainer, "evaluate"),
+    ("checkpoints, with cards", ResumableTrainer, "_save_checkpoint"),
+    ("evaluation", RedactingTrainer, "evaluate"),
     (LOOKING, Record, "on_step_end"),
 )
 
@@ -176,7 +176,7 @@ def cost_of_a_seal(times: int = 2000) -> float:
     """Seconds of one call of `sealed`, in a process that has trained."""
     began = time.process_time()
     for _ in range(times):
-        sealed("nothing", int)
+        run_sealed("nothing", int)
     return (time.process_time() - began) / times
 
 

@@ -24,7 +24,7 @@ from peft import LoraConfig, TaskType
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, default_data_collator
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.distributed.processes import Group
+from hf_dpzo.distributed.processes import DistributedProcesses
 from hf_dpzo.models.seeded import seeded_peft_model
 
 
@@ -57,15 +57,15 @@ class Laps(TrainerCallback):
 
 def slowed(latency: float) -> None:
     """Let each collective of a step wait before it begins."""
-    for name in ("sum", "told", "by_first"):
-        inner = getattr(Group, name)
+    for name in ("reduce_sum", "broadcast", "run_on_first"):
+        inner = getattr(DistributedProcesses, name)
 
         @functools.wraps(inner)
-        def late(self: Group, *given: Any, _inner: Any = inner) -> Any:
+        def late(self: DistributedProcesses, *given: Any, _inner: Any = inner) -> Any:
             time.sleep(latency)
             return _inner(self, *given)
 
-        setattr(Group, name, late)
+        setattr(DistributedProcesses, name, late)
 
 
 def work(case: dict[str, Any]) -> None:

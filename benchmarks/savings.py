@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import Fetched
+from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.losses.per_example import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
@@ -137,7 +137,7 @@ def padding() -> tuple[list[str], str]:
     loss, collate = start.loss(model), DataCollatorWithPadding(start.tokenizer)
     drawn = [start.train[index] for index in random.Random(0).sample(range(len(start.train)), LOGICAL)]
     collator = LogicalBatchCollator(collate=collate, micro_batch_size=MICRO)
-    fetched = [Fetched(unit=unit, row=one, place=unit) for unit, one in enumerate(drawn)]
+    fetched = [FetchedRow(unit=unit, row=one, slot=unit) for unit, one in enumerate(drawn)]
     ordered = [one.inputs for one in collator(fetched)["batch"].micro_batches]
     unordered = [collate(drawn[first : first + MICRO]) for first in range(0, LOGICAL, MICRO)]
     counts = [sum(inputs["input_ids"].numel() for inputs in batches) for batches in (ordered, unordered)]

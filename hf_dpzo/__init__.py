@@ -30,7 +30,7 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "PerExampleLoss": "losses",
     "Prompt": "losses",
     "Trajectory": "trajectory.log",
@@ -45,6 +45,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Transformers takes seconds to import, and planning a budget needs none of it.
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'hf_dpzo' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"hf_dpzo.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"hf_dpzo.{_LAZY_IMPORTS[name]}"), name)

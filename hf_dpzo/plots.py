@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.privacy.planning import Curve, Point
+from hf_dpzo.privacy.planning import Curve, CurvePoint
 from hf_dpzo.privacy.queries import QUERIES
 
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_LABELS = {
+_AXIS_LABELS = {
     "max_steps": "steps",
     "expected_batch_size": "expected batch size (rows)",
     "noise_multiplier": "noise multiplier (noise scale / sensitivity)",
@@ -25,7 +25,7 @@ _LABELS = {
 }
 
 
-def check_folder(path: Path, *, flag: str) -> None:
+def check_output_path(path: Path, *, flag: str) -> None:
     """Raise `ValueError` where the folder of `path`, which `flag` names, is missing, before any work."""
     if path.is_dir():
         raise ValueError(f"{flag}={path}: it is a folder; name a file.")
@@ -33,15 +33,15 @@ def check_folder(path: Path, *, flag: str) -> None:
         raise ValueError(f"{flag}={path}: there is no such folder; make it, or name another.")
 
 
-def check_picture(path: Path) -> None:
+def check_picture_path(path: Path) -> None:
     """Raise `ValueError` where no picture can be written to `path`, before the work that it would show."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"picture={path}: it is none of .png, .svg and .pdf; name one.")
-    check_folder(path, flag="picture")
-    new_figure(path, size=(1, 1))
+    check_output_path(path, flag="picture")
+    create_figure(path, size=(1, 1))
 
 
-def new_figure(path: Path, *, size: tuple[float, float]) -> "Figure":
+def create_figure(path: Path, *, size: tuple[float, float]) -> "Figure":
     """Return an empty figure for `path`, `size` inches wide and high, or raise `ValueError` without matplotlib."""
     try:
         # A figure of its own: pyplot would choose a backend, and keep the figure, for the whole process.
@@ -63,36 +63,38 @@ def draw_curve(curve: Curve, path: Path) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    figure = new_figure(path, size=(7, 5))
+    figure = create_figure(path, size=(7, 5))
     axes = figure.add_subplot()
-    places, heights = [curve.place(point) for point in curve.points], _heights(curve.points)
+    places, heights = [curve.value_at(point) for point in curve.points], _heights(curve.points)
     for label, values in heights.items():
         axes.plot(places, values, marker=".", label=label)
-    _mark(axes, curve)
-    _scale(axes, "x", places)
-    _scale(axes, "y", [value for values in heights.values() for value in values])
-    label = "epsilon (upper bound)" if curve.asked.plan.target_epsilon is None else _LABELS["noise_multiplier"]
-    axes.set(xlabel=_LABELS[curve.against], ylabel=label)
+    _mark_plan(axes, curve)
+    _scale_axis(axes, "x", places)
+    _scale_axis(axes, "y", [value for values in heights.values() for value in values])
+    label = (
+        "epsilon (upper bound)" if curve.plan_point.plan.target_epsilon is None else _AXIS_LABELS["noise_multiplier"]
+    )
+    axes.set(xlabel=_AXIS_LABELS[curve.against], ylabel=label)
     axes.set_title(_title(curve), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
 
 
-def _heights(points: Sequence[Point]) -> dict[str, list[float]]:
+def _heights(points: Sequence[CurvePoint]) -> dict[str, list[float]]:
     """What to draw over each of `points`, by the name of the line."""
     if points[0].plan.target_epsilon is not None:
         return {"noise multiplier": [point.query.noise_multiplier for point in points]}
-    lines = {f"epsilon, at delta = {points[0].spent.delta:g}": [point.spent.epsilon for point in points]}
-    if points[0].spent.pure is not None:
-        lines["pure epsilon, at delta = 0"] = [point.spent.pure for point in points]
+    lines = {f"epsilon, at delta = {points[0].guarantee.delta:g}": [point.guarantee.epsilon for point in points]}
+    if points[0].guarantee.pure is not None:
+        lines["pure epsilon, at delta = 0"] = [point.guarantee.pure for point in points]
     return lines
 
 
-def _mark(axes: "Axes", curve: Curve) -> None:
+def _mark_plan(axes: "Axes", curve: Curve) -> None:
     """Circle the plan's own point, and say in the legend where it lies."""
-    values = [value for (value,) in _heights([curve.asked]).values()]
-    place = curve.place(curve.asked)
+    values = [value for (value,) in _heights([curve.plan_point]).values()]
+    place = curve.value_at(curve.plan_point)
     axes.plot(
         *([place] * len(values), values),
         **{"color": "tab:red", "marker": "o", "markersize": 10, "fillstyle": "none", "linestyle": "none"},
@@ -100,7 +102,7 @@ def _mark(axes: "Axes", curve: Curve) -> None:
     )
 
 
-def _scale(axes: "Axes", name: str, values: Sequence[float]) -> None:
+def _scale_axis(axes: "Axes", name: str, values: Sequence[float]) -> None:
     """Make the axis `name` logarithmic where `values` are far apart, with plain numbers for ticks."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -114,7 +116,7 @@ def _scale(axes: "Axes", name: str, values: Sequence[float]) -> None:
 
 
 def _title(curve: Curve) -> str:
-    plan = curve.asked.plan
+    plan = curve.plan_point.plan
     fixed = {
         "noise_multiplier": None if plan.noise_multiplier is None else f"noise multiplier {plan.noise_multiplier:g}",
         "target_epsilon": None if plan.target_epsilon is None else f"target epsilon {plan.target_epsilon:g}",
@@ -133,7 +135,7 @@ def _title(curve: Curve) -> str:
 PICTURE_FILE = "training.png"
 
 
-_KINDS = {kind.__name__: kind for kind in QUERIES.values()}
+_QUERY_CLASSES = {kind.__name__: kind for kind in QUERIES.values()}
 
 
 # The first of these that was measured is drawn.
@@ -145,12 +147,11 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
 
     Epsilon is the accountants', at twenty places. Metrics are drawn where the evaluation data are public.
     """
-    path.unlink(missing_ok=True)
     if statement["claim"] is None or find_spec("matplotlib") is None:
         return
-    figure = new_figure(path, size=(6, 3.6))
+    figure = create_figure(path, size=(6, 3.6))
     axes = figure.add_subplot()
-    steps, epsilons = _spent(statement)
+    steps, epsilons = _compute_epsilons(statement)
     axes.plot(steps, epsilons, color="tab:red")
     axes.set(xlabel="steps", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -164,13 +165,15 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _spent(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     """Steps, and epsilon after them, up to the steps that were taken; with all steps of other trials, if there are."""
     claim, ledger = statement["claim"], statement["accounting"]["ledger"][0]
-    query = _KINDS[ledger["query"]](noise_multiplier=ledger["noise_multiplier"], sampling_rate=ledger["sampling_rate"])
+    query = _QUERY_CLASSES[ledger["query"]](
+        noise_multiplier=ledger["noise_multiplier"], sampling_rate=ledger["sampling_rate"]
+    )
     planned = claim["steps_claimed"] // claim.get("trials", 1)
     others = claim["steps_claimed"] - planned
     share = math.ceil(planned / 20)  # As logs ask for it while training.
     steps = sorted({0, *range(share, claim["steps_taken"], share), claim["steps_taken"]})
     counts = [others + count for count in steps]
-    return steps, [guarantee(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]
+    return steps, [account(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]

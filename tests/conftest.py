@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hf_dpzo import ZOTrainingArguments
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
 
 pytest.register_assert_rewrite("support")
@@ -57,5 +57,5 @@ def sums(monkeypatch) -> list[list[int]]:
     """The sums that Gaussian noise would be added to, with everybody in each batch. There is no noise."""
     seen = []
     monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
+    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.ones(mask.size, dtype=bool))
     return seen

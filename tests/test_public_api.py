@@ -59,7 +59,7 @@ def test_a_public_name_has_a_docstring_of_its_own_that_help_shows(name):
 def test_a_function_says_what_it_does_and_what_it_takes(name):
     text = OBJECTS[name].__doc__
     assert not NO_VERB.match(text)
-    assert described(text) == set(inspect.signature(OBJECTS[name]).parameters)
+    assert description(text) == set(inspect.signature(OBJECTS[name]).parameters)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -76,7 +76,7 @@ def test_every_field_of_a_dataclass_is_described(name):
     if name == "hf_dpzo.ZOTrainingArguments":
         assert all(fields[field].metadata["help"] for field in OBJECTS[name].__annotations__)
     else:
-        assert described(vars(OBJECTS[name])["__doc__"]) == set(fields)
+        assert description(vars(OBJECTS[name])["__doc__"]) == set(fields)
 
 
 @pytest.mark.parametrize("name", [name for name in [*FUNCTIONS, *CLASSES] if name.startswith("hf_dpzo.privacy.")])
@@ -84,7 +84,7 @@ def test_a_name_for_planners_has_an_example(name):
     assert doctest.DocTestParser().get_examples(OBJECTS[name].__doc__)
 
 
-def described(text: str) -> set[str]:
+def description(text: str) -> set[str]:
     """The names in a docstring's section of arguments."""
     section = re.search(r"^ *Args:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     return set() if section is None else set(re.findall(r"^ {8}(\w+): ", section[1], re.MULTILINE))
@@ -119,12 +119,12 @@ def test_the_examples_of_the_page_are_true():
 def test_planning_in_python_needs_neither_torch_nor_transformers():
     run = f"dict({', '.join(f'{name}={value}' for name, value in PLAN.items())}, noise_multiplier=1.2)"
     code = (
-        "import sys; from hf_dpzo.privacy import Budget, Plan, calibrate, curve, group_epsilon, guarantee\n"
+        "import sys; from hf_dpzo.privacy import Budget, Plan, calibrate, compute_curve, group_epsilon, guarantee\n"
         f"run = {run}\n"
         "assert guarantee(**run).epsilon < group_epsilon(rows_per_person=2, **run)\n"
-        "assert len(curve(Plan(**run), 'max_steps', [50]).points) == 2\n"
+        "assert len(compute_curve(Plan(**run), 'max_steps', [50]).points) == 2\n"
         "query = calibrate(target_epsilon=2.0, target_delta=1e-5, num_rows=50, expected_batch_size=50, max_steps=1)\n"
-        "assert Budget(query=query, planned_steps=1, delta=1e-5).stated().epsilon <= 2\n"
+        "assert Budget(query=query, planned_steps=1, delta=1e-5).guarantee().epsilon <= 2\n"
         "assert not {'torch', 'transformers', 'peft', 'datasets', 'opendp', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -136,8 +136,8 @@ def test_python_and_the_command_line_state_the_same_epsilon(noise, capsys):
     assert main(["epsilon", "--noise", noise, "--noise_multiplier", "1.2", "--rows_per_person", "3", *FLAGS]) == 0
     said = printed(capsys)
     assert said["epsilon"] == f"{round_up(guarantee(**run).epsilon):g}"
-    of_group = said["epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"]
-    assert of_group == f"{round_up(group_epsilon(rows_per_person=3, **run)):g}"
+    group_lines = said["epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"]
+    assert group_lines == f"{round_up(group_epsilon(rows_per_person=3, **run)):g}"
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace"])

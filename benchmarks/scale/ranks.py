@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hf_dpzo.distributed.processes import Group
+from hf_dpzo.distributed.processes import DistributedProcesses
 
 
 Case = dict[str, Any]
@@ -91,7 +91,7 @@ def work(told: str) -> None:
 
 def sent(case: Case) -> dict[str, float]:
     """Seconds of what one step sends, and bytes that it puts on the loopback, of all processes together."""
-    group = Group(torch.device("cpu"))
+    group = DistributedProcesses(torch.device("cpu"))
     gradient = torch.ones(case.get("values", 0))
     sums = np.ones(case.get("directions", 0), dtype=np.int64)
 
@@ -99,7 +99,7 @@ def sent(case: Case) -> dict[str, float]:
         if "values" in case:
             dist.all_reduce(gradient)
             return
-        for collective in (group.sum, group.told):
+        for collective in (group.reduce_sum, group.broadcast):
             if case["wait"]:  # Sleeping for no time would still let others take the core.
                 time.sleep(case["wait"])
             collective(sums)

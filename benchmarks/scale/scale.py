@@ -22,7 +22,7 @@ from transformers import BertModel
 
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.optimizer import ZOOptimizer
-from hf_dpzo.zo.philox import CHUNK, Stream
+from hf_dpzo.zo.philox import CHUNK_SIZE, Stream
 from hf_dpzo.zo.spsa import CentralDifference
 from hf_dpzo.zo.walk import AddingWalk, CopyingWalk
 
@@ -152,11 +152,11 @@ def sweeps(cases: Sequence[tuple[int, int]], kind: type, machine: cost.Machine) 
 def floors() -> None:
     """What reading and writing takes by itself, and drawing by itself."""
     values, stream, chunks = torch.zeros(64_000_000), Stream(0), range(200)
-    works = (lambda: values.add_(1.0), lambda: [stream.at((i, 0, 0, 0)).random_raw(CHUNK // 64) for i in chunks])
+    works = (lambda: values.add_(1.0), lambda: [stream.seek((i, 0, 0, 0)).random_raw(CHUNK_SIZE // 64) for i in chunks])
     touching, drawing = least(works, 10)
     head("by itself", "ns a coordinate")
     say("reading and writing float32", f"{touching / len(values) * 1e9:.2f}")
-    say("drawing a sign", f"{drawing / len(chunks) / CHUNK * 1e9:.3f}")
+    say("drawing a sign", f"{drawing / len(chunks) / CHUNK_SIZE * 1e9:.3f}")
 
 
 def collectives(before: list[str] | None) -> float:

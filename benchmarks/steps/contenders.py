@@ -59,7 +59,7 @@ def ours(subject: Subject, steps: int, meter: Meter, **arguments: Any) -> None:
 
 def ours_by_numpy(subject: Subject, steps: int, meter: Meter, **arguments: Any) -> None:
     """The same where Numba is not installed."""
-    perturbation.compiled = lambda: None
+    perturbation.compile_kernel = lambda: None
     ours(subject, steps, meter, **arguments)
 
 

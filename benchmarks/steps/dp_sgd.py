@@ -15,7 +15,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from subjects import RATE, Subject
 from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTLearnedPositionalEmbedding
 
-from hf_dpzo.models.unwrap import accepts, unwrapped
+from hf_dpzo.models.unwrap import accepts_argument, unwrap_model
 
 
 class Positions(torch.nn.Module):
@@ -64,7 +64,7 @@ def make_step(subject: Subject, *, clipping: str) -> Callable[[], None]:
     subject.model.train()  # Opacus listens in training mode alone. Dropout is off.
     # Where a model makes these itself, it makes them for one row, and adds them to all.
     made = {"position_ids": torch.arange(tokens).repeat(rows, 1), "token_type_ids": torch.zeros_like(ids)}
-    made = {name: value for name, value in made.items() if accepts(unwrapped(subject.model), name)}
+    made = {name: value for name, value in made.items() if accepts_argument(unwrap_model(subject.model), name)}
     subject = replace(subject, inputs={**subject.inputs, **made})
     return _ghost(subject) if clipping == "ghost" else _materialized(subject, functorch=clipping == "functorch")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from findings import AXES, Line, Results
 from jobs import title
 
-from hf_dpzo.plots import new_figure
+from hf_dpzo.plots import create_figure
 
 
 def pictures(results: Results, folder: Path) -> None:
@@ -17,7 +17,7 @@ def pictures(results: Results, folder: Path) -> None:
 def _draw_ratios(results: Results, path: Path) -> None:
     cases = [case for case in results.plan["cases"] if "baseline" not in case]
     shown = list(dict.fromkeys(name for case in cases for name in case["contenders"]))
-    figure = new_figure(path, size=(10, 1 + 0.55 * len(cases)))
+    figure = create_figure(path, size=(10, 1 + 0.55 * len(cases)))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, column, label in zip(panels, ("seconds", "peak"), ("time", "peak memory"), strict=True):
         for number, name in enumerate(shown):
@@ -45,7 +45,7 @@ def _draw_ratios(results: Results, path: Path) -> None:
 
 def _draw_lines(results: Results, path: Path) -> None:
     names = list(results.plan["scaling"]["axes"])
-    figure = new_figure(path, size=(3 * len(names), 2.8))
+    figure = create_figure(path, size=(3 * len(names), 2.8))
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
         xs, ys = results.axis(name)
         line = Line.through(xs, ys)

@@ -22,7 +22,7 @@ from transformers import (
 
 from hf_dpzo.losses.per_example import CausalLMLoss, PerExampleLoss, SequenceClassificationLoss
 from hf_dpzo.losses.prompting import NextWordLoss
-from hf_dpzo.models.location import resolve
+from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.seeded import seeded_peft_model
 
 
@@ -88,7 +88,7 @@ def convert(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return dict(spec)
     source = {"gguf_file": spec["gguf_file"], "quantization_config": GgufConfig(dequantize=True)}
     with contextlib.redirect_stderr(io.StringIO()):  # Progress bars.
-        model = AutoModelForCausalLM.from_pretrained(resolve(spec["path"]), dtype=torch.float32, **source)
+        model = AutoModelForCausalLM.from_pretrained(resolve_path(spec["path"]), dtype=torch.float32, **source)
     model.save_pretrained(folder)
     return {**spec, "path": str(folder)}
 
@@ -98,7 +98,7 @@ def _model(spec: Mapping[str, Any]) -> PreTrainedModel:
         torch.manual_seed(0)
         return OPTForCausalLM(OPTConfig(**spec["config"]))
     kind = AutoModelForCausalLM if spec["loss"] != "head" else AutoModelForSequenceClassification
-    model = kind.from_pretrained(resolve(spec["path"]), dtype=torch.float32, **spec["config"])
+    model = kind.from_pretrained(resolve_path(spec["path"]), dtype=torch.float32, **spec["config"])
     for parameter in model.parameters():  # The file may stay mapped, and its pages are not the model's alone.
         parameter.data = parameter.data.clone()
     return model

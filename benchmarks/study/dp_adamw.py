@@ -1,6 +1,5 @@
 """DP-AdamW through Opacus, on the adapter and the loss that the zeroth-order methods train."""
 
-import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
-from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.privacy.noise import BernoulliSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,11 @@ class DPAdamW:
             # By default it would draw from torch's global generator, which the study has seeded with a public number.
             generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7))),
         )
-        sampler = PoissonBatchSampler(size=len(rows), sampling_rate=self.expected_batch_size / len(rows))
+        mask = BernoulliSampler(size=len(rows), rate=self.expected_batch_size / len(rows))
         model.train()  # Opacus listens in training mode alone. Neither model nor adapter has dropout.
-        batches = itertools.chain.from_iterable(itertools.repeat(sampler))
-        for indices in itertools.islice(batches, self.steps):
-            self._step(wrapped, optimizer, [rows[i] for i in indices], collate, loss)
+        for _ in range(self.steps):
+            batch = [row for row, joins in zip(rows, mask.draw(), strict=True) if joins]
+            self._step(wrapped, optimizer, batch, collate, loss)
         wrapped.to_standard_module()
 
     def _step(self, wrapped: Any, optimizer: DPOptimizer, batch: list, collate: Any, loss: PerExampleLoss) -> None:

@@ -27,10 +27,10 @@ from frozen_prefix import collate, outputs_of_layers, without_layers
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
-from hf_dpzo.privacy.accounting import guarantee
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.accounting import account
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.queries import GaussianQuery
-from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer, with_adapter
+from hf_dpzo.recipe.loading import add_adapter, load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.zo.spsa import DIFFERENCES
 
@@ -38,6 +38,8 @@ from hf_dpzo.zo.spsa import DIFFERENCES
 HERE = Path(__file__).parent
 RUNS, TABLE, PICTURE = HERE / "runs", HERE / "results.csv", HERE / "accuracy.png"
 FIRST_ORDER = "dp-adamw"
+# Held-out rows, on which the trainer looks at whether rows move each other: outputs of layers can not be made up.
+PROBED = 8
 COLUMNS = ("contender", "epsilon", "stated_epsilon", "pure_epsilon", "seed", "steps", "accuracy", "seconds")
 
 
@@ -88,7 +90,7 @@ class Study:
 
     def result(self, run: Run) -> dict[str, Any]:
         """Train what `run` says, and measure its accuracy on the held-out rows."""
-        model = with_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
+        model = add_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
         loss = self.recipe.prompt.loss(model, self.tokenizer)
         started = time.perf_counter()
         if run.contender == "untouched":
@@ -113,10 +115,11 @@ class Study:
             data_collator=self.collate,
             processing_class=self.tokenizer,
             per_example_loss=loss,
+            probe_rows=self.evaluation[:PROBED],
         )
         trainer.train()
         folder.cleanup()
-        stated = trainer.budget.stated() if trainer.budget.private else None
+        stated = trainer.budget.guarantee() if trainer.budget.private else None
         return {
             "steps": args.max_steps,
             "stated_epsilon": stated and stated.epsilon,
@@ -149,7 +152,7 @@ class Study:
         from dp_adamw import DPAdamW
 
         batch, steps = self.plan["expected_batch_size"], self.plan["forward_passes"]
-        query = calibrate(
+        query = calibrate_query(
             GaussianQuery(noise_multiplier=1.0, sampling_rate=batch / len(self.train)),
             steps=steps,
             target_epsilon=run.epsilon,
@@ -159,7 +162,7 @@ class Study:
             **run.settings, noise_multiplier=query.noise_multiplier, expected_batch_size=batch, steps=steps
         )
         method.train(model, self.train, self.collate, loss)
-        stated = guarantee(((query, steps),), delta=self.plan["target_delta"])
+        stated = account(((query, steps),), delta=self.plan["target_delta"])
         return {"steps": steps, "stated_epsilon": stated.epsilon, "pure_epsilon": None}
 
     @torch.no_grad()

@@ -4,13 +4,13 @@ from collections.abc import Collection
 
 
 # Larger numbers are infinite in float32.
-LARGEST = 3e38
+MAX_FLOAT32 = 3e38
 
 
-def positive(name: str, value: float | str | None, *, or_zero: bool = False) -> float | None:
+def coerce_positive(name: str, value: float | str | None, *, allow_zero: bool = False) -> float | None:
     """Return `value` as a number above zero, or raise; `None` stays.
 
-    >>> positive("smoothing", "1e-3")
+    >>> coerce_positive("smoothing", "1e-3")
     0.001
     """
     if value is None:
@@ -19,14 +19,14 @@ def positive(name: str, value: float | str | None, *, or_zero: bool = False) -> 
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}={value!r}: it must be a number.") from None
-    if not (number > 0 or (or_zero and number == 0)):
-        raise ValueError(f"{name}={number:g}: it must be {'positive or 0' if or_zero else 'positive'}.")
-    if number > LARGEST:
+    if not (number > 0 or (allow_zero and number == 0)):
+        raise ValueError(f"{name}={number:g}: it must be {'positive or 0' if allow_zero else 'positive'}.")
+    if number > MAX_FLOAT32:
         raise ValueError(f"{name}={number:g}: it must be finite in float32.")
     return number
 
 
-def whole(name: str, value: int | str | None) -> int | None:
+def coerce_count(name: str, value: int | str | None) -> int | None:
     """Return `value` as a whole number above zero, or raise; `None` stays."""
     if value is None:
         return None
@@ -39,13 +39,13 @@ def whole(name: str, value: int | str | None) -> int | None:
     return int(number)
 
 
-def one_of(name: str, value: str, known: Collection[str]) -> None:
-    """Raise unless `value` is one of the names in `known`."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(known))}.")
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless `value` is one of the names in `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(choices))}.")
 
 
-def as_list(name: str, value: Collection[object] | None) -> list[object]:
+def coerce_list(name: str, value: Collection[object] | None) -> list[object]:
     """Return `value` as a list, empty for `None`, or raise."""
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name}={value!r}: it must be a list.")

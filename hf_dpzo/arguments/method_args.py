@@ -5,15 +5,15 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_dpzo.methods import METHODS
-from hf_dpzo.methods.method import parameters_of, required_parameters_of
-from hf_dpzo.methods.zopo import MASKS
+from hf_dpzo.methods.method import list_parameters, list_required_parameters
+from hf_dpzo.methods.zopo import MASK_SCHEDULES
 from hf_dpzo.privacy.mechanism import NOISES
 from hf_dpzo.zo.spsa import DIFFERENCES
 from hf_dpzo.zo.updates import UPDATES, Adam, Momentum, Update
 
 
 # Flags that are parameters of methods: which of them may be given depends on the method.
-NUMBERS = (
+NUMBER_FLAGS = (
     "smoothing",
     "clip_norm",
     "noise_multiplier",
@@ -24,13 +24,13 @@ NUMBERS = (
 )
 
 
-COUNTS = ("num_directions", "num_stages")
+COUNT_FLAGS = ("num_directions", "num_stages")
 
 
-CHOICES = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASKS}
+CHOICE_FLAGS = {"difference": DIFFERENCES, "noise": NOISES, "mask": MASK_SCHEDULES}
 
 
-METHOD_FLAGS = (*NUMBERS, *COUNTS, *CHOICES, "paper_noise")
+METHOD_FLAGS = (*NUMBER_FLAGS, *COUNT_FLAGS, *CHOICE_FLAGS, "paper_noise")
 
 
 ADAM_FLAGS = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -42,15 +42,15 @@ PLANNED_PARAMETERS = {"noise_multiplier", "expected_batch_size"}
 
 def check_method_flags(args: TrainingArguments) -> None:
     """Raise `ValueError` for flags that the method does not take, and for those that it needs and lacks."""
-    taken = parameters_of(METHODS[args.method])
+    taken = list_parameters(METHODS[args.method])
     for name in METHOD_FLAGS:
         if is_given(getattr(args, name)) and name not in taken:
-            others = ", ".join(sorted(other for other in METHODS if name in parameters_of(METHODS[other])))
+            others = ", ".join(sorted(other for other in METHODS if name in list_parameters(METHODS[other])))
             raise ValueError(
                 f"{name}={getattr(args, name)}: method={args.method} has no such parameter; "
                 f"remove it, or choose a method that has it: {others}."
             )
-    for name in required_parameters_of(METHODS[args.method]) - PLANNED_PARAMETERS:
+    for name in list_required_parameters(METHODS[args.method]) - PLANNED_PARAMETERS:
         if getattr(args, name) is None:
             raise ValueError(f"{name}=None: method={args.method} has no default for it; set it.")
     if args.pruning_ratio is not None and args.pruning_ratio > 1:
@@ -79,7 +79,7 @@ def check_update(args: TrainingArguments) -> None:
         )
 
 
-def update_of(args: TrainingArguments) -> Update:
+def build_update(args: TrainingArguments) -> Update:
     """Return what becomes of released coefficients, with its parameters."""
     if args.update == "momentum":
         return Momentum() if args.momentum is None else Momentum(momentum=args.momentum)

@@ -2,7 +2,7 @@
 
 from transformers import TrainingArguments
 
-from hf_dpzo.arguments.coercion import as_list, whole
+from hf_dpzo.arguments.coercion import coerce_count, coerce_list
 from hf_dpzo.privacy.accounting import check_delta
 
 
@@ -43,14 +43,14 @@ def check_trials(args: TrainingArguments) -> None:
 
 def check_units(args: TrainingArguments) -> None:
     """Coerce and check `privacy_unit_column`, `max_rows_per_unit` and `padded_lengths`."""
-    args.max_rows_per_unit = whole("max_rows_per_unit", args.max_rows_per_unit)
+    args.max_rows_per_unit = coerce_count("max_rows_per_unit", args.max_rows_per_unit)
     if args.max_rows_per_unit is not None and args.privacy_unit_column is None:
         raise ValueError(
             f"max_rows_per_unit={args.max_rows_per_unit}: each row is its own unit; set privacy_unit_column too."
         )
     if args.privacy_unit_column is not None and args.max_rows_per_unit is None:
         args.max_rows_per_unit = 8
-    lengths = [whole("padded_lengths", length) for length in as_list("padded_lengths", args.padded_lengths)]
+    lengths = [coerce_count("padded_lengths", length) for length in coerce_list("padded_lengths", args.padded_lengths)]
     if lengths != sorted(set(lengths)):
         raise ValueError(f"padded_lengths={args.padded_lengths}: lengths must grow; sort them, each once.")
     args.padded_lengths = lengths or None

@@ -6,26 +6,26 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_dpzo.arguments.coercion import one_of, positive, whole
+from hf_dpzo.arguments.coercion import check_choice, coerce_count, coerce_positive
 from hf_dpzo.arguments.method_args import (
     ADAM_FLAGS,
-    CHOICES,
-    COUNTS,
+    CHOICE_FLAGS,
+    COUNT_FLAGS,
     METHOD_FLAGS,
-    NUMBERS,
+    NUMBER_FLAGS,
+    build_update,
     check_method_flags,
     check_update,
     is_given,
-    update_of,
 )
 from hf_dpzo.arguments.privacy_args import check_privacy, check_trials, check_units
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.data.sampling import steps_per_epoch
 from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
-from hf_dpzo.methods.zopo import MASKS
-from hf_dpzo.privacy.accounting import check_delta, check_promise
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.methods.zopo import MASK_SCHEDULES
+from hf_dpzo.privacy.accounting import check_delta, check_epsilon
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.clipping import MAX_ROWS
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.mechanism import NOISES
@@ -57,7 +57,7 @@ PLANNED_FLAGS = (
 )
 
 
-PARALLEL = ("examples", "points")
+PARALLEL_MODES = ("examples", "points")
 
 
 @dataclass
@@ -139,7 +139,7 @@ class ZOTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "zopo: choose them once (static) or for each stage (dynamic); default static.",
-            "choices": sorted(MASKS),
+            "choices": sorted(MASK_SCHEDULES),
         },
     )
     radius: float | None = field(
@@ -178,7 +178,7 @@ class ZOTrainingArguments(TrainingArguments):
         default="examples",
         metadata={
             "help": "What several processes share out: the examples of a batch, or the probe points of its directions.",
-            "choices": sorted(PARALLEL),
+            "choices": sorted(PARALLEL_MODES),
         },
     )
     directions: str = field(
@@ -226,16 +226,16 @@ class ZOTrainingArguments(TrainingArguments):
         """Whether the method adds noise."""
         return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
-    def units(self, dataset: Any) -> Units:
+    def build_units(self, dataset: Any) -> Units:
         """The units of privacy that the rows of `dataset` belong to."""
         if dataset is None:
             return Units(num_rows=0)
         if self.privacy_unit_column is None:
             return Units(num_rows=len(dataset))
-        return Units.of_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
+        return Units.from_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
 
     @property
-    def units_in_words(self) -> str:
+    def unit_name_plural(self) -> str:
         """What the units of privacy are."""
         return "rows" if self.privacy_unit_column is None else "users"
 
@@ -252,45 +252,45 @@ class ZOTrainingArguments(TrainingArguments):
         if not 0 < self.expected_batch_size <= num_units:
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: the training data have {num_units} "
-                f"{self.units_in_words}; lower it."
+                f"{self.unit_name_plural}; lower it."
             )
         if self.expected_batch_size > MAX_ROWS // 2:
             raise ValueError(
                 f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
             )
         sampling_rate = self.sampling_rate(num_units)
-        steps = self._planned_steps(sampling_rate)
+        steps = self._count_planned_steps(sampling_rate)
         given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
         if issubclass(METHODS[self.method], PrivateMethod):
             given["expected_batch_size"] = self.expected_batch_size
         if self.private:
             check_delta(self.target_delta, num_rows=num_units)
-            given["noise_multiplier"] = self._noise_multiplier(given, sampling_rate, steps)
+            given["noise_multiplier"] = self._choose_noise_multiplier(given, sampling_rate, steps)
         method = METHODS[self.method](**given)
         method.check_plan(steps)
         query = method.mechanism.query(sampling_rate)
         delta = self.target_delta if self.private else None
         budget = Budget(query=query, planned_steps=steps, delta=delta, trials=self.trials)
         if budget.private:
-            check_promise(budget.stated())
+            check_epsilon(budget.guarantee())
         return method, budget
 
     @property
     def update_rule(self) -> Update:
         """What becomes of released coefficients, with its parameters."""
-        return update_of(self)
+        return build_update(self)
 
-    def _planned_steps(self, sampling_rate: float) -> int:
+    def _count_planned_steps(self, sampling_rate: float) -> int:
         if self.max_steps > 0:
             return self.max_steps
         # Rounded up, as Trainer.set_initial_training_values does.
         return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
 
-    def _noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
+    def _choose_noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
-        return calibrate(
+        return calibrate_query(
             unscaled.mechanism.query(sampling_rate),
             steps=steps * self.trials,
             target_epsilon=self.target_epsilon,
@@ -299,17 +299,22 @@ class ZOTrainingArguments(TrainingArguments):
 
     def check_values(self) -> None:
         """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
-        one_of("method", self.method, METHODS)
-        for name in ("target_epsilon", "target_delta", *NUMBERS, "learning_rate", "momentum"):
+        check_choice("method", self.method, METHODS)
+        for name in ("target_epsilon", "target_delta", *NUMBER_FLAGS, "learning_rate", "momentum"):
             may_be_zero = name == "anchor_strength" or (
-                name == "noise_multiplier" and METHODS[self.method].noise_optional
+                name == "noise_multiplier" and METHODS[self.method].allows_no_noise
             )
-            setattr(self, name, positive(name, getattr(self, name), or_zero=may_be_zero))
-        for name in (*COUNTS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
-            setattr(self, name, whole(name, getattr(self, name)))
-        for name, known in {"directions": DIRECTIONS, "update": UPDATES, "parallel": PARALLEL, **CHOICES}.items():
+            setattr(self, name, coerce_positive(name, getattr(self, name), allow_zero=may_be_zero))
+        for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
+            setattr(self, name, coerce_count(name, getattr(self, name)))
+        for name, known in {
+            "directions": DIRECTIONS,
+            "update": UPDATES,
+            "parallel": PARALLEL_MODES,
+            **CHOICE_FLAGS,
+        }.items():
             if getattr(self, name) is not None:
-                one_of(name, getattr(self, name), known)
+                check_choice(name, getattr(self, name), known)
         if not isinstance(self.paper_noise, bool):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         check_method_flags(self)

@@ -87,12 +87,12 @@ def refuse_arguments(args: TrainingArguments) -> None:
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
         # Arguments of TRL's configurations, which subclasses may add.
         "packing": (
-            _added(args, "packing"),
+            _is_set(args, "packing"),
             "a packed row holds several examples, and one row is what is protected; remove it",
         ),
-        "padding_free": (_added(args, "padding_free"), "it joins the rows of a batch; remove it"),
+        "padding_free": (_is_set(args, "padding_free"), "it joins the rows of a batch; remove it"),
     }
-    _raise_first(args, refused)
+    _refuse_first(args, refused)
     if args.hub_token is not None:
         raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
     if args.private:
@@ -116,10 +116,10 @@ def _refuse_for_privacy(args: TrainingArguments) -> None:
         "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steers),
         "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steers),
     }
-    _raise_first(args, refused)
+    _refuse_first(args, refused)
 
 
-def _added(args: TrainingArguments, name: str) -> bool:
+def _is_set(args: TrainingArguments, name: str) -> bool:
     return bool(getattr(args, name, False))
 
 
@@ -130,7 +130,7 @@ def _value(args: TrainingArguments, name: str) -> Any:
     return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy | HubStrategy) else value
 
 
-def _raise_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
+def _refuse_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
     """Raise for the first argument whose condition holds; `refused` gives each one's condition and reason."""
     for name, (condition, reason) in refused.items():
         if condition:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import special, stats
 
-from hf_dpzo.data.sealed import sealed
+from hf_dpzo.data.sealed import run_sealed
 from hf_dpzo.methods.method import PrivateMethod
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.mechanism import NoisySum
@@ -27,11 +27,11 @@ ATTACK_ERROR, ERROR = 1e-4, 1e-8
 
 
 # Noise to measure sums by, 32 lattice steps, for half of it must still be some; and more than it adds to a shift.
-QUIET, SLACK = 2.0**-35, 40 * 2.0**-35
+QUIET_NOISE_MULTIPLIER, SLACK = 2.0**-35, 40 * 2.0**-35
 
 
 # Steps and directions that are compared with public streams, and steps of two copies.
-STEPS, COLUMNS, COPIED = 2048, 16, 256
+STEPS, COLUMNS, NUM_COPY_STEPS = 2048, 16, 256
 
 
 AWKWARD = (math.nan, math.inf, -math.inf, -0.0, 5e-324, 1e-320, 1e308, -1e308, 1.0, 1 + 2**-52, -1e20, 0.7)
@@ -120,22 +120,22 @@ def audit(method: PrivateMethod, *, seed: int, releases: int = 20_000) -> Audit:
     mechanism, query = method.mechanism, method.mechanism.query(1.0)
     if isinstance(query, NonPrivateQuery):
         raise ValueError(f"noise_multiplier={method.noise_multiplier:g}: no noise, no claim to attack; set it above 0.")
-    claim = (_Gaussian if isinstance(query, GaussianQuery) else _Laplace)(query.noise_multiplier)
-    quiet = replace(mechanism, noise_multiplier=QUIET)
+    claim = (_GaussianClaim if isinstance(query, GaussianQuery) else _LaplaceClaim)(query.noise_multiplier)
+    quiet = replace(mechanism, noise_multiplier=QUIET_NOISE_MULTIPLIER)
     count = max(200, releases * 8 // max(8, method.num_directions + 4))
     attacks = [_Attack(mechanism, quiet, claim.canary(method.num_directions), others, count) for others in (0, 3)]
     noise = np.concatenate([attack.noise for attack in attacks])
     checks = [*_check_attacks(attacks, claim), *_check_noise(noise, claim), *_check_sums(quiet, noise, claim, seed)]
     return Audit(
         checks=(*checks, *_check_secrecy(mechanism, noise[0], claim, seed)),
-        roc=max(attacks, key=lambda attack: attack.bound(claim.strength)).roc(claim),
-        mu_lower=max(attack.bound(_Gaussian.strength) for attack in attacks),
+        roc=max(attacks, key=lambda attack: attack.lower_bound(claim.strength)).build_roc(claim),
+        mu_lower=max(attack.lower_bound(_GaussianClaim.strength) for attack in attacks),
         mu_claimed=claim.strongest if isinstance(query, GaussianQuery) else None,
         releases=count,
     )
 
 
-class _Gaussian:
+class _GaussianClaim:
     """What Gaussian noise allows: the curve whose mu is one over the noise multiplier."""
 
     # Of the norm that sensitivity is measured in, and of the moment that is the noise's scale.
@@ -167,7 +167,7 @@ class _Gaussian:
         return float(stats.chi2.ppf(probability, degrees) / degrees) ** (1 / self.order)
 
 
-class _Laplace(_Gaussian):
+class _LaplaceClaim(_GaussianClaim):
     """What Laplace noise allows, where neighbours differ in one coefficient (Dong, Roth and Su 2022)."""
 
     order, symbol, distribution = 1, "epsilon", "laplace"
@@ -194,25 +194,25 @@ class _Attack:
         self.name = f"a row beside {others} others" if others else "a row alone"
         row = mechanism.clip_norm * torch.from_numpy(canary)
         with_row = torch.stack([1000 * row, *[-10 * row] * others])
-        values = np.stack([_released(mechanism, rows, count) for rows in (with_row[1:], with_row)])
-        self.noise = values - np.stack([_released(quiet, rows, 1) for rows in (with_row[1:], with_row)])
+        values = np.stack([_collect_releases(mechanism, rows, count) for rows in (with_row[1:], with_row)])
+        self.noise = values - np.stack([_collect_releases(quiet, rows, 1) for rows in (with_row[1:], with_row)])
         self._scores = values @ canary
 
-    def bound(self, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+    def lower_bound(self, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
         """From below, by one half of the releases, at the threshold that is best on the other."""
         chosen, judged = np.array_split(self._scores, 2, axis=1)
         thresholds = np.quantile(chosen, np.linspace(0.02, 0.98, 49))
         best = np.argmax(measure(*_rates(chosen, thresholds)))
         return max(0.0, float(measure(*_rates(judged, thresholds[best : best + 1]))[0]))
 
-    def roc(self, claim: _Gaussian) -> Roc:
+    def build_roc(self, claim: _GaussianClaim) -> Roc:
         thresholds = np.append(np.quantile(self._scores, np.linspace(1, 0, 199)), -np.inf)
         alarms, hits = (self._scores[:, None] > thresholds[:, None]).mean(axis=2)
         allowed = claim.detections(np.maximum(alarms, 1 / self._scores.shape[1]))  # No alarm may be up to one.
         return Roc(false_alarms=(*alarms.tolist(),), detections=(*hits.tolist(),), allowed=(*allowed.tolist(),))
 
 
-def _released(mechanism: NoisySum, rows: torch.Tensor, count: int) -> np.ndarray:
+def _collect_releases(mechanism: NoisySum, rows: torch.Tensor, count: int) -> np.ndarray:
     unit = mechanism.expected_batch_size / mechanism.clip_norm
     return unit * np.array([mechanism.release(rows).coefficients for _ in range(count)])
 
@@ -226,11 +226,11 @@ def _rates(scores: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.n
     return np.where(alarms < count, upper, 1.0), np.where(hits > 0, lower, 0.0)
 
 
-def _check_attacks(attacks: list[_Attack], claim: _Gaussian) -> Iterator[Check]:
+def _check_attacks(attacks: list[_Attack], claim: _GaussianClaim) -> Iterator[Check]:
     for attack in attacks:
-        yield _check(attack.name, attack.bound(claim.strength), claim.symbol + " >= {:.4g}", most=claim.strongest)
+        yield _check(attack.name, attack.lower_bound(claim.strength), claim.symbol + " >= {:.4g}", most=claim.strongest)
     if claim.order == 1:
-        bounds = [attack.bound(lambda f, t: np.log(np.maximum(t / f, (1 - f) / (1 - t)))) for attack in attacks]
+        bounds = [attack.lower_bound(lambda f, t: np.log(np.maximum(t / f, (1 - f) / (1 - t)))) for attack in attacks]
         yield _check("pure epsilon", max(bounds), "epsilon >= {:.4g}", most=claim.strongest)
 
 
@@ -239,7 +239,7 @@ def _check(name: str, value: float, shown: str, *, least: float = -math.inf, mos
     return Check(name=name, measured=shown.format(value), allowed=allowed, passed=bool(least <= value <= most))
 
 
-def _check_noise(noise: np.ndarray, claim: _Gaussian) -> Iterator[Check]:
+def _check_noise(noise: np.ndarray, claim: _GaussianClaim) -> Iterator[Check]:
     """`noise` is `[worlds, count, K]`."""
     scales = np.array([claim.scale(world) for world in noise])
     least = claim.noise_multiplier * claim.quantile(noise[0].size, ERROR / len(noise))
@@ -250,14 +250,14 @@ def _check_noise(noise: np.ndarray, claim: _Gaussian) -> Iterator[Check]:
     yield _check("noise shape", distance, "{:.4g} off", most=stats.kstwobign.isf(ERROR) / math.sqrt(noise.size))
 
 
-def _check_sums(quiet: NoisySum, noise: np.ndarray, claim: _Gaussian, seed: int) -> Iterator[Check]:
+def _check_sums(quiet: NoisySum, noise: np.ndarray, claim: _GaussianClaim, seed: int) -> Iterator[Check]:
     """The sensitivity that is claimed is the noise over the noise multiplier; no row may move the sum by more."""
     directions, implied = noise.shape[-1], claim.scale(noise) / claim.noise_multiplier
     low, high = (implied / claim.quantile(noise.size, at) for at in (1 - ERROR, ERROR))
     # Rows are clipped to a norm of 1, or each of their coefficients is. What agrees with the noise is meant exactly.
     meant = [norm for norm in (1.0, directions ** (1 / claim.order)) if low <= norm <= high]
     shift, units = 0.0, set()
-    for rows in _adversarial(directions, quiet.clip_norm, seed):
+    for rows in _generate_adversarial(directions, quiet.clip_norm, seed):
         without_one = ~torch.eye(len(rows) + 1, len(rows), dtype=torch.bool)  # And the last without none.
         releases = [quiet.release(rows[kept]) for kept in without_one]
         units |= {release.unit for release in releases}
@@ -268,7 +268,7 @@ def _check_sums(quiet: NoisySum, noise: np.ndarray, claim: _Gaussian, seed: int)
     yield _check("units, over batches of all sizes", len(units), "{}", most=1)
 
 
-def _adversarial(directions: int, clip_norm: float, seed: int) -> Iterator[torch.Tensor]:
+def _generate_adversarial(directions: int, clip_norm: float, seed: int) -> Iterator[torch.Tensor]:
     """Batches `[rows, K]`: awkward values, alone and against saturated rows, and rows of very different lengths."""
     draw = np.random.default_rng(seed)
     first, signs = np.arange(directions) == 0, draw.choice([-1.0, 1.0], size=directions)
@@ -282,17 +282,17 @@ def _adversarial(directions: int, clip_norm: float, seed: int) -> Iterator[torch
         yield torch.from_numpy(rows)
 
 
-def _check_secrecy(mechanism: NoisySum, noise: np.ndarray, claim: _Gaussian, seed: int) -> Iterator[Check]:
+def _check_secrecy(mechanism: NoisySum, noise: np.ndarray, claim: _GaussianClaim, seed: int) -> Iterator[Check]:
     """`noise`, `[count, K]`, follows from nothing else."""
     empty, some = torch.zeros(0, noise.shape[1]), noise[:STEPS, :COLUMNS]
-    yield _unrelated("noise and public streams", some, _public_streams(seed, len(some)))
-    yield _unrelated("noise and other noise", some, some)
-    copies = (_released(replace(mechanism), empty, COPIED)[:, :COLUMNS] for _ in range(2))
-    yield _unrelated("noise of two copies", *copies)
+    yield _check_unrelated("noise and public streams", some, _public_streams(seed, len(some)))
+    yield _check_unrelated("noise and other noise", some, some)
+    copies = (_collect_releases(replace(mechanism), empty, NUM_COPY_STEPS)[:, :COLUMNS] for _ in range(2))
+    yield _check_unrelated("noise of two copies", *copies)
     chance = 0.15 * noise.size**2 / (claim.noise_multiplier * SENSITIVITY)  # Two draws agree by 0.3 over the scale.
     yield _check("repeated noise", noise.size - np.unique(noise).size, "{}", most=stats.poisson.isf(ERROR, chance))
     try:
-        sealed("release", lambda: _released(mechanism, empty, 8))
+        run_sealed("release", lambda: _collect_releases(mechanism, empty, 8))
         found = "untouched"
     except RuntimeError:
         found = "used"
@@ -312,7 +312,7 @@ def _public_streams(seed: int, steps: int) -> np.ndarray:
     return np.array([torch.cat(drawn).tolist() for drawn in streams])
 
 
-def _unrelated(name: str, first: np.ndarray, second: np.ndarray) -> Check:
+def _check_unrelated(name: str, first: np.ndarray, second: np.ndarray) -> Check:
     """No column, `[steps, columns]`, has a rank correlation with another, however far they are shifted in time."""
     scores = (special.ndtri((one.argsort(axis=0).argsort(axis=0) + 0.5) / len(one)) for one in (first, second))
     waves, others = (np.fft.fft(one / np.linalg.norm(one[:, 0]), axis=0) for one in scores)

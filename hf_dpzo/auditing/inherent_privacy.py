@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_dpzo.methods import Projected
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.queries import GaussianQuery
 from hf_dpzo.step.descent import Descent
@@ -30,11 +30,11 @@ TRIALS = 400
 
 
 # No coefficient of the demonstration's rows comes near the first; the second cuts most of them.
-NO_CLIP, CLIP = 1e6, 2.0
+LOOSE_CLIP_NORM, CLIP = 1e6, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class AttackResult:
     """How well neighbouring data sets were told apart.
 
     Args:
@@ -59,7 +59,7 @@ class Finding:
         return 2 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.guesses)
 
 
-def inherent_privacy(*, trials: int = TRIALS) -> list[Finding]:
+def attack_inherent_privacy(*, num_trials: int = TRIALS) -> list[AttackResult]:
     """Attack one step without noise, not knowing its direction; then one with noise, knowing it.
 
     Gupta et al. 2025 show that there are strongly convex objectives on which zeroth-order gradient descent from a fixed
@@ -71,38 +71,38 @@ def inherent_privacy(*, trials: int = TRIALS) -> list[Finding]:
     dimensions there are. Signs say `<g, z>` and z up to a sign.
 
     Args:
-        trials: steps for each of the two data sets and each distribution.
+        num_trials: steps for each of the two data sets and each distribution.
     """
     rows = np.random.default_rng(0).normal(size=(ROWS, DIMENSION)) + 1.0
-    query = calibrate(
+    query = calibrate_query(
         GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), steps=1, target_epsilon=EPSILON, target_delta=DELTA
     )
     allowed = membership_accuracy(((query, 1),), delta=DELTA)
     findings = []
-    for epsilon, noise_multiplier, clip_norm in ((None, 0.0, NO_CLIP), (EPSILON, query.noise_multiplier, CLIP)):
+    for epsilon, noise_multiplier, clip_norm in ((None, 0.0, LOOSE_CLIP_NORM), (EPSILON, query.noise_multiplier, CLIP)):
         for name in DIRECTIONS:
-            accuracy = _accuracy(name, rows, trials, noise_multiplier=noise_multiplier, clip_norm=clip_norm)
+            accuracy = _measure_accuracy(name, rows, num_trials, noise_multiplier=noise_multiplier, clip_norm=clip_norm)
             findings.append(
-                Finding(
+                AttackResult(
                     directions=name,
                     knows_direction=epsilon is not None,
                     epsilon=epsilon,
                     accuracy=accuracy,
-                    guesses=2 * trials,
+                    guesses=2 * num_trials,
                     allowed=None if epsilon is None else allowed,
                 )
             )
     return findings
 
 
-def _accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: float, clip_norm: float) -> float:
+def _measure_accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: float, clip_norm: float) -> float:
     method = Projected(
         radius=1e6, noise_multiplier=noise_multiplier, clip_norm=clip_norm, expected_batch_size=ROWS, smoothing=1e-2
     )
     right = 0
     for trial in range(trials):
         for with_last in (False, True):
-            moved = _one_step(name, rows if with_last else rows[:-1], method, step=trial)
+            moved = _take_step(name, rows if with_last else rows[:-1], method, step=trial)
             if noise_multiplier == 0:
                 scores = [_likelihood(name, moved, _gradient(some)) for some in (rows[:-1], rows)]
             else:
@@ -118,7 +118,7 @@ def _accuracy(name: str, rows: np.ndarray, trials: int, *, noise_multiplier: flo
     return right / (2 * trials)
 
 
-def _one_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> np.ndarray:
+def _take_step(name: str, rows: np.ndarray, method: Projected, *, step: int) -> np.ndarray:
     """Take one step from zero, by the parts that train models, and return how far it went, per learning rate."""
     model = torch.nn.Linear(DIMENSION, 1, bias=False)
     torch.nn.init.zeros_(model.weight)

@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from hf_dpzo.trajectory.log import Trajectory
@@ -14,7 +15,7 @@ PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "acce
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class Declarations:
     """What a log can not tell.
 
     Args:
@@ -48,14 +49,14 @@ class Declared:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of_statement(cls, said: Mapping[str, Any]) -> Self:
+    def from_statement(cls, statement: Mapping[str, Any]) -> Self:
         """What a statement declares."""
-        checks, training, evaluation = said["validity_checks"], said["training"], said["evaluation"]
+        checks, training, evaluation = statement["validity_checks"], statement["training"], statement["evaluation"]
         return cls(
             isolation=checks["numerical_isolation"],
             audit=checks["audit"],
-            weights=said["reproducibility"]["weights"],
-            tuning_runs=said["tuning"]["runs_on_private_data"],
+            weights=statement["reproducibility"]["weights"],
+            tuning_runs=statement["tuning"]["runs_on_private_data"],
             eval_data_is_public=evaluation["data_are_public"],
             metrics=evaluation["metrics"],
             metrics_step=evaluation["after_step"],
@@ -63,18 +64,23 @@ class Declared:
             hyperparameters=training["hyperparameters"],
             dataset=training["dataset"],
             task=training["task"],
-            repository=said["reproducibility"]["repository"],
-            versions=said["versions"],
+            repository=statement["reproducibility"]["repository"],
+            versions=statement["versions"],
         )
 
     @classmethod
-    def of_log(cls, log: Trajectory) -> Self:
+    def from_log(cls, log: Trajectory) -> Self:
         """What is known where nobody declared anything."""
         made_with = log.header["made_with"]
         return cls(isolation=made_with["isolation"], versions=made_with["versions"])
 
 
-def versions() -> dict[str, str]:
-    """Of the software that is installed here."""
+@cache
+def _versions() -> Mapping[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {**found, "python": platform.python_version()}
+
+
+def collect_versions() -> dict[str, str]:
+    """Of the software that this process runs. They are read once: what is installed meanwhile does not run here."""
+    return dict(_versions())

@@ -13,16 +13,17 @@ PUBLIC_SUFFIXES = {".jinja", ".json", ".md", ".model", ".png", ".safetensors", "
 
 
 # Of an earlier model: they would be loaded in place of these, or beside them.
-STALE = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json")
+STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json")
 
 
-def _is_public(path: Path) -> bool:
+def is_public_file(path: Path) -> bool:
+    """Whether a file may be published: it is one that saving makes."""
     return path.is_file() and path.suffix in PUBLIC_SUFFIXES
 
 
-CONFIGURATIONS = ("config.json", "adapter_config.json")
+CONFIG_FILES = ("config.json", "adapter_config.json")
 
 
-def is_weights(name: str) -> bool:
+def is_weights_file(name: str) -> bool:
     """Whether a file of that name holds weights."""
     return name.endswith(".safetensors") and "/" not in name and name != INITIAL_FILE

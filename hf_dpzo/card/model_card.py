@@ -7,17 +7,19 @@ whoever has these can write it again.
 import json
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_dpzo.card.declarations import Declared
-from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights
-from hf_dpzo.card.front_matter import read_card
+from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights_file
+from hf_dpzo.card.front_matter import parse_card
 from hf_dpzo.card.schema import check_statement
-from hf_dpzo.card.statement import privacy_statement
-from hf_dpzo.io.files import replace_durably
+from hf_dpzo.card.statement import build_statement
+from hf_dpzo.io.files import replace_all
 from hf_dpzo.methods import METHODS
 from hf_dpzo.plots import PICTURE_FILE, draw_training
 from hf_dpzo.privacy.ledger import round_up
@@ -36,69 +38,88 @@ PRIVATE_TAGS = (PRIVATE_TAG, *TAGS)
 TEMPLATE = Path(__file__).parent.parent / "templates" / "model_card.md"
 
 
-PICTURE_IN_WORDS = "epsilon over the steps, and what was measured on public data"
+PICTURE_ALT_TEXT = "epsilon over the steps, and what was measured on public data"
 
 
 # Metadata that follow from the statement. Any other, such as a license, stays as somebody set it.
-_OWN = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
+_OWN_METADATA = {"base_model", "library_name", "pipeline_tag", "model_name", "model-index", "differential_privacy"}
 
 
-def write_card(folder: str | Path, declared: Declared, metadata: Mapping[str, Any] | None = None) -> None:
+def write_card(
+    folder: str | Path,
+    declarations: Declarations,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    pictured: bool = True,
+    durably: bool = True,
+) -> None:
     """Write `privacy.json`, `README.md` and, with matplotlib, a picture into `folder`, which holds the log.
 
     Args:
         folder: of the log, and of weights that belong to it, if there are any.
-        declared: what the log can not tell.
+        declarations: what the log can not tell.
         metadata: for the head of the card, such as a license.
+        pictured: whether to draw the picture. It takes many times as long as the rest; one that is there goes.
+        durably: whether to wait until all but the picture is on disk.
     """
     folder = Path(folder)
-    statement = check_statement(privacy_statement(folder, declared))
-    text = json.dumps(statement, indent=2, allow_nan=False)
-    replace_durably(folder / STATEMENT_FILE, f"{text}\n".encode())
-    draw_training(statement, folder / PICTURE_FILE)
+    statement = check_statement(build_statement(folder, declarations))
+    (folder / PICTURE_FILE).unlink(missing_ok=True)
+    if pictured:
+        draw_training(statement, folder / PICTURE_FILE)
     files = {path.name for path in folder.iterdir()}
-    replace_durably(folder / CARD_FILE, str(rendered(statement, files, metadata)).encode())
+    data = {
+        STATEMENT_FILE: f"{json.dumps(statement, indent=2, allow_nan=False)}\n".encode(),
+        CARD_FILE: str(render_card(statement, files, metadata)).encode(),
+    }
+    replace_all({folder / name: one for name, one in data.items()}, durably=durably)
 
 
-def rendered(
+def render_card(
     statement: Mapping[str, Any], files: Collection[str], metadata: Mapping[str, Any] | None = None
 ) -> ModelCard:
     """Return the card that `statement` asks for, beside `files` that may be weights, or a picture."""
     name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
     title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
-    return ModelCard.from_template(
-        card_data(statement, title, metadata or {}),
-        template_path=str(TEMPLATE),
-        statement=as_text(statement),
-        title=as_text(title),
+    text = _template().render(
+        build_card_data=build_card_data(statement, title, metadata or {}).to_yaml(),
+        statement=sanitize_text(statement),
+        title=sanitize_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,
-        repository=as_text(statement["reproducibility"]["repository"]) or "FOLDER_OR_REPOSITORY",
-        holds_weights=any(is_weights(name) for name in files),
+        repository=sanitize_text(statement["reproducibility"]["repository"]) or "FOLDER_OR_REPOSITORY",
+        holds_weights=any(is_weights_file(name) for name in files),
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
-        picture_alt=PICTURE_IN_WORDS if statement["evaluation"]["history"] else "epsilon over the steps",
-        percent=percent,
+        picture_alt=PICTURE_ALT_TEXT if statement["evaluation"]["history"] else "epsilon over the steps",
+        percent=format_percent,
     )
+    return ModelCard(text)
 
 
-def percent(share: float) -> str:
+@cache
+def _template() -> jinja2.Template:
+    """The template. To compile it takes longer than to fill it in."""
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def format_percent(share: float) -> str:
     """A share that is an upper bound, rounded so that it stays one.
 
-    >>> percent(0.58314), percent(0.5)
+    >>> format_percent(0.58314), format_percent(0.5)
     ('58.4 %', '50.0 %')
     """
     return f"{round_up(100 * share, digits=1):.1f} %"
 
 
-def as_text(value: Any) -> Any:
+def sanitize_text(value: Any) -> Any:
     """Return `value` with all strings in it as one line of plain text: no markup that somebody may have put there.
 
-    >>> as_text({"a": ["# **x** <b> | [y](z)", 2]})
+    >>> sanitize_text({"a": ["# **x** <b> | [y](z)", 2]})
     {'a': ['# x &lt;b> / [y] (z)', 2]}
     """
     if isinstance(value, Mapping):
-        return {as_text(name): as_text(one) for name, one in value.items()}
+        return {sanitize_text(name): sanitize_text(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [as_text(one) for one in value]
+        return [sanitize_text(one) for one in value]
     if not isinstance(value, str):
         return value
     line = " ".join("".join(one if one.isprintable() else " " for one in value).split())
@@ -106,7 +127,7 @@ def as_text(value: Any) -> Any:
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", line)
 
 
-def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
+def build_card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, Any]) -> ModelCardData:
     """Return the metadata that the Hub shows and searches."""
     private = statement["status"] == "differentially_private"
     training, base = statement["training"], statement["reproducibility"]["base_model"]
@@ -118,22 +139,22 @@ def card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[str, A
         # What PEFT tags with a colon, the base model, the Hub knows from base_model.
         tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
         model_name=title,
-        eval_results=_results(statement) or None,
-        **{name: value for name, value in metadata.items() if name not in {*_OWN, "tags"}},
+        eval_results=_build_eval_results(statement) or None,
+        **{name: value for name, value in metadata.items() if name not in {*_OWN_METADATA, "tags"}},
     )
     if private:
-        data.differential_privacy = in_short(statement)
+        data.differential_privacy = summarize_claim(statement)
     return data
 
 
-def in_short(statement: Mapping[str, Any]) -> dict[str, Any]:
+def summarize_claim(statement: Mapping[str, Any]) -> dict[str, Any]:
     """The claim, for the head of the card."""
     claim, pure = statement["claim"], statement["accounting"]["epsilon_pure"]
     found = {name: claim[name] for name in ("epsilon", "delta", "unit", "neighboring_relation")}
     return found if pure is None else {**found, "pure_epsilon": pure}
 
 
-def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
+def _build_eval_results(statement: Mapping[str, Any]) -> list[EvalResult]:
     training = statement["training"]
     return [
         EvalResult(
@@ -148,9 +169,9 @@ def _results(statement: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def metadata_of(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """The metadata at the head of the card in `folder`; none where there is no card, or none that can be read."""
     try:
-        return read_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
+        return parse_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
     except (OSError, ValueError):
         return {}

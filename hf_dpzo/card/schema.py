@@ -4,10 +4,10 @@ from typing import Any
 
 import jsonschema
 
-from hf_dpzo.io.strict_json import SCHEMAS, validator
+from hf_dpzo.io.strict_json import SCHEMA_FOLDER, load_validator
 
 
-SCHEMA_FILE = SCHEMAS / "privacy.json"
+SCHEMA_FILE = SCHEMA_FOLDER / "privacy.json"
 
 
 class StatementError(ValueError):
@@ -20,7 +20,7 @@ def check_statement(statement: Any) -> dict[str, Any]:
     Raises:
         StatementError: names the field, and what is wrong with it.
     """
-    shape = validator(SCHEMA_FILE.name)
+    shape = load_validator(SCHEMA_FILE.name)
     if isinstance(statement, dict) and statement.get("schema") != shape.schema["$id"]:
         raise StatementError(
             f"schema={statement.get('schema')!s:.80}: this version knows {shape.schema['$id']}; use the version of "

@@ -9,14 +9,14 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from hf_dpzo.io.strict_json import parse
+from hf_dpzo.io.strict_json import parse_json
 
 
 # For a card, a configuration or a statement, in bytes.
-LARGEST_TEXT = 1 << 20
+MAX_TEXT_BYTES = 1 << 20
 
 
-_LARGEST = 1 << 62
+_UNKNOWN_SIZE = 1 << 62
 
 
 class SourceError(ValueError):
@@ -32,7 +32,7 @@ class Source(ABC):
 
     sizes: Mapping[str, int]
 
-    def fetched(self, limits: Mapping[str, int]) -> Path:
+    def fetch(self, limits: Mapping[str, int]) -> Path:
         """Return a folder that holds these files.
 
         Args:
@@ -45,28 +45,28 @@ class Source(ABC):
             if name not in self.sizes:
                 raise SourceError(f"{name}: there is no such file; name a folder or a repository that holds one.")
             _check_size(name, self.sizes[name], limit)
-        folder = self._folder_of(list(limits))
+        folder = self._fetch_folder(list(limits))
         for name, limit in limits.items():
             _check_size(name, (folder / name).stat().st_size, limit)
         return folder
 
     @abstractmethod
-    def _folder_of(self, names: Sequence[str]) -> Path:
+    def _fetch_folder(self, names: Sequence[str]) -> Path:
         """A folder that holds these files, whose sizes are no more than they may be."""
 
-    def text(self, name: str) -> str:
-        """Return what a file says that is no larger than `LARGEST_TEXT`."""
-        with open(self.fetched({name: LARGEST_TEXT}) / name, "rb") as file:
-            data = file.read(LARGEST_TEXT)
+    def read_text(self, name: str) -> str:
+        """Return what a file says that is no larger than `MAX_TEXT_BYTES`."""
+        with open(self.fetch({name: MAX_TEXT_BYTES}) / name, "rb") as file:
+            data = file.read(MAX_TEXT_BYTES)
         try:
             return data.decode()
         except UnicodeDecodeError:
             raise SourceError(f"{name}: it is no text; take it anew.") from None
 
-    def json(self, name: str) -> Any:
+    def read_json(self, name: str) -> Any:
         """Return what a file holds, as JSON."""
         try:
-            return parse(self.text(name))
+            return parse_json(self.read_text(name))
         except SourceError:
             raise
         except (ValueError, RecursionError) as error:
@@ -80,7 +80,7 @@ class LocalFolder(Source):
         self._folder = folder
         self.sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
-    def _folder_of(self, names: Sequence[str]) -> Path:
+    def _fetch_folder(self, names: Sequence[str]) -> Path:
         return self._folder
 
 
@@ -97,9 +97,9 @@ class HubCommit(Source):
             reason = str(error).splitlines()[0]
             raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
         self._repository, self._commit = repository, info.sha
-        self.sizes = {file.rfilename: _LARGEST if file.size is None else file.size for file in info.siblings}
+        self.sizes = {file.rfilename: _UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings}
 
-    def _folder_of(self, names: Sequence[str]) -> Path:
+    def _fetch_folder(self, names: Sequence[str]) -> Path:
         try:
             paths = [Path(hf_hub_download(self._repository, name, revision=self._commit)) for name in names]
         except (OSError, httpx.HTTPError) as error:
@@ -108,7 +108,7 @@ class HubCommit(Source):
         return paths[0].parent
 
 
-def source_of(name: str | Path, revision: str | None = None) -> Source:
+def open_source(name: str | Path, revision: str | None = None) -> Source:
     """Return the folder `name`, or the repository of that name on the Hub.
 
     Raises:

@@ -1,7 +1,7 @@
 """The guarantee as data: what `privacy.json` says.
 
 Every number about privacy follows from the log beside it, so whoever has the log can compute it again. What a log can
-not tell is `Declared`, and is taken at its word. Nothing here takes an epsilon.
+not tell is `Declarations`, and is taken at its word. Nothing here takes an epsilon.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_dpzo.card.declarations import Declared
-from hf_dpzo.isolation.bound import LARGEST_BOUND, worse_isolation
-from hf_dpzo.methods.method import parameters_of
+from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.isolation.bound import MAX_ISOLATION_BOUND, worse_isolation
+from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import (
-    LARGEST_EPSILON,
+    MAX_EPSILON,
     NEIGHBORING_RELATION,
+    account_for_group,
     event_tree,
-    group_epsilon,
     replace_one_epsilon,
 )
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
@@ -26,7 +26,7 @@ from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
-from hf_dpzo.trajectory.run import PlannedRun
+from hf_dpzo.trajectory.run import LoggedRun
 
 
 SCHEMA = "hf-dpzo/privacy@3"
@@ -52,7 +52,7 @@ NOT_COVERED = (
 )
 
 
-NOISE = {
+NOISE_DESCRIPTIONS = {
     GaussianQuery: "discrete Gaussian, one draw for each direction and step",
     LaplaceQuery: "discrete Laplace, one draw for each direction and step",
     NonPrivateQuery: "none",
@@ -70,10 +70,18 @@ TASKS = {
 
 
 # Parameters of methods that have fields of their own.
-_NAMED = {"clip_norm", "difference", "expected_batch_size", "noise", "noise_multiplier", "num_directions", "smoothing"}
+_NAMED_PARAMETERS = {
+    "clip_norm",
+    "difference",
+    "expected_batch_size",
+    "noise",
+    "noise_multiplier",
+    "num_directions",
+    "smoothing",
+}
 
 
-def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
+def build_statement(folder: str | Path, declarations: Declarations) -> dict[str, Any]:
     """Return what `privacy.json` says of the log in `folder`: what is claimed, for what, and what it follows from.
 
     Raises:
@@ -81,9 +89,9 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
     """
     folder = Path(folder)
     log = Trajectory.read(folder)
-    run = PlannedRun.of(log)
-    isolation = worse_isolation(log.header["made_with"]["isolation"], declared.isolation)
-    conditions = _conditions(run, declared, isolation)
+    run = LoggedRun.from_log(log)
+    isolation = worse_isolation(log.header["made_with"]["isolation"], declarations.isolation)
+    conditions = _conditions(run, declarations, isolation)
     private = all(one["held"] for one in conditions)
     return {
         "schema": SCHEMA,
@@ -97,69 +105,70 @@ def privacy_statement(folder: str | Path, declared: Declared) -> dict[str, Any]:
         "validity_checks": {
             "conditions": conditions,
             "numerical_isolation": dict(isolation),
-            "audit": declared.audit,
+            "audit": declarations.audit,
             "non_finite_losses": "count as zero",
         },
-        "not_covered": _not_covered(run, declared),
+        "not_covered": _list_not_covered(run, declarations),
         "tuning": {
-            "runs_on_private_data": declared.tuning_runs,
-            "accounted": run.budget.trials > 1 and run.budget.trials == declared.tuning_runs,
+            "runs_on_private_data": declarations.tuning_runs,
+            "accounted": run.budget.trials > 1 and run.budget.trials == declarations.tuning_runs,
         },
         "training": {
             "trained": "adapter" if run.header["adapter"] else "all parameters",
-            "hyperparameters": dict(declared.hyperparameters),
-            "dataset": list(declared.dataset),
-            "task": declared.task or TASKS.get(run.header["base"]["architecture"].rpartition("For")[2]),
+            "hyperparameters": dict(declarations.hyperparameters),
+            "dataset": list(declarations.dataset),
+            "task": declarations.task or TASKS.get(run.header["base"]["architecture"].rpartition("For")[2]),
         },
         "evaluation": {
-            "data_are_public": declared.eval_data_is_public,
-            "metrics": dict(declared.metrics),
-            "after_step": declared.metrics_step,
-            "history": [dict(one) for one in declared.history],
+            "data_are_public": declarations.eval_data_is_public,
+            "metrics": dict(declarations.metrics),
+            "after_step": declarations.metrics_step,
+            "history": [dict(one) for one in declarations.history],
         },
-        "reproducibility": _reproducibility(folder, run, declared),
-        "versions": dict(declared.versions),
+        "reproducibility": _reproducibility(folder, run, declarations),
+        "versions": dict(declarations.versions),
     }
 
 
-def _conditions(run: PlannedRun, declared: Declared, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _conditions(run: LoggedRun, declarations: Declarations, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What must hold of a run that is called private."""
     budget, bound = run.budget, isolation["bound_in_clip_norms"]
-    small = budget.private and budget.delta < 1 / run.units
-    promised = small and budget.stated().epsilon <= LARGEST_EPSILON
+    small = budget.private and budget.delta < 1 / run.num_units
+    promised = small and budget.guarantee().epsilon <= MAX_EPSILON
     held = {
         "every release holds noise": budget.private,
         "no step was taken beyond the plan": len(budget.ledger) <= budget.planned_steps,
-        f"epsilon is at most {LARGEST_EPSILON:g}": promised,
+        f"epsilon is at most {MAX_EPSILON:g}": promised,
         f"delta is below one over the number of {run.unit_name}s": small,
-        f"rows of a batch move each other by at most {LARGEST_BOUND} clip norms": isolation["status"] != "not measured"
-        and bound <= LARGEST_BOUND,
-        "no attack that was made on the mechanism found more than is claimed": declared.audit is None
-        or declared.audit["passed"],
+        f"rows of a batch move each other by at most {MAX_ISOLATION_BOUND} clip norms": isolation["status"]
+        != "not measured"
+        and bound <= MAX_ISOLATION_BOUND,
+        "no attack that was made on the mechanism found more than is claimed": declarations.audit is None
+        or declarations.audit["passed"],
     }
     return [{"condition": condition, "held": bool(value)} for condition, value in held.items()]
 
 
-def _claim(run: PlannedRun) -> dict[str, Any]:
+def _claim(run: LoggedRun) -> dict[str, Any]:
     budget = run.budget
     return {
         "definition": "(epsilon, delta)-differential privacy",
-        "epsilon": round_up(budget.stated().epsilon),
+        "epsilon": round_up(budget.guarantee().epsilon),
         "delta": budget.delta,
-        "unit": run.unit_in_words,
+        "unit": run.unit_description,
         "neighboring_relation": NEIGHBORING_RELATION.name,
         "setting": "central: whoever trains sees the data, and is trusted with them",
         "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
         "steps_taken": len(budget.ledger),
-        "steps_claimed": sum(count for _, count in budget.claimed),
+        "steps_claimed": sum(count for _, count in budget.claimed_releases),
         **({"trials": budget.trials} if budget.trials > 1 else {}),
         "groups": _groups(run),
-        "also": _also(run),
+        "also": _list_other_guarantees(run),
     }
 
 
-def _meaning(run: PlannedRun) -> dict[str, Any]:
-    releases, delta = run.budget.claimed, run.budget.delta
+def _meaning(run: LoggedRun) -> dict[str, Any]:
+    releases, delta = run.budget.claimed_releases, run.budget.delta
     detected = detection_rate(releases, delta=delta, false_alarms=FALSE_ALARMS)
     return {
         "best_membership_accuracy": min(1.0, round_up(membership_accuracy(releases, delta=delta))),
@@ -170,23 +179,23 @@ def _meaning(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _groups(run: PlannedRun) -> list[dict[str, Any]]:
+def _groups(run: LoggedRun) -> list[dict[str, Any]]:
     """What holds for people with several rows, where the unit is a row."""
     if run.unit_column is not None:
         return []
     budget = run.budget
-    found = {size: group_epsilon(budget.claimed, size=size, delta=budget.delta) for size in GROUPS}
+    found = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
     return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
 
 
-def _also(run: PlannedRun) -> list[dict[str, Any]]:
+def _list_other_guarantees(run: LoggedRun) -> list[dict[str, Any]]:
     """What the same run guarantees in other terms."""
     budget, found = run.budget, []
-    pure = budget.stated().pure
+    pure = budget.guarantee().pure
     if pure is not None:
         found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
-    if run.method.noise_for_replacing:
-        epsilon = replace_one_epsilon(budget.claimed, delta=budget.delta)
+    if run.method.covers_replace_one:
+        epsilon = replace_one_epsilon(budget.claimed_releases, delta=budget.delta)
         if math.isfinite(epsilon):
             found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
     return [
@@ -195,19 +204,19 @@ def _also(run: PlannedRun) -> list[dict[str, Any]]:
     ]
 
 
-def _mechanism(run: PlannedRun) -> dict[str, Any]:
+def _mechanism(run: LoggedRun) -> dict[str, Any]:
     method, query = run.method, run.budget.query
     private = run.budget.private
-    others = sorted(parameters_of(type(method)) - _NAMED)
+    others = sorted(list_parameters(type(method)) - _NAMED_PARAMETERS)
     return {
         "method": run.method_name,
         "paper": dataclasses.asdict(method.paper),
         "num_directions": method.estimator.num_directions,
         "difference": method.difference,
         "smoothing": method.smoothing,
-        "clip_norm": method.clip_norm if "clip_norm" in parameters_of(type(method)) else None,
+        "clip_norm": method.clip_norm if "clip_norm" in list_parameters(type(method)) else None,
         "clipped": method.clipped,
-        "noise": NOISE[type(query)],
+        "noise": NOISE_DESCRIPTIONS[type(query)],
         "noise_multiplier": query.noise_multiplier if private else None,
         "noise_unit": method.noise_unit,
         "sensitivity": "exact, in integers of 2**-40 clip norms, given each row's losses" if private else None,
@@ -217,35 +226,37 @@ def _mechanism(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _sampling(run: PlannedRun) -> dict[str, Any]:
+def _sampling(run: LoggedRun) -> dict[str, Any]:
     return {
         "scheme": f"Poisson: each {run.unit_name} joins each batch independently",
         "sampling_rate": run.sampling_rate,
         "expected_batch_size": run.expected_batch_size,
         "largest_batch_size": None,
-        "num_units": run.units,
-        "num_rows": run.rows,
+        "num_units": run.num_units,
+        "num_rows": run.num_rows,
         "unit_column": run.unit_column,
         "max_rows_per_unit": run.max_rows_per_unit,
         "padded_lengths": run.padded_lengths,
     }
 
 
-def _accounting(run: PlannedRun) -> dict[str, Any]:
+def _accounting(run: LoggedRun) -> dict[str, Any]:
     budget = run.budget
-    spent = budget.stated()
+    spent = budget.guarantee()
     bounds = {"epsilon_pld": spent.pld, "epsilon_rdp": spent.rdp, "epsilon_pure": spent.pure}
     return {
         "library": "dp-accounting",
         "neighboring_relation": NEIGHBORING_RELATION.name,
-        "ledger": [{"query": type(query).__name__, **_as_json(query), "count": n} for query, n in budget.claimed],
-        "event": event_tree(budget.claimed),
+        "ledger": [
+            {"query": type(query).__name__, **_as_json(query), "count": n} for query, n in budget.claimed_releases
+        ],
+        "event": event_tree(budget.claimed_releases),
         **{name: None if bound is None else round_up(bound) for name, bound in bounds.items()},
         "reported": "the smallest of the upper bounds, rounded up",
     }
 
 
-def _randomness(run: PlannedRun) -> dict[str, Any]:
+def _randomness(run: LoggedRun) -> dict[str, Any]:
     directions = run.header["directions"]
     return {
         "noise": "OpenDP, from the operating system; kept nowhere" if run.budget.private else "none",
@@ -254,23 +265,23 @@ def _randomness(run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _not_covered(run: PlannedRun, declared: Declared) -> list[str]:
+def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
     more = "more than one row of the same person: the unit is a row"
     if run.unit_column is not None:
         more = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
     trials = run.budget.trials
     facts = {
         "counted": "its own run alone" if trials == 1 else f"the {trials} runs that it is one of",
-        "evaluation": "declared public" if declared.eval_data_is_public else "that were not declared public",
+        "evaluation": "declared public" if declarations.eval_data_is_public else "that were not declared public",
         "more_than_the_unit": more,
-        "tuning": _tuning(declared.tuning_runs, trials),
+        "tuning": _describe_tuning(declarations.tuning_runs, trials),
         "units": f"{run.unit_name}s",
     }
-    lines = [line for line in NOT_COVERED if declared.metrics or "{evaluation}" not in line]
+    lines = [line for line in NOT_COVERED if declarations.metrics or "{evaluation}" not in line]
     return [line.format(**facts) for line in lines]
 
 
-def _tuning(runs: int | None, trials: int) -> str:
+def _describe_tuning(runs: int | None, trials: int) -> str:
     """How many runs choices were made from, as far as that is told, and how many of these the guarantee covers."""
     if trials == 1:
         return "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted"
@@ -281,12 +292,12 @@ def _tuning(runs: int | None, trials: int) -> str:
     return f"{runs} runs in all, of which {trials} are accounted"
 
 
-def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[str, Any]:
+def _reproducibility(folder: Path, run: LoggedRun, declarations: Declarations) -> dict[str, Any]:
     base = run.header["base"]
     return {
-        "log": file_facts(folder / LOG_FILE),
-        "initial_values": file_facts(folder / INITIAL_FILE) if (folder / INITIAL_FILE).is_file() else None,
-        "weights": None if declared.weights is None else dict(declared.weights),
+        "log": describe_file(folder / LOG_FILE),
+        "initial_values": describe_file(folder / INITIAL_FILE) if (folder / INITIAL_FILE).is_file() else None,
+        "weights": None if declarations.weights is None else dict(declarations.weights),
         "base_model": {
             "name": base["name"],
             "revision": base["revision"],
@@ -295,11 +306,11 @@ def _reproducibility(folder: Path, run: PlannedRun, declared: Declared) -> dict[
             **{name: base[name] for name in ("dtype", "quantization") if name in base},
         },
         "replays_on": run.header["replays_on"],
-        "repository": declared.repository,
+        "repository": declarations.repository,
     }
 
 
-def file_facts(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     """The name of a file, and of what it holds the SHA-256 and the bytes."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, run_as_future
 
-from hf_dpzo.card.files import CARD_FILE, STALE, STATEMENT_FILE, _is_public
-from hf_dpzo.io.files import replace_durably
+from hf_dpzo.card.files import CARD_FILE, STALE_PATTERNS, STATEMENT_FILE, is_public_file
+from hf_dpzo.io.files import replace_all
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -39,7 +39,7 @@ class Snapshot:
         self._scratch = tempfile.TemporaryDirectory(dir=within, prefix="_push-")
         self.folder = Path(self._scratch.name)
 
-    def upload(self, to: Destination, *, message: str, wait: bool) -> CommitInfo | Future:
+    def upload(self, destination: Destination, *, message: str, wait: bool) -> CommitInfo | Future:
         """Upload all of it in one commit, which takes weights of other models away; then forget the snapshot.
 
         Raises:
@@ -49,32 +49,37 @@ class Snapshot:
         if missing:
             raise RuntimeError(f"{', '.join(missing)}: weights are not uploaded without; write the card first.")
         for path in self.folder.iterdir():
-            if not _is_public(path):
+            if not is_public_file(path):
                 path.unlink()
         if wait:
-            return self._commit(to, message)
-        return run_as_future(self._commit, to, message)  # One after the other.
+            return self._commit(destination, message)
+        return run_as_future(self._commit, destination, message)  # One after the other.
 
-    def _commit(self, to: Destination, message: str) -> CommitInfo:
+    def _commit(self, destination: Destination, message: str) -> CommitInfo:
         with self._scratch:
             # upload_folder may make several commits, of which the first would hold weights without the rest.
-            api, ours = HfApi(token=to.token), {path.name: path for path in self.folder.iterdir()}
-            there = api.model_info(to.repository, revision=to.revision)
+            api, ours = HfApi(token=destination.token), {path.name: path for path in self.folder.iterdir()}
+            there = api.model_info(destination.repository, revision=destination.revision)
             names = [file.rfilename for file in there.siblings]
-            stale = [name for name in names if name not in ours and any(Path(name).match(one) for one in STALE)]
+            stale = [
+                name for name in names if name not in ours and any(Path(name).match(one) for one in STALE_PATTERNS)
+            ]
             operations = [
                 *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in sorted(ours.items())),
                 *(CommitOperationDelete(path_in_repo=name) for name in stale),
             ]
             return api.create_commit(
-                to.repository, operations, commit_message=message, revision=to.revision, parent_commit=there.sha
+                destination.repository,
+                operations,
+                commit_message=message,
+                revision=destination.revision,
+                parent_commit=there.sha,
             )
 
 
-def copy_log(source: Path, folder: Path) -> None:
+def copy_log(source: Path, folder: Path, *, durably: bool = True) -> None:
     """Put a copy of the log in `source`, and of the initial values that belong to it, into `folder`."""
     if source.resolve() == folder.resolve():
         return
-    for name in (LOG_FILE, INITIAL_FILE):
-        if (source / name).is_file():
-            replace_durably(folder / name, (source / name).read_bytes())
+    there = [name for name in (LOG_FILE, INITIAL_FILE) if (source / name).is_file()]
+    replace_all({folder / name: (source / name).read_bytes() for name in there}, durably=durably)

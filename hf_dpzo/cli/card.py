@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dpzo.cli.output import Commands, Outcome, table
+from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
-def add(commands: Commands) -> None:
+def add_command(commands: Subparsers) -> None:
     """Add the command."""
     parser = commands.add_parser("card", help="write README.md and privacy.json of a run anew, from its log")
     parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
@@ -22,4 +22,4 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     if not folder.is_dir():
         raise ValueError(f"folder={folder}: there is no such folder; name the output_dir of a run.")
     refresh_card(folder)
-    return Outcome(text=table([("written", str(folder / name)) for name in (CARD_FILE, STATEMENT_FILE)]))
+    return Outcome(text=format_table([("written", str(folder / name)) for name in (CARD_FILE, STATEMENT_FILE)]))

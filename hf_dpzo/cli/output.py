@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
+def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     r"""Return `rows`, of equally many cells each, as lines of aligned columns.
 
-    >>> table([("epsilon", "2"), ("delta", "1e-05")])
+    >>> format_table([("epsilon", "2"), ("delta", "1e-05")])
     'epsilon  2\ndelta    1e-05\n'
     """
-    rows = [tuple(map(printable, row)) for row in rows]
+    rows = [tuple(map(make_printable, row)) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """What strangers wrote moves no cursor."""
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
 # What `add_subparsers` returns, which argparse has no public name for.
-Commands = argparse._SubParsersAction
+Subparsers = argparse._SubParsersAction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 
 from hf_dpzo.cli.curves import add_curve_flags, write_curve
-from hf_dpzo.cli.output import Commands, Outcome, table
+from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.privacy.planning import WHOLE, Plan, Point, check_group, state
+from hf_dpzo.privacy.planning import WHOLE, CurvePoint, Plan, account_for_plan, check_group
 from hf_dpzo.privacy.queries import QUERIES
 
 
-def add(commands: Commands) -> None:
+def add_command(commands: Subparsers) -> None:
     """Add both commands."""
     epsilon = commands.add_parser("epsilon", help="what a noise multiplier guarantees")
     epsilon.add_argument(
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     noise.add_argument("--target_epsilon", type=float, required=True, help="with --noise laplace pure: for delta 0")
     _add_plan_flags(noise)
     add_curve_flags(noise, against=(*WHOLE, "target_epsilon"), shown="the noise multiplier")
-    noise.set_defaults(run=_calibrate, noise_multiplier=None)
+    noise.set_defaults(run=_run_calibrate, noise_multiplier=None)
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,29 +43,29 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
-    plan, rows = _plan(arguments), arguments.rows_per_person
+    plan, rows = _build_plan(arguments), arguments.rows_per_person
     check_group(rows)
     if rows > 1 and arguments.against is not None:
         raise ValueError(f"rows_per_person={rows}: a curve is for people with one row; leave it out, or against.")
     curve = write_curve(arguments, plan)
-    point = state(plan)
-    return Outcome(text=table([*_lines(point, _of_group(point, rows)), *curve]))
+    point = account_for_plan(plan)
+    return Outcome(text=format_table([*_lines(point, _describe_group(point, rows)), *curve]))
 
 
-def _of_group(point: Point, rows: int) -> list[tuple[str, str]]:
+def _describe_group(point: CurvePoint, rows: int) -> list[tuple[str, str]]:
     if rows == 1:
         return []
-    pure = "epsilon" if point.spent.pure is None else "pure epsilon"
+    pure = "epsilon" if point.guarantee.pure is None else "pure epsilon"
     return [(f"{pure} of {rows} rows of a person", f"{round_up(point.group_epsilon(rows)):g}")]
 
 
-def _calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
-    plan = _plan(arguments)
+def _run_calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
+    plan = _build_plan(arguments)
     curve = write_curve(arguments, plan)
-    return Outcome(text=table([*_lines(state(plan)), *curve]))
+    return Outcome(text=format_table([*_lines(account_for_plan(plan)), *curve]))
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _build_plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         noise=arguments.noise,
         noise_multiplier=arguments.noise_multiplier,
@@ -77,13 +77,13 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _lines(point: Point, of_group: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
-    spent = point.spent
+def _lines(point: CurvePoint, group_lines: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    spent = point.guarantee
     return [
         ("epsilon", f"{round_up(spent.epsilon):g}"),
         ("delta", f"{spent.delta:g}"),
         *([] if spent.pure is None else [("pure epsilon", f"{round_up(spent.pure):g} (delta 0)")]),
-        *of_group,
+        *group_lines,
         ("noise multiplier", f"{point.query.noise_multiplier:.6g}"),
         ("sampling rate", f"{point.query.sampling_rate:.6g}"),
         ("steps", str(point.plan.max_steps)),

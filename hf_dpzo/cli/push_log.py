@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_dpzo.cli.output import Commands, Outcome, table
+from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
-def add(commands: Commands) -> None:
+def add_command(commands: Subparsers) -> None:
     """Add the command."""
     parser = commands.add_parser("push-log", help="publish a private model as its log, without weights")
     parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
@@ -42,4 +42,6 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
             f"repository={arguments.repository}: {str(error).splitlines()[0]}; run hf auth login, or name a repository "
             "and a branch that you may write to."
         ) from error
-    return Outcome(text=table([("published", url), ("bytes of the log", str((folder / LOG_FILE).stat().st_size))]))
+    return Outcome(
+        text=format_table([("published", url), ("bytes of the log", str((folder / LOG_FILE).stat().st_size))])
+    )

@@ -4,10 +4,10 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from hf_dpzo.cli.output import Commands, Outcome, table
+from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
-def add(commands: Commands) -> None:
+def add_command(commands: Subparsers) -> None:
     """Add the command."""
     parser = commands.add_parser("train", help="fine-tune a model", add_help=False)
     parser.add_argument("recipe", nargs="?", help="a YAML file; --help lists its fields, each of which is a flag too")
@@ -15,11 +15,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
-    from hf_dpzo.recipe.recipe import help_text, read_recipe
+    from hf_dpzo.recipe.recipe import format_help, read_recipe
     from hf_dpzo.recipe.run import run_recipe
 
     if {"-h", "--help"} & set(fields):
-        return Outcome(text=help_text())
+        return Outcome(text=format_help())
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
     recipe, args = read_recipe(arguments.recipe, fields)
@@ -27,4 +27,4 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     rows = run_recipe(recipe, args)
     if not rows:
         return Outcome(text="")
-    return Outcome(text=table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))
+    return Outcome(text=format_table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))

@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from hf_dpzo.cli.output import Commands, Outcome, table
+from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
 VERDICTS = {True: "holds", False: "FAILS", None: "not checked"}
 
 
-def add(commands: Commands) -> None:
+def add_command(commands: Subparsers) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "verify", help="compute a model's epsilon again from its log, replay its weights, and compare"
@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
         revision=arguments.revision,
         weights=not arguments.without_weights,
     )
-    lines = table([(one.name, VERDICTS[one.holds], one.detail) for one in findings])
+    lines = format_table([(one.name, VERDICTS[one.holds], one.detail) for one in findings])
     if any(one.holds is False for one in findings):
         return Outcome(text=f"{lines}\nSomething does not hold: do not rely on what the card says.\n", status=1)
     if arguments.without_weights or any(one.holds is None for one in findings):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from hf_dpzo.data.sampling import Fetched
-from hf_dpzo.data.sealed import WithheldError, sealed
+from hf_dpzo.data.sampling import FetchedRow
+from hf_dpzo.data.sealed import WithheldError, run_sealed
 
 
 # Types whose values nobody can change.
-_CONSTANT = {bool, bytes, float, int, str, type(None)}
+_IMMUTABLE_TYPES = {bool, bytes, float, int, str, type(None)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class MicroBatch:
         inputs: what the collator made of them; `None` for a row that it failed on.
     """
 
-    rows: tuple[Fetched, ...]
+    rows: tuple[FetchedRow, ...]
     size: int
     inputs: Any
 
@@ -50,14 +50,14 @@ class LogicalBatch:
     num_units: int
 
     @property
-    def units(self) -> list[int]:
+    def row_units(self) -> list[int]:
         """The unit of each row, in the order in which they are evaluated."""
         return [row.unit for micro_batch in self.micro_batches for row in micro_batch.rows]
 
     @property
-    def places(self) -> list[int]:
+    def row_slots(self) -> list[int]:
         """The place of each row among those that were drawn, in the same order."""
-        return [row.place for micro_batch in self.micro_batches for row in micro_batch.rows]
+        return [row.slot for micro_batch in self.micro_batches for row in micro_batch.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +80,24 @@ class LogicalBatchCollator:
     micro_batch_size: int
     padded_lengths: tuple[int, ...] = ()
 
-    def __call__(self, rows: Sequence[Fetched]) -> dict[str, LogicalBatch]:
+    def __call__(self, rows: Sequence[FetchedRow]) -> dict[str, LogicalBatch]:
         """Return `{"batch": ...}`, with one unit for each that was drawn, and no micro-batches for an empty batch."""
         num_units = max((row.unit + 1 for row in rows), default=0)
-        micro_batches = tuple(one for group in self._groups(rows) for one in self._made(group))
+        micro_batches = tuple(one for group in self._groups(rows) for one in self._build_micro_batches(group))
         return {"batch": LogicalBatch(micro_batches=micro_batches, num_units=num_units)}
 
-    def apart(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
+    def split_into_rows(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
         """Its rows one by one, in the same shape. A row that even so can not be collated has no inputs."""
-        return tuple(one for row in micro_batch.rows for one in self._made((row,)))
+        return tuple(one for row in micro_batch.rows for one in self._build_micro_batches((row,)))
 
-    def show(self, rows: Sequence[Any]) -> None:
+    def raise_collation_error(self, rows: Sequence[Any]) -> None:
         """Raise what is withheld where public `rows` can not be collated."""
-        self._tried(tuple(Fetched(unit=0, row=row, place=0) for row in rows))
+        self._collate_rows(tuple(FetchedRow(unit=0, row=row, slot=0) for row in rows))
 
-    def _groups(self, rows: Sequence[Fetched]) -> Iterator[tuple[Fetched, ...]]:
-        alike: dict[tuple, list[Fetched]] = {}
-        for row in sorted((row for row in rows if row.row is not None), key=lambda row: length_of(row.row)):
-            alike.setdefault((self._padded_length(row), signature_of(row.row)), []).append(row)
+    def _groups(self, rows: Sequence[FetchedRow]) -> Iterator[tuple[FetchedRow, ...]]:
+        alike: dict[tuple, list[FetchedRow]] = {}
+        for row in sorted((row for row in rows if row.row is not None), key=lambda row: count_tokens(row.row)):
+            alike.setdefault((self._padded_length(row), get_row_signature(row.row)), []).append(row)
         for (length, _), fitting in alike.items():
             if length != 0:
                 for start in range(0, len(fitting), self._capacity):
@@ -107,28 +107,28 @@ class LogicalBatchCollator:
     def _capacity(self) -> int:
         return max(1, self.micro_batch_size - 1) if self.padded_lengths else self.micro_batch_size
 
-    def _padded_length(self, row: Fetched) -> int | None:
+    def _padded_length(self, row: FetchedRow) -> int | None:
         """The shape that a row belongs to: `None` for any, and 0, which no shape is, for a row that is too long."""
         if not self.padded_lengths:
             return None
-        return next((length for length in self.padded_lengths if length >= length_of(row.row)), 0)
+        return next((length for length in self.padded_lengths if length >= count_tokens(row.row)), 0)
 
-    def _made(self, rows: tuple[Fetched, ...]) -> tuple[MicroBatch, ...]:
+    def _build_micro_batches(self, rows: tuple[FetchedRow, ...]) -> tuple[MicroBatch, ...]:
         """One micro-batch; where that fails one for each row, and a row that fails alone has no inputs."""
         try:
-            return (sealed("data_collator", lambda: self._tried(rows)),)
+            return (run_sealed("data_collator", lambda: self._collate_rows(rows)),)
         except WithheldError:
             if len(rows) > 1:
-                return tuple(one for row in rows for one in self._made((row,)))
+                return tuple(one for row in rows for one in self._build_micro_batches((row,)))
             return (MicroBatch(rows=(replace(rows[0], row=None),), size=1, inputs=None),)
 
-    def _tried(self, rows: tuple[Fetched, ...]) -> MicroBatch:
+    def _collate_rows(self, rows: tuple[FetchedRow, ...]) -> MicroBatch:
         physical, length = [row.row for row in rows], self._padded_length(rows[0])
-        if self._fills:
-            physical += [stretched(physical[0], length)] * (self.micro_batch_size - len(rows))
+        if self._has_fixed_shapes:
+            physical += [stretch_row(physical[0], length)] * (self.micro_batch_size - len(rows))
         # Copies, for collators may change what they are given, and the data with it.
-        inputs = self.collate([copied(row) for row in physical])
-        if self._fills and tuple(inputs["input_ids"].shape[:2]) != (self.micro_batch_size, length):
+        inputs = self.collate([copy_row(row) for row in physical])
+        if self._has_fixed_shapes and tuple(inputs["input_ids"].shape[:2]) != (self.micro_batch_size, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
         made = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
         if get_worker_info() is not None:
@@ -136,12 +136,12 @@ class LogicalBatchCollator:
         return made
 
     @property
-    def _fills(self) -> bool:
+    def _has_fixed_shapes(self) -> bool:
         """Whether micro-batches are filled up to public shapes."""
         return bool(self.padded_lengths) and self.micro_batch_size > 1
 
 
-def length_of(row: Any) -> int:
+def count_tokens(row: Any) -> int:
     """Tokens of a row; 0 where it has none."""
     tokens = row.get("input_ids") if isinstance(row, dict) else None
     try:
@@ -150,18 +150,18 @@ def length_of(row: Any) -> int:
         return 0
 
 
-def signature_of(row: Any) -> tuple:
+def get_row_signature(row: Any) -> tuple:
     """What a collator may take from one row for all: its fields, and the type of each.
 
-    >>> signature_of({"input_ids": [5, 6], "labels": None})
+    >>> get_row_signature({"input_ids": [5, 6], "labels": None})
     (('input_ids', 'list', 'int', ''), ('labels', 'NoneType', '', ''))
     """
     if not isinstance(row, dict):
         return (type(row).__name__,)
-    return tuple((str(name), *_type_of(value)) for name, value in row.items())
+    return tuple((str(name), *_get_type_signature(value)) for name, value in row.items())
 
 
-def _type_of(value: Any) -> tuple[str, str, str]:
+def _get_type_signature(value: Any) -> tuple[str, str, str]:
     """The type of a value, and of what is in it; for an array also its number of dimensions."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return type(value).__name__, str(value.dtype), str(value.ndim)
@@ -169,37 +169,39 @@ def _type_of(value: Any) -> tuple[str, str, str]:
     return type(value).__name__, ",".join(sorted({one.__name__ for one in inside})), ""
 
 
-def copied(row: Any) -> Any:
+def copy_row(row: Any) -> Any:
     """Return a deep copy. Of lists of numbers or texts, which tokens come in, this is a tenth of the work.
 
     >>> row = {"input_ids": [5, 6], "spans": [[0, 1]]}
-    >>> copy = copied(row)
+    >>> copy = copy_row(row)
     >>> copy == row, any(copy[name] is row[name] for name in row), copy["spans"][0] is row["spans"][0]
     (True, False, False)
     """
     if type(row) is not dict:
         return copy.deepcopy(row)
-    flat = {name: type(value) is list and set(map(type, value)) <= _CONSTANT for name, value in row.items()}
+    flat = {name: type(value) is list and set(map(type, value)) <= _IMMUTABLE_TYPES for name, value in row.items()}
     return {name: value.copy() if flat[name] else copy.deepcopy(value) for name, value in row.items()}
 
 
-def stretched(row: dict[str, Any], length: int) -> dict[str, Any]:
+def stretch_row(row: dict[str, Any], length: int) -> dict[str, Any]:
     """Return a row like `row` of `length` tokens: what it has for each token is repeated.
 
-    >>> stretched({"input_ids": [5, 6], "labels": 1}, 3)
+    >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
     {'input_ids': [5, 6, 5], 'labels': 1}
     """
-    tokens = length_of(row)
-    return {name: _repeated(value, length) if _per_token(value, tokens) else value for name, value in row.items()}
+    tokens = count_tokens(row)
+    return {
+        name: _repeat_to_length(value, length) if _is_per_token(value, tokens) else value for name, value in row.items()
+    }
 
 
-def _per_token(value: Any, tokens: int) -> bool:
+def _is_per_token(value: Any, tokens: int) -> bool:
     """Whether `value` has an integer for each token. Floats, such as many labels of a row, may only look like it."""
     if isinstance(value, torch.Tensor):
         return value.ndim > 0 and len(value) == tokens and not value.is_floating_point()
     return isinstance(value, list) and len(value) == tokens and isinstance(value[0], int)
 
 
-def _repeated(value: Any, length: int) -> Any:
+def _repeat_to_length(value: Any, length: int) -> Any:
     places = [place % len(value) for place in range(length)]
     return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]

@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 import torch
 
-from hf_dpzo.data.sealed import WithheldError, sealed
-from hf_dpzo.privacy.noise import chosen
+from hf_dpzo.data.sealed import WithheldError, run_sealed
+from hf_dpzo.privacy.noise import choose_subset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,53 +19,57 @@ class Units:
     Args:
         num_rows: rows of the data set.
         members: the row numbers of each unit; `None` where each row is a unit of its own.
-        max_rows: how many rows of a unit a batch may hold.
+        max_rows_per_unit: how many rows of a unit a batch may hold.
 
-    >>> units = Units.of_users(["ann", "bob", "ann"], max_rows=2)
-    >>> len(units), units.rows_of(0), units.rows_of(1)
+    >>> units = Units.from_users(["ann", "bob", "ann"], max_rows=2)
+    >>> len(units), units.draw_rows(0), units.draw_rows(1)
     (2, [0, 2], [1])
     """
 
     num_rows: int
     members: Sequence[np.ndarray] | None = None
-    max_rows: int = 1
+    max_rows_per_unit: int = 1
 
     def __len__(self) -> int:
         return self.num_rows if self.members is None else len(self.members)
 
     @classmethod
-    def of_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
+    def from_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
         """Group rows by their user, a string or a number. All rows that name none are taken for those of one user."""
         members: dict[Any, list[int]] = {}
         for row, user in enumerate(users):
-            members.setdefault(_name(user), []).append(row)
+            members.setdefault(_get_user_key(user), []).append(row)
         count = sum(len(rows) for rows in members.values())
-        return cls(num_rows=count, members=[np.array(rows) for rows in members.values()], max_rows=max_rows)
+        return cls(num_rows=count, members=[np.array(rows) for rows in members.values()], max_rows_per_unit=max_rows)
 
     @classmethod
-    def of_column(cls, dataset: Any, column: str, *, max_rows: int) -> Self:
+    def from_column(cls, dataset: Any, column: str, *, max_rows: int) -> Self:
         """Group the rows of `dataset` by a column.
 
         Raises:
             ValueError: there is no such column.
         """
         try:
-            users = sealed("train_dataset", lambda: [row[column] for row in _column_alone(dataset, column)])
+            users = run_sealed("train_dataset", lambda: [row[column] for row in _select_column(dataset, column)])
         except WithheldError:
             raise ValueError(
                 f"privacy_unit_column={column}: not all rows of train_dataset have it; name another column."
             ) from None
-        return cls.of_users(users, max_rows=max_rows)
+        return cls.from_users(users, max_rows=max_rows)
 
-    def rows_of(self, unit: int) -> list[int]:
-        """The rows that `unit` brings to a batch: all of them, or a random choice of `max_rows`."""
+    def draw_rows(self, unit: int) -> list[int]:
+        """The rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""
         if self.members is None:
             return [unit]
         rows = self.members[unit]
-        return rows.tolist() if len(rows) <= self.max_rows else rows[chosen(len(rows), self.max_rows)].tolist()
+        return (
+            rows.tolist()
+            if len(rows) <= self.max_rows_per_unit
+            else rows[choose_subset(len(rows), self.max_rows_per_unit)].tolist()
+        )
 
 
-def unit_means(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
+def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
     """Return each unit's mean over its own rows, float64 `[num_units, K]`. SENSITIVE.
 
     What is not finite counts as zero, so that a bad row spoils nothing but itself. A unit without rows is zero.
@@ -75,7 +79,7 @@ def unit_means(coefficients: torch.Tensor, units: Sequence[int], num_units: int)
         units: the unit of each row, from 0.
         num_units: how many units were drawn.
 
-    >>> unit_means(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
+    >>> average_by_unit(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
     [[0.0], [2.0], [0.0]]
     """
     index = torch.tensor(units, dtype=torch.long, device=coefficients.device)
@@ -86,12 +90,12 @@ def unit_means(coefficients: torch.Tensor, units: Sequence[int], num_units: int)
     return sums / counts.unsqueeze(1)
 
 
-def _column_alone(dataset: Any, column: str) -> Iterable[Any]:
+def _select_column(dataset: Any, column: str) -> Iterable[Any]:
     """`dataset` without its other columns, where it knows how to leave them unread."""
     return dataset.with_format(None).select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
 
 
-def _name(user: Any) -> str | int | float | bytes | None:
+def _get_user_key(user: Any) -> str | int | float | bytes | None:
     """What tells a user from others; `None` for what does not, such as a list, or NaN, which stands for no value.
 
     Tensors with the same number in them are different objects, and would each be a user.

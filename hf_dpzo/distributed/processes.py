@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hf_dpzo.distributed.sharding import local, part_number
+from hf_dpzo.distributed.sharding import get_shard_index, to_local
 
 
 T = TypeVar("T")
@@ -38,72 +38,72 @@ class Processes(ABC):
     size: int
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the one that draws noise, and writes."""
         return self.rank == 0
 
     @abstractmethod
-    def sum(self, values: np.ndarray) -> np.ndarray | None:
+    def reduce_sum(self, values: np.ndarray) -> np.ndarray | None:
         """Return the sum of what all processes pass; `None` but in the first one. Exact for int64, in any order."""
 
     @abstractmethod
-    def told(self, values: np.ndarray) -> np.ndarray:
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
         """Return the first one's `values`; the others pass any of the same shape and type."""
 
     @abstractmethod
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """Return the largest of all processes' values."""
 
     @abstractmethod
-    def equal(self, value: int, part: int = 0) -> bool:
+    def all_equal(self, value: int, part: int = 0) -> bool:
         """Return whether all processes pass the same 63 bits; or all that hold the same `part` of something."""
 
     @abstractmethod
-    def by_first(self, make: Callable[[], T]) -> T:
+    def run_on_first(self, function: Callable[[], T]) -> T:
         """Have the first one make something, and return that; raise in all of them what it raises."""
 
     @abstractmethod
-    def spread_(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give tensors the first one's values, in place."""
 
 
-class Alone(Processes):
+class SingleProcess(Processes):
     """The only process.
 
-    >>> Alone().sum(np.array([1, 2])).tolist(), Alone().equal(3), Alone().first
+    >>> SingleProcess().reduce_sum(np.array([1, 2])).tolist(), SingleProcess().all_equal(3), SingleProcess().is_first
     ([1, 2], True, True)
     """
 
     rank, size = 0, 1
 
-    def sum(self, values: np.ndarray) -> np.ndarray:
+    def reduce_sum(self, values: np.ndarray) -> np.ndarray:
         """`values`."""
         return values
 
-    def told(self, values: np.ndarray) -> np.ndarray:
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
         """`values`."""
         return values
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """`value`."""
         return value
 
-    def equal(self, value: int, part: int = 0) -> bool:
+    def all_equal(self, value: int, part: int = 0) -> bool:
         """True."""
         return True
 
-    def by_first(self, make: Callable[[], T]) -> T:
+    def run_on_first(self, function: Callable[[], T]) -> T:
         """What `make` makes."""
-        return make()
+        return function()
 
-    def spread_(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Nothing."""
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Group(Processes):
+class DistributedProcesses(Processes):
     """The processes of torch's default group, which a launcher started.
 
     Args:
@@ -113,58 +113,58 @@ class Group(Processes):
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self._device = dist.get_rank(), dist.get_world_size(), device
 
-    def sum(self, values: np.ndarray) -> np.ndarray | None:
+    def reduce_sum(self, values: np.ndarray) -> np.ndarray | None:
         """As in `Processes`."""
-        sent = self._sent(values)
+        sent = self._to_tensor(values)
         dist.reduce(sent, dst=0)
-        return sent.cpu().numpy() if self.first else None
+        return sent.cpu().numpy() if self.is_first else None
 
-    def told(self, values: np.ndarray) -> np.ndarray:
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
         """As in `Processes`."""
-        sent = self._sent(values)
+        sent = self._to_tensor(values)
         dist.broadcast(sent, src=0)
         return sent.cpu().numpy()
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """As in `Processes`."""
-        sent = self._sent(np.array([value]))
+        sent = self._to_tensor(np.array([value]))
         dist.all_reduce(sent, op=dist.ReduceOp.MAX)
         return float(sent)
 
-    def equal(self, value: int, part: int = 0) -> bool:
+    def all_equal(self, value: int, part: int = 0) -> bool:
         """As in `Processes`."""
         given = np.full((self.size, 2), -(2**63))
         given[part] = value, -value
-        bounds = self._sent(given)
+        bounds = self._to_tensor(given)
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
         above, below = bounds.T
         return bool(((above == -below) | (below == -(2**63))).all())
 
-    def by_first(self, make: Callable[[], T]) -> T:
+    def run_on_first(self, function: Callable[[], T]) -> T:
         """As in `Processes`."""
         made: list[Any] = [None, None]
-        if self.first:
+        if self.is_first:
             try:
-                made[0] = make()
+                made[0] = function()
                 pickle.dumps(made)
             except BaseException as error:
-                made = [None, _sendable(error)]
+                made = [None, _make_picklable(error)]
         dist.broadcast_object_list(made, src=0, device=self._device)
         if made[1] is not None:
             raise made[1]
         return made[0]
 
-    def spread_(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
         """As in `Processes`."""
         with torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def _sent(self, values: np.ndarray) -> torch.Tensor:
+    def _to_tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.copy()).to(self._device)
 
 
-def _sendable(error: BaseException) -> BaseException:
+def _make_picklable(error: BaseException) -> BaseException:
     """An error that other processes can be told of, and can raise."""
     try:
         pickle.loads(pickle.dumps(error))
@@ -173,24 +173,26 @@ def _sendable(error: BaseException) -> BaseException:
     return error
 
 
-def processes(device: torch.device) -> Processes:
+def get_processes(device: torch.device) -> Processes:
     """Return the processes that a launcher started, or this one alone.
 
     Args:
         device: that this process computes on.
     """
     started = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return Group(device) if started else ALONE
+    return DistributedProcesses(device) if started else SINGLE_PROCESS
 
 
-def refuse_diverged(group: Processes, tensors: Iterable[torch.Tensor], step: int) -> None:
+def refuse_diverged(processes: Processes, tensors: Iterable[torch.Tensor], step: int) -> None:
     """Raise in all processes where they do not hold the same bits, of what they both hold, after so many steps."""
     held = list(tensors)
-    if group.size > 1 and not group.equal(checksum(local(tensor) for tensor in held), part_number(held)):
+    if processes.size > 1 and not processes.all_equal(
+        checksum(to_local(tensor) for tensor in held), get_shard_index(held)
+    ):
         raise RuntimeError(
-            f"step={step}: the {group.size} processes no longer hold the same weights, which a fault of a machine, or "
-            "code that changes the model in one of them, would explain; resume from the log, which holds what was "
-            "released."
+            f"step={step}: the {processes.size} processes no longer hold the same weights, which a fault of a "
+            "machine, or code that changes the model in one of them, would explain; resume from the log, which holds "
+            "what was released."
         )
 
 

@@ -12,32 +12,32 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def is_split(tensors: Iterable[torch.Tensor]) -> bool:
+def is_sharded(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether processes hold parts of any of `tensors`."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of `tensor`. Where it is split all processes have to ask for it, and each gets it.
 
-    >>> whole(torch.zeros(3))
+    >>> gather_full_tensor(torch.zeros(3))
     tensor([0., 0., 0.])
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def to_local(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of `tensor`."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def local_part(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
+def get_local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Return what this process holds of `parameter`, to be changed in place, and the number of its first coordinate.
 
     Raises:
         ValueError: what it holds are no consecutive coordinates.
 
-    >>> local_part(torch.zeros(3))
+    >>> get_local_shard(torch.zeros(3))
     (tensor([0., 0., 0.]), 0)
     """
     if not isinstance(parameter, DTensor):
@@ -50,19 +50,19 @@ def local_part(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 @torch.no_grad()
-def put_(parameter: torch.Tensor, values: torch.Tensor) -> None:
+def copy_from_full_(parameter: torch.Tensor, values: torch.Tensor) -> None:
     """Give `parameter` the `values` of the whole, of which this process keeps its part.
 
     >>> parameter = torch.zeros(2)
-    >>> put_(parameter, torch.ones(2))
+    >>> copy_from_full_(parameter, torch.ones(2))
     >>> parameter
     tensor([1., 1.])
     """
-    part, first = local_part(parameter)
+    part, first = get_local_shard(parameter)
     part.copy_(values.reshape(-1)[first : first + part.numel()].view_as(part))
 
 
-def part_number(tensors: Iterable[torch.Tensor]) -> int:
+def get_shard_index(tensors: Iterable[torch.Tensor]) -> int:
     """Return which part of them this process holds, from 0; the same in processes that hold the same."""
     for tensor in tensors:
         if isinstance(tensor, DTensor):
@@ -73,33 +73,33 @@ def part_number(tensors: Iterable[torch.Tensor]) -> int:
     return 0
 
 
-def roots(model: torch.nn.Module) -> list[FSDPModule]:
+def find_fsdp_roots(model: torch.nn.Module) -> list[FSDPModule]:
     """Return the outermost modules of `model` that FSDP shards."""
     if isinstance(model, FSDPModule):
         return [model]
-    return [root for child in model.children() for root in roots(child)]
+    return [root for child in model.children() for root in find_fsdp_roots(child)]
 
 
-def whole_state(model: torch.nn.Module, *, kept: bool) -> dict[str, torch.Tensor]:
+def gather_state_dict(model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
     """Return the state of `model`, put together on the CPU, for which all processes have to ask.
 
     Args:
         model: with parameters that are split.
-        kept: whether this process needs it; else it gets nothing, and needs memory for one tensor at a time.
+        keep: whether this process needs it; else it gets nothing, and needs memory for one tensor at a time.
     """
     found, known = {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in known:  # One under two names stays one, as whoever saves it expects.
-            gathered = whole(tensor.detach())
-            known[id(tensor)] = gathered.cpu() if kept else None
-        if kept:
+            gathered = gather_full_tensor(tensor.detach())
+            known[id(tensor)] = gathered.cpu() if keep else None
+        if keep:
             found[name] = known[id(tensor)]
     return found
 
 
-def refuse_pushing(trained: Iterable[torch.Tensor]) -> None:
+def refuse_sharded_push(trained: Iterable[torch.Tensor]) -> None:
     """Raise `ValueError` where one process alone can not save what is trained."""
-    if is_split(trained):
+    if is_sharded(trained):
         raise ValueError(
             "push_to_hub: what is trained is split over processes, and pushing is done by one of them; call save_model "
             "in all, and upload its folder."

@@ -9,7 +9,7 @@ from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.methods.method import Method
 
 
-def isolation_of(isolation: Isolation | None, *, fixed_shapes: bool, bound: float | None) -> dict[str, Any]:
+def describe_isolation(isolation: Isolation | None, *, fixed_shapes: bool, bound: float | None) -> dict[str, Any]:
     """How far the rows of a batch are kept apart.
 
     Args:
@@ -19,7 +19,7 @@ def isolation_of(isolation: Isolation | None, *, fixed_shapes: bool, bound: floa
     """
     if isolation is None:
         return {"status": "not measured", "bound_in_clip_norms": None}
-    if isolation.bitwise and fixed_shapes:
+    if isolation.is_bitwise and fixed_shapes:
         return {"status": "bitwise", "bound_in_clip_norms": 0.0}
     return {"status": "bounded", "bound_in_clip_norms": float(f"{bound:.2g}")}
 
@@ -30,28 +30,28 @@ def worse_isolation(first: Mapping[str, Any], second: Mapping[str, Any]) -> Mapp
     return max(first, second, key=lambda one: (order.index(one["status"]), one["bound_in_clip_norms"] or 0.0))
 
 
-def isolation_bound(method: Method, planned_steps: int, moved: float) -> float:
-    """How far a row's coefficients move, in clip norms, where its loss may move by `moved`; in the worst stage.
+def isolation_bound(method: Method, planned_steps: int, loss_change: float) -> float:
+    """How far a row's coefficients move, in clip norms, where its loss may move by `loss_change`; in the worst stage.
 
     >>> from hf_dpzo.methods import DPZero
     >>> method = DPZero(noise_multiplier=1.0, expected_batch_size=8, smoothing=0.5)
-    >>> isolation_bound(method, planned_steps=10, moved=0.125)
+    >>> isolation_bound(method, planned_steps=10, loss_change=0.125)
     0.25
     """
     stages = (method.stage(step, planned_steps) for step in (0, planned_steps - 1))
     smoothing = min(stage.smoothing for stage in stages)
     estimator = replace(method.estimator, smoothing=smoothing)
     # A coefficient is a difference over the span and over K; K of them make a vector.
-    return 2 * moved / estimator.span / math.sqrt(estimator.num_directions) / method.mechanism.clip_norm
+    return 2 * loss_change / estimator.span / math.sqrt(estimator.num_directions) / method.mechanism.clip_norm
 
 
 # In clip norms, for each row of a batch.
-LARGEST_BOUND = 0.01
+MAX_ISOLATION_BOUND = 0.01
 
 
-def refuse_bound(bound: float) -> None:
+def refuse_weak_isolation(bound: float) -> None:
     """Raise `ValueError` where rounding would let rows move each other's part by more than the guarantee can ignore."""
-    if bound > LARGEST_BOUND:
+    if bound > MAX_ISOLATION_BOUND:
         raise ValueError(
             f"isolation: rounding lets rows of a batch move each other's part by {bound:.2g} clip norms; raise "
             "smoothing or clip_norm, or set padded_lengths or per_device_train_batch_size=1."

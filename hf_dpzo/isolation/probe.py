@@ -13,28 +13,28 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from hf_dpzo.data.sealed import DrawnError
-from hf_dpzo.isolation.trace import Parts, Row, _differ, _features, _place, _tensors, _Trace
-from hf_dpzo.models.unwrap import unwrapped
+from hf_dpzo.data.sealed import GlobalRandomnessError
+from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
+from hf_dpzo.models.unwrap import unwrap_model
 
 
 Evaluate = Callable[[list[Row]], torch.Tensor]
 
 
 # Relative to the loss, or absolute below one. Float32 kernels that differ by the shape of a batch stay far below it.
-COUPLED = 1e-4
+COUPLING_TOLERANCE = 1e-4
 
 
-APART = "use layers that treat each row by itself"
+REMEDY_SEPARATE = "use layers that treat each row by itself"
 
 
-STATELESS = "keep nothing from one batch to the next"
+REMEDY_STATELESS = "keep nothing from one batch to the next"
 
 
-PADDING = "pass position_ids and masks that leave padding out, or pad all rows to one public length"
+REMEDY_PADDING = "pass position_ids and masks that leave padding out, or pad all rows to one public length"
 
 
-FROM_LOGITS = "compute each row's loss from the outputs at that row's own tokens"
+REMEDY_OWN_TOKENS = "compute each row's loss from the outputs at that row's own tokens"
 
 
 class CoupledRowsError(ValueError):
@@ -46,22 +46,22 @@ class Isolation:
     """What the probe measured.
 
     Args:
-        moved: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
+        loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
 
-    >>> Isolation(moved=0.0).bitwise
+    >>> Isolation(loss_change=0.0).is_bitwise
     True
     """
 
-    moved: float
+    loss_change: float
 
     @property
-    def bitwise(self) -> bool:
+    def is_bitwise(self) -> bool:
         """Whether each loss was equal to the last bit."""
-        return self.moved == 0
+        return self.loss_change == 0
 
 
 @torch.no_grad()
-def probe(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
+def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
     The first row, the shortest and the longest are followed in turn. In ten calls of `evaluate` for each, others are
@@ -77,28 +77,30 @@ def probe(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolat
     Raises:
         CoupledRowsError: when a loss moves by more than 1e-4 of itself (absolute where it is below one), or a buffer
             changes. It names what was done, and the first module whose output for the row moved.
-        DrawnError: `evaluate` draws from a global generator.
+        GlobalRandomnessError: `evaluate` draws from a global generator.
         ValueError: when `evaluate` fails on these rows, or gives one of them a loss that is not finite.
     """
     if len(rows) < 2:
         raise ValueError(f"probe_rows={len(rows)}: a row needs neighbours; pass two at least, better seven.")
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
-    with _left_as_it_was(model) as buffers:
+    with _preserved_state(model) as buffers:
         moved = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            moved = max(moved, _Followed(model=model, evaluate=evaluate, row=rows[index], others=others).moved())
+            moved = max(
+                moved, _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others).measure_change()
+            )
         changed = [name for name, (_, copied) in buffers.items() if not torch.equal(model.get_buffer(name), copied)]
     if changed:
         raise CoupledRowsError(
             f"isolation: evaluating a batch changed the buffer {changed[0]}, which would carry rows into later batches "
             "and into the saved weights; keep it constant in evaluation mode."
         )
-    return Isolation(moved=moved)
+    return Isolation(loss_change=moved)
 
 
 @contextmanager
-def _left_as_it_was(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+def _preserved_state(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """In evaluation mode, with its buffers beside copies of them; afterwards all is put back."""
     modes = {module: module.training for module in model.modules()}
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
@@ -117,35 +119,42 @@ def _left_as_it_was(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Te
 
 @dataclass(frozen=True, kw_only=True)
 class _Variation:
-    """A batch in which the row that is followed is `at` one place, or each. `doing` is the subject of a sentence."""
+    """A batch with the row that is followed at `own_index`, or in each place. `action` is the subject of a sentence."""
 
-    doing: str
+    action: str
     rows: list[Row]
     remedy: str
-    at: int | slice = 0
+    own_index: int | slice = 0
     poisoned: bool = False
 
 
-def _variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
+def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
     """First the batch that all the others are compared with."""
     ordered = sorted(others, key=lambda other: abs(_length(other) - _length(row)))
     near, replaced = ordered[:2], [*ordered[2:], row, row][: len(ordered[:2])]
     lengthened, shortened = [*near[1:], max(others, key=_length)], [min(others, key=_length)] * len(near)
-    made_nan = near if "input_ids" in row else [_with_nan(other) for other in near]
-    yield _Variation(doing="evaluating a batch", rows=[row, *near], remedy=STATELESS)
-    yield _Variation(doing="evaluating the same batch again", rows=[row, *near], remedy=STATELESS)
-    yield _Variation(doing="replacing the other rows of a batch", rows=[row, *replaced], remedy=APART)
-    yield _Variation(doing="permuting a batch", rows=[*near[::-1], row], at=len(near), remedy=APART)
-    yield _Variation(doing="filling a batch with one row", rows=[row] * (1 + len(others)), at=slice(None), remedy=APART)
-    yield _Variation(doing="lengthening another row of a batch", rows=[row, *lengthened], remedy=PADDING)
-    yield _Variation(doing="shortening the other rows of a batch", rows=[row, *shortened], remedy=PADDING)
-    yield _Variation(doing="removing the other rows of a batch", rows=[row], remedy=APART)
-    yield _Variation(doing="adding rows to a batch", rows=[row, *ordered], remedy=APART)
-    yield _Variation(doing="making the other rows of a batch NaN", rows=[row, *made_nan], remedy=APART, poisoned=True)
+    made_nan = near if "input_ids" in row else [_replace_by_nan(other) for other in near]
+    yield _Variation(action="evaluating a batch", rows=[row, *near], remedy=REMEDY_STATELESS)
+    yield _Variation(action="evaluating the same batch again", rows=[row, *near], remedy=REMEDY_STATELESS)
+    yield _Variation(action="replacing the other rows of a batch", rows=[row, *replaced], remedy=REMEDY_SEPARATE)
+    yield _Variation(action="permuting a batch", rows=[*near[::-1], row], own_index=len(near), remedy=REMEDY_SEPARATE)
+    yield _Variation(
+        action="filling a batch with one row",
+        rows=[row] * (1 + len(others)),
+        own_index=slice(None),
+        remedy=REMEDY_SEPARATE,
+    )
+    yield _Variation(action="lengthening another row of a batch", rows=[row, *lengthened], remedy=REMEDY_PADDING)
+    yield _Variation(action="shortening the other rows of a batch", rows=[row, *shortened], remedy=REMEDY_PADDING)
+    yield _Variation(action="removing the other rows of a batch", rows=[row], remedy=REMEDY_SEPARATE)
+    yield _Variation(action="adding rows to a batch", rows=[row, *ordered], remedy=REMEDY_SEPARATE)
+    yield _Variation(
+        action="making the other rows of a batch NaN", rows=[row, *made_nan], remedy=REMEDY_SEPARATE, poisoned=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Followed:
+class _FollowedRow:
     """One row, whose loss is followed through batches with others."""
 
     model: torch.nn.Module
@@ -153,47 +162,49 @@ class _Followed:
     row: Row
     others: list[Row]
 
-    def moved(self) -> float:
+    def measure_change(self) -> float:
         """The largest change of the row's loss. Raises where it is more than rounding."""
-        base, *variations = _variations(self.row, self.others)
+        base, *variations = _build_variations(self.row, self.others)
         expected, largest = self._losses(base).item(), 0.0
         if not math.isfinite(expected):
             raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
         for batch in variations:
             moved = (self._losses(batch) - expected).abs().max().item()
-            if not moved <= COUPLED * max(1.0, abs(expected)):
+            if not moved <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
                 where, remedy = self._where(base, batch)
-                raise CoupledRowsError(f"isolation: {batch.doing} moved a row's loss by {moved:.2g}{where}; {remedy}.")
+                raise CoupledRowsError(f"isolation: {batch.action} moved a row's loss by {moved:.2g}{where}; {remedy}.")
             largest = max(largest, moved)
         return largest
 
     def _losses(self, variation: _Variation) -> torch.Tensor:
         rows = [copy.deepcopy(row) for row in variation.rows]  # Collators may take fields out of what they are given.
         try:
-            with self._poisoned() if variation.poisoned else nullcontext():
+            with self._poison_others() if variation.poisoned else nullcontext():
                 losses = self.evaluate(rows)
-        except DrawnError:
+        except GlobalRandomnessError:
             raise
         except Exception as error:
             text = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                f"isolation: on public rows, {variation.doing} raised {type(error).__name__}: {text}; correct the loss "
-                "or the collator, or pass probe_rows, public rows of the data set's format."
+                f"isolation: on public rows, {variation.action} raised {type(error).__name__}: {text}; correct the "
+                "loss or the collator, or pass probe_rows, public rows of the data set's format."
             ) from error
         if not isinstance(losses, torch.Tensor) or losses.shape != (len(rows),):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
-        return losses[variation.at].double()
+        return losses[variation.own_index].double()
 
-    def _poisoned(self) -> AbstractContextManager:
-        model = unwrapped(self.model)
+    def _poison_others(self) -> AbstractContextManager:
+        model = unwrap_model(self.model)
         if not isinstance(model, PreTrainedModel) or "input_ids" not in self.row:
             return nullcontext()
-        return model.get_input_embeddings().register_forward_hook(self._poison, with_kwargs=True)
+        return model.get_input_embeddings().register_forward_hook(self._poison_embeddings, with_kwargs=True)
 
-    def _poison(self, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+    def _poison_embeddings(
+        self, module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
+    ) -> torch.Tensor:
         """A hook: the embeddings of the other rows become NaN, in whatever batches they are."""
-        tokens = next(_tensors([args, kwargs]))
-        own, places = _place(tokens, self.row), [_place(tokens, other) for other in self.others]
+        tokens = next(iterate_tensors([args, kwargs]))
+        own, places = locate_row(tokens, self.row), [locate_row(tokens, other) for other in self.others]
         indices = {place.index for place in places if place} - {own.index if own else None}
         return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
 
@@ -201,16 +212,16 @@ class _Followed:
         """Where the row's ways part, in words, and what to do about it."""
         moved, before, after = None, self._trace(base), self._trace(variation)
         for (name, given, made), (other_name, given_now, made_now) in zip(before, after, strict=False):
-            moved = _differ(made, made_now) if name == other_name else None
-            if moved and _differ(given, given_now) is False:
+            moved = parts_differ(made, made_now) if name == other_name else None
+            if moved and parts_differ(given, given_now) is False:
                 return f", first in {name}", variation.remedy
         if moved is False:  # The last one to return is the model.
-            return ", but no module's output at its own tokens, so per_example_loss joins rows", FROM_LOGITS
+            return ", but no module's output at its own tokens, so per_example_loss joins rows", REMEDY_OWN_TOKENS
         return "", variation.remedy
 
     def _trace(self, variation: _Variation) -> list[tuple[str, Parts, Parts]]:
         with ExitStack() as hooks:
-            trace = _Trace(self.model, self.row, hooks)
+            trace = ModuleTrace(self.model, self.row, hooks)
             self._losses(variation)
         return trace.calls
 
@@ -219,6 +230,6 @@ def _length(row: Row) -> int:
     return len(row["input_ids"]) if "input_ids" in row else 0
 
 
-def _with_nan(row: Row) -> Row:
-    made = {name: tensor * math.nan for name, tensor in _features(row).items()}
+def _replace_by_nan(row: Row) -> Row:
+    made = {name: tensor * math.nan for name, tensor in extract_features(row).items()}
     return row | {name: tensor.tolist() if isinstance(row[name], list) else tensor for name, tensor in made.items()}

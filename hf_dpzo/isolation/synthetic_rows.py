@@ -15,8 +15,8 @@ from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Fe
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hf_dpzo.data.sealed import WithheldError, sealed
-from hf_dpzo.models.unwrap import class_name, unwrapped
+from hf_dpzo.data.sealed import WithheldError, run_sealed
+from hf_dpzo.models.unwrap import class_name, unwrap_model
 
 
 # Of how many rows the types are compared, where no features say them.
@@ -27,10 +27,10 @@ COMPARED = 9
 PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 
 
-LABELS = ("label", "labels", "label_ids")
+LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 
-BY_TOKEN = ("input_ids", "token_type_ids", "position_ids")
+TOKEN_COLUMNS = ("input_ids", "token_type_ids", "position_ids")
 
 
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
@@ -51,41 +51,41 @@ class Column:
 
     Args:
         name: of the column.
-        kind: `int`, `float`, `bool`, or a type that can not be made up.
+        python_type: `int`, `float`, `bool`, or a type that can not be made up.
         shape: one entry for each dimension of a value: its size, or None where it differs between rows or is private.
         cast: makes a value of numbers in nested lists.
     """
 
     name: str
-    kind: type
+    python_type: type
     shape: tuple[int | None, ...] = ()
     cast: Callable[[Any], Any] = lambda value: value
 
     @property
-    def unknown(self) -> ValueError:
+    def unsupported_error(self) -> ValueError:
         """What is raised where no value can be made up."""
         dimensions = f" in {len(self.shape)} dimensions" if self.shape else ""
         return ValueError(
-            f"column={self.name}: values of type {self.kind.__name__}{dimensions} can not be made up; {REMEDY}."
+            f"column={self.name}: values of type {self.python_type.__name__}{dimensions} can not be made up; {REMEDY}."
         )
 
 
-def made_up_probe_rows(
+def generate_probe_rows(
     dataset: Any,
     model: torch.nn.Module,
     *,
     lengths: Sequence[int] = PROBE_LENGTHS,
-    kept: Collection[str] | None = None,
+    kept_columns: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of these lengths for `isolation.probe`: best five of one, a shorter and a longer.
 
-    Takes and raises what `made_up_rows` does.
+    Takes and raises what `generate_rows` does.
     """
-    return _made_up(dataset, model, Counter(lengths), kept)
+    return _generate(dataset, model, Counter(lengths), kept_columns)
 
 
-def made_up_rows(
-    dataset: Any, model: torch.nn.Module, *, count: int, length: int, kept: Collection[str] | None = None
+def generate_rows(
+    dataset: Any, model: torch.nn.Module, *, count: int, length: int, kept_columns: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Return `count` rows of `length` tokens. They are the same each time, and draw from no global generator.
 
@@ -96,59 +96,60 @@ def made_up_rows(
         model: its configuration says how many tokens and labels there are.
         count: rows.
         length: tokens in each.
-        kept: the columns that the rows have; the others never reach the collator. None: all.
+        kept_columns: the columns that the rows have; the others never reach the collator. None: all.
 
     Raises:
         ValueError: for a column that can not be made up, such as one of texts or images.
     """
-    return _made_up(dataset, model, {length: count}, kept)
+    return _generate(dataset, model, {length: count}, kept_columns)
 
 
-def _made_up(
+def _generate(
     dataset: Any, model: torch.nn.Module, counts: Mapping[int, int], kept: Collection[str] | None
 ) -> list[dict[str, Any]]:
     """Rows of each length in `counts`, as many as it says."""
-    config = unwrapped(model).config if isinstance(unwrapped(model), PreTrainedModel) else PretrainedConfig()
-    columns = [column for column in columns_of(dataset) if kept is None or column.name in kept]
+    config = unwrap_model(model).config if isinstance(unwrap_model(model), PreTrainedModel) else PretrainedConfig()
+    columns = [column for column in infer_columns(dataset) if kept is None or column.name in kept]
     # Where the features fix the length of a row, they are public, and each row has it.
     fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
-    head = class_name(unwrapped(model))
-    makers = {n: _Maker(config=config, head=head, length=fixed or n, series=n) for n in counts}
-    rows = [makers[length].row(columns, index) for length, count in counts.items() for index in range(count)]
-    return _formatted_alike(rows, dataset) if _has_features(dataset) else rows
+    head = class_name(unwrap_model(model))
+    makers = {n: _RowGenerator(config=config, head=head, length=fixed or n, series=n) for n in counts}
+    rows = [makers[length].generate_row(columns, index) for length, count in counts.items() for index in range(count)]
+    return _format_like(rows, dataset) if _has_features(dataset) else rows
 
 
-def columns_of(dataset: Any) -> list[Column]:
+def infer_columns(dataset: Any) -> list[Column]:
     """The types of a data set's columns.
 
-    >>> [(column.name, column.kind.__name__, column.shape) for column in columns_of([{"input_ids": [5], "labels": 1}])]
+    >>> columns = infer_columns([{"input_ids": [5], "labels": 1}])
+    >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
     [('input_ids', 'int', (None,)), ('labels', 'int', ())]
     """
     if _has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
-        return [_column_of_feature(name, dataset.features[name]) for name in names]
-    found = [columns for index in range(min(COMPARED, len(dataset))) if (columns := _columns_of_row(dataset, index))]
+        return [_column_from_feature(name, dataset.features[name]) for name in names]
+    found = [columns for index in range(min(COMPARED, len(dataset))) if (columns := _infer_row_columns(dataset, index))]
     if not found:
         raise ValueError(
             "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
             "public rows."
         )
-    kinds = [tuple((column.name, column.kind, column.shape) for column in columns) for columns in found]
+    kinds = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in found]
     (commonest, _), *_ = Counter(kinds).most_common(1)
     return found[kinds.index(commonest)]
 
 
-def _columns_of_row(dataset: Any, index: int) -> list[Column] | None:
+def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:
     """The types in one row; `None` where it can not be read, which must not show."""
     try:
-        row = sealed("train_dataset", lambda: dict(dataset[index]))
-        return sealed("train_dataset", lambda: [_column_of_value(name, value) for name, value in row.items()])
+        row = run_sealed("train_dataset", lambda: dict(dataset[index]))
+        return run_sealed("train_dataset", lambda: [_column_from_value(name, value) for name, value in row.items()])
     except WithheldError:
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Maker:
+class _RowGenerator:
     """Makes rows.
 
     Args:
@@ -163,13 +164,13 @@ class _Maker:
     length: int
     series: int
 
-    def row(self, columns: list[Column], index: int) -> dict[str, Any]:
+    def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         # A generator for each row, so that asking for more rows changes none of them.
         draw = np.random.Generator(np.random.Philox(key=self.series << 32 | index))
-        tokens = self._tokens(draw) if any(column.name == "input_ids" for column in columns) else []
+        tokens = self._generate_tokens(draw) if any(column.name == "input_ids" for column in columns) else []
         return {column.name: column.cast(self._value(column, tokens, draw)) for column in columns}
 
-    def _tokens(self, draw: np.random.Generator) -> list[int]:
+    def _generate_tokens(self, draw: np.random.Generator) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
         padding = getattr(self.config, "pad_token_id", None)
         used = [token for token in range(size or 0) if token != padding]
@@ -178,11 +179,11 @@ class _Maker:
         return [used[place] for place in draw.integers(len(used), size=self.length)]
 
     def _value(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
-        if column.kind not in (int, float, bool) or (column.name in BY_TOKEN and len(column.shape) != 1):
-            raise column.unknown
+        if column.python_type not in (int, float, bool) or (column.name in TOKEN_COLUMNS and len(column.shape) != 1):
+            raise column.unsupported_error
         if column.name == "input_ids":
             return tokens
-        if column.name in LABELS:
+        if column.name in LABEL_COLUMNS:
             return self._label(column, tokens, draw)
         if column.name == "token_type_ids":
             return [0] * self.length
@@ -192,13 +193,13 @@ class _Maker:
 
     def _label(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
         """Classes are the first two, which each head and each prompt has."""
-        classes = min(2, self.config.num_labels) if column.kind is int else 2
+        classes = min(2, self.config.num_labels) if column.python_type is int else 2
         if not column.shape:
-            return column.kind(draw.integers(classes))
+            return column.python_type(draw.integers(classes))
         if len(column.shape) > 1:
-            raise column.unknown
-        if column.kind is not int or self.head in CLASSIFIERS:
-            return [column.kind(label) for label in draw.integers(2, size=self.config.num_labels)]
+            raise column.unsupported_error
+        if column.python_type is not int or self.head in CLASSIFIERS:
+            return [column.python_type(label) for label in draw.integers(2, size=self.config.num_labels)]
         if self.head in TAGGERS:
             return draw.integers(classes, size=self.length).tolist()
         return tokens
@@ -206,10 +207,10 @@ class _Maker:
     def _numbers(self, column: Column, draw: np.random.Generator) -> Any:
         """Positive numbers for features and weights, and ones for masks; for each token where the size is unknown."""
         if len(column.shape) > 1 and None in column.shape:
-            raise column.unknown  # Such as an image, whose size is not ours to look at.
+            raise column.unsupported_error  # Such as an image, whose size is not ours to look at.
         sizes = [self.length if size is None else size for size in column.shape]
-        varied = column.kind is float and not column.name.endswith("mask")
-        return draw.random(sizes).tolist() if varied else np.full(sizes, column.kind(1)).tolist()
+        varied = column.python_type is float and not column.name.endswith("mask")
+        return draw.random(sizes).tolist() if varied else np.full(sizes, column.python_type(1)).tolist()
 
 
 def _has_features(dataset: Any) -> bool:
@@ -217,7 +218,7 @@ def _has_features(dataset: Any) -> bool:
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 
 
-def _formatted_alike(rows: list[dict[str, Any]], dataset: Dataset) -> list[dict[str, Any]]:
+def _format_like(rows: list[dict[str, Any]], dataset: Dataset) -> list[dict[str, Any]]:
     if not rows:
         return rows
     features = Features({name: dataset.features[name] for name in rows[0]})
@@ -225,7 +226,7 @@ def _formatted_alike(rows: list[dict[str, Any]], dataset: Dataset) -> list[dict[
     return list(Dataset.from_list(rows, features=features).with_format(form["type"], **form["format_kwargs"]))
 
 
-def _column_of_feature(name: str, feature: Any) -> Column:
+def _column_from_feature(name: str, feature: Any) -> Column:
     shape = []
     while isinstance(feature, List | LargeList):
         fixed = feature.length if isinstance(feature, List) else -1
@@ -235,16 +236,16 @@ def _column_of_feature(name: str, feature: Any) -> Column:
         shape, feature = [*shape, *feature.shape], Value(feature.dtype)
     if isinstance(feature, ClassLabel):
         feature = Value("int64")
-    kind = _kind(feature.dtype) if isinstance(feature, Value) else type(feature)
-    return Column(name=name, kind=kind, shape=tuple(shape))
+    kind = _to_python_type(feature.dtype) if isinstance(feature, Value) else type(feature)
+    return Column(name=name, python_type=kind, shape=tuple(shape))
 
 
-def _column_of_value(name: str, value: Any) -> Column:
+def _column_from_value(name: str, value: Any) -> Column:
     if isinstance(value, torch.Tensor):
         dtype = value.dtype
         return Column(
             name=name,
-            kind=_kind(str(dtype).removeprefix("torch.")),
+            python_type=_to_python_type(str(dtype).removeprefix("torch.")),
             shape=(None,) * value.ndim,
             cast=lambda made: torch.tensor(made, dtype=dtype),
         )
@@ -252,7 +253,7 @@ def _column_of_value(name: str, value: Any) -> Column:
         numbers = value.dtype
         return Column(
             name=name,
-            kind=_kind(str(numbers)),
+            python_type=_to_python_type(str(numbers)),
             shape=(None,) * value.ndim,
             cast=lambda made: np.asarray(made, dtype=numbers)[()],
         )
@@ -260,13 +261,13 @@ def _column_of_value(name: str, value: Any) -> Column:
     while isinstance(value, list | tuple):
         shape.append(None)
         value = value[0] if value else 0  # An empty list does not say of what; most are of tokens.
-    return Column(name=name, kind=type(value), shape=tuple(shape))
+    return Column(name=name, python_type=type(value), shape=tuple(shape))
 
 
-def _kind(dtype: str) -> type:
+def _to_python_type(dtype: str) -> type:
     """The Python type of a numpy, torch or arrow one.
 
-    >>> _kind("uint8"), _kind("bfloat16"), _kind("bool"), _kind("large_string")
+    >>> _to_python_type("uint8"), _to_python_type("bfloat16"), _to_python_type("bool"), _to_python_type("large_string")
     (<class 'int'>, <class 'float'>, <class 'bool'>, <class 'str'>)
     """
     starts = {"int": int, "uint": int, "float": float, "bfloat": float, "double": float, "bool": bool, "string": str}

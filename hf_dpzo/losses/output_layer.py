@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from hf_dpzo.models.unwrap import Inputs, unwrapped
+from hf_dpzo.models.unwrap import Inputs, unwrap_model
 
 
 # Labels that are none, as everywhere in transformers.
-NO_TARGET = -100
+IGNORE_INDEX = -100
 
 
 # Positions of a row whose logits are in memory at once. The same for all rows, so that it joins none.
-AT_ONCE = 128
+POSITIONS_PER_CHUNK = 128
 
 
 # Relative to the largest logit: how far one position may be by itself from what it is among others, in float32.
@@ -40,63 +40,63 @@ class OutputLayer:
 
     def __init__(self, forward: Callable[[torch.nn.Module, Inputs], torch.Tensor]) -> None:
         self._forward = forward
-        self._tried: torch.nn.Module | None = None
-        self._found = False
+        self._checked_layer: torch.nn.Module | None = None
+        self._is_separable = False
 
-    def fits(self, model: torch.nn.Module) -> bool:
+    def supports(self, model: torch.nn.Module) -> bool:
         """Whether the logits are what the output layer makes of each position, so that parts of them can be had."""
-        layer = output_layer_of(model)
-        if layer is not None and layer is not self._tried:
-            self._tried, self._found = layer, self._find_out(model, layer)
-        return layer is not None and self._found
+        layer = find_output_layer(model)
+        if layer is not None and layer is not self._checked_layer:
+            self._checked_layer, self._is_separable = layer, self._check_separable(model, layer)
+        return layer is not None and self._is_separable
 
-    def scores_at(
+    def score_words(
         self, model: torch.nn.Module, inputs: Inputs, at: torch.Tensor | int, words: Sequence[int]
     ) -> torch.Tensor:
         """Logits of `words` at one position of each row, float32 `[batch, words]`; `at` counts from the end."""
 
-        def made(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             return _logits(layer, hidden[torch.arange(len(hidden), device=hidden.device), at], list(words))
 
-        return self._in_place_of(model, inputs, made)
+        return self._run_in_place(model, inputs, compute)
 
-    def target_losses(self, model: torch.nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
+    def compute_target_losses(self, model: torch.nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of each row at its own targets, float32 `[batch]`; zero for a row without any.
 
         Args:
-            model: with an output layer that `fits`.
+            model: with an output layer that this class `supports`.
             inputs: of `tokens` tokens, beside virtual ones in front.
             targets: what follows each token but the last, `[batch, tokens - 1]`; -100 for nothing.
         """
         tokens = inputs["input_ids"].shape[1]
         # Before the model runs: a device would have to wait for it.
-        positions = [(row != NO_TARGET).nonzero().squeeze(1) for row in targets]
+        positions = [(row != IGNORE_INDEX).nonzero().squeeze(1) for row in targets]
 
-        def made(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             own = hidden[:, -tokens:]
             # Row by row: so the shape of what is computed follows from the row alone, and rows stay apart to the bit.
             losses = [_row_loss(layer, own[row], targets[row], places) for row, places in enumerate(positions)]
             return torch.stack(losses)
 
-        return self._in_place_of(model, inputs, made)
+        return self._run_in_place(model, inputs, compute)
 
-    def _in_place_of(
+    def _run_in_place(
         self,
         model: torch.nn.Module,
         inputs: Inputs,
-        made: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
+        compute: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """What `made` makes of the output layer and the hidden states `[batch, tokens, hidden]` that would go into it.
+        """What `compute` makes of the output layer and of the hidden states `[batch, tokens, hidden]` that go into it.
 
         It is called from inside the model, where weights are those that the model uses, whoever exchanged them.
         """
         results = []
 
         def keep(layer: torch.nn.Module, args: tuple) -> tuple:
-            results.append(made(layer, args[0]))
+            results.append(compute(layer, args[0]))
             return (args[0][:, :0], *args[1:])
 
-        handle = output_layer_of(model).register_forward_pre_hook(keep)
+        handle = find_output_layer(model).register_forward_pre_hook(keep)
         try:
             self._forward(model, inputs)
         finally:
@@ -105,18 +105,18 @@ class OutputLayer:
         return result
 
     @torch.no_grad()
-    def _find_out(self, model: torch.nn.Module, layer: torch.nn.Module) -> bool:
-        tokens = torch.tensor([[0, 1], [1, 0]], device=unwrapped(model).device)
+    def _check_separable(self, model: torch.nn.Module, layer: torch.nn.Module) -> bool:
+        tokens = torch.tensor([[0, 1], [1, 0]], device=unwrap_model(model).device)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         outputs = []
-        with _evaluating(model):
+        with _evaluation_mode(model):
             handle = layer.register_forward_hook(lambda layer, args, output: outputs.append(output))
             try:
                 logits = self._forward(model, inputs)
                 (output,) = outputs
                 if not torch.equal(output.float(), logits):  # Capped, scaled or cut.
                     return False
-                apart = self._in_place_of(model, inputs, _apart)
+                apart = self._run_in_place(model, inputs, _compute_logits_separately)
             except Exception:  # Whatever the reason: then the whole is computed, as the model's authors meant it.
                 return False
             finally:
@@ -125,13 +125,13 @@ class OutputLayer:
         return apart.shape == logits.shape and torch.allclose(apart, logits, rtol=0, atol=far)
 
 
-def output_layer_of(model: torch.nn.Module) -> torch.nn.Module | None:
+def find_output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
     """The module that makes logits of hidden states, or None where it is not known."""
-    base = unwrapped(model)
+    base = unwrap_model(model)
     return base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
 
 
-def _apart(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _compute_logits_separately(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """All logits, but one position after the other: a layer that joins rows or tokens makes something else."""
     return torch.stack([torch.cat([_logits(layer, one) for one in row.split(1)]) for row in hidden])
 
@@ -142,7 +142,8 @@ def _row_loss(
     if not len(places):
         return torch.zeros((), device=hidden.device)
     losses = [
-        F.cross_entropy(_logits(layer, hidden[some]), targets[some], reduction="sum") for some in places.split(AT_ONCE)
+        F.cross_entropy(_logits(layer, hidden[some]), targets[some], reduction="sum")
+        for some in places.split(POSITIONS_PER_CHUNK)
     ]
     return torch.stack(losses).sum() / len(places)
 
@@ -161,7 +162,7 @@ def _logits(layer: torch.nn.Module, hidden: torch.Tensor, words: list[int] | Non
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """In evaluation mode, so that nothing is drawn; afterwards each module is in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -11,8 +11,16 @@ import torch
 import torch.nn.functional as F
 from transformers.models.auto import modeling_auto
 
-from hf_dpzo.losses.output_layer import NO_TARGET, OutputLayer
-from hf_dpzo.models.unwrap import Inputs, accepts, class_name, is_decoder, is_prompt_tuned, unwrapped, without_labels
+from hf_dpzo.losses.output_layer import IGNORE_INDEX, OutputLayer
+from hf_dpzo.models.unwrap import (
+    Inputs,
+    accepts_argument,
+    class_name,
+    drop_labels,
+    is_decoder,
+    is_prompt_tuned,
+    unwrap_model,
+)
 
 
 class PerExampleLoss(ABC):
@@ -47,7 +55,7 @@ class ScoreLoss(PerExampleLoss):
         return self.losses(scores, inputs), scores
 
 
-class Forward:
+class ForwardPass:
     """Calls a model without labels, and with positions that do not depend on how far a row was padded.
 
     With labels, a model would compute its own loss over the batch. Without positions, a decoder counts left padding as
@@ -55,13 +63,13 @@ class Forward:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        base = unwrapped(model)
+        base = unwrap_model(model)
         # Prompt tuning computes positions of its own.
-        self._positions = is_decoder(base) and accepts(base, "position_ids") and not is_prompt_tuned(model)
+        self._positions = is_decoder(base) and accepts_argument(base, "position_ids") and not is_prompt_tuned(model)
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The logits, float32."""
-        given = without_labels(inputs)
+        given = drop_labels(inputs)
         if self._positions and "attention_mask" in given and "position_ids" not in given:
             given["position_ids"] = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         return model(**given).logits.float()
@@ -86,8 +94,8 @@ class SequenceClassificationLoss(ScoreLoss):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        config = unwrapped(model).config
-        self._forward = Forward(model)
+        config = unwrap_model(model).config
+        self._forward = ForwardPass(model)
         self._num_labels, self._multi_label = config.num_labels, config.problem_type == "multi_label_classification"
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -115,13 +123,13 @@ class CausalLMLoss(ScoreLoss):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._forward = Forward(model)
+        self._forward = ForwardPass(model)
         self._output_layer = OutputLayer(self._forward)
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The losses alone, float32 `[batch]`."""
-        if self._output_layer.fits(model):
-            return self._output_layer.target_losses(model, inputs, self._targets(inputs))
+        if self._output_layer.supports(model):
+            return self._output_layer.compute_target_losses(model, inputs, self._targets(inputs))
         return super().__call__(model, inputs)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -132,14 +140,14 @@ class CausalLMLoss(ScoreLoss):
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """One loss for each row."""
         targets = self._targets(inputs)
-        tokens = F.cross_entropy(scores[:, :-1].transpose(1, 2), targets, reduction="none", ignore_index=NO_TARGET)
-        return tokens.sum(dim=1) / (targets != NO_TARGET).sum(dim=1).clamp(min=1)
+        tokens = F.cross_entropy(scores[:, :-1].transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX)
+        return tokens.sum(dim=1) / (targets != IGNORE_INDEX).sum(dim=1).clamp(min=1)
 
     def _targets(self, inputs: Inputs) -> torch.Tensor:
         """What follows each token but the last, `[batch, tokens - 1]`; -100 for nothing."""
         targets = inputs["labels"][:, 1:]
         if "attention_mask" in inputs:  # Nothing is predicted from padding, of which a row has what its batch needs.
-            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, NO_TARGET)
+            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, IGNORE_INDEX)
         return targets
 
 
@@ -159,7 +167,7 @@ class FunctionLoss(PerExampleLoss):
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """The model's logits."""
-        return model(**without_labels(inputs)).logits
+        return model(**drop_labels(inputs)).logits
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """One loss for each row, `[batch]`."""
@@ -173,13 +181,13 @@ class FunctionLoss(PerExampleLoss):
 def as_loss(loss: PerExampleLoss | Callable[..., torch.Tensor] | None, model: torch.nn.Module) -> PerExampleLoss:
     """Return `loss`, a function wrapped, or where there is none the loss of the model's head."""
     if loss is None:
-        return loss_of_head(model)
+        return build_head_loss(model)
     return loss if isinstance(loss, PerExampleLoss) else FunctionLoss(loss)
 
 
-def loss_of_head(model: torch.nn.Module) -> PerExampleLoss:
+def build_head_loss(model: torch.nn.Module) -> PerExampleLoss:
     """Return the per-example loss that belongs to the head of `model`, or raise if it is not known."""
-    base = unwrapped(model)
+    base = unwrap_model(model)
     name = class_name(base)
     if name in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return SequenceClassificationLoss(model)

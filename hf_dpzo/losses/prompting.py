@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_dpzo.losses.output_layer import OutputLayer
-from hf_dpzo.losses.per_example import Forward, PerExampleLoss, ScoreLoss, class_losses
-from hf_dpzo.models.unwrap import Inputs, accepts, unwrapped
+from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss, class_losses
+from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Template:
         return tuple(name for name in names if name != "mask")
 
     @property
-    def masked(self) -> bool:
+    def has_mask(self) -> bool:
         """Whether the template is for a masked language model."""
         return "{mask}" in self.template
 
@@ -67,7 +67,7 @@ class Template:
         return encoded
 
     def _render(self, columns: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        mask = {"mask": tokenizer.mask_token} if self.masked else {}
+        mask = {"mask": tokenizer.mask_token} if self.has_mask else {}
         encoded = tokenizer(self.template.format_map({**columns, **mask}))
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
@@ -85,7 +85,7 @@ class Prompt(Template):
     Raises:
         ValueError: it names no column, two classes share a word, or there is more than one `{mask}`.
 
-    >>> Prompt(template="{text} It was {mask}.", label_words=("bad", "good")).masked
+    >>> Prompt(template="{text} It was {mask}.", label_words=("bad", "good")).has_mask
     True
     """
 
@@ -110,7 +110,7 @@ class Prompt(Template):
         """
         words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.label_words]
         single = all(len(tokens) == 1 for tokens in words)
-        if self.masked:
+        if self.has_mask:
             if tokenizer.mask_token_id is None:
                 raise ValueError(
                     "template has {mask}, but this tokenizer has no mask token: end it where the word goes."
@@ -151,7 +151,7 @@ class MaskedWordLoss(LabelScoreLoss):
     """
 
     def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
-        self._words, self._mask_token_id, self._forward = list(words), mask_token_id, Forward(model)
+        self._words, self._mask_token_id, self._forward = list(words), mask_token_id, ForwardPass(model)
         self._output_layer = OutputLayer(self._forward)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
@@ -159,8 +159,8 @@ class MaskedWordLoss(LabelScoreLoss):
         tokens = inputs["input_ids"]
         # From the end, for virtual tokens come in front.
         at = (tokens == self._mask_token_id).int().argmax(dim=1) - tokens.shape[1]
-        if self._output_layer.fits(model):
-            return self._output_layer.scores_at(model, inputs, at, self._words)
+        if self._output_layer.supports(model):
+            return self._output_layer.score_words(model, inputs, at, self._words)
         logits = self._forward(model, inputs)
         return logits[torch.arange(len(at), device=at.device), at][:, self._words]
 
@@ -169,7 +169,7 @@ class LastLogits:
     """Runs a causal model on left-padded prompts, for the logits of the last positions alone where it can."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._forward, self._keeps = Forward(model), accepts(unwrapped(model), "logits_to_keep")
+        self._forward, self._keeps = ForwardPass(model), accepts_argument(unwrap_model(model), "logits_to_keep")
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs, last: int) -> torch.Tensor:
         """Next-token logits at the `last` positions, float32 `[batch, last, vocabulary]`."""
@@ -188,12 +188,16 @@ class NextWordLoss(LabelScoreLoss):
     """
 
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
-        self._words, self._last_logits, self._output_layer = list(words), LastLogits(model), OutputLayer(Forward(model))
+        self._words, self._last_logits, self._output_layer = (
+            list(words),
+            LastLogits(model),
+            OutputLayer(ForwardPass(model)),
+        )
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Logits of the label words after each prompt."""
-        if self._output_layer.fits(model):
-            return self._output_layer.scores_at(model, inputs, -1, self._words)
+        if self._output_layer.supports(model):
+            return self._output_layer.score_words(model, inputs, -1, self._words)
         return self._last_logits(model, inputs, 1)[:, -1, self._words]
 
 

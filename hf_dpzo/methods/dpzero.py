@@ -45,6 +45,6 @@ class DPZero(PrivateMethod):
         )
 
     @property
-    def noise_for_replacing(self) -> bool:
+    def covers_replace_one(self) -> bool:
         """As `paper_noise` says."""
         return self.paper_noise

@@ -67,7 +67,7 @@ class Method(ABC):
     paper: ClassVar[Paper]
     num_directions: ClassVar[int] = 1
     # Whether a noise multiplier of zero may be asked for, for a run without privacy.
-    noise_optional: ClassVar[bool] = False
+    allows_no_noise: ClassVar[bool] = False
 
     smoothing: float = 1e-3
     difference: str = "central"
@@ -106,7 +106,7 @@ class Method(ABC):
         return "none"
 
     @property
-    def noise_for_replacing(self) -> bool:
+    def covers_replace_one(self) -> bool:
         """Whether there is twice the noise that was calibrated, as replacing a row would ask for."""
         return False
 
@@ -150,16 +150,16 @@ class PrivateMethod(Method):
         return "clip norms"
 
 
-def parameters_of(method: type[Method]) -> frozenset[str]:
+def list_parameters(method: type[Method]) -> frozenset[str]:
     """The names of the parameters that `method` takes.
 
     >>> from hf_dpzo.methods import MeZO
-    >>> sorted(parameters_of(MeZO))
+    >>> sorted(list_parameters(MeZO))
     ['difference', 'num_directions', 'smoothing']
     """
     return frozenset(field.name for field in fields(method))
 
 
-def required_parameters_of(method: type[Method]) -> frozenset[str]:
+def list_required_parameters(method: type[Method]) -> frozenset[str]:
     """The names of those that have no default."""
     return frozenset(field.name for field in fields(method) if field.default is MISSING)

@@ -34,7 +34,7 @@ class Projected(PrivateMethod):
         venue="AISTATS 2025",
         url="https://arxiv.org/abs/2507.05610",
     )
-    noise_optional: ClassVar[bool] = True
+    allows_no_noise: ClassVar[bool] = True
 
     radius: float
     num_directions: int = 1

@@ -6,7 +6,7 @@ from hf_dpzo.methods.zoso import ZOSO
 from hf_dpzo.zo.pruning import DataFreePruning
 
 
-MASKS = ("static", "dynamic")
+MASK_SCHEDULES = ("static", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from hf_dpzo.distributed.sharding import is_split, local_part, roots
+from hf_dpzo.distributed.sharding import find_fsdp_roots, get_local_shard, is_sharded
 from hf_dpzo.models.precision import refuse_shared_scales
-from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwrapped
+from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwrap_model
 
 
 def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
@@ -57,22 +57,22 @@ def _refuse_coupling(model: torch.nn.Module) -> None:
             )
 
 
-def refuse_padding(model: torch.nn.Module, tokenizer: Any) -> None:
+def refuse_left_padding(model: torch.nn.Module, tokenizer: Any) -> None:
     """Raise `ValueError` where left padding would move the positions of a row, and with them its loss."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.padding_side != "left":
         return
-    if is_prompt_tuned(model) or not is_decoder(unwrapped(model)):
+    if is_prompt_tuned(model) or not is_decoder(unwrap_model(model)):
         raise ValueError(
-            f"padding_side=left: positions in {class_name(unwrapped(model))} would depend on the longest row; set "
+            f"padding_side=left: positions in {class_name(unwrap_model(model))} would depend on the longest row; set "
             "tokenizer.padding_side='right'."
         )
 
 
 # How accelerate calls one process, and several of which each has a model of its own making.
-LAUNCHED = ("NO", "MULTI_CPU", "MULTI_GPU")
+SUPPORTED_DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
-def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distributed_type: str) -> None:
+def refuse_unsupported_sharding(model: torch.nn.Module, args: TrainingArguments, *, distributed_type: str) -> None:
     """Raise `ValueError` for a model that is split in a way that can not be trained.
 
     Args:
@@ -80,19 +80,19 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
         args: of the run.
         distributed_type: how accelerate calls the way in which processes work together.
     """
-    if distributed_type not in LAUNCHED:
+    if distributed_type not in SUPPORTED_DISTRIBUTED_TYPES:
         raise ValueError(
             f"distributed_type={distributed_type}: it would change the model behind the optimizer's back; launch with "
             "--multi_gpu, or by torchrun, and split a model that is too large by fully_shard."
         )
-    base = unwrapped(model)
+    base = unwrap_model(model)
     loaded = getattr(base.config, "distributed_config", None) if isinstance(base, PreTrainedModel) else None
     for kind in () if loaded is None else ("tp_size", "pp_size", "ep_size"):
         if (getattr(loaded, kind) or 1) > 1:
             raise ValueError(
                 f"{kind}={getattr(loaded, kind)}: its processes have no rows of their own; set fsdp_size instead."
             )
-    split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_split([one])}
+    split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_sharded([one])}
     if not split:
         return
     name = next(iter(split))
@@ -104,10 +104,10 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
                 f"mp_policy: weights would be gathered in {kind}, which rounds what is trained too; load a frozen base "
                 "in that type, and train a float32 adapter."
             )
-    if not roots(model):
+    if not find_fsdp_roots(model):
         raise ValueError(f"model: {name} is split, and not by fully_shard, which alone is supported; load it so.")
     for one in split.values():
-        local_part(one)
+        get_local_shard(one)
     unfit = {
         "parallel": (args.parallel != "examples", "all processes have to be at the same point; set examples"),
         "points_per_pass": (args.points_per_pass is not None, "it needs whole parameters; remove it"),
@@ -118,16 +118,16 @@ def refuse_sharded(model: torch.nn.Module, args: TrainingArguments, *, distribut
             raise ValueError(f"{setting}={getattr(args, setting)}: {name} is split over processes, and {remedy}.")
 
 
-def refuse_split(model: torch.nn.Module, args: TrainingArguments, *, remembers: bool) -> None:
+def refuse_sharded_parameters(model: torch.nn.Module, args: TrainingArguments, *, is_stateful: bool) -> None:
     """Raise `ValueError` where what is trained is split, and is to be moved or published in a way that needs all of it.
 
     Args:
         model: to be trained.
         args: of the run.
-        remembers: whether a step depends on more than the parameters.
+        is_stateful: whether a step depends on more than the parameters.
     """
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    split = [name for name, one in trained.items() if is_split([one])]
+    split = [name for name, one in trained.items() if is_sharded([one])]
     remedy = "or add an adapter after the model is split: that is whole in each process"
     if split and len(split) < len(trained):
         alone = min(set(trained) - set(split))
@@ -135,7 +135,7 @@ def refuse_split(model: torch.nn.Module, args: TrainingArguments, *, remembers: 
             f"model: {split[0]} is trained in parts and {alone} is not, which stock puts apart, so that directions are "
             f"numbered in another order; split all that is trained by fully_shard(model), {remedy}."
         )
-    if split and remembers:
+    if split and is_stateful:
         raise ValueError(
             f"model: {split[0]} is trained and split over processes, and moments, constraints and masks need all of "
             f"it; use the update sgd of a method without constraint or mask, {remedy}."

@@ -8,22 +8,22 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
 
-PACKAGE = "package://"
+PACKAGE_PREFIX = "package://"
 
 
-def resolve(path: str) -> str:
+def resolve_path(path: str) -> str:
     """Return the real path of `package://name/...`, and anything else unchanged. Nothing is imported.
 
     Raises:
         ValueError: there is no such package, or the path leads out of it.
 
-    >>> Path(resolve("package://hf_dpzo/recipe.py")).name
+    >>> Path(resolve_path("package://hf_dpzo/recipe.py")).name
     'recipe.py'
     """
-    if not path.startswith(PACKAGE):
+    if not path.startswith(PACKAGE_PREFIX):
         return path
-    package, _, rest = path.removeprefix(PACKAGE).partition("/")
-    folder = _folder_of(package, path)
+    package, _, rest = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    folder = _find_package_folder(package, path)
     found = (folder / rest).resolve()
     # A log may have named it, and nothing but what the package carries was meant to be open to logs.
     if not found.is_relative_to(folder):
@@ -31,7 +31,7 @@ def resolve(path: str) -> str:
     return str(found)
 
 
-def _folder_of(package: str, path: str) -> Path:
+def _find_package_folder(package: str, path: str) -> Path:
     # Found without importing it: a package that carries a model may need libraries that nothing here needs. A name with
     # a dot would import what stands before it.
     try:
@@ -43,12 +43,12 @@ def _folder_of(package: str, path: str) -> Path:
     return Path(spec.submodule_search_locations[0]).resolve()
 
 
-def cached_commit(name: str, revision: str = "main") -> str | None:
+def find_cached_commit(name: str, revision: str = "main") -> str | None:
     """Return the commit at which the client's cache has `revision` of the repository `name`; `None` if it has none.
 
     transformers 5.23 no longer tells a model's commit. Remove when it does: `resolve_revision` knows it while loading.
 
-    >>> cached_commit("package://name/file"), cached_commit("")
+    >>> find_cached_commit("package://name/file"), find_cached_commit("")
     (None, None)
     """
     if Path(name).exists():

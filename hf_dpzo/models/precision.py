@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, TorchAoConfig
 from transformers.utils import is_torchao_available
 
-from hf_dpzo.distributed.sharding import local
-from hf_dpzo.models.unwrap import unwrapped
+from hf_dpzo.distributed.sharding import to_local
+from hf_dpzo.models.unwrap import unwrap_model
 
 
 # What transformers can load that quantizes weights, and leaves activations as they are.
-WEIGHT_ONLY = ("awq", "gguf", "gptq", "hqq", "quanto")
+WEIGHT_ONLY_QUANTIZERS = ("awq", "gguf", "gptq", "hqq", "quanto")
 
 
 # How activations may be scaled: each token by itself.
-OWN_SCALE = ("PerRow", "PerToken")
+ROWWISE_GRANULARITIES = ("PerRow", "PerToken")
 
 
 # The quantizations that a log and a recipe can name, and the types, beside float32.
@@ -34,20 +34,20 @@ QUANTIZATIONS = ("int8",)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-UNNAMED = "other"
+UNKNOWN_QUANTIZATION = "other"
 
 
 _VALIDATION = "validate_quantization_for_training"
 
 
-def reduced(model: torch.nn.Module) -> str | None:
+def describe_reduced_precision(model: torch.nn.Module) -> str | None:
     """Return what of `model` is not float32, in words; `None` where all that computes is.
 
-    >>> reduced(torch.nn.Linear(1, 1)), reduced(torch.nn.Linear(1, 1).bfloat16())
+    >>> describe_reduced_precision(torch.nn.Linear(1, 1)), describe_reduced_precision(torch.nn.Linear(1, 1).bfloat16())
     (None, 'weight: it is torch.bfloat16')
     """
     for name, tensor in model.named_parameters():
-        if is_traceable_wrapper_subclass(local(tensor)) or not tensor.is_floating_point():
+        if is_traceable_wrapper_subclass(to_local(tensor)) or not tensor.is_floating_point():
             return f"{name}: it is quantized"
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and tensor.element_size() < 4:
@@ -55,12 +55,12 @@ def reduced(model: torch.nn.Module) -> str | None:
         # Positions are int64, and masks bool.
         if not tensor.is_floating_point() and tensor.dtype not in (torch.int64, torch.bool):
             return f"{name}: it is {tensor.dtype}"
-    return "quantization_config: the base is quantized" if _configuration(model) else None
+    return "quantization_config: the base is quantized" if _get_quantization_config(model) else None
 
 
-def refuse_shapes(model: torch.nn.Module, *, fixed: bool) -> None:
+def refuse_variable_shapes(model: torch.nn.Module, *, fixed: bool) -> None:
     """Raise `ValueError` where shapes are not `fixed` by public things, and `model` is not float32."""
-    found = reduced(model)
+    found = describe_reduced_precision(model)
     if found is not None and not fixed:
         raise ValueError(
             f"{found}, and in few bits rows of a batch move each other's losses by its shape; set padded_lengths or "
@@ -68,13 +68,13 @@ def refuse_shapes(model: torch.nn.Module, *, fixed: bool) -> None:
         )
 
 
-def refuse_moved(model: torch.nn.Module, moved: float) -> None:
-    """Raise `ValueError` where public rows `moved` each other's losses at all, and `model` is not float32."""
-    found = reduced(model)
-    if found is not None and moved != 0:
+def refuse_changed_losses(model: torch.nn.Module, loss_change: float) -> None:
+    """Raise `ValueError` where public rows moved each other's losses at all, and `model` is not float32."""
+    found = describe_reduced_precision(model)
+    if found is not None and loss_change != 0:
         raise ValueError(
-            f"{found}, and its kernels let rows of a batch move each other's losses by {moved:.2g} even in a fixed "
-            "shape; set per_device_train_batch_size=1, or load it with dtype=torch.float32."
+            f"{found}, and its kernels let rows of a batch move each other's losses by {loss_change:.2g} even in a "
+            "fixed shape; set per_device_train_batch_size=1, or load it with dtype=torch.float32."
         )
 
 
@@ -90,13 +90,13 @@ def refuse_shared_scales(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         scaled = getattr(parameter, "act_quant_kwargs", None)  # Of torchao's tensors.
         kind = type(getattr(scaled, "granularity", None)).__name__
-        if scaled is not None and kind not in OWN_SCALE:
+        if scaled is not None and kind not in ROWWISE_GRANULARITIES:
             raise ValueError(f"{name}: its activations are scaled {kind}, by the whole batch; {remedy}.")
         if scaled is None and "Activation" in type(parameter).__name__:  # Of older versions of torchao.
             raise ValueError(f"{name}: {type(parameter).__name__} does not say how activations are scaled; {remedy}.")
-    configuration = _configuration(model)
+    configuration = _get_quantization_config(model)
     method = configuration.get("quant_method")
-    known = method in WEIGHT_ONLY or method == "torchao" or configuration.get("load_in_4bit")
+    known = method in WEIGHT_ONLY_QUANTIZERS or method == "torchao" or configuration.get("load_in_4bit")
     if configuration and not known:
         raise ValueError(
             f"quantization_config={method}: it is not known to treat each row by itself, for it may scale activations "
@@ -104,20 +104,22 @@ def refuse_shared_scales(model: torch.nn.Module) -> None:
         )
 
 
-def loaded_as(model: torch.nn.Module) -> dict[str, str]:
+def describe_loading(model: torch.nn.Module) -> dict[str, str]:
     """How to load the base of `model` again: type and quantization, as a log names them; nothing for float32."""
-    base = unwrapped(model)
+    base = unwrap_model(model)
     dtype = base.dtype if isinstance(base, PreTrainedModel) else torch.float32
     found = {"dtype": str(dtype).removeprefix("torch.")} if dtype in DTYPES.values() else {}
-    configuration = _configuration(model)
-    packed = any(is_traceable_wrapper_subclass(local(p)) or not p.is_floating_point() for p in base.parameters())
+    configuration = _get_quantization_config(model)
+    packed = any(is_traceable_wrapper_subclass(to_local(p)) or not p.is_floating_point() for p in base.parameters())
     if configuration or packed:
-        alike = [name for name in QUANTIZATIONS if is_torchao_available() and configuration == _described(name)]
-        found["quantization"] = next(iter(alike), UNNAMED)
+        alike = [
+            name for name in QUANTIZATIONS if is_torchao_available() and configuration == _describe_quantization(name)
+        ]
+        found["quantization"] = next(iter(alike), UNKNOWN_QUANTIZATION)
     return found
 
 
-def loading_options(dtype: str | None, quantization: str | None) -> dict[str, Any]:
+def build_loading_options(dtype: str | None, quantization: str | None) -> dict[str, Any]:
     """What to pass to `from_pretrained`, for a type and a quantization that a log or a recipe names.
 
     Raises:
@@ -146,7 +148,7 @@ def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def no_backward_needed() -> Iterator[None]:
+def skipped_stock_validation() -> Iterator[None]:
     """Inside, the stock Trainer's constructor takes quantized models that backpropagation can not cross.
 
     It refuses quantizers whose `is_trainable` is false, which only a backward pass would need; what can not be
@@ -160,9 +162,9 @@ def no_backward_needed() -> Iterator[None]:
         setattr(transformers.trainer, _VALIDATION, stock)
 
 
-def _configuration(model: torch.nn.Module) -> Mapping[str, Any]:
+def _get_quantization_config(model: torch.nn.Module) -> Mapping[str, Any]:
     """How transformers quantized the base, with names in place of enumerations; empty where it did not."""
-    base = unwrapped(model)
+    base = unwrap_model(model)
     found = base.config.to_dict().get("quantization_config") if isinstance(base, PreTrainedModel) else None
     return {} if not found else _plain(found if isinstance(found, Mapping) else found.to_dict())
 
@@ -172,7 +174,7 @@ def _plain(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {**configuration, "quant_method": getattr(method, "value", method)}
 
 
-def _described(quantization: str) -> dict[str, Any]:
+def _describe_quantization(quantization: str) -> dict[str, Any]:
     return _plain(_torchao_config(quantization).to_dict())
 
 

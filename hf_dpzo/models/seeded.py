@@ -8,16 +8,16 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 
-_SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+ADAPTER_SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
-def public_draws(seed: int) -> Iterator[None]:
+def publicly_seeded(seed: int) -> Iterator[None]:
     """What torch draws inside, to initialize weights, comes from a public seed. Outside it is as if nothing happened.
 
-    >>> with public_draws(1):
+    >>> with publicly_seeded(1):
     ...     first = torch.nn.Linear(2, 2)
-    >>> with public_draws(1):
+    >>> with publicly_seeded(1):
     ...     second = torch.nn.Linear(2, 2)
     >>> torch.equal(first.weight, second.weight)
     True
@@ -49,7 +49,7 @@ def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) 
     >>> torch.equal(*weights)
     True
     """
-    with public_draws(seed):
+    with publicly_seeded(seed):
         made = get_peft_model(model, config)
-    _SEEDS[made] = seed
+    ADAPTER_SEEDS[made] = seed
     return made

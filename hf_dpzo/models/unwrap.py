@@ -16,7 +16,7 @@ from hf_dpzo.zo.optimizer import ZOOptimizer
 Inputs = Mapping[str, Any]
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
     """The transformers model inside a PEFT model, or `model` itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -26,12 +26,12 @@ def class_name(model: torch.nn.Module) -> str:
     return type(model).__name__.removeprefix("FSDP")
 
 
-def unwrapped_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
+def unwrap_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
     """The zeroth-order optimizer inside accelerate's wrapper."""
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
-def without_labels(inputs: Inputs) -> dict[str, Any]:
+def drop_labels(inputs: Inputs) -> dict[str, Any]:
     """What a model is given: with labels, it would compute a loss of its own."""
     return {name: value for name, value in inputs.items() if name != "labels"}
 
@@ -41,7 +41,7 @@ def is_prompt_tuned(model: torch.nn.Module) -> bool:
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
-def accepts(model: torch.nn.Module, argument: str) -> bool:
+def accepts_argument(model: torch.nn.Module, argument: str) -> bool:
     """Whether the model's forward takes `argument`."""
     return isinstance(model, PreTrainedModel) and argument in inspect.signature(model.forward).parameters
 

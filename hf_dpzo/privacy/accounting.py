@@ -23,19 +23,19 @@ NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 # With more, anything may be e**1000 times as likely.
-LARGEST_EPSILON = 1000.0
+MAX_EPSILON = 1000.0
 
 
 # Below this delta a PLD answers infinity.
-SMALLEST_PLD_DELTA = 1e-12
+MIN_PLD_DELTA = 1e-12
 
 
 # A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
-COARSE, FINE = 1e-3, 1e-4
+COARSE_GRID, FINE_GRID = 1e-3, 1e-4
 
 
 # Groups cost many times as much time, and their epsilon, which is large, needs no finer one.
-GROUP_GRID, LARGEST_GROUP = 1e-2, 64
+GROUP_GRID, MAX_GROUP_SIZE = 1e-2, 64
 
 
 # The Rényi accountant warns for each order that it leaves out; the orders that remain still give an upper bound.
@@ -79,21 +79,21 @@ def check_delta(delta: float, *, num_rows: int | None = None) -> float:
     return float(delta)
 
 
-def check_promise(spent: Guarantee) -> None:
+def check_epsilon(spent: Guarantee) -> None:
     """Raise where epsilon is so large that it promises nothing."""
-    if spent.epsilon > LARGEST_EPSILON:
+    if spent.epsilon > MAX_EPSILON:
         raise ValueError(
-            f"epsilon={spent.epsilon:.3g}: more than {LARGEST_EPSILON:g} promises nothing; lower target_epsilon, or "
+            f"epsilon={spent.epsilon:.3g}: more than {MAX_EPSILON:g} promises nothing; lower target_epsilon, or "
             "raise noise_multiplier."
         )
 
 
 @lru_cache(maxsize=4096)
-def guarantee(releases: Releases, *, delta: float) -> Guarantee:
+def account(releases: Releases, *, delta: float) -> Guarantee:
     """Account for `releases`, pairs of a query and how often it ran, at `delta`.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
-    >>> round(guarantee(((query, 1000),), delta=1e-5).epsilon, 3)
+    >>> round(account(((query, 1000),), delta=1e-5).epsilon, 3)
     1.828
     """
     check_delta(delta)
@@ -101,14 +101,15 @@ def guarantee(releases: Releases, *, delta: float) -> Guarantee:
         return Guarantee(delta=delta, rdp=0.0, pld=0.0)
     if any(isinstance(query, NonPrivateQuery) for query, _ in releases):
         return Guarantee(delta=delta, rdp=math.inf, pld=math.inf)
-    rdp = _rdp_epsilon(releases, delta) if _suits_rdp(releases) else None
+    rdp = _rdp_epsilon(releases, delta) if _rdp_applies(releases) else None
     pure = _pure_epsilon(releases)
     # A distribution of larger losses would take minutes and gigabytes, most often to find a promise that is none.
     quick = rdp if pure is None else pure
-    answers = suits_pld(releases, delta) and (quick is None or quick <= 5 * LARGEST_EPSILON)
+    answers = pld_applies(releases, delta) and (quick is None or quick <= 5 * MAX_EPSILON)
     return Guarantee(delta=delta, rdp=rdp, pld=_pld_epsilon(releases, delta) if answers else None, pure=pure)
 
 
+@lru_cache(maxsize=256)
 def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
     """Return epsilon at `delta` for neighbours of which one row was replaced by another, instead of added or removed.
 
@@ -117,18 +118,18 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
     >>> half = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
-    >>> added = guarantee((half,), delta=1e-5).epsilon
+    >>> added = account((half,), delta=1e-5).epsilon
     >>> bool(abs(replace_one_epsilon((release,), delta=1e-5) - added) < 1e-2)
     True
     """
-    if not (suits_pld(releases, delta) and all(isinstance(query, GaussianQuery) for query, _ in releases)):
+    if not (pld_applies(releases, delta) and all(isinstance(query, GaussianQuery) for query, _ in releases)):
         return math.inf
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
-    return float(PLDAccountant(relation, COARSE).compose(composed(releases)).get_epsilon(delta))
+    return float(PLDAccountant(relation, COARSE_GRID).compose(compose_events(releases)).get_epsilon(delta))
 
 
 @lru_cache(maxsize=256)
-def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
+def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
     """Return epsilon at `delta` for neighbours that differ in up to `size` units, such as all the rows of one person.
 
     Each of them joins a batch by itself, so their part in a sum has a binomial number of sensitivities, at most (Ganesh
@@ -136,24 +137,24 @@ def group_epsilon(releases: Releases, *, size: int, delta: float) -> float:
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
     >>> single = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
-    >>> one = guarantee((single,), delta=1e-5).epsilon
-    >>> bool(abs(group_epsilon((release,), size=2, delta=1e-5) - one) < 1e-2)
+    >>> one = account((single,), delta=1e-5).epsilon
+    >>> bool(abs(account_for_group((release,), size=2, delta=1e-5) - one) < 1e-2)
     True
     """
     pure = _pure_epsilon(releases)
     if pure is not None:
         return size * pure
-    if not suits_pld(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
+    if not pld_applies(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
         return math.inf
-    guess = size * guarantee(releases, delta=delta).epsilon
-    grid = min(GROUP_GRID, max(COARSE, math.sqrt(0.002 * guess / steps_of(releases))))
+    guess = size * account(releases, delta=delta).epsilon
+    grid = min(GROUP_GRID, max(COARSE_GRID, math.sqrt(0.002 * guess / count_releases(releases))))
     accountant = PLDAccountant(NEIGHBORING_RELATION, grid)
     for query, count in releases:
-        accountant.compose(_of_group(query, size), count)
+        accountant.compose(_build_group_event(query, size), count)
     return float(accountant.get_epsilon(delta))
 
 
-def _of_group(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:
+def _build_group_event(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:
     """A release, for neighbours that differ in `size` units."""
     q = query.sampling_rate
     shares = {k: math.comb(size, k) * q**k * (1 - q) ** (size - k) for k in range(size + 1)}
@@ -161,7 +162,7 @@ def _of_group(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpE
     return dp_event.MixtureOfGaussiansDpEvent(query.noise_multiplier, list(present), list(present.values()))
 
 
-def composed(releases: Releases) -> dp_accounting.DpEvent:
+def compose_events(releases: Releases) -> dp_accounting.DpEvent:
     """Return all of `releases` as one event."""
     repeated = [dp_accounting.SelfComposedDpEvent(query.event, int(count)) for query, count in releases]
     return repeated[0] if len(repeated) == 1 else dp_accounting.ComposedDpEvent(repeated)
@@ -173,7 +174,7 @@ def event_tree(releases: Releases) -> dict[str, Any]:
     >>> event_tree(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 3),))["class_name"]
     'SelfComposedDpEvent'
     """
-    return _as_tree(composed(releases).to_named_tuple())
+    return _as_tree(compose_events(releases).to_named_tuple())
 
 
 def _as_tree(value: Any) -> Any:
@@ -184,14 +185,12 @@ def _as_tree(value: Any) -> Any:
     return {name: _as_tree(one) for name, one in value._asdict().items() if name != "module_name"}
 
 
-def suits_pld(releases: Releases, delta: float) -> bool:
+def pld_applies(releases: Releases, delta: float) -> bool:
     """Whether privacy loss distributions answer for `releases` at `delta`, within seconds."""
-    return delta >= SMALLEST_PLD_DELTA and all(
-        query.noise_multiplier >= query.smallest_pld_noise for query, _ in releases
-    )
+    return delta >= MIN_PLD_DELTA and all(query.noise_multiplier >= query.min_pld_noise for query, _ in releases)
 
 
-def _suits_rdp(releases: Releases) -> bool:
+def _rdp_applies(releases: Releases) -> bool:
     """The Rényi accountant knows no Laplace noise under sampling."""
     return all(isinstance(query, GaussianQuery) or query.sampling_rate == 1 for query, _ in releases)
 
@@ -204,27 +203,27 @@ def _pure_epsilon(releases: Releases) -> float | None:
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
     accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
-    return float(accountant.compose(composed(releases)).get_epsilon(delta))
+    return float(accountant.compose(compose_events(releases)).get_epsilon(delta))
 
 
 @lru_cache(maxsize=8)
-def pld_accountant(releases: Releases, grid: float) -> PLDAccountant:
+def build_pld_accountant(releases: Releases, grid: float) -> PLDAccountant:
     """Return the privacy loss distribution of `releases` on a grid of that width."""
-    return PLDAccountant(NEIGHBORING_RELATION, grid).compose(composed(releases))
+    return PLDAccountant(NEIGHBORING_RELATION, grid).compose(compose_events(releases))
 
 
 def _pld_epsilon(releases: Releases, delta: float) -> float:
-    epsilon = float(pld_accountant(releases, COARSE).get_epsilon(delta))
-    if FINE in grids(steps_of(releases), epsilon):
-        epsilon = min(epsilon, float(pld_accountant(releases, FINE).get_epsilon(delta)))
+    epsilon = float(build_pld_accountant(releases, COARSE_GRID).get_epsilon(delta))
+    if FINE_GRID in choose_grids(count_releases(releases), epsilon):
+        epsilon = min(epsilon, float(build_pld_accountant(releases, FINE_GRID).get_epsilon(delta)))
     return epsilon
 
 
-def steps_of(releases: Releases) -> int:
+def count_releases(releases: Releases) -> int:
     """How many releases there are."""
     return sum(count for _, count in releases)
 
 
-def grids(steps: int, epsilon: float) -> tuple[float, ...]:
+def choose_grids(steps: int, epsilon: float) -> tuple[float, ...]:
     """The grids to ask: the fine one, ten times slower, only where it could lower epsilon by a hundredth."""
-    return (COARSE,) if 30 * steps * COARSE**2 < 0.01 * epsilon else (COARSE, FINE)
+    return (COARSE_GRID,) if 30 * steps * COARSE_GRID**2 < 0.01 * epsilon else (COARSE_GRID, FINE_GRID)

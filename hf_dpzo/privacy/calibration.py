@@ -11,27 +11,27 @@ from dp_accounting.rdp import RdpAccountant
 from scipy import optimize
 
 from hf_dpzo.privacy.accounting import (
-    COARSE,
+    COARSE_GRID,
+    MIN_PLD_DELTA,
     NEIGHBORING_RELATION,
-    SMALLEST_PLD_DELTA,
+    account,
+    build_pld_accountant,
     check_delta,
-    composed,
-    grids,
-    guarantee,
-    pld_accountant,
+    choose_grids,
+    compose_events,
 )
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
 
 
 # Less noise than this is no privacy, and takes the accountants long to say so.
-SMALLEST = 0.05
+MIN_NOISE_MULTIPLIER = 0.05
 
 
 Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
 @lru_cache(maxsize=64)
-def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
+def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
     For Gaussian noise the Rényi accountant finds a safe multiplier first; PLD then tightens it inside a bracket, since
@@ -39,7 +39,7 @@ def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: floa
     multiplier follows by a closed form.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.016)
-    >>> round(calibrate(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
+    >>> round(calibrate_query(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
     1.263
     """
     check_delta(target_delta)
@@ -53,18 +53,22 @@ def calibrate(query: Q, *, steps: int, target_epsilon: float, target_delta: floa
     def releases(noise_multiplier: float) -> Releases:
         return ((replace(query, noise_multiplier=noise_multiplier), steps),)
 
-    smallest = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(composed(releases(SMALLEST)))
+    smallest = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(
+        compose_events(releases(MIN_NOISE_MULTIPLIER))
+    )
     if smallest.get_epsilon(target_delta) <= target_epsilon:
-        raise ValueError(f"target_epsilon={target_epsilon:g}: a noise multiplier of {SMALLEST} gives less; lower it.")
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: a noise multiplier of {MIN_NOISE_MULTIPLIER} gives less; lower it."
+        )
     safe = dp_accounting.calibrate_dp_mechanism(
         lambda: RdpAccountant(neighboring_relation=NEIGHBORING_RELATION),
-        lambda noise_multiplier: composed(releases(noise_multiplier)),
+        lambda noise_multiplier: compose_events(releases(noise_multiplier)),
         target_epsilon,
         target_delta,
-        bracket_interval=dp_accounting.LowerEndpointAndGuess(SMALLEST, 1.0),
+        bracket_interval=dp_accounting.LowerEndpointAndGuess(MIN_NOISE_MULTIPLIER, 1.0),
     )
     candidates = [safe]
-    for grid in grids(steps, target_epsilon):
+    for grid in choose_grids(steps, target_epsilon):
         candidates.append(_tighten(releases, candidates[-1], grid, target_epsilon, target_delta))
     met = (one for one in reversed(candidates) if _epsilon(releases(one), target_delta) <= target_epsilon)
     return replace(query, noise_multiplier=next(met))
@@ -88,7 +92,7 @@ def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -
 
 
 def _epsilon(releases: Releases, delta: float) -> float:
-    return guarantee(releases, delta=delta).epsilon
+    return account(releases, delta=delta).epsilon
 
 
 def _tighten(releases, best: float, grid: float, target_epsilon: float, target_delta: float) -> float:
@@ -96,22 +100,22 @@ def _tighten(releases, best: float, grid: float, target_epsilon: float, target_d
 
     @cache
     def excess(noise_multiplier: float) -> float:
-        return pld_accountant(releases(noise_multiplier), grid).get_epsilon(target_delta) - target_epsilon
+        return build_pld_accountant(releases(noise_multiplier), grid).get_epsilon(target_delta) - target_epsilon
 
-    lowest = GaussianQuery.smallest_pld_noise
-    if lowest >= best or target_delta < SMALLEST_PLD_DELTA or excess(best) > 0:
+    lowest = GaussianQuery.min_pld_noise
+    if lowest >= best or target_delta < MIN_PLD_DELTA or excess(best) > 0:
         return best
     # A finer grid lowers it by little.
-    for low in (0.98 * best, 0.5 * best) if grid != COARSE else (0.5 * best,):
+    for low in (0.98 * best, 0.5 * best) if grid != COARSE_GRID else (0.5 * best,):
         low = max(low, lowest)
         if excess(low) > 0:
             break
     else:
         return low
-    return _smallest_that_meets(excess, low, best)
+    return _find_smallest(excess, low, best)
 
 
-def _smallest_that_meets(excess: Callable[[float], float], low: float, high: float) -> float:
+def _find_smallest(excess: Callable[[float], float], low: float, high: float) -> float:
     """Between one that exceeds the target and one that does not, by less than 1e-4 of `high`."""
     tolerance = 1e-4 * high
     found = float(optimize.brentq(excess, low, high, xtol=tolerance / 2))

@@ -9,26 +9,27 @@ from functools import lru_cache
 import numpy as np
 
 from hf_dpzo.privacy.accounting import (
-    COARSE,
-    LARGEST_EPSILON,
-    SMALLEST_PLD_DELTA,
-    grids,
-    guarantee,
-    pld_accountant,
-    steps_of,
-    suits_pld,
+    COARSE_GRID,
+    MAX_EPSILON,
+    MIN_PLD_DELTA,
+    account,
+    build_pld_accountant,
+    choose_grids,
+    count_releases,
+    pld_applies,
 )
 from hf_dpzo.privacy.queries import Releases
 
 
 # At which the guarantee is stated besides its own delta.
-CURVE = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
 # Of which each bounds what an attacker detects; more of them, or a finer grid, would lower that by some 1e-4 of it.
 _DELTAS = tuple(float(delta) for delta in np.logspace(-6, -0.01, 100))
 
 
+@lru_cache(maxsize=256)
 def membership_accuracy(releases: Releases, *, delta: float) -> float:
     """How often the best possible guess whether one row was used is right, from even odds: an upper bound.
 
@@ -41,14 +42,14 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     """
     if not releases:
         return 0.5
-    epsilon = guarantee(releases, delta=delta).epsilon
-    if epsilon > LARGEST_EPSILON:
+    epsilon = account(releases, delta=delta).epsilon
+    if epsilon > MAX_EPSILON:
         return 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
-    if suits_pld(releases, SMALLEST_PLD_DELTA):  # It is asked at epsilon 0, whatever the stated delta is.
+    if pld_applies(releases, MIN_PLD_DELTA):  # It is asked at epsilon 0, whatever the stated delta is.
         bounds += [
-            (1 + float(pld_accountant(releases, grid).get_delta(0.0))) / 2
-            for grid in grids(steps_of(releases), epsilon)
+            (1 + float(build_pld_accountant(releases, grid).get_delta(0.0))) / 2
+            for grid in choose_grids(count_releases(releases), epsilon)
         ]
     return min(bounds)
 
@@ -66,7 +67,7 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
     """
     if not releases:
         return false_alarms
-    if guarantee(releases, delta=delta).epsilon > LARGEST_EPSILON:
+    if account(releases, delta=delta).epsilon > MAX_EPSILON:
         return 1.0
     bounds = [1.0]
     for at, epsilon in _profile(releases, delta):
@@ -79,14 +80,14 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
 @lru_cache(maxsize=256)
 def privacy_curve(releases: Releases, *, delta: float) -> tuple[tuple[float, float], ...]:
     """Pairs of a delta and the epsilon that holds with it, `delta` among them, from the largest delta on."""
-    stated = [(at, guarantee(releases, delta=at).epsilon) for at in sorted({*CURVE, delta}, reverse=True)]
+    stated = [(at, account(releases, delta=at).epsilon) for at in sorted({*CURVE_DELTAS, delta}, reverse=True)]
     return tuple((at, epsilon) for at, epsilon in stated if math.isfinite(epsilon))
 
 
 def _profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
-    spent = guarantee(releases, delta=delta)
+    spent = account(releases, delta=delta)
     pairs = [(delta, spent.epsilon), *([] if spent.pure is None else [(0.0, spent.pure)])]
-    if suits_pld(releases, min(_DELTAS)):
-        accountant = pld_accountant(releases, COARSE)
+    if pld_applies(releases, min(_DELTAS)):
+        accountant = build_pld_accountant(releases, COARSE_GRID)
         return pairs + [(at, float(accountant.get_epsilon(at))) for at in _DELTAS]
-    return pairs + [(at, guarantee(releases, delta=at).epsilon) for at in CURVE]
+    return pairs + [(at, account(releases, delta=at).epsilon) for at in CURVE_DELTAS]

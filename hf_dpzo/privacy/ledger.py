@@ -8,7 +8,7 @@ import math
 from numbers import Integral
 from typing import Self
 
-from hf_dpzo.privacy.accounting import Guarantee, guarantee
+from hf_dpzo.privacy.accounting import Guarantee, account
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 
 
@@ -75,7 +75,7 @@ class Budget:
     >>> from hf_dpzo.privacy import GaussianQuery
     >>> budget = Budget(query=GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), planned_steps=500, delta=1e-5)
     >>> budget.spend()
-    >>> round(budget.running_epsilon(), 2), round(budget.stated().epsilon, 2)
+    >>> round(budget.running_epsilon(), 2), round(budget.guarantee().epsilon, 2)
     (0.48, 1.33)
     """
 
@@ -100,7 +100,7 @@ class Budget:
         """Whether any epsilon can be stated at all."""
         return self.delta is not None
 
-    def require(self, steps: int = 1) -> None:
+    def require_steps(self, steps: int = 1) -> None:
         """Raise `BudgetExceededError` unless `steps` more are within the plan. To be asked before data are touched."""
         left = 0 if self.closed else self.planned_steps - len(self.ledger)
         if steps > left:
@@ -111,14 +111,14 @@ class Budget:
 
     def spend(self) -> None:
         """Record one release of the planned query."""
-        self.require()
+        self.require_steps()
         self.ledger.append(self.query)
 
-    def afresh(self) -> Self:
+    def copy_unspent(self) -> Self:
         """The same plan, of which nothing is spent."""
         return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
 
-    def is_planned_as(self, other: Self) -> bool:
+    def has_same_plan(self, other: Self) -> bool:
         """Whether both plan the same releases, and state the same for them."""
         names = ("query", "planned_steps", "delta", "trials")
         return all(getattr(self, name) == getattr(other, name) for name in names)
@@ -128,19 +128,19 @@ class Budget:
         self.closed = True
 
     @property
-    def claimed(self) -> Releases:
+    def claimed_releases(self) -> Releases:
         """The releases that a guarantee is stated for: in the ledger, planned and not taken, and of all other trials.
 
         A run may stop, or a checkpoint or a trial be chosen, because of what the releases showed. The guarantee for the
         whole plan of all trials covers every such choice; the guarantee for the steps taken does not.
         """
         whole = Ledger(self.ledger.releases)
-        whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._steps_of_others)
+        whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._other_trial_steps)
         return whole.releases
 
-    def stated(self) -> Guarantee:
+    def guarantee(self) -> Guarantee:
         """The guarantee to state: for all that is claimed."""
-        return guarantee(self.claimed, delta=self._stated_delta)
+        return account(self.claimed_releases, delta=self._stated_delta)
 
     def running_epsilon(self) -> float:
         """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
@@ -150,12 +150,12 @@ class Budget:
         """
         share = math.ceil(self.planned_steps / 20)
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
-        spent = self._steps_of_others + steps
+        spent = self._other_trial_steps + steps
         releases = ((self.query, spent),) if spent else ()
-        return guarantee(releases, delta=self._stated_delta).epsilon
+        return account(releases, delta=self._stated_delta).epsilon
 
     @property
-    def _steps_of_others(self) -> int:
+    def _other_trial_steps(self) -> int:
         return (self.trials - 1) * self.planned_steps
 
     @property

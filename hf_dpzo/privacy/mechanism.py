@@ -13,14 +13,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from hf_dpzo.distributed.processes import ALONE, Processes
+from hf_dpzo.distributed.processes import SINGLE_PROCESS, Processes
 from hf_dpzo.privacy.clipping import SENSITIVITY, as_rows, clip_to_lattice, lattice_scale
 from hf_dpzo.privacy.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoise
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
 # Whatever is released fits 64 bits, which a log has for it.
-LARGEST = 2.0**62
+MAX_INTEGER = 2.0**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,36 +47,36 @@ class Mechanism(ABC):
     def release(
         self,
         coefficients: torch.Tensor,
-        processes: Processes = ALONE,
-        recorded: Callable[[tuple[int, ...]], object] = lambda integers: None,
+        processes: Processes = SINGLE_PROCESS,
+        on_release: Callable[[tuple[int, ...]], object] = lambda integers: None,
     ) -> Release:
         """Release `coefficients`, float `[batch, K]`, summed over all processes. All of them get the same release.
 
         Args:
             coefficients: of this process' share of the batch.
             processes: that have the other shares.
-            recorded: called with what is released; in the first process before the others are told.
+            on_release: called with what is released; in the first process before the others are told.
 
         >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
         >>> len(mechanism.release(torch.zeros(0, 3)).integers)
         3
         """
-        total = processes.sum(self._summed(coefficients))
+        total = processes.reduce_sum(self._sum_rows(coefficients))
         # The others pass zeros, and get what the first one has released.
-        integers = [0] * coefficients.shape[1] if total is None else self._released(total)
+        integers = [0] * coefficients.shape[1] if total is None else self._release_sum(total)
         if total is not None:
-            recorded(tuple(integers))
-        told = tuple(processes.told(np.array(integers, dtype=np.int64)).tolist())
+            on_release(tuple(integers))
+        told = tuple(processes.broadcast(np.array(integers, dtype=np.int64)).tolist())
         if total is None:
-            recorded(told)
+            on_release(told)
         return Release(integers=told, unit=self.unit)
 
     @abstractmethod
-    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
         """What is added up over processes. SENSITIVE."""
 
     @abstractmethod
-    def _released(self, total: np.ndarray) -> list[int]:
+    def _release_sum(self, total: np.ndarray) -> list[int]:
         """What leaves, one integer for each direction, given the sum over all processes."""
 
     @property
@@ -106,19 +106,19 @@ class IntegerSum(Mechanism):
         """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
         return self.clip_norm / SENSITIVITY / self.expected_batch_size
 
-    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
         """Each row on the lattice, int64 `[batch, K]`."""
         return clip_to_lattice(coefficients, self.clip_norm)
 
-    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
         """The exact sums, int64 `[K]`."""
-        return self._clipped(coefficients).sum(axis=0, dtype=np.int64)
+        return self._clip(coefficients).sum(axis=0, dtype=np.int64)
 
-    def _released(self, total: np.ndarray) -> list[int]:
-        return self._noisy(total.tolist())
+    def _release_sum(self, total: np.ndarray) -> list[int]:
+        return self._add_noise(total.tolist())
 
     @abstractmethod
-    def _noisy(self, sums: list[int]) -> list[int]:
+    def _add_noise(self, sums: list[int]) -> list[int]:
         """What leaves, given the exact sums."""
 
 
@@ -139,7 +139,7 @@ class NoisySum(IntegerSum):
         """Of the noise that is drawn: its standard deviation, or Laplace's b, in lattice steps."""
         return float(self._noise.scale)
 
-    def _noisy(self, sums: list[int]) -> list[int]:
+    def _add_noise(self, sums: list[int]) -> list[int]:
         return self._noise.add(sums)
 
     @property
@@ -156,7 +156,7 @@ class ClippedSum(IntegerSum):
         """What one release costs: everything, at any sampling rate."""
         return NonPrivateQuery()
 
-    def _noisy(self, sums: list[int]) -> list[int]:
+    def _add_noise(self, sums: list[int]) -> list[int]:
         return sums
 
 
@@ -208,7 +208,7 @@ class SeparateGaussianSum(NoisySum):
         stated = self._noise.scale / SENSITIVITY / math.sqrt(self.num_directions)
         return GaussianQuery(noise_multiplier=min(self.noise_multiplier, stated), sampling_rate=sampling_rate)
 
-    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
         if coefficients.shape[1] != self.num_directions:
             raise ValueError(f"num_directions={self.num_directions}: a row has {coefficients.shape[1]} coefficients.")
         columns = [clip_to_lattice(column, self.clip_norm) for column in coefficients.split(1, dim=1)]
@@ -243,7 +243,7 @@ class LaplaceSum(NoisySum):
         """
         return LaplaceQuery(noise_multiplier=self._noise.scale / (SENSITIVITY + 2), sampling_rate=sampling_rate)
 
-    def _clipped(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
         return clip_to_lattice(coefficients, self.clip_norm, order=1)
 
     @cached_property
@@ -258,14 +258,14 @@ class PlainMean(Mechanism):
     On a lattice of step 2**-40; zero for an empty batch. Several processes may round the last digits in another way.
     """
 
-    def _summed(self, coefficients: torch.Tensor) -> np.ndarray:
+    def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
         """The sum of the rows, and how many there are, float64 `[K + 1]`."""
         rows = np.nan_to_num(as_rows(coefficients), nan=0.0, posinf=0.0, neginf=0.0)
         return np.append(rows.sum(axis=0), float(len(rows)))
 
-    def _released(self, total: np.ndarray) -> list[int]:
+    def _release_sum(self, total: np.ndarray) -> list[int]:
         mean = total[:-1] / max(total[-1], 1.0)
-        return [int(value) for value in np.clip(mean * SENSITIVITY, -LARGEST, LARGEST).tolist()]
+        return [int(value) for value in np.clip(mean * SENSITIVITY, -MAX_INTEGER, MAX_INTEGER).tolist()]
 
     @property
     def unit(self) -> float:

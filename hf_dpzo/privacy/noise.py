@@ -77,14 +77,14 @@ class DiscreteLaplace(DiscreteNoise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BernoulliMask:
+class BernoulliSampler:
     """Decides for each of `size` rows, independently and secretly, whether it takes part.
 
     Args:
         size: how many rows there are.
         rate: the probability of each, in (0, 1].
 
-    >>> BernoulliMask(size=3, rate=1.0).draw().tolist()
+    >>> BernoulliSampler(size=3, rate=1.0).draw().tolist()
     [True, True, True]
     """
 
@@ -104,10 +104,10 @@ class BernoulliMask:
         return np.frombuffer(os.urandom(8 * self.size), dtype=np.uint64) < threshold
 
 
-def chosen(count: int, size: int) -> list[int]:
+def choose_subset(count: int, size: int) -> list[int]:
     """Choose `size` of the numbers below `count`, secretly, each set of them equally likely.
 
-    >>> sorted(chosen(3, 3))
+    >>> sorted(choose_subset(3, 3))
     [0, 1, 2]
     """
     return secrets.SystemRandom().sample(range(count), size)

@@ -11,14 +11,14 @@ from numbers import Integral
 import numpy as np
 
 from hf_dpzo.privacy.accounting import (
-    LARGEST_GROUP,
+    MAX_GROUP_SIZE,
     Guarantee,
+    account,
+    account_for_group,
     check_delta,
-    check_promise,
-    group_epsilon,
-    guarantee,
+    check_epsilon,
 )
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, GaussianQuery, LaplaceQuery, Releases
@@ -29,11 +29,11 @@ WHOLE = ("max_steps", "expected_batch_size")
 
 
 # How far to both sides a curve reaches by default: by this factor.
-REACH = {"max_steps": 10.0, "expected_batch_size": 10.0, "noise_multiplier": 4.0, "target_epsilon": 4.0}
+DEFAULT_REACH = {"max_steps": 10.0, "expected_batch_size": 10.0, "noise_multiplier": 4.0, "target_epsilon": 4.0}
 
 
 # To calibrate takes seconds a point.
-POINTS, POINTS_CALIBRATED, MOST_POINTS = 13, 7, 200
+DEFAULT_POINTS, DEFAULT_CALIBRATED_POINTS, MAX_POINTS = 13, 7, 200
 
 
 # More than any run takes.
@@ -94,28 +94,28 @@ class Plan:
         query = QUERIES[self.noise](noise_multiplier=given, sampling_rate=self.expected_batch_size / self.num_rows)
         if self.target_epsilon is None:
             return query
-        return calibrate(
+        return calibrate_query(
             query, steps=self.max_steps, target_epsilon=self.target_epsilon, target_delta=self.target_delta
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class CurvePoint:
     """A plan, what each of its steps releases, and the guarantee for all of them.
 
     Args:
         plan: the plan, with its noise or its target.
         query: what one step releases, with the noise that the plan gives or that meets its target.
-        spent: upper bounds on the epsilon of all steps.
+        guarantee: upper bounds on the epsilon of all steps.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
-    >>> curve(plan, "max_steps", [500]).asked.columns()["noise_multiplier"]
+    >>> compute_curve(plan, "max_steps", [500]).plan_point.as_row()["noise_multiplier"]
     1.2
     """
 
     plan: Plan
     query: GaussianQuery | LaplaceQuery
-    spent: Guarantee
+    guarantee: Guarantee
 
     @property
     def releases(self) -> Releases:
@@ -129,16 +129,16 @@ class Point:
             ValueError: there are too many rows to account for, or none.
         """
         check_group(rows_per_person)
-        return group_epsilon(self.releases, size=rows_per_person, delta=self.spent.delta)
+        return account_for_group(self.releases, size=rows_per_person, delta=self.guarantee.delta)
 
-    def columns(self) -> dict[str, str | float | None]:
+    def as_row(self) -> dict[str, str | float | None]:
         """The point as a line of a table. Bounds are rounded up, and `None` where an accountant does not apply."""
         bounds = {
-            "epsilon": self.spent.epsilon,
-            "epsilon_pld": self.spent.pld,
-            "epsilon_rdp": self.spent.rdp,
-            "epsilon_pure": self.spent.pure,
-            "best_membership_accuracy": membership_accuracy(self.releases, delta=self.spent.delta),
+            "epsilon": self.guarantee.epsilon,
+            "epsilon_pld": self.guarantee.pld,
+            "epsilon_rdp": self.guarantee.rdp,
+            "epsilon_pure": self.guarantee.pure,
+            "best_membership_accuracy": membership_accuracy(self.releases, delta=self.guarantee.delta),
         }
         return {
             "noise": self.plan.noise,
@@ -159,78 +159,78 @@ class Curve:
 
     Args:
         against: the name of the field.
-        asked: the plan's own point.
-        points: the points in the order of the field, `asked` among them.
-        left_out: the number of values of the field for which no epsilon can be stated.
+        plan_point: the plan's own point.
+        points: the points in the order of the field, `plan_point` among them.
+        num_left_out: the number of values of the field for which no epsilon can be stated.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
-    >>> found = curve(plan, "max_steps", [500])
-    >>> [found.place(point) for point in found.points]
+    >>> found = compute_curve(plan, "max_steps", [500])
+    >>> [found.value_at(point) for point in found.points]
     [500, 1000]
     """
 
     against: str
-    asked: Point
-    points: tuple[Point, ...]
-    left_out: int
+    plan_point: CurvePoint
+    points: tuple[CurvePoint, ...]
+    num_left_out: int
 
-    def place(self, point: Point) -> float:
+    def value_at(self, point: CurvePoint) -> float:
         """The value of the field at `point`."""
         return getattr(point.plan, self.against)
 
 
 def check_group(rows_per_person: int) -> None:
     """Raise `ValueError` where a person can not have so many rows, or has more than are accounted for."""
-    if not (isinstance(rows_per_person, Integral) and 1 <= rows_per_person <= LARGEST_GROUP):
-        raise ValueError(f"rows_per_person={rows_per_person}: it must lie between 1 and {LARGEST_GROUP}.")
+    if not (isinstance(rows_per_person, Integral) and 1 <= rows_per_person <= MAX_GROUP_SIZE):
+        raise ValueError(f"rows_per_person={rows_per_person}: it must lie between 1 and {MAX_GROUP_SIZE}.")
 
 
-def state(plan: Plan) -> Point:
+def account_for_plan(plan: Plan) -> CurvePoint:
     """Account for `plan`, or raise `ValueError` where no epsilon can be stated for it.
 
     >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
-    >>> round(state(plan).spent.epsilon, 3)
+    >>> round(account_for_plan(plan).guarantee.epsilon, 3)
     1.828
     """
     query = plan.query
-    spent = guarantee(((query, plan.max_steps),), delta=plan.target_delta)
-    check_promise(spent)
-    return Point(plan=plan, query=query, spent=spent)
+    spent = account(((query, plan.max_steps),), delta=plan.target_delta)
+    check_epsilon(spent)
+    return CurvePoint(plan=plan, query=query, guarantee=spent)
 
 
-def spread(
+def choose_values(
     plan: Plan, against: str, *, low: float | None = None, high: float | None = None, points: int | None = None
 ) -> tuple[float, ...]:
     """Return values of the field `against` in equal ratios from `low` to `high`, with the plan's own one among them.
 
-    By default they reach by the factor `REACH` to both sides. They are rounded to six digits, and steps and rows to
-    whole numbers, so that there may be fewer than `points`.
+    By default they reach by the factor `DEFAULT_REACH` to both sides. They are rounded to six digits, and steps and
+    rows to whole numbers, so that there may be fewer than `points`.
 
     >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
-    >>> spread(plan, "max_steps", low=10, points=4)
+    >>> choose_values(plan, "max_steps", low=10, points=4)
     (10, 100, 1000, 10000)
     """
     asked = getattr(plan, against)
     ends = {"max_steps": _MOST_STEPS, "expected_batch_size": plan.num_rows, "noise_multiplier": MAX_NOISE_MULTIPLIER}
     smallest, largest = 1 if against in WHOLE else 0, ends.get(against, math.inf)
-    low = max(smallest, asked / REACH[against]) if low is None else low
-    high = min(largest, asked * REACH[against]) if high is None else high
+    low = max(smallest, asked / DEFAULT_REACH[against]) if low is None else low
+    high = min(largest, asked * DEFAULT_REACH[against]) if high is None else high
     if not (0 < low < high < math.inf and smallest <= low <= asked <= high <= largest):
         raise ValueError(
             f"from={low:g}, to={high:g}: {against} lies between {smallest:g} and {largest:g}, and its own value, "
             f"{asked:g}, is on the curve; choose a range that holds it."
         )
     if points is None:
-        points = POINTS if plan.target_epsilon is None else POINTS_CALIBRATED
-    if not 2 <= points <= MOST_POINTS:
-        raise ValueError(f"points={points}: a curve has between 2 and {MOST_POINTS} of them.")
+        points = DEFAULT_POINTS if plan.target_epsilon is None else DEFAULT_CALIBRATED_POINTS
+    if not 2 <= points <= MAX_POINTS:
+        raise ValueError(f"points={points}: a curve has between 2 and {MAX_POINTS} of them.")
     values = [float(f"{value:.6g}") for value in np.geomspace(low, high, points)]
     if against in WHOLE:
         values = [round(value) for value in values]
     return tuple(sorted({asked, *(value for value in values if not math.isclose(value, asked, rel_tol=1e-5))}))
 
 
-def curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
+def compute_curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
     """Account for `plan` with each of `values` in place of its field `against`, and return the trade-off.
 
     Values for which no epsilon can be stated are left out: those that would cost more than 1000, and targets that no
@@ -246,22 +246,22 @@ def curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
         ValueError: an epsilon can be stated for none of the values, or not for the plan itself.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
-    >>> [round(point.spent.epsilon, 2) for point in curve(plan, "max_steps", [250, 4000]).points]
+    >>> [round(point.guarantee.epsilon, 2) for point in compute_curve(plan, "max_steps", [250, 4000]).points]
     [0.87, 1.7, 3.56]
     """
-    asked = state(plan)
+    asked = account_for_plan(plan)
     place = getattr(plan, against)
-    lower = list(_walk(plan, against, sorted((value for value in values if value < place), reverse=True)))
-    higher = list(_walk(plan, against, sorted(value for value in values if value > place)))
+    lower = list(_compute_points(plan, against, sorted((value for value in values if value < place), reverse=True)))
+    higher = list(_compute_points(plan, against, sorted(value for value in values if value > place)))
     if not lower and not higher:
         raise ValueError(
             f"against={against}: an epsilon can be stated for {place:g} alone; choose other values with from and to."
         )
     points = (*reversed(lower), asked, *higher)
-    return Curve(against=against, asked=asked, points=points, left_out=len({place, *values}) - len(points))
+    return Curve(against=against, plan_point=asked, points=points, num_left_out=len({place, *values}) - len(points))
 
 
-def _walk(plan: Plan, against: str, values: Sequence[float]) -> Iterator[Point]:
+def _compute_points(plan: Plan, against: str, values: Sequence[float]) -> Iterator[CurvePoint]:
     """The points of `values`, which lead away from the plan, up to the first for which no epsilon can be stated.
 
     What all depends on is monotone, so none can be stated beyond it either; and to find out there, where privacy loss
@@ -269,6 +269,6 @@ def _walk(plan: Plan, against: str, values: Sequence[float]) -> Iterator[Point]:
     """
     for value in values:
         try:
-            yield state(replace(plan, **{against: value}))
+            yield account_for_plan(replace(plan, **{against: value}))
         except ValueError:
             return

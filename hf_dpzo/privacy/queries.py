@@ -22,7 +22,7 @@ class SampledQuery(ABC):
     """
 
     # Below this multiplier a PLD needs minutes and gigabytes.
-    smallest_pld_noise: ClassVar[float]
+    min_pld_noise: ClassVar[float]
 
     noise_multiplier: float
     sampling_rate: float
@@ -71,7 +71,7 @@ class GaussianQuery(SampledQuery):
     PoissonSampledDpEvent(sampling_probability=0.01, event=GaussianDpEvent(noise_multiplier=1.0))
     """
 
-    smallest_pld_noise: ClassVar[float] = 0.2
+    min_pld_noise: ClassVar[float] = 0.2
 
     @property
     def _noise_event(self) -> dp_accounting.DpEvent:
@@ -93,7 +93,7 @@ class LaplaceQuery(SampledQuery):
     4.0
     """
 
-    smallest_pld_noise: ClassVar[float] = 0.05
+    min_pld_noise: ClassVar[float] = 0.05
 
     def pure_epsilon(self, steps: int) -> float:
         """What `steps` releases cost with delta 0: amplified by sampling (Balle et al. 2018), then added up."""

@@ -1,11 +1,11 @@
 """The questions of a planner, asked in Python: how much noise, what it guarantees, and to a person with several rows.
 
 Each function describes one run and follows the path of `hf-dpzo calibrate` and `hf-dpzo epsilon`: a checked `Plan`, and
-the `Point` that `state` accounts for.
+the `CurvePoint` that `state` accounts for.
 """
 
 from hf_dpzo.privacy.accounting import Guarantee
-from hf_dpzo.privacy.planning import Plan, state
+from hf_dpzo.privacy.planning import Plan, account_for_plan
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery
 
 
@@ -51,7 +51,7 @@ def calibrate(
         expected_batch_size=expected_batch_size,
         max_steps=max_steps,
     )
-    return state(plan).query
+    return account_for_plan(plan).query
 
 
 def guarantee(
@@ -93,7 +93,7 @@ def guarantee(
         expected_batch_size=expected_batch_size,
         max_steps=max_steps,
     )
-    return state(plan).spent
+    return account_for_plan(plan).guarantee
 
 
 def group_epsilon(
@@ -145,4 +145,4 @@ def group_epsilon(
         expected_batch_size=expected_batch_size,
         max_steps=max_steps,
     )
-    return state(plan).group_epsilon(rows_per_person)
+    return account_for_plan(plan).group_epsilon(rows_per_person)

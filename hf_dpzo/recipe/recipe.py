@@ -71,8 +71,8 @@ class Recipe:
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
 
     def __post_init__(self) -> None:
-        self.where_values = _json_object("where", self.where)
-        words = _json_object("label_words", self.label_words)
+        self.where_values = _parse_json_object("where", self.where)
+        words = _parse_json_object("label_words", self.label_words)
         self.labels, self.words = tuple(str(label) for label in words), tuple(str(word) for word in words.values())
         some = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
         for name, known in some.items():
@@ -106,14 +106,14 @@ class Recipe:
         return Prompt(template=self.template, label_words=self.words)
 
     @property
-    def prompts(self) -> bool:
+    def uses_prompt(self) -> bool:
         """Whether classes are told by label words."""
         return self.task == "prompt-classification"
 
     @property
     def fills_mask(self) -> bool:
         """Whether a label word goes where a masked language model has its mask."""
-        return self.prompts and self.prompt.masked
+        return self.uses_prompt and self.prompt.has_mask
 
 
 class _Parser(HfArgumentParser):
@@ -155,7 +155,7 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
     argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
-    _refuse_unknown([*argv, *flags])
+    _refuse_unknown_flags([*argv, *flags])
     parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
     return recipe, args
@@ -172,7 +172,7 @@ def _as_flags(name: str, value: Any) -> list[str]:
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _refuse_unknown(arguments: Sequence[str]) -> None:
+def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
     known = {one.name for kind in (Recipe, ZOTrainingArguments) for one in fields(kind) if one.init}
     for argument in arguments:
         name = argument.removeprefix("--").split("=")[0].replace("-", "_")
@@ -182,7 +182,7 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
             raise ValueError(f"{name}: there is no such field; {hint}")
 
 
-def _json_object(name: str, text: str | None) -> dict[str, Any]:
+def _parse_json_object(name: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
@@ -194,7 +194,7 @@ def _json_object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def help_text() -> str:
+def format_help() -> str:
     """All fields of a recipe, as argparse lists them."""
     epilog = "--without NAME,NAME leaves fields of the recipe out."
     return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

@@ -19,11 +19,11 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     """
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
-    before = _metric(trainer, recipe)
+    before = _measure_metric(trainer, recipe)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_resume(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=_parse_resume_flag(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
-    after = _metric(trainer, recipe)
+    after = _measure_metric(trainer, recipe)
     trainer.save_model()
     trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
@@ -31,7 +31,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     name = "evaluation loss" if recipe.task == "causal-lm" else "accuracy"
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
-        *_guarantee(trainer),
+        *_report_guarantee(trainer),
         *([("audit", "passed")] if args.audit else []),
         *([("processes", str(args.world_size))] if args.world_size > 1 else []),
         ("steps", str(trainer.state.global_step)),
@@ -48,7 +48,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
             "ones would contribute nothing; raise the last length, or lower max_length."
         )
     tokenizer = load_tokenizer(recipe)
-    train, evaluation = load_rows(recipe, tokenizer, keep=args.privacy_unit_column)
+    train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
     causal = recipe.task == "causal-lm"
     return ZOTrainer(
@@ -58,36 +58,36 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer),
-        compute_metrics=None if causal else accuracy,
-        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.prompts else None,
+        compute_metrics=None if causal else compute_accuracy,
+        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.uses_prompt else None,
     )
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """The share of rows whose highest score is that of their class.
 
-    >>> accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
+    >>> compute_accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
     {'accuracy': 0.5}
     """
     return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
 
 
-def _resume(flag: str | None) -> str | bool:
+def _parse_resume_flag(flag: str | None) -> str | bool:
     """A path, or whether to resume at all, as `transformers`' own scripts read this flag."""
     return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
 
 
-def _metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
+def _measure_metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
     if trainer.eval_dataset is None:
         return None
     metrics = trainer.evaluate()
     return f"{metrics['eval_loss' if recipe.task == 'causal-lm' else 'eval_accuracy']:.4f}"
 
 
-def _guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
+def _report_guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:
     if not trainer.budget.private:
         return [("privacy", "none: the method adds no noise")]
-    stated = trainer.budget.stated()
+    stated = trainer.budget.guarantee()
     return [
         ("epsilon", f"{round_up(stated.epsilon):g}"),
         ("delta", f"{trainer.budget.delta:g}"),

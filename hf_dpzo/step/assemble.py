@@ -7,7 +7,7 @@ import torch
 
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.distributed.processes import Processes
-from hf_dpzo.distributed.sharding import is_split
+from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
@@ -38,8 +38,8 @@ def assemble_estimate(
             probe points; `None` where each has a share of the batch.
     """
     parts = {"loss": loss, "collator": collator, "prepare": prepare, "device": device}
-    if is_split(model.parameters()):
-        losses = FSDPLosses(**parts, processes=processes, gathers=GatherOrder(model))
+    if is_sharded(model.parameters()):
+        losses = FSDPLosses(**parts, processes=processes, gather_order=GatherOrder(model))
     else:
         losses = BatchLosses(**parts)
     if capacity is None:

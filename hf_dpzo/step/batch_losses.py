@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
-from hf_dpzo.data.sampling import Fetched
-from hf_dpzo.data.sealed import WithheldError, drawing_nothing, sealed
+from hf_dpzo.data.sampling import FetchedRow
+from hf_dpzo.data.sealed import WithheldError, run_sealed, run_without_randomness
 from hf_dpzo.losses.per_example import PerExampleLoss
 
 
@@ -43,14 +43,14 @@ class BatchLosses:
     @torch.no_grad()
     def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
         """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
-        numbered = [Fetched(unit=unit, row=row, place=unit) for unit, row in enumerate(rows)]
+        numbered = [FetchedRow(unit=unit, row=row, slot=unit) for unit, row in enumerate(rows)]
         batch = self.collator(numbered)["batch"]
         losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
         for micro_batch in batch.micro_batches:
             if micro_batch.inputs is None:
-                self.collator.show([rows[row.unit] for row in micro_batch.rows])
+                self.collator.raise_collation_error([rows[row.unit] for row in micro_batch.rows])
             units = [row.unit for row in micro_batch.rows]
-            evaluated = drawing_nothing("per_example_loss", functools.partial(self._checked, model, micro_batch))
+            evaluated = run_without_randomness("per_example_loss", functools.partial(self._checked, model, micro_batch))
             losses[units] = evaluated[: len(units)].float()
         return losses
 
@@ -62,11 +62,11 @@ class BatchLosses:
         except WithheldError:
             if len(micro_batch.rows) == 1:
                 return [torch.full((1, *self.tail), torch.nan, device=self.device)]
-            waiting.extendleft(reversed(self.collator.apart(micro_batch)))
+            waiting.extendleft(reversed(self.collator.split_into_rows(micro_batch)))
             return []
 
     def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        losses = sealed("per_example_loss", lambda: self._checked(model, micro_batch))
+        losses = run_sealed("per_example_loss", lambda: self._checked(model, micro_batch))
         return losses[: len(micro_batch.rows)].float()
 
     def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:

@@ -80,7 +80,7 @@ class Descent:
         pruning = self.method.pruning(stage)
         if pruning is None:
             return self.optimizer.directions.mask
-        return pruning.mask(
+        return pruning.compute_mask(
             self._outputs,
             list(self.model.parameters()),
             self.optimizer.parameters(),

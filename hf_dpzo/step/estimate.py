@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_dpzo.data.collation import LogicalBatch
-from hf_dpzo.data.units import unit_means
+from hf_dpzo.data.units import average_by_unit
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.zo.spsa import FiniteDifference
@@ -39,4 +39,4 @@ class StepEstimate:
             estimator: compares them.
         """
         compared = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
-        return unit_means(compared, batch.units, batch.num_units)
+        return average_by_unit(compared, batch.row_units, batch.num_units)

@@ -36,7 +36,7 @@ class PointParallelEstimate(StepEstimate):
         if stop.index % self.processes.size != self.processes.rank:
             return torch.zeros((self.capacity, 1), dtype=torch.float64)
         losses = torch.full((self.capacity, 1), torch.nan, dtype=torch.float64)
-        losses[list(batch.places)] = super().evaluate(stop, model, batch).cpu()
+        losses[list(batch.row_slots)] = super().evaluate(stop, model, batch).cpu()
         return losses
 
     def coefficients(
@@ -46,7 +46,7 @@ class PointParallelEstimate(StepEstimate):
 
         A number plus zeros is itself, to the last bit, and not finite where a loss was not.
         """
-        total = self.processes.sum(torch.cat(losses, dim=1).numpy())
+        total = self.processes.reduce_sum(torch.cat(losses, dim=1).numpy())
         if total is None:
             return torch.zeros((0, estimator.num_directions), dtype=torch.float64)
-        return super().coefficients([torch.from_numpy(total)[list(batch.places)]], batch, estimator)
+        return super().coefficients([torch.from_numpy(total)[list(batch.row_slots)]], batch, estimator)

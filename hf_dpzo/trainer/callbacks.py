@@ -17,7 +17,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_dpzo.models.unwrap import unwrapped, unwrapped_optimizer
+from hf_dpzo.models.unwrap import unwrap_model, unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
@@ -30,11 +30,11 @@ class FirstStepGuard(TrainerCallback):
 
     Args:
         smoothing: the distance from the parameters to a probe point.
-        begin: makes what the first stage needs, such as a mask, and raises where it can not.
+        begin_stage: makes what the first stage needs, such as a mask, and raises where it can not.
     """
 
-    def __init__(self, *, smoothing: float, begin: Callable[[], object]) -> None:
-        self._smoothing, self._begin = smoothing, begin
+    def __init__(self, *, smoothing: float, begin_stage: Callable[[], object]) -> None:
+        self._smoothing, self._begin_stage = smoothing, begin_stage
         self._before: list[torch.Tensor] | None = None
         self._done = False
 
@@ -44,10 +44,10 @@ class FirstStepGuard(TrainerCallback):
         """Before the first batch: do the model's outputs differ between the probe points?"""
         model = kwargs["model"]
         model.eval()
-        self._begin()
-        base = unwrapped(model)
+        self._begin_stage()
+        base = unwrap_model(model)
         reads_tokens = isinstance(base, PreTrainedModel) and base.main_input_name == "input_ids"
-        optimizer = unwrapped_optimizer(kwargs["optimizer"])
+        optimizer = unwrap_optimizer(kwargs["optimizer"])
         if reads_tokens and not _outputs_respond(model, optimizer, self._smoothing):
             raise RuntimeError(
                 f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
@@ -58,9 +58,13 @@ class FirstStepGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first update that should change anything: remember a sample of each parameter."""
-        optimizer = unwrapped_optimizer(kwargs["optimizer"])
-        if not self._done and any(optimizer.received) and any(group["lr"] for group in optimizer.param_groups):
-            self._before = _sample(optimizer)
+        optimizer = unwrap_optimizer(kwargs["optimizer"])
+        if (
+            not self._done
+            and any(optimizer.pending_coefficients)
+            and any(group["lr"] for group in optimizer.param_groups)
+        ):
+            self._before = _sample_parameters(optimizer)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,8 +72,10 @@ class FirstStepGuard(TrainerCallback):
         """After it: did any of them move?"""
         if self._before is None:
             return
-        optimizer = unwrapped_optimizer(kwargs["optimizer"])
-        moved = any(not torch.equal(old, new) for old, new in zip(self._before, _sample(optimizer), strict=True))
+        optimizer = unwrap_optimizer(kwargs["optimizer"])
+        moved = any(
+            not torch.equal(old, new) for old, new in zip(self._before, _sample_parameters(optimizer), strict=True)
+        )
         self._before, self._done = None, True
         if not moved:
             raise RuntimeError(
@@ -82,7 +88,7 @@ class FirstStepGuard(TrainerCallback):
 def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: float) -> bool:
     """Perturb one parameter after the other, the smallest first, until the outputs on made-up tokens differ."""
     parameters = optimizer.parameters()
-    base = unwrapped(model)
+    base = unwrap_model(model)
     tokens = {name: value[:1].to(base.device) for name, value in base.dummy_inputs.items()}
     for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
         parameter, copy = parameters[index], parameters[index].detach().clone()
@@ -98,12 +104,12 @@ def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: 
     return False
 
 
-def _sample(optimizer: ZOOptimizer) -> list[torch.Tensor]:
+def _sample_parameters(optimizer: ZOOptimizer) -> list[torch.Tensor]:
     mask, sample = optimizer.directions.mask, []
     for index, parameter in enumerate(optimizer.parameters()):
         first = torch.arange(min(SAMPLE, parameter.numel()))
         movable = first if mask is None else mask.coordinates(index, limit=SAMPLE)
-        sample.append(optimizer.settled(index, movable.to(parameter.device)))
+        sample.append(optimizer.read_settled(index, movable.to(parameter.device)))
     return sample
 
 

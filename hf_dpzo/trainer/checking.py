@@ -4,21 +4,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
-from hf_dpzo.card.declarations import versions
-from hf_dpzo.data.checks import refuse_other_rows, refuse_other_rows_read
+from hf_dpzo.card.declarations import collect_versions
+from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows
 from hf_dpzo.distributed.processes import Processes
-from hf_dpzo.isolation.bound import isolation_bound, isolation_of, refuse_bound
-from hf_dpzo.isolation.measure import Rows, batches_to_probe, measure_isolation
+from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
+from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import columns_of
-from hf_dpzo.models.checks import refuse_model, refuse_padding, refuse_sharded, refuse_split
-from hf_dpzo.models.precision import refuse_shapes
-from hf_dpzo.models.unwrap import unwrapped
+from hf_dpzo.isolation.synthetic_rows import infer_columns
+from hf_dpzo.models.checks import (
+    refuse_left_padding,
+    refuse_model,
+    refuse_sharded_parameters,
+    refuse_unsupported_sharding,
+)
+from hf_dpzo.models.precision import refuse_variable_shapes
+from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.fsdp import FSDPLosses
-from hf_dpzo.trainer.checks import refuse_changed, refuse_copies, refuse_parts, refuse_resuming, refuse_trained
+from hf_dpzo.trainer.checks import (
+    refuse_changed_arguments,
+    refuse_large_copies,
+    refuse_parts,
+    refuse_resuming,
+    refuse_trained_model,
+)
 from hf_dpzo.trainer.searching import SearchingTrainer
-from hf_dpzo.trajectory.run import remembers
+from hf_dpzo.trajectory.run import is_stateful
 
 
 class CheckingTrainer(SearchingTrainer):
@@ -33,29 +44,29 @@ class CheckingTrainer(SearchingTrainer):
 
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or whose rows are not kept apart."""
-        refuse_sharded(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
+        refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
-            refuse_shapes(self.model, fixed=self._has_fixed_shapes)
-        refuse_padding(self.model, self.processing_class)
-        refuse_copies(self.model, self.args.points_per_pass)
+            refuse_variable_shapes(self.model, fixed=self._has_fixed_shapes)
+        refuse_left_padding(self.model, self.processing_class)
+        refuse_large_copies(self.model, self.args.points_per_pass)
 
     def _refuse_rows(self, dataset: Any) -> None:
         """Raise `ValueError` where the rows about to be read are not those that were planned for, in each process."""
-        refuse_other_rows_read(self.train_dataset, dataset, self._units.num_rows)
-        refuse_split(self.model, self.args, remembers=remembers(self.method, self.args.update_rule))
-        refuse_other_rows(self._processes, dataset, self._units)
+        refuse_changed_rows(self.train_dataset, dataset, self._units.num_rows)
+        refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
+        refuse_differing_rows(self._processes, dataset, self._units)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Raise `ValueError` for what changed since the budget was planned, or was added since it was checked."""
         refuse_arguments(self.args)
-        refuse_changed(self.args, self._planned_values)
+        refuse_changed_arguments(self.args, self._planned_values)
         parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
         refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:
             refuse_resuming(self.args)
         elif self.args.private and self.model_init is None:
-            refuse_trained(unwrapped(self.model))
+            refuse_trained_model(unwrap_model(self.model))
 
     def _measure_isolation(self, losses: BatchLosses, dataset: Any) -> Isolation | None:
         """Return how far public rows move each other's losses; `None` where nothing is promised.
@@ -64,19 +75,19 @@ class CheckingTrainer(SearchingTrainer):
             CoupledRowsError: they move them too far.
         """
         if isinstance(losses, FSDPLosses):
-            losses.learn(self.model, self._public_batches(losses, dataset)[0])
+            losses.learn_gather_order(self.model, self._public_batches(losses, dataset)[0])
         if not self.args.private:
             return None
         rows = self._public_batches(losses, dataset)
         found = measure_isolation(self.model, losses, rows, points_per_pass=self._points_per_pass)
-        found = Isolation(moved=self._processes.largest(found.moved))
-        refuse_bound(isolation_bound(self.method, self.budget.planned_steps, found.moved))
+        found = Isolation(loss_change=self._processes.all_reduce_max(found.loss_change))
+        refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, found.loss_change))
         return found
 
     def _public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
-        kept = {column.name for column in columns_of(dataset)} - {self.args.privacy_unit_column}
+        kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
         kept &= set(self._signature_columns or kept)  # The others do not reach the collator.
-        return batches_to_probe(dataset, self.model, losses.collator, kept=kept, public=self.probe_rows)
+        return build_probe_batches(dataset, self.model, losses.collator, kept_columns=kept, public_rows=self.probe_rows)
 
     @property
     def _points_per_pass(self) -> int | None:
@@ -88,9 +99,9 @@ class CheckingTrainer(SearchingTrainer):
     def _environment(self) -> dict[str, Any]:
         """The isolation of rows and the versions of libraries that the run has."""
         found = self._isolation
-        bound = None if found is None else isolation_bound(self.method, self.budget.planned_steps, found.moved)
-        isolation = isolation_of(found, fixed_shapes=self._has_fixed_shapes, bound=bound)
-        return {"isolation": isolation, "versions": versions()}
+        bound = None if found is None else isolation_bound(self.method, self.budget.planned_steps, found.loss_change)
+        isolation = describe_isolation(found, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        return {"isolation": isolation, "versions": collect_versions()}
 
     @property
     def _has_fixed_shapes(self) -> bool:

@@ -54,7 +54,7 @@ def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], 
         )
 
 
-def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:
+def refuse_replaced_parts(compute_loss_func: Any, optimizers: tuple) -> None:
     """Raise `ValueError` for parts of the stock Trainer that zeroth-order training replaces."""
     if compute_loss_func is not None:
         raise ValueError(
@@ -66,7 +66,7 @@ def refuse_replaced(compute_loss_func: Any, optimizers: tuple) -> None:
         )
 
 
-def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
+def refuse_changed_arguments(args: Any, planned: Mapping[str, Any]) -> None:
     """Raise `ValueError` where `args` no longer hold the values that a budget was planned from."""
     for name, value in planned.items():
         now = getattr(args, name)
@@ -74,7 +74,7 @@ def refuse_changed(args: Any, planned: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={now}: the budget was planned with {name}={value}; make a new trainer.")
 
 
-def refuse_copies(model: torch.nn.Module, points_per_pass: int | None) -> None:
+def refuse_large_copies(model: torch.nn.Module, points_per_pass: int | None) -> None:
     """Raise `ValueError` where several probe points at once would be as many copies of much of the model."""
     if points_per_pass is not None and not is_copied(model, [p for p in model.parameters() if p.requires_grad]):
         raise ValueError(
@@ -92,13 +92,13 @@ def refuse_resuming(args: TrainingArguments) -> None:
         )
 
 
-def refuse_trained(model: torch.nn.Module) -> None:
+def refuse_trained_model(model: torch.nn.Module) -> None:
     """Raise `ValueError` for a model that a trainer of this process has trained."""
     if model in _TRAINED:
         raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
 
 
-def remember_trained(model: torch.nn.Module) -> None:
+def mark_as_trained(model: torch.nn.Module) -> None:
     """From now on `model` is one that a trainer of this process has trained."""
     _TRAINED.add(model)
 
@@ -123,7 +123,7 @@ SETTINGS = (
 )
 
 
-def refuse_other_settings(processes: Processes, args: TrainingArguments) -> None:
+def refuse_differing_settings(processes: Processes, args: TrainingArguments) -> None:
     """Raise in all processes where their arguments differ that say when something happens, and to what.
 
     One that evaluates or saves while another one takes a step would wait for ever.
@@ -133,7 +133,7 @@ def refuse_other_settings(processes: Processes, args: TrainingArguments) -> None
     """
     said = {name: str(getattr(args, name)) for name in SETTINGS}
     number = int.from_bytes(hashlib.sha256(str(said).encode()).digest()[:8], "big") >> 1
-    if not processes.equal(number):
+    if not processes.all_equal(number):
         raise ValueError(
             f"args: the {processes.size} processes do not have the same {', '.join(SETTINGS[:3])} or other settings of "
             "the loop; launch all with the same arguments."

@@ -14,14 +14,14 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils.hub import PushInProgress
 
 from hf_dpzo.auditing.audit import Audit
-from hf_dpzo.card.declarations import Declared, versions
-from hf_dpzo.card.model_card import metadata_of, write_card
+from hf_dpzo.card.declarations import Declarations, collect_versions
+from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.upload import Destination, Snapshot, copy_log
-from hf_dpzo.distributed.sharding import is_split, refuse_pushing, whole_state
+from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded, refuse_sharded_push
 from hf_dpzo.isolation.bound import worse_isolation
-from hf_dpzo.models.fingerprints import values_fingerprint
-from hf_dpzo.models.unwrap import unwrapped_optimizer
-from hf_dpzo.trainer.resumable import DurableTrainer
+from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
 
 
-class PublishingTrainer(DurableTrainer):
+class PublishingTrainer(ResumableTrainer):
     """A durable Trainer whose every save and every commit holds card, `privacy.json` and log.
 
     Subclasses set what an audit found.
@@ -44,29 +44,33 @@ class PublishingTrainer(DurableTrainer):
     _dataset: Sequence[str] = ()
     _task: str | None = None
     # Of the step whose weights were loaded as the best, and of the evaluations before that.
-    _loaded_step: int | None = None
-    _loaded_at: int | None = None
+    _best_step: int | None = None
+    _evaluations_before_best: int | None = None
     # The fingerprint of the weights that training left.
-    _final: str | None = None
+    _final_fingerprint: str | None = None
 
     # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log."""
+        """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log.
+
+        A checkpoint's card has no picture, which takes longer than all the rest; `hf-dpzo card` draws it.
+        """
         folder = Path(output_dir or self.args.output_dir)
-        if not self._trained:  # There is nothing to say, and nothing may be said by a card that is there.
-            self._refuse_folder_of_another(folder)
+        if not self._is_trained:  # There is nothing to say, and nothing may be said by a card that is there.
+            self._refuse_foreign_folder(folder)
             super().save_model(output_dir, _internal_call=True)
             return
         self._save_weights(output_dir)
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            self._write_card(folder, fingerprint)
+            # The mark of a checkpoint waits for the disk.
+            self._write_card(folder, fingerprint, pictured=not _internal_call, durably=not _internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_weights(self, output_dir: str | None = None) -> None:
-        self._refuse_other_weights()
+        self._refuse_changed_weights()
         if isinstance(self.model, PeftModel):  # PEFT keeps the place from which the base model was loaded here.
             self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
         super().save_model(output_dir, _internal_call=True)
@@ -88,39 +92,40 @@ class PublishingTrainer(DurableTrainer):
         What it is told stays in all cards that are written from now on. `model_name` and `finetuned_from` are as stock
         has them, and not used: the card names the base model that the log does.
         """
-        given = {"language": language, "license": license, "datasets": _names(dataset_tags) or None}
+        given = {"language": language, "license": license, "datasets": _merge_names(dataset_tags) or None}
         given = {name: value for name, value in given.items() if value is not None}
-        self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_names(tags)]}
-        self._dataset = _names(dataset_tags, dataset, dataset_args) or self._dataset
-        self._task = next(iter(_names(tasks)), self._task)
-        if not self._trained:
+        self._metadata = {**self._metadata, **given, "tags": [*self._metadata.get("tags", ()), *_merge_names(tags)]}
+        self._dataset = _merge_names(dataset_tags, dataset, dataset_args) or self._dataset
+        self._task = next(iter(_merge_names(tasks)), self._task)
+        if not self._is_trained:
             return
         fingerprint = self._fingerprint()
         if self.args.should_save:
-            self._write_card(Path(self.args.output_dir), fingerprint)
+            # TRL asks for a card at each checkpoint.
+            self._write_card(Path(self.args.output_dir), fingerprint, pictured=self._at_checkpoint is None)
 
     @property
-    def _trained(self) -> bool:
+    def _is_trained(self) -> bool:
         """Whether there is a log of what the model is."""
-        return self._log is not None and self._log.opened
+        return self._log is not None and self._log.was_opened
 
-    def _refuse_folder_of_another(self, folder: Path) -> None:
+    def _refuse_foreign_folder(self, folder: Path) -> None:
         if (folder / LOG_FILE).exists():
             raise ValueError(
                 f"output_dir={folder}: it holds the log of a run that did not lead to this model; save elsewhere."
             )
 
-    def _refuse_other_weights(self) -> None:
+    def _refuse_changed_weights(self) -> None:
         """Refuse a model that is not the one that was trained, or whose weights were changed since."""
         here = {id(parameter) for parameter in self.model.parameters()}
-        optimizer = unwrapped_optimizer(self.optimizer)
+        optimizer = unwrap_optimizer(self.optimizer)
         if optimizer.is_midstep:
             raise ValueError(
                 "model: training was stopped in the middle of a step, and the log leads to these weights only up to "
                 "rounding; go on with resume_from_checkpoint=True, or get the weights after any step by hf-dpzo replay."
             )
         trained = optimizer.parameters()
-        changed = self._final is not None and values_fingerprint(trained) != self._final
+        changed = self._final_fingerprint is not None and fingerprint_values(trained) != self._final_fingerprint
         if changed or not here >= {id(parameter) for parameter in trained}:
             raise ValueError(
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
@@ -129,32 +134,34 @@ class PublishingTrainer(DurableTrainer):
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """As stock; then remember what training left."""
-        self._final = self._loaded_step = self._loaded_at = None
+        self._final_fingerprint = self._best_step = self._evaluations_before_best = None
         output = super().train(*args, **options)
-        self._final = values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
+        self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
         return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As stock; what somebody split over processes is put together by all of them, as stock has it for its own."""
         adapter = isinstance(self.model, PeftModel)  # The rest is not saved.
         saved = [one for one in self.model.parameters() if one.requires_grad or not adapter]
-        if is_split(saved) and not self.is_distributed_loading_by_transformers:
-            state_dict = whole_state(self.model, kept=self.args.should_save)
+        if is_sharded(saved) and not self.is_distributed_loading_by_transformers:
+            state_dict = gather_state_dict(self.model, keep=self.args.should_save)
         super()._save(output_dir, state_dict)
 
     def _fingerprint(self) -> str:
         """That of what is trained, which all processes have to ask for."""
-        return self._final or values_fingerprint(unwrapped_optimizer(self.optimizer).parameters())
+        known = self._at_checkpoint or self._final_fingerprint
+        return known or fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
 
-    def _write_card(self, folder: Path, fingerprint: str) -> None:
-        copy_log(Path(self.args.output_dir), folder)
-        there = metadata_of(Path(self.args.output_dir))
-        write_card(folder, self._declared(fingerprint), {**there, **self._metadata})
+    def _write_card(self, folder: Path, fingerprint: str, *, pictured: bool = True, durably: bool = True) -> None:
+        run = Path(self.args.output_dir)
+        copy_log(run, folder, durably=durably)
+        metadata = {**read_metadata(run), **self._metadata}
+        write_card(folder, self._collect_declarations(fingerprint), metadata, pictured=pictured, durably=durably)
 
-    def _declared(self, fingerprint: str) -> Declared:
-        arguments, weights = self.args.to_dict(), self._weights(fingerprint)
-        step, metrics = self._evaluated(weights["after_step"])
-        return Declared(
+    def _collect_declarations(self, fingerprint: str) -> Declarations:
+        arguments, weights = self.args.to_dict(), self._describe_weights(fingerprint)
+        step, metrics = self._find_last_evaluation(weights["after_step"])
+        return Declarations(
             isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._environment["isolation"]),
             audit=None if self._audit is None else self._audit.as_json(),
             weights=weights,
@@ -162,37 +169,37 @@ class PublishingTrainer(DurableTrainer):
             eval_data_is_public=self.args.eval_data_is_public,
             metrics=metrics,
             metrics_step=step,
-            history=self._evaluations()[: self._loaded_at] if self.args.eval_data_is_public else (),
+            history=self._list_evaluations()[: self._evaluations_before_best] if self.args.eval_data_is_public else (),
             hyperparameters={name: arguments[name] for name in SHOWN_ARGUMENTS},
             dataset=self._dataset,
             task=self._task,
             repository=self.hub_model_id,
-            versions=versions(),
+            versions=collect_versions(),
         )
 
-    def _weights(self, fingerprint: str) -> dict[str, Any]:
-        optimizer = unwrapped_optimizer(self.optimizer)
+    def _describe_weights(self, fingerprint: str) -> dict[str, Any]:
+        optimizer = unwrap_optimizer(self.optimizer)
         trained = optimizer.parameters()
         # A run that was stopped between a release and its update has logged one step more than it has taken.
-        taken = self._log.written - (len(optimizer.received) > 0)
+        taken = self._log.num_written - (len(optimizer.pending_coefficients) > 0)
         return {
             "sha256": fingerprint,
             "parameters": sum(parameter.numel() for parameter in trained),
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
-            "after_step": taken if self._loaded_step is None else self._loaded_step,
+            "after_step": taken if self._best_step is None else self._best_step,
         }
 
-    def _evaluations(self) -> list[dict[str, float]]:
+    def _list_evaluations(self) -> list[dict[str, float]]:
         return [
-            {_plain(name): value for name, value in log.items() if name == "step" or _is_shown(name, value)}
+            {_plain(name): value for name, value in log.items() if name == "step" or _is_model_metric(name, value)}
             for log in self.state.log_history
             if "eval_loss" in log
         ]
 
-    def _evaluated(self, after_step: int) -> tuple[int | None, dict[str, float]]:
+    def _find_last_evaluation(self, after_step: int) -> tuple[int | None, dict[str, float]]:
         """The last evaluation of the weights, or of those of an earlier step, and which that is."""
-        found = self._evaluations()
-        since = [] if self._loaded_at is None else found[self._loaded_at :]
+        found = self._list_evaluations()
+        since = [] if self._evaluations_before_best is None else found[self._evaluations_before_best :]
         earlier = [one for one in found if one["step"] <= after_step]
         if since:  # Of the best weights, however many steps were taken.
             step, last = after_step, since[-1]
@@ -205,7 +212,7 @@ class PublishingTrainer(DurableTrainer):
     def _load_best_model(self) -> None:
         """As stock. The weights are no longer those of the last step."""
         super()._load_best_model()
-        self._loaded_step, self._loaded_at = self.state.best_global_step, len(self._evaluations())
+        self._best_step, self._evaluations_before_best = self.state.best_global_step, len(self._list_evaluations())
 
     # ---- Pushing ----
 
@@ -231,9 +238,9 @@ class PublishingTrainer(DurableTrainer):
         Raises:
             ValueError: nothing was trained.
         """
-        if not self._trained:
+        if not self._is_trained:
             raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
-        refuse_pushing(unwrapped_optimizer(self.optimizer).parameters())
+        refuse_sharded_push(unwrap_optimizer(self.optimizer).parameters())
         if not self.is_world_process_zero():
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
@@ -242,7 +249,7 @@ class PublishingTrainer(DurableTrainer):
         self._save_weights()
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        snapshot = self._snapshot()
+        snapshot = self._take_snapshot()
         to = Destination(repository=self.hub_model_id, revision=revision or self.args.hub_revision, token=token)
         return snapshot.upload(to, message=commit_message, wait=blocking)
 
@@ -253,7 +260,7 @@ class PublishingTrainer(DurableTrainer):
         if self._is_pushing and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        snapshot = self._snapshot()
+        snapshot = self._take_snapshot()
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
         when = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
         to = Destination(repository=self.hub_model_id, revision=self.args.hub_revision)
@@ -274,13 +281,12 @@ class PublishingTrainer(DurableTrainer):
             if job.done() and job.exception() is not None:
                 logger.warning("A push to the Hub failed, and the next one will make up for it: %s", job.exception())
 
-    def _snapshot(self) -> Snapshot:
+    def _take_snapshot(self) -> Snapshot:
         """What to push, in a folder that steps that follow do not change, and where nothing was before."""
         snapshot = Snapshot(Path(self.args.output_dir))
-        if self.args.push_trajectory:
-            self._write_card(snapshot.folder, self._fingerprint())
-        else:
+        if not self.args.push_trajectory:
             self.save_model(str(snapshot.folder), _internal_call=True)
+        self._write_card(snapshot.folder, self._fingerprint())
         return snapshot
 
     @property
@@ -288,7 +294,7 @@ class PublishingTrainer(DurableTrainer):
         return self.push_in_progress is not None and not self.push_in_progress.is_done()
 
 
-def _names(*given: str | list[str] | None) -> list[str]:
+def _merge_names(*given: str | list[str] | None) -> list[str]:
     """Each name once, in order."""
     lists = ([one] if isinstance(one, str) else one or [] for one in given)
     return list(dict.fromkeys(name for names in lists for name in names))
@@ -298,7 +304,7 @@ def _plain(metric: str) -> str:
     return re.sub(r"[^\w./@-]", "_", metric)[:128]
 
 
-def _is_shown(metric: str, value: float) -> bool:
+def _is_model_metric(metric: str, value: float) -> bool:
     """Whether a metric says something of the model, and not of the machine."""
     timing = metric.endswith(("_runtime", "_per_second", "_preparation_time"))
     return metric.startswith("eval_") and not timing and math.isfinite(value)

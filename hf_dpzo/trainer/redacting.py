@@ -14,10 +14,10 @@ from hf_dpzo.privacy.ledger import Budget, round_up
 
 
 # What the stock loop may log about training.
-RELEASED = frozenset({"epoch", "learning_rate", "step", "epsilon"})
+LOGGABLE_KEYS = frozenset({"epoch", "learning_rate", "step", "epsilon"})
 
 
-class DiscreetTrainer(Trainer):
+class RedactingTrainer(Trainer):
     """A Trainer whose logs, metrics, checkpoints and streams say nothing about training data.
 
     Subclasses set what evaluation needs: `per_example_loss`, `budget`, and the prefixes of its metrics.
@@ -34,14 +34,14 @@ class DiscreetTrainer(Trainer):
 
         Anything else that it is given is dropped.
         """
-        logs = self._released(logs)
+        logs = self._redact(logs)
         if "learning_rate" in logs and self.args.private:
             logs["epsilon"] = round_up(self.budget.running_epsilon())
         super().log(logs, start_time)
 
-    def _released(self, logs: dict[str, Any]) -> dict[str, Any]:
+    def _redact(self, logs: dict[str, Any]) -> dict[str, Any]:
         evaluated = tuple(f"{prefix}_" for prefix in self._metric_prefixes)
-        return {key: value for key, value in logs.items() if key in RELEASED or key.startswith(evaluated)}
+        return {key: value for key, value in logs.items() if key in LOGGABLE_KEYS or key.startswith(evaluated)}
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """The expected batch size; the actual ones are secret."""

@@ -8,10 +8,10 @@ from transformers.trainer_utils import BestRun, TrainOutput
 
 from hf_dpzo.arguments.training_args import PLANNED_FLAGS
 from hf_dpzo.data.units import Units
-from hf_dpzo.models.unwrap import unwrapped
+from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.privacy.ledger import Budget, BudgetExceededError
 from hf_dpzo.trainer.callbacks import FirstStepGuard
-from hf_dpzo.trainer.checks import refuse_trained
+from hf_dpzo.trainer.checks import refuse_trained_model
 from hf_dpzo.trainer.publishing import PublishingTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 from hf_dpzo.zo.directions import DIRECTIONS
@@ -34,7 +34,7 @@ COUNTED = (
 
 
 # Flags that the rows and their evaluation were looked at with, before any trial.
-SETTLED = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
+FIXED_FLAGS = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
 
 
 class SearchingTrainer(PublishingTrainer):
@@ -48,14 +48,14 @@ class SearchingTrainer(PublishingTrainer):
 
     _units: Units
     # What the arguments were before the search, and the plan that each of its trials must have.
-    _given: dict[str, Any]
-    _counted: Budget
+    _original_arguments: dict[str, Any]
+    _counted_budget: Budget
     _trials_begun: int = 0
 
-    def _plan(self) -> None:
+    def _plan_run(self) -> None:
         """Plan a run by the arguments: its method, its budget, how it moves, and public facts about its rows."""
         args, units = self.args, len(self._units)
-        self._rows_facts = {
+        self._row_facts = {
             "rows": self._units.num_rows,
             "units": units,
             "expected_batch_size": args.expected_batch_size,
@@ -73,7 +73,7 @@ class SearchingTrainer(PublishingTrainer):
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self.remove_callback(FirstStepGuard)
         if self.method is not None:
-            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin=self._begin))
+            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin_stage=self._begin_stage))
 
     # ---- The search ----
 
@@ -105,24 +105,30 @@ class SearchingTrainer(PublishingTrainer):
             BudgetExceededError: this trainer has trained before.
         """
         self._refuse_search(n_trials, backend, kwargs.get("n_jobs", 1))
-        self._given, self._counted = dict(vars(self.args)), self.budget
+        self._original_arguments, self._counted_budget = dict(vars(self.args)), self.budget
         try:
             return super().hyperparameter_search(
-                _checked(hp_space), compute_objective, n_trials, direction, backend or "optuna", hp_name, **kwargs
+                _check_hp_space(hp_space),
+                compute_objective,
+                n_trials,
+                direction,
+                backend or "optuna",
+                hp_name,
+                **kwargs,
             )
         finally:
             # Stock leaves the backend where a trial fails, and what the last trial has set.
             self.hp_search_backend = None
-            vars(self.args).update(self._given)
+            vars(self.args).update(self._original_arguments)
             if not self._trials_begun:  # One that was refused has planned another run.
-                self._plan()
+                self._plan_run()
 
     def _refuse_search(self, n_trials: int | None, backend: str | None, n_jobs: int) -> None:
         """Raise for what would break the count of trials, or what they are counted as."""
         if self.budget is None:
             raise ValueError("train_dataset=None: a search needs rows; pass train_dataset.")
         self._refuse_spent()
-        self.budget.require(self.budget.planned_steps)
+        self.budget.require_steps(self.budget.planned_steps)
         if n_trials is not None and type(n_trials) is not int:
             raise ValueError(f"n_trials={n_trials!r}: it is no whole number; pass how many trials to make.")
         private, trials = self.args.private, self.args.trials
@@ -179,34 +185,34 @@ class SearchingTrainer(PublishingTrainer):
             return
         if self.hp_search_backend is None:
             raise ValueError("trial: it is a part of a search; call hyperparameter_search, which counts them.")
-        vars(self.args).update(self._given)  # Without what the trial before had set.
+        vars(self.args).update(self._original_arguments)  # Without what the trial before had set.
         super()._hp_search_setup(trial)
         self.args.check_values()
-        settled = self._changed(SETTLED)
+        settled = self._list_changed(FIXED_FLAGS)
         if settled:
-            raise self._uncounted(settled)
-        self._plan()
-        if self.args.private or self._counted.private:
+            raise self._build_uncounted_error(settled)
+        self._plan_run()
+        if self.args.private or self._counted_budget.private:
             self._refuse_uncounted(trial.number)
         self.args.output_dir = super()._get_output_dir(trial)
         self._trials_begun += 1
 
     def _refuse_uncounted(self, number: int) -> None:
-        if not self.budget.is_planned_as(self._counted):
-            raise self._uncounted(self._changed(COUNTED) or self._changed(PLANNED_FLAGS))
+        if not self.budget.has_same_plan(self._counted_budget):
+            raise self._build_uncounted_error(self._list_changed(COUNTED) or self._list_changed(PLANNED_FLAGS))
         if number >= self.args.trials:
             raise ValueError(
                 f"trial={number}: its study has trials of an earlier search, and trials={self.args.trials} counts them "
                 "too; raise that, or begin a new study."
             )
 
-    def _changed(self, names: Iterable[str]) -> str:
+    def _list_changed(self, names: Iterable[str]) -> str:
         """Those of the flags `names` that a trial has set to something else, with what it has set them to."""
-        found = [name for name in names if getattr(self.args, name) != self._given[name]]
+        found = [name for name in names if getattr(self.args, name) != self._original_arguments[name]]
         return ", ".join(f"{name}={getattr(self.args, name)}" for name in found)
 
     @staticmethod
-    def _uncounted(changed: str) -> ValueError:
+    def _build_uncounted_error(changed: str) -> ValueError:
         return ValueError(
             f"{changed}: every trial must release what was counted, from the same rows; leave it out of hp_space."
         )
@@ -216,7 +222,7 @@ class SearchingTrainer(PublishingTrainer):
         if trial is None:
             super()._hp_search_setup(trial)
         elif self.args.private:
-            refuse_trained(unwrapped(self.model))
+            refuse_trained_model(unwrap_model(self.model))
 
     def _get_output_dir(self, trial: Any) -> str:
         """As stock. The arguments have the folder of a trial from its beginning."""
@@ -225,27 +231,27 @@ class SearchingTrainer(PublishingTrainer):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """As stock; then write the card of a trial, whose weights may be saved nowhere."""
         output = super().train(*args, **options)
-        self._write_card_of_trial()
+        self._write_trial_card()
         return output
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
         """As stock; a trial that has ended gets a card with what was measured."""
         metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-        if self._final is not None:
-            self._write_card_of_trial()
+        if self._final_fingerprint is not None:
+            self._write_trial_card()
         return metrics
 
-    def _write_card_of_trial(self) -> None:
+    def _write_trial_card(self) -> None:
         if self.hp_search_backend is not None and self.args.should_save:
             self._write_card(Path(self.args.output_dir), self._fingerprint())
 
-    def _refuse_other_weights(self) -> None:
+    def _refuse_changed_weights(self) -> None:
         if self.model is None:
             raise ValueError("model: a search keeps none; publish the folder of its best trial, or replay its log.")
-        super()._refuse_other_weights()
+        super()._refuse_changed_weights()
 
 
-def _checked(hp_space: Callable | None) -> Callable | None:
+def _check_hp_space(hp_space: Callable | None) -> Callable | None:
     """The same, but for what it returns, which stock takes for a mapping."""
     if hp_space is None:
         return None

@@ -16,18 +16,18 @@ from transformers.trainer_utils import TrainOutput
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.audit import Audit, audit_or_raise
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
-from hf_dpzo.data.checks import refuse_no_rows
+from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import SealedRows, batch_capacity, poisson_batches
-from hf_dpzo.distributed.processes import processes, refuse_diverged
+from hf_dpzo.data.sampling import SealedRows, batch_capacity, build_batch_sampler
+from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.per_example import PerExampleLoss, as_loss
-from hf_dpzo.models.precision import no_backward_needed
-from hf_dpzo.models.unwrap import Inputs, unwrapped
+from hf_dpzo.models.precision import skipped_stock_validation
+from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checking import CheckingTrainer
-from hf_dpzo.trainer.checks import refuse_other_settings, refuse_parts, refuse_replaced
+from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
 
 
 # Every so many steps, several processes see that they still hold the same weights.
@@ -76,9 +76,9 @@ class ZOTrainer(CheckingTrainer):
             raise ValueError(
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
-        refuse_replaced(compute_loss_func, optimizers)
+        refuse_replaced_parts(compute_loss_func, optimizers)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
-        with no_backward_needed():
+        with skipped_stock_validation():
             super().__init__(
                 model=model,
                 args=args,
@@ -94,33 +94,33 @@ class ZOTrainer(CheckingTrainer):
             )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
-        self.probe_rows = refuse_no_rows(probe_rows)
-        self._processes = processes(args.device)
-        self._units = args.units(self.train_dataset)  # What was passed, or what another class made of it.
+        self.probe_rows = check_probe_rows(probe_rows)
+        self._processes = get_processes(args.device)
+        self._units = args.build_units(self.train_dataset)  # What was passed, or what another class made of it.
         self._num_units = len(self._units)
-        self._plan()
+        self._plan_run()
         self._metric_prefixes = {"eval", "test"}
         self._audit: Audit | None = None
         if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
             self.remove_callback(ProgressCallback)
             self.add_callback(EpsilonProgressCallback)
-        if isinstance(unwrapped(self.model), PreTrainedModel):
+        if isinstance(unwrap_model(self.model), PreTrainedModel):
             # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
-            unwrapped(self.model).add_model_tags(list(PRIVATE_TAGS if args.private else TAGS))
+            unwrap_model(self.model).add_model_tags(list(PRIVATE_TAGS if args.private else TAGS))
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Release one step and hand it to the optimizer; return zero, for the loss is not released."""
-        self.budget.require()
+        self.budget.require_steps()
         model.eval()
-        step, descent, batch = len(self.budget.ledger), self._descent(), inputs["batch"]
+        step, descent, batch = len(self.budget.ledger), self._build_descent(), inputs["batch"]
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         with descent.walk(step, points_per_pass=self._points_per_pass) as walk:
             losses = [self._estimate.evaluate(stop, model, batch) for stop in walk]
             coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
-            record = functools.partial(self._record, descent, step)  # On disk before any process learns of it.
+            record = functools.partial(self._record_release, descent, step)  # On disk before any process learns of it.
             release = self.method.mechanism.release(coefficients, self._processes, record)
         del inputs, batch, losses, coefficients  # What follows is post-processing.
         descent.optimizer.receive(step=step, coefficients=release.coefficients)
@@ -131,7 +131,7 @@ class ZOTrainer(CheckingTrainer):
         self._refuse_model()  # Again, for `model_init` has made a new one by now.
         stock = super().get_train_dataloader()
         self._refuse_rows(stock.dataset)
-        capacity = batch_capacity(self.args.expected_batch_size, max_rows=self._units.max_rows)
+        capacity = batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
         capacity = capacity if self.args.parallel == "points" else None
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
@@ -150,8 +150,8 @@ class ZOTrainer(CheckingTrainer):
         self._isolation = self._measure_isolation(self._estimate.losses, stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
         return DataLoader(
-            SealedRows(stock.dataset, without=self.args.privacy_unit_column),
-            batch_sampler=poisson_batches(self._units, rate, self._processes, capacity=capacity),
+            SealedRows(stock.dataset, dropped_column=self.args.privacy_unit_column),
+            batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=capacity),
             collate_fn=collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
@@ -185,18 +185,18 @@ class ZOTrainer(CheckingTrainer):
         if self.budget is None:
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
         self._begin_trial(trial)
-        refuse_other_settings(self._processes, self.args)
+        refuse_differing_settings(self._processes, self.args)
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
             if self.args.audit:
                 method, _ = self.args.plan(self._num_units)
-                self._audit = self._processes.by_first(lambda: audit_or_raise(method, seed=self.args.seed))
+                self._audit = self._processes.run_on_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
-            refuse_diverged(self._processes, self._descent().optimizer.parameters(), output.global_step)
+            refuse_diverged(self._processes, self._build_descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()
         metrics = {"epoch": self.state.epoch}
         if self.args.private:
-            metrics["epsilon"] = round_up(self.budget.stated().epsilon)
+            metrics["epsilon"] = round_up(self.budget.guarantee().epsilon)
         return TrainOutput(output.global_step, math.nan, metrics)

@@ -15,31 +15,31 @@ from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
-from hf_dpzo.io.strict_json import fault_in
+from hf_dpzo.io.strict_json import find_fault
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
 # Of this machine, or of what will be done with the adapter, or the name that PEFT gives the base model.
-_NOT_KEPT = ("runtime_config", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
+_EXCLUDED_KEYS = ("runtime_config", "inference_mode", "base_model_name_or_path", "revision", "peft_version")
 
 
 # Names that PEFT reads as regular expressions are these, in a log.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def described_adapter(model: PeftModel) -> dict[str, Any]:
+def describe_adapter_config(model: PeftModel) -> dict[str, Any]:
     """Return the configuration of the adapter of `model`, as JSON knows it.
 
     The names of modules stand in place of the patterns that found them, so that a replay need not run any.
     """
     config = {name: _plain(value) for name, value in model.active_peft_config.to_dict().items()}
-    kept = {name: value for name, value in config.items() if name not in _NOT_KEPT}
+    kept = {name: value for name, value in config.items() if name not in _EXCLUDED_KEYS}
     if isinstance(model.base_model, BaseTuner):
-        kept |= _found_modules(model.base_model, kept) | _found_ranks(model.base_model, kept)
+        kept |= _resolve_modules(model.base_model, kept) | _resolve_ranks(model.base_model, kept)
     return kept
 
 
-def adapter_config(described: Mapping[str, Any]) -> PeftConfig:
+def build_adapter_config(description: Mapping[str, Any]) -> PeftConfig:
     """Return the configuration that an untrusted log describes.
 
     Guarantee: making the adapter imports nothing, opens no file, and runs no pattern that the log brings. What it adds
@@ -48,30 +48,30 @@ def adapter_config(described: Mapping[str, Any]) -> PeftConfig:
     Raises:
         TrajectoryError: the type, or the value of a key, is one that no log may ask for.
     """
-    name = described.get("peft_type")
+    name = description.get("peft_type")
     kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(name) if isinstance(name, str) else None
-    chosen = {key: value for key, value in described.items() if key != "peft_type"}
+    chosen = {key: value for key, value in description.items() if key != "peft_type"}
     if kind is not None:
-        defaults = _defaults_of(kind)
+        defaults = _read_defaults(kind)
         # JSON's true and 1 are equal in Python, but not in what they ask for.
         chosen = {
             key: value
             for key, value in chosen.items()
             if key not in defaults or type(value) is not type(defaults[key]) or value != defaults[key]
         }
-    fault = fault_in({str(name): chosen}, "adapters.json")
+    fault = find_fault({str(name): chosen}, "adapters.json")
     if fault is not None:
         raise TrajectoryError(f"adapter.{fault}; make the adapter yourself, and call replay_onto.")
     return kind(**chosen)
 
 
-def _defaults_of(kind: type) -> dict[str, Any]:
+def _read_defaults(kind: type) -> dict[str, Any]:
     fields = dataclasses.fields(kind)
     made = {field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING}
     return {field.name: _plain(made[field.name]() if field.name in made else field.default) for field in fields}
 
 
-def _found_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
     """The modules that the patterns of `config` found, if it has any, in their place."""
     names, found = sorted(tuner.targeted_module_names), {}
     layers = config.get("layers_pattern") or []
@@ -89,17 +89,21 @@ def _found_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _found_ranks(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_ranks(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the keys of `rank_pattern` and `alpha_pattern` found, in their place."""
     places = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
-    return {name: _exact(config[name], places) for name in ("rank_pattern", "alpha_pattern") if config.get(name)}
+    return {
+        name: _resolve_patterns(config[name], places) for name in ("rank_pattern", "alpha_pattern") if config.get(name)
+    }
 
 
-def _exact(patterns: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
+def _resolve_patterns(patterns: Mapping[str, Any], places: Iterable[str]) -> dict[str, Any]:
     """`patterns` by the places that they match, unless they are plain, and their order does not matter.
 
-    >>> _exact({"q": 4}, ["0.q", "0.v"]), _exact({"q": 4, "0.q": 8}, ["0.q", "1.q"]), _exact({".*v": 2}, ["0.q", "0.v"])
-    ({'q': 4}, {'0.q': 4, '1.q': 4}, {'0.v': 2})
+    >>> _resolve_patterns({"q": 4}, ["0.q", "0.v"]), _resolve_patterns({".*v": 2}, ["0.q", "0.v"])
+    ({'q': 4}, {'0.v': 2})
+    >>> _resolve_patterns({"q": 4, "0.q": 8}, ["0.q", "1.q"])
+    {'0.q': 4, '1.q': 4}
     """
     matching = {place: [key for key in patterns if re.match(rf"(.*\.)?({key})$", place)] for place in places}
     if all(_PLAIN.fullmatch(key) for key in patterns) and all(len(keys) < 2 for keys in matching.values()):

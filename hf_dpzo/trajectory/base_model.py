@@ -17,9 +17,9 @@ from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 
-from hf_dpzo.io.strict_json import short
-from hf_dpzo.models.location import resolve
-from hf_dpzo.models.precision import loading_options
+from hf_dpzo.io.strict_json import abbreviate
+from hf_dpzo.models.location import resolve_path
+from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
@@ -46,57 +46,57 @@ class BaseModel:
     """A base model: a user says where it is, and a log what is made of it.
 
     Args:
-        kind: its class.
-        place: a name on the Hub, or a folder.
+        model_class: its class.
+        location: a name on the Hub, or a folder.
         source: which of the files there, and of which commit.
         head: what its head and its padding are made with.
         dtype: what its weights are loaded as; `None` for float32.
         quantization: how they are quantized then.
     """
 
-    kind: type[PreTrainedModel]
-    place: str
+    model_class: type[PreTrainedModel]
+    location: str
     source: Mapping[str, Any]
     head: Mapping[str, Any]
     dtype: str | None = None
     quantization: str | None = None
 
     @classmethod
-    def of(cls, base: str, revision: str | None, described: Mapping[str, Any]) -> Self:
-        """Return what `described`, of a header, makes of `base`: on the Hub, a folder, package://name, or GGUF in it.
+    def from_header(cls, base: str, revision: str | None, description: Mapping[str, Any]) -> Self:
+        """Return what `description`, of a header, makes of `base`: on the Hub, a folder, package://name, or GGUF in it.
 
         Raises:
             ValueError: the log asks for a class that is no text model, or there is no such package.
         """
-        head = dict(described["head"])
+        head = dict(description["head"])
         if head.get("id2label") is not None:
             head["id2label"] = {int(number): label for number, label in head["id2label"].items()}
-        source = {"revision": revision or described["revision"] or "main"}
+        source = {"revision": revision or description["revision"] or "main"}
         if base.endswith(".gguf"):
             base, _, source["gguf_file"] = base.rpartition("/")
-        kind, loaded = _class_of(described["architecture"]), {name: described.get(name) for name in _LOADED}
-        return cls(kind=kind, place=resolve(base), source=source, head=head, **loaded)
+        kind, loaded = _find_model_class(description["architecture"]), {name: description.get(name) for name in _LOADED}
+        return cls(model_class=kind, location=resolve_path(base), source=source, head=head, **loaded)
 
-    def config(self) -> PreTrainedConfig:
+    def read_config(self) -> PreTrainedConfig:
         """Read its configuration, with the head that the log asks for.
 
         Raises:
             TrajectoryError: it is of a model of another kind, or of one that has an adapter.
         """
-        read, _ = PreTrainedConfig.get_config_dict(self.place, **self.source)
-        wanted = self.kind.config_class
+        read, _ = PreTrainedConfig.get_config_dict(self.location, **self.source)
+        wanted = self.model_class.config_class
         parts = [part for part in (read.get(wanted.base_config_key), read, *read.values()) if isinstance(part, dict)]
         part = next((part for part in parts if part.get("model_type") == wanted.model_type), None)
         # Another class would take its own sizes for those that it does not find there.
         if part is None:
             raise TrajectoryError(
-                f"architecture={self.kind.__name__}: base={self.place} is of another kind, "
-                f"{short(read.get('model_type'))}; name the model that the run began from."
+                f"architecture={self.model_class.__name__}: base={self.location} is of another kind, "
+                f"{abbreviate(read.get('model_type'))}; name the model that the run began from."
             )
         # Transformers would load it too, with all that PEFT's configurations can do.
-        if find_adapter_config_file(self.place, revision=self.source["revision"]) is not None:
+        if find_adapter_config_file(self.location, revision=self.source["revision"]) is not None:
             raise TrajectoryError(
-                f"base={self.place}: there is an adapter in it, and a replay loads none; build the model, and call "
+                f"base={self.location}: there is an adapter in it, and a replay loads none; build the model, and call "
                 "replay_onto."
             )
         return wanted.from_dict(part, **self.head)
@@ -108,7 +108,7 @@ class BaseModel:
             TrajectoryError: the log does not say how it was quantized, or that can not be done here.
         """
         try:
-            loaded = loading_options(self.dtype, self.quantization)
+            loaded = build_loading_options(self.dtype, self.quantization)
         except ValueError as error:
             raise TrajectoryError(str(error)) from None
         options = {**self.source, **loaded, "config": config, "trust_remote_code": False}
@@ -121,12 +121,12 @@ class BaseModel:
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
             options["use_safetensors"] = True
-        return self.kind.from_pretrained(self.place, **options).eval()
+        return self.model_class.from_pretrained(self.location, **options).eval()
 
     def check_growth(self, config: PreTrainedConfig, adapter: PeftConfig) -> None:
         """Raise `TrajectoryError` where `adapter` adds more than a replay may take. Nothing is loaded for that."""
         with torch.device("meta"):
-            model = self.kind(copy.deepcopy(config))
+            model = self.model_class(copy.deepcopy(config))
             before = _numbers(model)
             added = _numbers(get_peft_model(model, copy.deepcopy(adapter))) - before
         if added > _GROWTH * before + _ALWAYS:
@@ -137,7 +137,7 @@ class BaseModel:
 
 
 @contextlib.contextmanager
-def in_one_sentence(base: str) -> Iterator[None]:
+def one_sentence_errors(base: str) -> Iterator[None]:
     """Make one sentence of whatever a replay from `base` runs into, by a log that anybody may have written.
 
     Raises:
@@ -160,7 +160,7 @@ def in_one_sentence(base: str) -> Iterator[None]:
         ) from error
 
 
-def _class_of(architecture: str) -> type[PreTrainedModel]:
+def _find_model_class(architecture: str) -> type[PreTrainedModel]:
     kind = getattr(transformers, architecture, None) if architecture in MODELS else None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise TrajectoryError(

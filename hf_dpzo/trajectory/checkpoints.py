@@ -9,7 +9,7 @@ from typing import Self
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_dpzo.io.files import replace_durably, sync
+from hf_dpzo.io.files import sync_all, write_atomically
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
@@ -33,10 +33,8 @@ class CheckpointMark:
 
     def save(self, folder: Path) -> None:
         """Write the mark of `folder`, once everything else in it is on disk."""
-        for path in folder.rglob("*"):
-            sync(path)
-        replace_durably(folder / MARK_FILE, json.dumps(asdict(self)).encode())
-        sync(folder.parent)
+        sync_all([*folder.rglob("*"), folder.parent])
+        write_atomically(folder / MARK_FILE, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -51,7 +49,7 @@ def find_checkpoint(folder: Path, log: Trajectory) -> Path | None:
     Raises:
         TrajectoryError: a whole checkpoint is of another run, or of steps that the log does not hold.
     """
-    for checkpoint in _newest_first(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+    for checkpoint in _sort_newest_first(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
         if check_checkpoint(checkpoint, log):
             return checkpoint
     return None
@@ -71,6 +69,6 @@ def check_checkpoint(folder: Path, log: Trajectory) -> bool:
     return True
 
 
-def _newest_first(folders: Iterable[Path]) -> Iterator[Path]:
+def _sort_newest_first(folders: Iterable[Path]) -> Iterator[Path]:
     numbered = [(int(match[1]), path) for path in folders if (match := re.search(r"-(\d+)$", path.name))]
     return (path for _, path in sorted(numbered, reverse=True))

@@ -8,29 +8,29 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_dpzo.io.strict_json import fault_in, parse
+from hf_dpzo.io.strict_json import find_fault, parse_json
 
 
 # Bytes. An honest header has a few thousand; one that names 10000 parameters has half of this.
-LARGEST_HEADER = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 
 
 # Of all trials together: more than the accountants are asked about.
-MOST_STEPS = 10_000_000
+MAX_STEPS = 10_000_000
 
 
 # An honest header has five levels: adapter, config, rank_pattern, module, and the header itself.
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
-ANEW = "use a copy of the log that nobody changed, or the version of hf_dpzo that wrote it"
+DEFAULT_REMEDY = "use a copy of the log that nobody changed, or the version of hf_dpzo that wrote it"
 
 
 class TrajectoryError(ValueError):
     """A log that can not be read, or that belongs to another run."""
 
 
-def read_header(data: bytes, *, remedy: str = ANEW) -> dict[str, Any]:
+def parse_header(data: bytes, *, remedy: str = DEFAULT_REMEDY) -> dict[str, Any]:
     """Return the header that `data` holds, in JSON, of the shape that the schema asks for.
 
     Args:
@@ -41,42 +41,42 @@ def read_header(data: bytes, *, remedy: str = ANEW) -> dict[str, Any]:
         TrajectoryError: it holds none, or one that no run has.
     """
     try:
-        return _parsed(data)
+        return _parse_checked(data)
     except TrajectoryError as error:
         raise TrajectoryError(f"{error}; {remedy}.") from None
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    if len(data) > LARGEST_HEADER:
-        raise TrajectoryError(f"header: it has {len(data)} bytes, and {LARGEST_HEADER} are the most")
+def _parse_checked(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_HEADER_BYTES:
+        raise TrajectoryError(f"header: it has {len(data)} bytes, and {MAX_HEADER_BYTES} are the most")
     try:
-        header = parse(data.decode())
+        header = parse_json(data.decode())
     except (ValueError, RecursionError) as error:
         raise TrajectoryError(f"header: it is no JSON that a run writes ({type(error).__name__})") from None
     _check_values(header)
-    fault = fault_in(header, "trajectory-header.json")
+    fault = find_fault(header, "trajectory-header.json")
     if fault is not None:
         raise TrajectoryError(fault)
-    _check_agreement(header)
+    _check_consistency(header)
     return header
 
 
 def _check_values(header: Any) -> None:
     """Raise where `header` holds an infinite number, or is so deep that whoever walks through it could fail."""
     level = [header]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         if not all(math.isfinite(one) for one in level if isinstance(one, float)):
             raise TrajectoryError("header: it holds a number that is too large for float64")
         level = [inner for one in level for inner in _inside(one)]
     if level:
-        raise TrajectoryError(f"header: it has more than {_DEEPEST} levels")
+        raise TrajectoryError(f"header: it has more than {_MAX_DEPTH} levels")
 
 
 def _inside(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
-def _check_agreement(header: Mapping[str, Any]) -> None:
+def _check_consistency(header: Mapping[str, Any]) -> None:
     """Raise where two parts of `header` contradict each other."""
     names = [name for group in header["groups"] for name in group["parameters"]]
     if len(set(names)) < len(names):
@@ -84,8 +84,8 @@ def _check_agreement(header: Mapping[str, Any]) -> None:
     if not names:
         raise TrajectoryError("groups: there is no parameter in them")
     trials, steps = header["plan"].get("trials", 1), header["plan"]["steps"]
-    if trials * steps > MOST_STEPS:
-        raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MOST_STEPS}")
+    if trials * steps > MAX_STEPS:
+        raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MAX_STEPS}")
     directions = header["method"].get("num_directions", 1)
     if directions != header["num_directions"]:
         raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")

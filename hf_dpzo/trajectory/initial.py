@@ -17,14 +17,14 @@ from safetensors.torch import save
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from hf_dpzo.distributed.sharding import local, put_, whole
-from hf_dpzo.io.files import replace_durably
-from hf_dpzo.io.strict_json import short
-from hf_dpzo.models.location import cached_commit
-from hf_dpzo.models.precision import loaded_as
-from hf_dpzo.models.seeded import _SEEDS
-from hf_dpzo.models.unwrap import class_name, unwrapped
-from hf_dpzo.trajectory.adapters import described_adapter
+from hf_dpzo.distributed.sharding import copy_from_full_, gather_full_tensor, to_local
+from hf_dpzo.io.files import write_atomically
+from hf_dpzo.io.strict_json import abbreviate
+from hf_dpzo.models.location import find_cached_commit
+from hf_dpzo.models.precision import describe_loading
+from hf_dpzo.models.seeded import ADAPTER_SEEDS
+from hf_dpzo.models.unwrap import class_name, unwrap_model
+from hf_dpzo.trajectory.adapters import describe_adapter_config
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
@@ -36,7 +36,7 @@ HEAD_OPTIONS = ("id2label", "label2id", "problem_type", "pad_token_id")
 
 
 # Of the header of that file, in bytes: a hundred for each of 100000 parameters.
-LARGEST_NAMES = 1 << 24
+MAX_TENSOR_HEADER_BYTES = 1 << 24
 
 
 # How safetensors calls types.
@@ -50,48 +50,48 @@ _TYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch
 _HEAD_SHARE = 0.1
 
 
-def adapter_of(model: torch.nn.Module) -> dict[str, Any] | None:
+def describe_adapter(model: torch.nn.Module) -> dict[str, Any] | None:
     """How to make the adapter of `model` again: its configuration, and its seed where it has one."""
     if not isinstance(model, PeftModel):
         return None
-    return {"config": described_adapter(model), "seed": _SEEDS.get(model)}
+    return {"config": describe_adapter_config(model), "seed": ADAPTER_SEEDS.get(model)}
 
 
-def base_of(model: torch.nn.Module) -> dict[str, Any]:
+def describe_base_model(model: torch.nn.Module) -> dict[str, Any]:
     """Which model the run began from: names for people, and what its head is made with."""
-    base = unwrapped(model)
+    base = unwrap_model(model)
     if not isinstance(base, PreTrainedModel):
         return {"architecture": class_name(base), "name": "", "revision": None, "head": {}}
     config = json.loads(base.config.to_json_string(use_diff=False))
     return {
         "architecture": class_name(base),
         "name": base.config.name_or_path,
-        "revision": getattr(base.config, "_commit_hash", None) or cached_commit(base.config.name_or_path),
+        "revision": getattr(base.config, "_commit_hash", None) or find_cached_commit(base.config.name_or_path),
         "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
-        **loaded_as(model),
+        **describe_loading(model),
     }
 
 
-def initial_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def collect_initial_values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the initial values that neither a base model nor a public seed gives back.
 
     Those are of an adapter without a public seed, and of a head, whether it is trained or not. Where they are split
     over processes, all of these have to ask.
     """
-    return {name: whole(p.detach()).cpu().contiguous() for name, p in _not_given_back(model)}
+    return {name: gather_full_tensor(p.detach()).cpu().contiguous() for name, p in _find_unrecoverable(model)}
 
 
-def save_initial(kept: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Save `initial_values` into `folder`, if there are any."""
-    if kept:
-        replace_durably(folder / INITIAL_FILE, save(dict(kept)))
+def save_initial_values(values: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Save initial `values` into `folder`, if there are any."""
+    if values:
+        write_atomically(folder / INITIAL_FILE, save(dict(values)))
     else:
         (folder / INITIAL_FILE).unlink(missing_ok=True)  # Of a run that was killed before its log was there.
 
 
 @torch.no_grad()
-def restore_initial(model: torch.nn.Module, folder: Path, *, trained: bool = True) -> None:
-    """Give `model` the initial values that are saved in `folder`, if there are any; without `trained` the frozen alone.
+def restore_initial_values(model: torch.nn.Module, folder: Path, *, include_trained: bool = True) -> None:
+    """Give `model` the initial values saved in `folder`, if there are any; without `include_trained` the frozen alone.
 
     Guarantee: whoever made the file, no tensor is loaded that is not one of the model's, in name, shape and type.
 
@@ -103,44 +103,44 @@ def restore_initial(model: torch.nn.Module, folder: Path, *, trained: bool = Tru
         return
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > LARGEST_NAMES:
+    if length > MAX_TENSOR_HEADER_BYTES:
         raise TrajectoryError(f"{path}: its header has {length} bytes, and no run's has so many; use another copy.")
     try:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no mapping.
-                _check_alike(path, name, tensors.get_slice(name), parameters.get(name))
+                _check_match(path, name, tensors.get_slice(name), parameters.get(name))
             for name in tensors.keys():  # noqa: SIM118
-                if trained or not parameters[name].requires_grad:
-                    put_(parameters[name], _finite(path, name, tensors.get_tensor(name)))
+                if include_trained or not parameters[name].requires_grad:
+                    copy_from_full_(parameters[name], _check_finite(path, name, tensors.get_tensor(name)))
     except SafetensorError as error:
         raise TrajectoryError(f"{path}: it is damaged ({error!s:.100}); use another copy.") from error
 
 
-def _check_alike(path: Path, name: str, saved: Any, parameter: torch.Tensor | None) -> None:
+def _check_match(path: Path, name: str, saved: Any, parameter: torch.Tensor | None) -> None:
     """Raise unless `saved`, a slice of which nothing was read yet, is what `parameter` can be."""
     kind = _TYPES.get(saved.get_dtype())
     if parameter is None or list(parameter.shape) != saved.get_shape() or parameter.dtype != kind:
         raise TrajectoryError(
-            f"{path}: the model has no parameter {short(name)} of that shape and type; start from the same model."
+            f"{path}: the model has no parameter {abbreviate(name)} of that shape and type; start from the same model."
         )
 
 
-def _finite(path: Path, name: str, value: torch.Tensor) -> torch.Tensor:
+def _check_finite(path: Path, name: str, value: torch.Tensor) -> torch.Tensor:
     if not value.isfinite().all():
-        raise TrajectoryError(f"{path}: {short(name)} holds a number that is not finite; use another copy.")
+        raise TrajectoryError(f"{path}: {abbreviate(name)} holds a number that is not finite; use another copy.")
     return value
 
 
-def _not_given_back(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    base = unwrapped(model)
+def _find_unrecoverable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    base = unwrap_model(model)
     if not isinstance(base, PreTrainedModel):
         return []
     body = {id(parameter) for parameter in base.base_model.parameters()}
     # A head that is quantized was not made here.
-    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(local(p)))
+    new = ((name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(to_local(p)))
     head = {name: p for name, p in new if id(p) not in body}
     total = sum(parameter.numel() for parameter in model.parameters())
     kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
-    if isinstance(model, PeftModel) and model not in _SEEDS:
+    if isinstance(model, PeftModel) and model not in ADAPTER_SEEDS:
         kept = kept | {name: p for name, p in model.named_parameters() if p.requires_grad}
     return list(kept.items())

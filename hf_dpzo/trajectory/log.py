@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import filelock
 
-from hf_dpzo.io.files import replace_durably
-from hf_dpzo.trajectory.header import LARGEST_HEADER, TrajectoryError, read_header
-from hf_dpzo.trajectory.records import CHAIN, Layout, Record, Records
+from hf_dpzo.io.files import write_atomically
+from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError, parse_header
+from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Records
 
 
 LOG_FILE = "trajectory.zo"
@@ -31,7 +31,7 @@ MAGIC = b"hf_dpzo trajectory 1\n"
 
 
 # Bytes of a whole file: a million steps of one direction. A reader holds no more than these, twice.
-LARGEST_LOG = 1 << 26
+MAX_LOG_BYTES = 1 << 26
 
 
 _LENGTH = struct.Struct("<I")
@@ -44,23 +44,23 @@ class Trajectory:
     Args:
         header: what the run was configured with.
         records: of the steps, in order.
-        start: the checksum of the header.
-        torn: bytes behind the last whole record. They are of a step whose release somebody may have seen.
+        header_checksum: the checksum of the header.
+        torn_bytes: bytes behind the last whole record. They are of a step whose release somebody may have seen.
     """
 
     header: Mapping[str, Any]
     records: Records
-    start: bytes
-    torn: int
+    header_checksum: bytes
+    torn_bytes: int
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> RecordLayout:
         """How the records are laid out."""
-        return layout_of(self.header)
+        return layout_from_header(self.header)
 
     def checksum_after(self, steps: int) -> bytes:
         """The checksum that stands for the log up to a step."""
-        return self.records.checksum(steps - 1) if steps else self.start
+        return self.records.checksum_at(steps - 1) if steps else self.header_checksum
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -75,7 +75,7 @@ class Trajectory:
         if not path.is_file():
             raise TrajectoryError(f"{path}: there is no log of a run; name its folder, or its {LOG_FILE}.")
         with open(path, "rb") as file:
-            data = file.read(LARGEST_LOG + 1)
+            data = file.read(MAX_LOG_BYTES + 1)
         try:
             return cls._parse(data)
         except TrajectoryError as error:
@@ -83,28 +83,28 @@ class Trajectory:
 
     @classmethod
     def _parse(cls, data: bytes) -> Self:
-        if len(data) > LARGEST_LOG:
-            raise TrajectoryError(f"it has more than {LARGEST_LOG} bytes, and no log has; name another file.")
+        if len(data) > MAX_LOG_BYTES:
+            raise TrajectoryError(f"it has more than {MAX_LOG_BYTES} bytes, and no log has; name another file.")
         header, checksum, start = _split_header(data)
-        layout, count, before = layout_of(header), 0, checksum
-        steps, there, most = header["plan"]["steps"], len(data) - start, LARGEST_LOG - start
-        if not there // layout.size <= steps <= most // layout.size:
+        layout, count, before = layout_from_header(header), 0, checksum
+        steps, there, most = header["plan"]["steps"], len(data) - start, MAX_LOG_BYTES - start
+        if not there // layout.record_size <= steps <= most // layout.record_size:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
-        for begin in range(start, len(data) - layout.size + 1, layout.size):
-            piece = data[begin : begin + layout.size]
+        for begin in range(start, len(data) - layout.record_size + 1, layout.record_size):
+            piece = data[begin : begin + layout.record_size]
             record = layout.unpack(piece, before)
             if record is None or record.step != count:
-                if begin + layout.size < len(data):
+                if begin + layout.record_size < len(data):
                     raise TrajectoryError(f"record {count} is damaged; replay a copy of the log.")
                 break
-            if not record.finite:
+            if not record.is_finite:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
             if record.void and any(record.integers):
                 raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
-            count, before = count + 1, piece[-CHAIN:]
-        end = start + count * layout.size
+            count, before = count + 1, piece[-CHECKSUM_BYTES:]
+        end = start + count * layout.record_size
         records = Records(layout=layout, data=data[start:end])
-        return cls(header=header, records=records, start=checksum, torn=len(data) - end)
+        return cls(header=header, records=records, header_checksum=checksum, torn_bytes=len(data) - end)
 
 
 class TrajectoryWriter:
@@ -120,7 +120,7 @@ class TrajectoryWriter:
         self._before = log.checksum_after(self.steps)
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open for as long as the run does.
         # Over the torn bytes, if there are any: they are fewer than the next record has.
-        self._file.seek(-log.torn, os.SEEK_END)
+        self._file.seek(-log.torn_bytes, os.SEEK_END)
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
@@ -133,14 +133,14 @@ class TrajectoryWriter:
         text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
         start = MAGIC + _LENGTH.pack(len(text)) + text
         data = start + hashlib.sha256(start).digest()
-        steps = read_header(text, remedy="a run like that can not be logged: simplify it")["plan"]["steps"]
-        largest = LARGEST_LOG - len(data)
-        if steps * layout_of(header).size > largest:
+        steps = parse_header(text, remedy="a run like that can not be logged: simplify it")["plan"]["steps"]
+        largest = MAX_LOG_BYTES - len(data)
+        if steps * layout_from_header(header).record_size > largest:
             raise TrajectoryError(
-                f"max_steps={steps}: a log of {LARGEST_LOG >> 20} MiB, the most that is read, holds "
-                f"{largest // layout_of(header).size} of these steps; lower it, or num_directions."
+                f"max_steps={steps}: a log of {MAX_LOG_BYTES >> 20} MiB, the most that is read, holds "
+                f"{largest // layout_from_header(header).record_size} of these steps; lower it, or num_directions."
             )
-        replace_durably(path, data)
+        write_atomically(path, data)
         return cls(path, Trajectory.read(path))
 
     def append(self, record: Record) -> None:
@@ -153,8 +153,10 @@ class TrajectoryWriter:
         """
         if record.step != self.steps:
             raise RuntimeError(f"step={record.step}: the log expects step {self.steps}.")
-        if not record.finite:
-            raise ValueError(f"learning_rate={record.rates}: step {record.step} can not take it; correct the schedule.")
+        if not record.is_finite:
+            raise ValueError(
+                f"learning_rate={record.learning_rates}: step {record.step} can not take it; correct the schedule."
+            )
         data = self._layout.pack(record, self._before)
         try:
             written = 0
@@ -166,7 +168,7 @@ class TrajectoryWriter:
                 f"{self._path}: step {record.step} could not be written ({error.strerror}); the {record.step} steps "
                 "before it are safe: make room, and go on with resume_from_checkpoint=True."
             ) from error
-        self._before, self.steps = data[-CHAIN:], self.steps + 1
+        self._before, self.steps = data[-CHECKSUM_BYTES:], self.steps + 1
 
     @property
     def checksum(self) -> str:
@@ -178,7 +180,7 @@ class TrajectoryWriter:
         self._file.close()
 
 
-def locked(path: Path) -> filelock.BaseFileLock:
+def acquire_lock(path: Path) -> filelock.BaseFileLock:
     """Lock the log at `path` for this process, from before it is read or made until the lock is released.
 
     Raises:
@@ -192,9 +194,9 @@ def locked(path: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def layout_of(header: Mapping[str, Any]) -> Layout:
+def layout_from_header(header: Mapping[str, Any]) -> RecordLayout:
     """Return the layout that `header` asks for."""
-    return Layout(num_directions=header["num_directions"], groups=len(header["groups"]))
+    return RecordLayout(num_directions=header["num_directions"], num_groups=len(header["groups"]))
 
 
 def _split_header(data: bytes) -> tuple[dict[str, Any], bytes, int]:
@@ -204,6 +206,6 @@ def _split_header(data: bytes) -> tuple[dict[str, Any], bytes, int]:
     (length,) = _LENGTH.unpack(data[len(MAGIC) :][: _LENGTH.size].ljust(_LENGTH.size, b"\xff"))
     end = len(MAGIC) + _LENGTH.size + length
     checksum = hashlib.sha256(data[:end]).digest()
-    if length > LARGEST_HEADER or data[end : end + len(checksum)] != checksum:
+    if length > MAX_HEADER_BYTES or data[end : end + len(checksum)] != checksum:
         raise TrajectoryError("its header is damaged; replay a copy of the log.")
-    return read_header(data[end - length : end]), checksum[:CHAIN], end + len(checksum)
+    return parse_header(data[end - length : end]), checksum[:CHECKSUM_BYTES], end + len(checksum)

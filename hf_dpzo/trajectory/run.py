@@ -9,13 +9,13 @@ from typing import Any, Self
 
 import torch
 
-from hf_dpzo.io.strict_json import differences
+from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.methods import METHODS, Method
-from hf_dpzo.models.fingerprints import frozen_fingerprint, shapes_fingerprint
+from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_shapes
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.queries import Query
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.initial import adapter_of, base_of
+from hf_dpzo.trajectory.initial import describe_adapter, describe_base_model
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
@@ -23,7 +23,7 @@ from hf_dpzo.zo.updates import UPDATES, Update
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedRun:
+class LoggedRun:
     """What follows from a log.
 
     Args:
@@ -39,26 +39,26 @@ class PlannedRun:
     budget: Budget
 
     @classmethod
-    def of(cls, log: Trajectory) -> Self:
+    def from_log(cls, log: Trajectory) -> Self:
         """Return the run that `log` is of.
 
         Raises:
             TrajectoryError: it plans for releases that its method does not make.
         """
         header, plan = log.header, log.header["plan"]
-        method = made(METHODS, header["method"])
+        method = from_header(METHODS, header["method"])
         run = cls(
             header=header,
             method=method,
-            update=made(UPDATES, header["update"]),
+            update=from_header(UPDATES, header["update"]),
             budget=Budget(
-                query=_query(header, method),
+                query=_build_query(header, method),
                 planned_steps=plan["steps"],
                 delta=plan["delta"],
                 trials=plan.get("trials", 1),
             ),
         )
-        run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn > 0)))
+        run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn_bytes > 0)))
         return run
 
     @property
@@ -67,12 +67,12 @@ class PlannedRun:
         return self.header["method"]["name"]
 
     @property
-    def rows(self) -> int:
+    def num_rows(self) -> int:
         """How many rows the training data had."""
         return self.header["rows"]["rows"]
 
     @property
-    def units(self) -> int:
+    def num_units(self) -> int:
         """How many units of privacy they made."""
         return self.header["rows"]["units"]
 
@@ -84,7 +84,7 @@ class PlannedRun:
     @property
     def sampling_rate(self) -> float:
         """The probability with which each unit joined a batch."""
-        return self.expected_batch_size / self.units
+        return self.expected_batch_size / self.num_units
 
     @property
     def unit_column(self) -> str | None:
@@ -107,7 +107,7 @@ class PlannedRun:
         return "row" if self.unit_column is None else "user"
 
     @property
-    def unit_in_words(self) -> str:
+    def unit_description(self) -> str:
         """What a unit of privacy is."""
         if self.unit_column is None:
             return "one row of the training data"
@@ -117,11 +117,11 @@ class PlannedRun:
         )
 
 
-def _query(header: Mapping[str, Any], method: Method) -> Query:
+def _build_query(header: Mapping[str, Any], method: Method) -> Query:
     """What one step released, as the method says; not as the header does, which must agree."""
     rows, planned = header["rows"], header["plan"]["query"]
     query = method.mechanism.query(rows["expected_batch_size"] / rows["units"])
-    different = differences(planned, {"name": type(query).__name__, **asdict(query)})
+    different = compare_json(planned, {"name": type(query).__name__, **asdict(query)})
     if different:
         raise TrajectoryError(f"plan: it is not of {header['method']['name']}: {'; '.join(different[:3])}.")
     return query
@@ -130,7 +130,7 @@ def _query(header: Mapping[str, Any], method: Method) -> Query:
 ANYWHERE = "any kind of device"
 
 
-def header_of(
+def build_header(
     *,
     model: torch.nn.Module,
     optimizer: ZOOptimizer,
@@ -139,7 +139,7 @@ def header_of(
     budget: Budget,
     rows: dict[str, Any],
     initial: str | None,
-    made_with: dict[str, Any],
+    environment: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -151,20 +151,20 @@ def header_of(
         budget: the plan.
         rows: how many units of privacy they make, and how they are drawn and evaluated.
         initial: the fingerprint of the initial values; `None` where it is not known any more.
-        made_with: what may differ where the run goes on: what the probe measured, and versions.
+        environment: what may differ where the run goes on: what the probe measured, and versions.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
     return json.loads(
         json.dumps(
             {
-                "base": {**base_of(model), "frozen": frozen_fingerprint(model, trained.values())},
-                "adapter": adapter_of(model),
-                "trained": {"shapes": shapes_fingerprint(trained), "initial": initial},
-                "method": {"name": _name_in(METHODS, method), **dataclasses.asdict(method)},
+                "base": {**describe_base_model(model), "frozen": fingerprint_frozen(model, trained.values())},
+                "adapter": describe_adapter(model),
+                "trained": {"shapes": fingerprint_shapes(trained), "initial": initial},
+                "method": {"name": _find_name(METHODS, method), **dataclasses.asdict(method)},
                 "num_directions": method.estimator.num_directions,
-                "update": {"name": _name_in(UPDATES, update), **dataclasses.asdict(update)},
-                "directions": {"name": _name_in(DIRECTIONS, optimizer.directions), "seed": optimizer.directions.seed},
+                "update": {"name": _find_name(UPDATES, update), **dataclasses.asdict(update)},
+                "directions": {"name": _find_name(DIRECTIONS, optimizer.directions), "seed": optimizer.directions.seed},
                 "groups": [
                     {"weight_decay": group["weight_decay"], "parameters": [names[id(p)] for p in group["params"]]}
                     for group in optimizer.param_groups
@@ -176,40 +176,41 @@ def header_of(
                     "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
                 },
                 "rows": rows,
-                "replays_on": _replays_on(method, update, optimizer),
-                "made_with": made_with,
+                "replays_on": _choose_replay_device(method, update, optimizer),
+                "made_with": environment,
             }
         )
     )
 
 
-def remembers(method: Method, update: Update) -> bool:
+def is_stateful(method: Method, update: Update) -> bool:
     """Whether a step depends on more than the parameters: on moments, on where a stage began, or on a mask."""
-    return update.remembers or method.constraint.remembers or method.pruning(0) is not None
+    return update.is_stateful or method.constraint.is_stateful or method.pruning(0) is not None
 
 
-def made(known: dict[str, type], described: dict[str, Any]) -> Any:
+def from_header(classes: dict[str, type], description: dict[str, Any]) -> Any:
     """The dataclass that a header describes."""
-    name, values = described["name"], {name: value for name, value in described.items() if name != "name"}
-    if name not in known:
-        raise TrajectoryError(f"name={name}: this version has only {', '.join(known)}; use a newer one.")
+    name, values = description["name"], {name: value for name, value in description.items() if name != "name"}
+    if name not in classes:
+        raise TrajectoryError(f"name={name}: this version has only {', '.join(classes)}; use a newer one.")
     try:
-        return known[name](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+        return classes[name](**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     except TypeError:
         raise TrajectoryError(
             f"name={name}: it has not the parameters {', '.join(values)}; use the version that wrote the log."
         ) from None
 
 
-def _name_in(known: dict[str, type], one: Any) -> str:
-    return next(name for name, kind in known.items() if type(one) is kind)
+def _find_name(classes: dict[str, type], one: Any) -> str:
+    return next(name for name, kind in classes.items() if type(one) is kind)
 
 
-def _replays_on(method: Method, update: Update, optimizer: ZOOptimizer) -> str:
+def _choose_replay_device(method: Method, update: Update, optimizer: ZOOptimizer) -> str:
     """Where a sweep is one addition for each coordinate, whatever computes it makes the same bits."""
-    portable = _name_in(DIRECTIONS, optimizer.directions) == "rademacher" and not remembers(method, update)
-    return ANYWHERE if portable else _kind(optimizer.parameters()[0].device)
+    portable = _find_name(DIRECTIONS, optimizer.directions) == "rademacher" and not is_stateful(method, update)
+    return ANYWHERE if portable else describe_device(optimizer.parameters()[0].device)
 
 
-def _kind(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
+    """Return the kind of device and of machine, such as "cpu on x86_64"."""
     return f"{device.type} on {platform.machine()}"

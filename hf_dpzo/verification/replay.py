@@ -7,18 +7,24 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.card.files import STATEMENT_FILE, is_weights
+from hf_dpzo.card.files import STATEMENT_FILE, is_weights_file
 from hf_dpzo.card.sources import Source, SourceError
-from hf_dpzo.models.fingerprints import frozen_fingerprint, values_fingerprint
-from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial
+from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
+from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import Trajectory
-from hf_dpzo.trajectory.replay import base_from_header, initial_model, replay_onto, replays_here, trained_parameters
+from hf_dpzo.trajectory.replay import (
+    build_initial_model,
+    locate_base_model,
+    replay_onto,
+    replays_bitwise,
+    select_trained_parameters,
+)
 from hf_dpzo.verification.finding import Finding
-from hf_dpzo.verification.weights import LARGEST_DRIFT, Difference, compare_configurations, compare_weights
+from hf_dpzo.verification.weights import MAX_DRIFT, WeightDrift, compare_configurations, compare_weights
 
 
-def replayed_findings(
-    source: Source, folder: Path, log: Trajectory, said: Mapping[str, Any] | None, base: str | None
+def check_replay(
+    source: Source, folder: Path, log: Trajectory, statement: Mapping[str, Any] | None, base: str | None
 ) -> Iterator[Finding]:
     """Load the base model, replay the log, and compare.
 
@@ -26,51 +32,51 @@ def replayed_findings(
         source: of the published files.
         folder: with the log, and the initial values that belong to it.
         log: of the run.
-        said: what `privacy.json` says; `None` where it says nothing that can be read.
+        statement: what `privacy.json` says; `None` where it says nothing that can be read.
         base: where the base model is; `None` for where the log says.
     """
     try:
-        name, revision = (base, None) if base is not None else base_from_header(log.header)
-        model = initial_model(name, revision, log)
+        name, revision = (base, None) if base is not None else locate_base_model(log.header)
+        model = build_initial_model(name, revision, log)
     except (OSError, ValueError) as error:
         yield Finding(name="base model", holds=None, detail=f"it is not to be had: {str(error).splitlines()[0]}")
         return
     try:
-        restore_initial(model, folder)
-        trained = trained_parameters(log, model)
+        restore_initial_values(model, folder)
+        trained = select_trained_parameters(log, model)
     except (ValueError, OSError) as error:
         yield Finding(name="base model", holds=False, detail=str(error))
         return
-    if frozen_fingerprint(model, trained.values()) != log.header["base"]["frozen"]:
+    if fingerprint_frozen(model, trained.values()) != log.header["base"]["frozen"]:
         detail = f"{name} is not what the log began from: it was swapped, or changed"
         yield Finding(name="base model", holds=False, detail=detail)
         return
-    if values_fingerprint(trained.values()) != log.header["trained"]["initial"]:
+    if fingerprint_values(trained.values()) != log.header["trained"]["initial"]:
         detail = f"what is trained did not begin from the values in {name}: it was swapped, or changed"
         yield Finding(name="base model", holds=False, detail=detail)
         return
     own = f"; {INITIAL_FILE} gives what is new" if INITIAL_FILE in source.sizes else ""
     yield Finding(name="base model", holds=True, detail=f"{name} is what the log began from{own}")
-    yield from _replayed(source, model, log, said)
+    yield from _check_weights(source, model, log, statement)
 
 
-def _replayed(
-    source: Source, model: torch.nn.Module, log: Trajectory, said: Mapping[str, Any] | None
+def _check_weights(
+    source: Source, model: torch.nn.Module, log: Trajectory, statement: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    declared = None if said is None else said["reproducibility"]["weights"]
+    declared = None if statement is None else statement["reproducibility"]["weights"]
     steps = len(log.records) if declared is None else declared["after_step"]
     if steps > len(log.records):
         detail = f"they are those after {steps} steps, and the log holds {len(log.records)}"
         yield Finding(name="weights", holds=False, detail=detail)
         return
-    here = replays_here(log, next(model.parameters()).device)
+    here = replays_bitwise(log, next(model.parameters()).device)
     replay_onto(model, log, at_step=steps, anywhere=True)
-    found = values_fingerprint(trained_parameters(log, model).values())
+    found = fingerprint_values(select_trained_parameters(log, model).values())
     if here and declared is not None and declared["sha256"] != found:
         detail = f"those after {steps} steps of the log have another SHA-256 than {STATEMENT_FILE} says"
         yield Finding(name="weights", holds=False, detail=detail)
         return
-    if not any(is_weights(name) for name in source.sizes):
+    if not any(is_weights_file(name) for name in source.sizes):
         detail = f"there are none; {steps} steps of the log lead to those whose SHA-256 is stated"
         if declared is None:
             detail = "there are none, and no SHA-256 of any is stated: there is nothing to compare"
@@ -81,28 +87,28 @@ def _replayed(
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         try:
-            yield _of_files(compare_weights(source, Path(scratch)), log, steps, here=here)
+            yield _build_weights_finding(compare_weights(source, Path(scratch)), log, steps, here=here)
             named = log.header["base"]
             lines = compare_configurations(source, Path(scratch), base=named["name"], revision=named["revision"])
-            yield _of_configurations(lines)
+            yield _build_configuration_finding(lines)
         except SourceError as error:
             yield Finding(name="weights", holds=False, detail=str(error))
 
 
-def _of_files(found: Difference | None, log: Trajectory, steps: int, *, here: bool) -> Finding:
+def _build_weights_finding(found: WeightDrift | None, log: Trajectory, steps: int, *, here: bool) -> Finding:
     if found is None:
         return Finding(name="weights", holds=True, detail=f"bit for bit those that {steps} steps of the log lead to")
-    if here or found.drift > LARGEST_DRIFT:
+    if here or found.relative_drift > MAX_DRIFT:
         detail = f"{found.tensor}: {found.detail} from what the log leads to"
         return Finding(name="weights", holds=False, detail=detail)
     detail = (
-        f"those that {steps} steps of the log lead to, up to {found.drift:.2g} of a tensor's largest entry: this run "
-        f"replays to the last bit on {log.header['replays_on']} alone"
+        f"those that {steps} steps of the log lead to, up to {found.relative_drift:.2g} of a tensor's largest entry: "
+        f"this run replays to the last bit on {log.header['replays_on']} alone"
     )
     return Finding(name="weights", holds=True, detail=detail)
 
 
-def _of_configurations(lines: list[str]) -> Finding:
+def _build_configuration_finding(lines: list[str]) -> Finding:
     if lines:
         detail = f"it (there) is not what the log leads to (here): {'; '.join(lines[:3])}"
         return Finding(name="configuration", holds=False, detail=detail)

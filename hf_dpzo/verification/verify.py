@@ -16,22 +16,22 @@ from huggingface_hub import ModelCard
 from scipy import stats
 
 from hf_dpzo._version import __version__
-from hf_dpzo.card.declarations import Declared
-from hf_dpzo.card.files import CARD_FILE, CONFIGURATIONS, PUBLIC_SUFFIXES, STATEMENT_FILE, is_weights
-from hf_dpzo.card.front_matter import read_card
-from hf_dpzo.card.model_card import PRIVATE_TAG, in_short, rendered
-from hf_dpzo.card.repository import fetched_log
+from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.card.files import CARD_FILE, CONFIG_FILES, PUBLIC_SUFFIXES, STATEMENT_FILE, is_weights_file
+from hf_dpzo.card.front_matter import parse_card
+from hf_dpzo.card.model_card import PRIVATE_TAG, render_card, summarize_claim
+from hf_dpzo.card.repository import fetch_log
 from hf_dpzo.card.schema import StatementError, check_statement
-from hf_dpzo.card.sources import Source, SourceError, source_of
-from hf_dpzo.card.statement import file_facts, privacy_statement
-from hf_dpzo.io.strict_json import differences
+from hf_dpzo.card.sources import Source, SourceError, open_source
+from hf_dpzo.card.statement import build_statement, describe_file
+from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.privacy.queries import LaplaceQuery
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
-from hf_dpzo.trajectory.run import PlannedRun
+from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
-from hf_dpzo.verification.replay import replayed_findings
+from hf_dpzo.verification.replay import check_replay
 
 
 # Of honest logs, one in a million has so little noise.
@@ -39,18 +39,18 @@ CHANCE = 1e-6
 
 
 # What the claim follows from and what it says; the rest of a statement describes the run.
-CLAIMED = ("status", "claim", "meaning", "accounting")
+CLAIM_FIELDS = ("status", "claim", "meaning", "accounting")
 
 
-LOOKED_AT = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIGURATIONS}
+CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIG_FILES}
 
 
 # Of a run's own folder, and of the Hub. Nothing is loaded from them.
-HARMLESS = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
+HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
 
 
 # How many of the values that noise alone makes lie that close to zero, and in how few of its scale.
-CLOSE = (0.05, 0.5)
+CLOSE_SHARES = (0.05, 0.5)
 
 
 def verify(
@@ -67,38 +67,41 @@ def verify(
     Raises:
         SourceError: there is nothing to verify.
     """
-    source = source_of(name, revision)
+    source = open_source(name, revision)
     return tuple(_findings(source, base, weights))
 
 
 def _findings(source: Source, base: str | None, weights: bool) -> Iterator[Finding]:
     try:
-        said = check_statement(source.json(STATEMENT_FILE))
+        said = check_statement(source.read_json(STATEMENT_FILE))
     except (SourceError, StatementError) as error:
         said = None
         yield Finding(name=STATEMENT_FILE, holds=False, detail=str(error))
     try:
-        folder = fetched_log(source)
+        folder = fetch_log(source)
         log = Trajectory.read(folder)
-        run = PlannedRun.of(log)
+        run = LoggedRun.from_log(log)
     except (SourceError, TrajectoryError, ValueError) as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return
-    yield _of_log(log, folder, said)
+    yield _check_log(log, folder, said)
     yield _noise(log, run)
     if said is not None:
-        follows = json.loads(json.dumps(privacy_statement(folder, Declared.of_statement(said))))
-        yield from _of_statement(said, follows)
-        yield _of_card(follows, source)
+        follows = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(said))))
+        yield from _compare_statement(said, follows)
+        yield _check_card(follows, source)
     if weights:
-        yield from replayed_findings(source, folder, log, said, base)
-    yield _others(source)
+        yield from check_replay(source, folder, log, said, base)
+    yield _check_other_files(source)
 
 
-def _of_log(log: Trajectory, folder: Path, said: Mapping[str, Any] | None) -> Finding:
-    steps, torn = len(log.records), " and a torn one, which counts as spent" if log.torn else ""
-    if said is not None and said["reproducibility"]["log"]["sha256"] != file_facts(folder / LOG_FILE)["sha256"]:
-        taken = steps if said["claim"] is None else said["claim"]["steps_taken"]
+def _check_log(log: Trajectory, folder: Path, statement: Mapping[str, Any] | None) -> Finding:
+    steps, torn = len(log.records), " and a torn one, which counts as spent" if log.torn_bytes else ""
+    if (
+        statement is not None
+        and statement["reproducibility"]["log"]["sha256"] != describe_file(folder / LOG_FILE)["sha256"]
+    ):
+        taken = steps if statement["claim"] is None else statement["claim"]["steps_taken"]
         detail = f"it holds {steps} steps{torn}, and {STATEMENT_FILE} says {taken}: steps were dropped or added"
         if taken == steps and not torn:
             detail = f"it is another one of {steps} steps than that whose SHA-256 {STATEMENT_FILE} has"
@@ -106,13 +109,13 @@ def _of_log(log: Trajectory, folder: Path, said: Mapping[str, Any] | None) -> Fi
     return Finding(name="log", holds=True, detail=f"intact: a chain of {steps} steps{torn}")
 
 
-def _noise(log: Trajectory, run: PlannedRun) -> Finding:
+def _noise(log: Trajectory, run: LoggedRun) -> Finding:
     """Whether what was released is as seldom near zero as noise alone is. Sums only move it away (Anderson 1955)."""
     if not run.budget.private:
         return Finding(name="noise", holds=True, detail="none, and none is claimed")
     released = [abs(integer) for record in log.records if not record.void for integer in record.integers]
     noise = stats.laplace if isinstance(run.budget.query, LaplaceQuery) else stats.norm
-    for share in CLOSE:
+    for share in CLOSE_SHARES:
         within = run.method.mechanism.noise_scale * noise.ppf((1 + share) / 2)
         close = sum(value < within for value in released)
         if close > stats.binom.isf(CHANCE, len(released), share):
@@ -126,38 +129,38 @@ def _noise(log: Trajectory, run: PlannedRun) -> Finding:
     )
 
 
-def _of_statement(said: Mapping[str, Any], follows: Mapping[str, Any]) -> Iterator[Finding]:
+def _compare_statement(statement: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Finding]:
     """What the statement says, against what follows from the log and from what it declares."""
     parts = {
-        "claim": [name for name in said if name in CLAIMED],
-        "description": [name for name in said if name not in CLAIMED],
+        "claim": [name for name in statement if name in CLAIM_FIELDS],
+        "description": [name for name in statement if name not in CLAIM_FIELDS],
     }
     for part, names in parts.items():
-        lines = [line for name in names for line in differences(said[name], follows[name], name)]
+        lines = [line for name in names for line in compare_json(statement[name], expected[name], name)]
         if lines:
             detail = f"{STATEMENT_FILE} (there) is not what the log says (here): {'; '.join(lines[:3])}"
             yield Finding(name=part, holds=False, detail=detail)
         elif part == "description":
             yield Finding(name=part, holds=True, detail=f"{STATEMENT_FILE} describes the run that the log is of")
-        elif said["claim"] is None:
+        elif statement["claim"] is None:
             yield Finding(name=part, holds=True, detail="there is none: the model is NOT PRIVATE")
         else:
-            stated = f"epsilon = {said['claim']['epsilon']:g} at delta = {said['claim']['delta']:g}"
+            stated = f"epsilon = {statement['claim']['epsilon']:g} at delta = {statement['claim']['delta']:g}"
             yield Finding(name=part, holds=True, detail=f"{stated}, computed again from the log")
 
 
-def _of_card(follows: Mapping[str, Any], source: Source) -> Finding:
+def _check_card(expected: Mapping[str, Any], source: Source) -> Finding:
     """The card is what would be written anew."""
     try:
-        card = read_card(source.text(CARD_FILE))
+        card = parse_card(source.read_text(CARD_FILE))
         data = card.data.to_dict()
     except ValueError as error:
         return Finding(name="card", holds=False, detail=f"{error!s:.200}")
-    wanted = rendered(follows, source.sizes)
+    wanted = render_card(expected, source.sizes)
     for number, (there, here) in enumerate(zip_longest(_lines(card), _lines(wanted), fillvalue=""), start=1):
         if there != here:
-            return _edited_card(follows, number, there, here)
-    claimed = None if follows["claim"] is None else in_short(follows)
+            return _build_edited_finding(expected, number, there, here)
+    claimed = None if expected["claim"] is None else summarize_claim(expected)
     # PEFT takes the tag away when it saves a loaded adapter, which claims nothing.
     if data.get("differential_privacy") != claimed or (claimed is None and PRIVATE_TAG in data.get("tags", ())):
         return Finding(name="card", holds=False, detail="its metadata claim something else than its text")
@@ -167,12 +170,12 @@ def _of_card(follows: Mapping[str, Any], source: Source) -> Finding:
             name="card", holds=False, detail="its metadata have another task, or other results, than its text"
         )
     # PEFT names a base model also where it is in a folder.
-    if data.get("base_model") not in (None, own.get("base_model"), follows["reproducibility"]["base_model"]["name"]):
+    if data.get("base_model") not in (None, own.get("base_model"), expected["reproducibility"]["base_model"]["name"]):
         return Finding(name="card", holds=False, detail=f"its base_model is {data['base_model']!s:.100}")
     return Finding(name="card", holds=True, detail="it says what the log says; other metadata are its owner's")
 
 
-def _edited_card(follows: Mapping[str, Any], number: int, there: str, here: str) -> Finding:
+def _build_edited_finding(follows: Mapping[str, Any], number: int, there: str, here: str) -> Finding:
     version = follows["versions"].get("hf_dpzo")
     detail = f"line {number} is {there!r:.100}, and the log asks for {here!r:.100}"
     if version != __version__:
@@ -186,16 +189,16 @@ def _lines(card: ModelCard) -> list[str]:
     return [line for line in lines if not re.fullmatch(r"- PEFT \d[\w.+]*", line)]
 
 
-def _others(source: Source) -> Finding:
+def _check_other_files(source: Source) -> Finding:
     """Files beside those that were looked at."""
     suspect = [name for name in source.sizes if not _is_known(name)]
     if suspect:
         detail = f"{', '.join(suspect[:3])}: what may run code, or hold other weights, was not opened"
         return Finding(name="other files", holds=False, detail=detail)
-    rest = sorted(name for name in source.sizes if name not in LOOKED_AT and not is_weights(name))
+    rest = sorted(name for name in source.sizes if name not in CHECKED_FILES and not is_weights_file(name))
     detail = f"not looked at: {', '.join(rest)}" if rest else "none"
     return Finding(name="other files", holds=True, detail=detail)
 
 
 def _is_known(name: str) -> bool:
-    return Path(name).suffix in PUBLIC_SUFFIXES or name in HARMLESS
+    return Path(name).suffix in PUBLIC_SUFFIXES or name in HARMLESS_FILES

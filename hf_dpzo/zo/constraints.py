@@ -10,18 +10,20 @@ from dataclasses import dataclass
 import torch
 
 from hf_dpzo.zo.directions import sum_of_squares
-from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.philox import CHUNK_SIZE
 
 
 class Constraint:
     """No constraint, unless a subclass says otherwise."""
 
     # Whether it looks at parameters of before.
-    remembers = False
+    is_stateful = False
     # Whether it moves them before an update.
-    pulls = False
+    has_pull = False
 
-    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+    def capture_origin(
+        self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
+    ) -> list[torch.Tensor]:
         """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
 
         Args:
@@ -48,18 +50,20 @@ class QuadraticAnchor(Constraint):
 
     >>> theta = torch.zeros(1)
     >>> anchor = QuadraticAnchor(strength=0.5)
-    >>> origin = anchor.origin([theta], None)
+    >>> origin = anchor.capture_origin([theta], None)
     >>> anchor.pull_([theta.add_(8.0)], origin, rates=[0.25])
     >>> theta
     tensor([7.])
     """
 
-    remembers = True
-    pulls = True
+    is_stateful = True
+    has_pull = True
 
     strength: float
 
-    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+    def capture_origin(
+        self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
+    ) -> list[torch.Tensor]:
         """Where the stage begins."""
         return [parameter.detach().clone() for parameter in parameters]
 
@@ -80,17 +84,19 @@ class Ball(Constraint):
 
     >>> theta = [torch.tensor([0.0]), torch.tensor([0.0])]
     >>> ball = Ball(radius=5.0)
-    >>> origin = ball.origin(theta, None)
+    >>> origin = ball.capture_origin(theta, None)
     >>> ball.project_([theta[0].add_(6.0), theta[1].add_(8.0)], origin)
     >>> theta
     [tensor([3.]), tensor([4.])]
     """
 
-    remembers = True
+    is_stateful = True
 
     radius: float
 
-    def origin(self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None) -> list[torch.Tensor]:
+    def capture_origin(
+        self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
+    ) -> list[torch.Tensor]:
         """Where the run began."""
         return [parameter.detach().clone() for parameter in parameters] if previous is None else previous
 
@@ -104,5 +110,5 @@ class Ball(Constraint):
 
 def _squares(parameter: torch.Tensor, start: torch.Tensor) -> float:
     """The squared distance between two tensors, chunk by chunk."""
-    chunks = zip(parameter.detach().view(-1).split(CHUNK), start.view(-1).split(CHUNK), strict=True)
+    chunks = zip(parameter.detach().view(-1).split(CHUNK_SIZE), start.view(-1).split(CHUNK_SIZE), strict=True)
     return sum(sum_of_squares((a.double() - b.double()).cpu()) for a, b in chunks)

@@ -16,18 +16,18 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from hf_dpzo.distributed.sharding import local_part
-from hf_dpzo.zo.kernel import Kernel, compiled
+from hf_dpzo.distributed.sharding import get_local_shard
+from hf_dpzo.zo.kernel import Kernel, compile_kernel
 from hf_dpzo.zo.mask import Mask
-from hf_dpzo.zo.philox import CHUNK, Address, Place, Stream, Streams, Words
+from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Streams, SweepAddress
 
 
 # How many chunks are sent to another device at once: so few copies that they cost little, and so little memory.
-BLOCK = 64
+CHUNKS_PER_BLOCK = 64
 
 
 # For how many coordinates Numba is loaded, which takes a second and 160 MiB: fewer cost a step some milliseconds.
-WORTH_COMPILING = 20_000_000
+MIN_COORDINATES_TO_COMPILE = 20_000_000
 
 
 _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
@@ -63,19 +63,21 @@ class Directions(ABC):
         sum over k has been taken in float32. On a CPU as many threads do it
         as torch uses, and how many they are changes no bit.
         """
-        part, start = local_part(parameter)
+        part, start = get_local_shard(parameter)
         flat = part.detach().view(-1)
         if flat.numel() < self.sizes[index]:
             self._add_part(flat, start, (index, step), weights)
             return
-        chunks = range(math.ceil(flat.numel() / CHUNK))
+        chunks = range(math.ceil(flat.numel() / CHUNK_SIZE))
         if flat.device.type == "cpu":
             # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
-            self._streams.share(functools.partial(self._add_chunks, flat.numpy(), (index, step), weights), chunks)
+            self._streams.run_in_threads(
+                functools.partial(self._add_chunks, flat.numpy(), (index, step), weights), chunks
+            )
             return
-        for block in (chunks[first : first + BLOCK] for first in chunks[::BLOCK]):
-            piece = flat[block.start * CHUNK : block.stop * CHUNK]
-            piece.add_(self._on_device(piece.device, block, (index, step), weights))
+        for block in (chunks[first : first + CHUNKS_PER_BLOCK] for first in chunks[::CHUNKS_PER_BLOCK]):
+            piece = flat[block.start * CHUNK_SIZE : block.stop * CHUNK_SIZE]
+            piece.add_(self._combine_on_device(piece.device, block, (index, step), weights))
 
     def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return coordinates `start` to `stop` of one direction, float32.
@@ -85,53 +87,55 @@ class Directions(ABC):
         (True, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
         """
         stop = self.sizes[index] if stop is None else stop
-        chunks = range(start // CHUNK, math.ceil(stop / CHUNK))
-        whole = torch.from_numpy(self._joined(chunks, (index, step), {direction: 1.0}))
-        offset = (start // CHUNK) * CHUNK
+        chunks = range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE))
+        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: 1.0}))
+        offset = (start // CHUNK_SIZE) * CHUNK_SIZE
         return whole[start - offset : stop - offset]
 
-    def _add_part(self, part: torch.Tensor, start: int, place: Place, weights: Mapping[int, float]) -> None:
+    def _add_part(self, part: torch.Tensor, start: int, sweep: SweepAddress, weights: Mapping[int, float]) -> None:
         """Add to consecutive coordinates, the first of which is number `start`."""
         stop = start + len(part)
-        for chunk in range(start // CHUNK, math.ceil(stop / CHUNK)):
-            first, last = max(start, chunk * CHUNK), min(stop, (chunk + 1) * CHUNK)
-            added = self._combination(chunk, place, weights, self._streams.first)
-            added = torch.from_numpy(added[first - chunk * CHUNK : last - chunk * CHUNK])
+        for chunk in range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE)):
+            first, last = max(start, chunk * CHUNK_SIZE), min(stop, (chunk + 1) * CHUNK_SIZE)
+            added = self._combine_chunk(chunk, sweep, weights, self._streams.main)
+            added = torch.from_numpy(added[first - chunk * CHUNK_SIZE : last - chunk * CHUNK_SIZE])
             part[first - start : last - start].add_(added.to(part.device))
 
     def _add_chunks(
-        self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
+        self, target: np.ndarray, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
         for chunk in chunks:
-            piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
-            piece += self._combination(chunk, place, weights, stream)
+            piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
+            piece += self._combine_chunk(chunk, sweep, weights, stream)
 
-    def _on_device(
-        self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]
+    def _combine_on_device(
+        self, device: torch.device, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]
     ) -> torch.Tensor:
         """`sum_k weights[k] * z_k` on consecutive chunks, float32, where a parameter is that is not on a CPU."""
-        return torch.from_numpy(self._joined(chunks, place, weights)).to(device)
+        return torch.from_numpy(self._combine_chunks(chunks, sweep, weights)).to(device)
 
-    def _joined(self, chunks: range, place: Place, weights: Mapping[int, float]) -> np.ndarray:
-        pieces = [self._combination(chunk, place, weights, self._streams.first) for chunk in chunks]
+    def _combine_chunks(self, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]) -> np.ndarray:
+        pieces = [self._combine_chunk(chunk, sweep, weights, self._streams.main) for chunk in chunks]
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.float32)
 
-    def _combination(self, chunk: int, place: Place, weights: Mapping[int, float], stream: Stream) -> np.ndarray:
-        index, step = place
+    def _combine_chunk(
+        self, chunk: int, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream
+    ) -> np.ndarray:
+        index, step = sweep
         size = self._size(chunk, index)
         total = None
         for direction, weight in weights.items():
-            scaled = self._scaled(weight, size, (chunk, index, direction, step), stream)
+            scaled = self._draw_scaled(weight, size, (chunk, index, direction, step), stream)
             total = scaled if total is None else np.add(total, scaled, out=total)
         if total is None:
             return np.zeros(size, dtype=np.float32)
-        return total if self.mask is None else total * self.mask.chunk(index, chunk)
+        return total if self.mask is None else total * self.mask.unpack_chunk(index, chunk)
 
     def _size(self, chunk: int, index: int) -> int:
-        return min(CHUNK, self.sizes[index] - chunk * CHUNK)
+        return min(CHUNK_SIZE, self.sizes[index] - chunk * CHUNK_SIZE)
 
     @abstractmethod
-    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
+    def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
         """Return `weight * z` on one chunk, a new float32 array `[size]`."""
 
 
@@ -143,7 +147,7 @@ class Rademacher(Directions):
 
     def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
         super().__init__(seed=seed, sizes=sizes, mask=mask)
-        self._words = Words(self.sizes)
+        self._words = SignWords(self.sizes)
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """As in `Directions`."""
@@ -151,40 +155,40 @@ class Rademacher(Directions):
         with self._words.sweep(index, step, weights):
             super().add_(parameter, index=index, step=step, weights=weights)
 
-    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
-        words = stream.at(address).random_raw(math.ceil(size / 64))
+    def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
+        words = stream.seek(address).random_raw(math.ceil(size / 64))
         # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
         return _signed_weights(weight).take(_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
 
     def _add_chunks(
-        self, target: np.ndarray, place: Place, weights: Mapping[int, float], stream: Stream, chunks: range
+        self, target: np.ndarray, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
         kernel = self._kernel()
         if kernel is None or not weights or target.dtype != np.float32:
-            super()._add_chunks(target, place, weights, stream, chunks)
+            super()._add_chunks(target, sweep, weights, stream, chunks)
             return
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
-            piece = target[chunk * CHUNK : (chunk + 1) * CHUNK]
-            kernel(piece, self._words.of(chunk, place, weights, stream), scales)
+            piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
+            kernel(piece, self._words.draw_chunk(chunk, sweep, weights, stream), scales)
 
     def _kernel(self) -> Kernel | None:
         """The compiled way to add, where it pays and there is one."""
-        return compiled() if self.mask is None and sum(self.sizes) >= WORTH_COMPILING else None
+        return compile_kernel() if self.mask is None and sum(self.sizes) >= MIN_COORDINATES_TO_COMPILE else None
 
-    def _on_device(
-        self, device: torch.device, chunks: range, place: Place, weights: Mapping[int, float]
+    def _combine_on_device(
+        self, device: torch.device, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]
     ) -> torch.Tensor:
         """As in `Directions`, but what crosses to the device is one bit a coordinate."""
         if self.mask is not None or not weights:
-            return super()._on_device(device, chunks, place, weights)
-        words = [self._words.of(chunk, place, weights, self._streams.first) for chunk in chunks]
+            return super()._combine_on_device(device, chunks, sweep, weights)
+        words = [self._words.draw_chunk(chunk, sweep, weights, self._streams.main) for chunk in chunks]
         total = None
         for row, weight in zip(np.concatenate(words, axis=1), weights.values(), strict=True):
             table = torch.from_numpy(_signed_weights(weight)).to(device)
             scaled = table.index_select(0, torch.from_numpy(_bytes(row)).to(device).int())
             total = scaled if total is None else total.add_(scaled)
-        return total.view(-1)[: self.sizes[place[0]] - chunks.start * CHUNK]
+        return total.view(-1)[: self.sizes[sweep[0]] - chunks.start * CHUNK_SIZE]
 
 
 class Gaussian(Directions):
@@ -193,8 +197,8 @@ class Gaussian(Directions):
     Each chunk is drawn by NumPy from the chunk's own Philox stream.
     """
 
-    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
-        normal = np.random.Generator(stream.at(address)).standard_normal(size, dtype=np.float32)
+    def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
+        normal = np.random.Generator(stream.seek(address)).standard_normal(size, dtype=np.float32)
         return np.multiply(normal, np.float32(weight), out=normal)
 
 
@@ -211,17 +215,17 @@ class Sphere(Gaussian):
             self._stretch(direction, step)
         super().add_(parameter, index=index, step=step, weights=weights)
 
-    def _scaled(self, weight: float, size: int, address: Address, stream: Stream) -> np.ndarray:
+    def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
         _, _, direction, step = address
-        return super()._scaled(weight * self._stretch(direction, step), size, address, stream)
+        return super()._draw_scaled(weight * self._stretch(direction, step), size, address, stream)
 
     def _compute_stretch(self, direction: int, step: int) -> float:
         """What takes the Gaussian vector of a direction to the sphere."""
         squares, stream = 0.0, Stream(self.seed)
         for index, numel in enumerate(self.sizes):
-            for chunk in range(math.ceil(numel / CHUNK)):
-                piece = super()._scaled(1.0, self._size(chunk, index), (chunk, index, direction, step), stream)
-                piece = piece if self.mask is None else piece * self.mask.chunk(index, chunk)
+            for chunk in range(math.ceil(numel / CHUNK_SIZE)):
+                piece = super()._draw_scaled(1.0, self._size(chunk, index), (chunk, index, direction, step), stream)
+                piece = piece if self.mask is None else piece * self.mask.unpack_chunk(index, chunk)
                 squares += sum_of_squares(torch.from_numpy(piece))
         return math.sqrt(self.dimension / squares)
 

@@ -14,7 +14,7 @@ Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @lru_cache
-def compiled() -> Kernel | None:
+def compile_kernel() -> Kernel | None:
     """Return `add_signs` compiled, which takes a third of a second; `None` where Numba is not to be had."""
     try:
         import numba

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.philox import CHUNK_SIZE
 
 
 class Mask:
@@ -17,7 +17,7 @@ class Mask:
         selected: booleans for each parameter, in order.
 
     >>> mask = Mask([np.array([True, False, True])])
-    >>> mask.count, mask.chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
+    >>> mask.count, mask.unpack_chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
     (2, [1.0, 0.0, 1.0], [0])
     """
 
@@ -28,10 +28,10 @@ class Mask:
         # Other than 0, which stands for no mask.
         self.fingerprint = int.from_bytes(hashlib.sha256(b"".join(self._bits)).digest()[:8], "little") | 1
 
-    def chunk(self, index: int, number: int) -> np.ndarray:
+    def unpack_chunk(self, index: int, number: int) -> np.ndarray:
         """Return ones and zeros for one chunk of the `index`-th parameter, float32."""
-        size = min(CHUNK, self._sizes[index] - number * CHUNK)
-        bits = self._bits[index][number * CHUNK // 8 :][: math.ceil(size / 8)]
+        size = min(CHUNK_SIZE, self._sizes[index] - number * CHUNK_SIZE)
+        bits = self._bits[index][number * CHUNK_SIZE // 8 :][: math.ceil(size / 8)]
         return np.unpackbits(bits, count=size, bitorder="little").astype(np.float32)
 
     def coordinates(self, index: int, *, limit: int) -> torch.Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.distributed.sharding import whole
+from hf_dpzo.distributed.sharding import gather_full_tensor
 from hf_dpzo.zo.constraints import Constraint
 from hf_dpzo.zo.directions import Directions
 from hf_dpzo.zo.mask import Mask
-from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.philox import CHUNK_SIZE
 from hf_dpzo.zo.updates import SGD, Update
 from hf_dpzo.zo.walk import THETA, ProbePoint, Walk
 
@@ -52,17 +52,17 @@ class ZOOptimizer(torch.optim.Optimizer):
         constraint: Constraint | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self._kind, self._seed = directions, seed
+        self._directions_class, self._seed = directions, seed
         self._update, self._constraint = update or SGD(), constraint or Constraint()
         self._origin: list[torch.Tensor] | None = None
-        self._received: tuple[int, Sequence[float]] | None = None
+        self._pending: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
         self._displacement: tuple[int, ProbePoint] | None = None
         # Whether the parameters may be where no whole number of steps has led them, if only by rounding.
         self.is_midstep = False
         self.stage: int | None = None
         self.rate_factor = 1.0
-        self._restrict(None)
+        self._set_mask(None)
 
     def parameters(self) -> list[torch.Tensor]:
         """The parameters in the order of the directions. Read anew each time: wrappers exchange the objects."""
@@ -78,13 +78,13 @@ class ZOOptimizer(torch.optim.Optimizer):
             mask: the coordinates that may move; by default all.
         """
         self.stage, self.rate_factor = number, rate_factor
-        self._restrict(mask)
-        self._origin = self._constraint.origin(self.parameters(), self._origin)
+        self._set_mask(mask)
+        self._origin = self._constraint.capture_origin(self.parameters(), self._origin)
 
     @property
-    def received(self) -> Sequence[float]:
+    def pending_coefficients(self) -> Sequence[float]:
         """The coefficients that wait for the next `step()`; empty when there are none."""
-        return () if self._received is None else self._received[1]
+        return () if self._pending is None else self._pending[1]
 
     def state_dict(self) -> dict[str, Any]:
         """The parameter groups alone. Moments follow from the log of the run."""
@@ -96,9 +96,9 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
         """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
-        if self._received is not None:
-            raise RuntimeError(f"step={step}: the coefficients of step {self._received[0]} were never applied.")
-        self._received = (step, tuple(coefficients))
+        if self._pending is not None:
+            raise RuntimeError(f"step={step}: the coefficients of step {self._pending[0]} were never applied.")
+        self._pending = (step, tuple(coefficients))
         self._logged_rates = [group["lr"] for group in self.param_groups]
 
     @contextmanager
@@ -133,14 +133,14 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def finish(self) -> None:
         """End what a step has begun: apply what was received, or go back to theta, up to rounding."""
-        if self._received is not None and self._rates_are_logged:
+        if self._pending is not None and self._rates_are_logged:
             self.step()
         else:
             self.settle()
 
-    def settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
+    def read_settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
         """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
-        found = whole(self.parameters()[index].detach()).view(-1)[coordinates]
+        found = gather_full_tensor(self.parameters()[index].detach()).view(-1)[coordinates]
         if self._displacement is not None:
             step, point = self._displacement
             stop = int(coordinates.max()) + 1 if len(coordinates) else 0
@@ -151,34 +151,34 @@ class ZOOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Apply what was received."""
-        if self._received is None:
+        if self._pending is None:
             raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
         if self.stage is None:
             raise RuntimeError("no stage has begun: call begin_stage before the first step.")
         if not self._rates_are_logged:
             raise RuntimeError(
-                f"step={self._received[0]}: the learning rate changed between its release and its update, and the log "
+                f"step={self._pending[0]}: the learning rate changed between its release and its update, and the log "
                 "has the one before; change it in on_step_end."
             )
         self.is_midstep = True
-        (step, coefficients), self._received = self._received, None
+        (step, coefficients), self._pending = self._pending, None
         rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
-        if not self._only_moves or (self._displacement is not None and self._displacement[0] != step):
+        if not self._is_pure_move or (self._displacement is not None and self._displacement[0] != step):
             self.settle()
         self._constraint.pull_(self.parameters(), self._origin, rates)
-        self._decay_(rates)
-        scaled = self._update.scaled(coefficients)
+        self._apply_weight_decay_(rates)
+        scaled = self._update.scale(coefficients)
         if self._inner is None:
             self._move_(step, scaled, rates)
         else:
-            self._move_by_inner_(step, scaled)
+            self._step_inner_(step, scaled)
         self._constraint.project_(self.parameters(), self._origin)
         self.is_midstep = False
 
-    def _restrict(self, mask: Mask | None) -> None:
+    def _set_mask(self, mask: Mask | None) -> None:
         sizes = [parameter.numel() for parameter in self.parameters()]
-        self.directions = self._kind(seed=self._seed, sizes=sizes, mask=mask)
-        self._inner = self._update.inner([{"params": group["params"]} for group in self.param_groups])
+        self.directions = self._directions_class(seed=self._seed, sizes=sizes, mask=mask)
+        self._inner = self._update.build_inner_optimizer([{"params": group["params"]} for group in self.param_groups])
         if self._inner is not None:
             self.state = self._inner.state
 
@@ -187,23 +187,23 @@ class ZOOptimizer(torch.optim.Optimizer):
         return [group["lr"] for group in self.param_groups] == self._logged_rates
 
     @property
-    def _only_moves(self) -> bool:
+    def _is_pure_move(self) -> bool:
         """Whether nothing but a move along the directions stands between a walk and its update."""
         decays = any(group["lr"] * group["weight_decay"] for group in self.param_groups)
-        return self._inner is None and not decays and not self._constraint.pulls
+        return self._inner is None and not decays and not self._constraint.has_pull
 
     def _rate(self, group: dict[str, Any]) -> float:
         return group["lr"] * self.rate_factor
 
-    def _decay_(self, rates: Sequence[float]) -> None:
+    def _apply_weight_decay_(self, rates: Sequence[float]) -> None:
         decays = [group["weight_decay"] for group in self.param_groups for _ in group["params"]]
         for index, (parameter, rate, decay) in enumerate(zip(self.parameters(), rates, decays, strict=True)):
             share = rate * decay
             if share != 0 and self.directions.mask is None:
                 parameter.mul_(1 - share)
             elif share != 0:
-                for chunk, piece in enumerate(parameter.view(-1).split(CHUNK)):
-                    mask = torch.from_numpy(self.directions.mask.chunk(index, chunk)).to(piece.device)
+                for chunk, piece in enumerate(parameter.view(-1).split(CHUNK_SIZE)):
+                    mask = torch.from_numpy(self.directions.mask.unpack_chunk(index, chunk)).to(piece.device)
                     piece.sub_(piece * mask, alpha=share)
 
     def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
@@ -215,7 +215,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 weights[point.direction] -= point.position
             self.directions.add_(parameter, index=index, step=step, weights=weights)
 
-    def _move_by_inner_(self, step: int, coefficients: Sequence[float]) -> None:
+    def _step_inner_(self, step: int, coefficients: Sequence[float]) -> None:
         weights = dict(enumerate(coefficients))
         for index, parameter in enumerate(self.parameters()):
             parameter.grad = torch.zeros_like(parameter)

@@ -14,22 +14,22 @@ import torch
 
 # Coordinates a chunk. Two float32 buffers of it (512 KiB) fit a second-level cache. Part of the format: the Gaussian
 # directions are drawn chunk by chunk.
-CHUNK = 1 << 16
+CHUNK_SIZE = 1 << 16
 
 
 # How many chunks a thread does at least: fewer take less time than handing them over.
-CHUNKS_WORTH_A_THREAD = 4
+MIN_CHUNKS_PER_THREAD = 4
 
 
 # What a chunk of a direction is drawn for: chunk, parameter, direction, step; and what all chunks of a sum share.
-Address = tuple[int, int, int, int]
+ChunkAddress = tuple[int, int, int, int]
 
 
-Place = tuple[int, int]
+SweepAddress = tuple[int, int]
 
 
 # A step, and one of its directions.
-Label = tuple[int, int]
+DirectionLabel = tuple[int, int]
 
 
 # Keys the streams of this library apart from anybody else's use of Philox with the same seed.
@@ -44,7 +44,7 @@ class Stream:
         self._generator = np.random.Philox(key=np.array([seed, _DOMAIN], dtype=np.uint64))
         self._fresh = self._generator.state
 
-    def at(self, address: Address) -> np.random.Philox:
+    def seek(self, address: ChunkAddress) -> np.random.Philox:
         """The generator at a chunk's place: each chunk owns 2**32 counts, far more than it uses."""
         chunk, index, direction, step = address
         self._fresh["state"]["counter"] = np.array([chunk << 32, index, direction, step], dtype=np.uint64)
@@ -59,21 +59,21 @@ class Streams:
         self._seed, self._streams = seed, [Stream(seed)]
 
     @property
-    def first(self) -> Stream:
+    def main(self) -> Stream:
         """One for work that is not shared out."""
         return self._streams[0]
 
-    def share(self, work: Callable[[Stream, range], None], chunks: range) -> None:
+    def run_in_threads(self, work: Callable[[Stream, range], None], chunks: range) -> None:
         """Have each thread do its share of the chunks, with a stream of its own."""
-        threads = max(1, min(torch.get_num_threads(), len(chunks) // CHUNKS_WORTH_A_THREAD))
+        threads = max(1, min(torch.get_num_threads(), len(chunks) // MIN_CHUNKS_PER_THREAD))
         if threads == 1:
-            work(self.first, chunks)
+            work(self.main, chunks)
             return
         while len(self._streams) < threads:
             self._streams.append(Stream(self._seed))
         bounds = [len(chunks) * thread // threads for thread in range(threads + 1)]
         shares = [chunks[first:last] for first, last in itertools.pairwise(bounds)]
-        pool = _pool(torch.get_num_threads())
+        pool = _get_thread_pool(torch.get_num_threads())
         running = [pool.submit(work, stream, share) for stream, share in zip(self._streams, shares, strict=False)]
         try:
             for one in running:
@@ -82,7 +82,7 @@ class Streams:
             wait(running)  # Whatever comes next over the same memory must not meet a thread that is late.
 
 
-class Words:
+class SignWords:
     """The random words of signs, 64 in each. Those of the last direction of a sweep are kept for the next sweep.
 
     With central differences along one direction, a step sweeps three times: to one probe point, to the other, and for
@@ -96,9 +96,9 @@ class Words:
         self._sizes = sizes
         self._kept: dict[int, np.ndarray] = {}
         # Of which step and direction the words are that are kept of a parameter.
-        self._labels: dict[int, Label] = {}
+        self._labels: dict[int, DirectionLabel] = {}
         # Those that this sweep began with, and whether it asked for any.
-        self._label: Label | None = None
+        self._label: DirectionLabel | None = None
         self._asked = False
 
     @contextmanager
@@ -111,26 +111,26 @@ class Words:
         if self._asked:
             self._labels[index] = (step, list(directions)[-1])
 
-    def of(self, chunk: int, place: Place, directions: Collection[int], stream: Stream) -> np.ndarray:
+    def draw_chunk(self, chunk: int, sweep: SweepAddress, directions: Collection[int], stream: Stream) -> np.ndarray:
         """Return the words of a chunk, uint64 `[directions, words]`, within a sweep."""
         self._asked = True
-        index, step = place
-        kept = self._kept[index][chunk * CHUNK // 64 : (chunk + 1) * CHUNK // 64]
+        index, step = sweep
+        kept = self._kept[index][chunk * CHUNK_SIZE // 64 : (chunk + 1) * CHUNK_SIZE // 64]
         found = [self._one((chunk, index, direction, step), kept, stream) for direction in directions]
         rows = np.stack(found) if len(found) > 1 else found[0][None]
         if found[-1] is not kept:
             kept[:] = found[-1]
         return rows
 
-    def _one(self, address: Address, kept: np.ndarray, stream: Stream) -> np.ndarray:
+    def _one(self, address: ChunkAddress, kept: np.ndarray, stream: Stream) -> np.ndarray:
         _, _, direction, step = address
-        return kept if (step, direction) == self._label else stream.at(address).random_raw(len(kept))
+        return kept if (step, direction) == self._label else stream.seek(address).random_raw(len(kept))
 
 
 @lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hf_dpzo")
 
 
 # A process that is forked off has none of the pool's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)

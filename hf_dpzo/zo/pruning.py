@@ -37,7 +37,7 @@ class DataFreePruning:
     smoothing: float = 1e-3
 
     @torch.no_grad()
-    def mask(
+    def compute_mask(
         self,
         outputs: Callable[[], torch.Tensor],
         weights: Sequence[torch.Tensor],
@@ -55,9 +55,9 @@ class DataFreePruning:
             seed: the run's public seed.
             stage: the stage, from 0.
         """
-        with _linearized(weights):
+        with _absolute_weights(weights):
             scores = self._scores(outputs, trained, seed=seed, first_step=_FIRST_STEP + 2 * stage)
-        return Mask(_lowest(scores, self.ratio, seed=seed, stage=stage))
+        return Mask(_select_lowest(scores, self.ratio, seed=seed, stage=stage))
 
     def _scores(
         self, outputs: Callable[[], torch.Tensor], trained: Sequence[torch.Tensor], *, seed: int, first_step: int
@@ -89,7 +89,7 @@ class DataFreePruning:
 
 
 @contextmanager
-def _linearized(weights: Sequence[torch.Tensor]) -> Iterator[None]:
+def _absolute_weights(weights: Sequence[torch.Tensor]) -> Iterator[None]:
     """The weights by their absolute values; back to what they were at the end, whatever happens."""
     weights = [weight for weight in weights if weight.is_floating_point()]
     negative = [weight.signbit() for weight in weights]
@@ -102,7 +102,7 @@ def _linearized(weights: Sequence[torch.Tensor]) -> Iterator[None]:
             weight.copy_(torch.where(flipped, -weight, weight))
 
 
-def _lowest(scores: Sequence[np.ndarray], ratio: float, *, seed: int, stage: int) -> list[np.ndarray]:
+def _select_lowest(scores: Sequence[np.ndarray], ratio: float, *, seed: int, stage: int) -> list[np.ndarray]:
     """Select exactly the share `ratio`, at least one; among equal scores at the threshold, at random."""
     flat = np.concatenate(scores)
     keep = max(1, int(ratio * flat.size))

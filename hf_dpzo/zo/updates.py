@@ -16,13 +16,13 @@ class Update:
     # The fewest directions a step that it can work with.
     min_directions = 1
     # Whether it depends on coefficients received before.
-    remembers = False
+    is_stateful = False
 
-    def scaled(self, coefficients: Sequence[float]) -> list[float]:
+    def scale(self, coefficients: Sequence[float]) -> list[float]:
         """Return the coefficients to move along, given the released ones of a step."""
         return list(coefficients)
 
-    def inner(self, groups: Sequence[dict]) -> torch.optim.Optimizer | None:
+    def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer | None:
         """Return an optimizer that takes the estimated gradient as a dense one, or `None` to add directions in place.
 
         Args:
@@ -46,11 +46,11 @@ class Momentum(Update):
         momentum: how much of the velocity a step keeps.
     """
 
-    remembers = True
+    is_stateful = True
 
     momentum: float = 0.9
 
-    def inner(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+    def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         """`torch.optim.SGD`."""
         return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
 
@@ -66,12 +66,12 @@ class Adam(Update):
         epsilon: added to the root of the second.
     """
 
-    remembers = True
+    is_stateful = True
 
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
-    def inner(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
+    def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
         """`torch.optim.Adam`."""
         return torch.optim.Adam(groups, lr=0.0, betas=self.betas, eps=self.epsilon)
 
@@ -83,15 +83,15 @@ class NormalizedSGD(Update):
     The idea is that of Dang et al. 2026 (FZOO), who divide by the spread of the losses; that is a function of the data
     which nobody has released. This is the spread of the K coefficients that were released, noise included.
 
-    >>> NormalizedSGD().scaled([3.0, 1.0, 2.0])
+    >>> NormalizedSGD().scale([3.0, 1.0, 2.0])
     [3.0, 1.0, 2.0]
-    >>> NormalizedSGD().scaled([300.0, 100.0, 200.0])
+    >>> NormalizedSGD().scale([300.0, 100.0, 200.0])
     [3.0, 1.0, 2.0]
     """
 
     min_directions = 2
 
-    def scaled(self, coefficients: Sequence[float]) -> list[float]:
+    def scale(self, coefficients: Sequence[float]) -> list[float]:
         """Divide by the sample standard deviation; where there is none, stay."""
         spread = statistics.stdev(coefficients)
         return [coefficient / spread if spread > 0 else 0.0 for coefficient in coefficients]

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.models.checks import refuse_model, refuse_sharded
-from hf_dpzo.models.precision import refuse_shapes
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.models.checks import refuse_model, refuse_unsupported_sharding
+from hf_dpzo.models.precision import refuse_variable_shapes
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.mechanism import ClippedSum
 from hf_dpzo.privacy.queries import NonPrivateQuery
 from hf_dpzo.zo.updates import SGD, Adam, Momentum
@@ -30,7 +30,7 @@ from support.rows import labelled_rows
 def test_target_epsilon_is_met_by_the_plan(make_args):
     args = make_args(noise_multiplier="absent", target_epsilon=2.0, max_steps=50)
     method, budget = args.plan(num_units=1000)
-    assert 1.9 < budget.stated().epsilon <= 2.0
+    assert 1.9 < budget.guarantee().epsilon <= 2.0
     assert budget.query.sampling_rate == 0.008
     assert method.noise_multiplier <= budget.query.noise_multiplier < method.noise_multiplier * (1 + 1e-9)
 
@@ -38,21 +38,21 @@ def test_target_epsilon_is_met_by_the_plan(make_args):
 def test_given_noise_multiplier_is_kept(make_args):
     method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_units=1000)
     assert method.noise_multiplier == 0.9
-    assert budget.stated() == guarantee(((budget.query, 50),), delta=1e-4)
+    assert budget.guarantee() == account(((budget.query, 50),), delta=1e-4)
 
 
 def test_trials_are_planned_together(make_args):
     alone = make_args(max_steps=50).plan(num_units=1000)[1]
     _, budget = make_args(max_steps=50, trials=3).plan(num_units=1000)
-    assert (budget.planned_steps, budget.claimed) == (50, ((budget.query, 150),))
-    assert budget.stated() == guarantee(((alone.query, 150),), delta=1e-4)
+    assert (budget.planned_steps, budget.claimed_releases) == (50, ((budget.query, 150),))
+    assert budget.guarantee() == account(((alone.query, 150),), delta=1e-4)
 
 
 def test_target_epsilon_is_that_of_all_trials(make_args):
     target = {"noise_multiplier": "absent", "target_epsilon": 2.0}
     one, together = make_args(**target, max_steps=150), make_args(**target, max_steps=50, trials=3)
     assert together.plan(num_units=1000)[0].noise_multiplier == one.plan(num_units=1000)[0].noise_multiplier
-    assert 1.9 < together.plan(num_units=1000)[1].stated().epsilon <= 2.0
+    assert 1.9 < together.plan(num_units=1000)[1].guarantee().epsilon <= 2.0
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 125), (0.5, 63), (3, 375)])
@@ -179,7 +179,7 @@ def test_several_devices_in_a_process_are_refused(make_args, monkeypatch):
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
 def test_wrappers_that_split_the_model_are_refused(kind, make_args):
     with pytest.raises(ValueError, match=f"^distributed_type={kind}: it would change the model behind "):
-        refuse_sharded(classifier(), make_args(), distributed_type=DistributedType(kind).value)
+        refuse_unsupported_sharding(classifier(), make_args(), distributed_type=DistributedType(kind).value)
 
 
 def test_audits_of_runs_without_noise_are_refused(make_args):
@@ -296,8 +296,8 @@ def test_16_bit_base_under_an_adapter_is_refused_where_shapes_are_not_fixed():
     model = with_lora(causal_lm().to(torch.bfloat16), TaskType.CAUSAL_LM)
     refuse_model(model, private=False)
     with pytest.raises(ValueError, match="by its shape; set padded_lengths"):
-        refuse_shapes(model, fixed=False)
-    refuse_shapes(model, fixed=True)
+        refuse_variable_shapes(model, fixed=False)
+    refuse_variable_shapes(model, fixed=True)
 
 
 def test_parameters_that_are_not_contiguous_are_refused():
@@ -367,12 +367,12 @@ def test_calibrating_for_paper_noise_leaves_less_epsilon_than_the_target(make_ar
     )
     assert doubled[0].noise_multiplier == plain[0].noise_multiplier
     assert doubled[1].query.noise_multiplier == pytest.approx(2 * plain[1].query.noise_multiplier)
-    assert doubled[1].stated().epsilon < 0.7 * plain[1].stated().epsilon
+    assert doubled[1].guarantee().epsilon < 0.7 * plain[1].guarantee().epsilon
 
 
 def test_laplace_noise_is_calibrated_for_pure_epsilon(make_args):
     args = make_args(method="dpzo", noise="laplace", noise_multiplier="absent", target_epsilon=2.0)
-    stated = args.plan(num_units=100)[1].stated()
+    stated = args.plan(num_units=100)[1].guarantee()
     assert 1.999 < stated.pure <= 2.0
     assert stated.epsilon < stated.pure
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.auditing.audit import Roc, _Gaussian, _Laplace, audit
-from hf_dpzo.auditing.roc import draw
+from hf_dpzo.auditing.audit import Roc, _GaussianClaim, _LaplaceClaim, audit
+from hf_dpzo.auditing.roc import draw_roc
 from hf_dpzo.methods import DPZO, ZOSO, AggZO, DPZero, PrivateMethod, Projected
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
 from hf_dpzo.privacy.mechanism import GaussianSum, LaplaceSum, Mechanism, SeparateGaussianSum
@@ -128,39 +128,39 @@ def test_a_run_without_noise_has_no_claim():
 class Sound(GaussianSum):
     """What bugs are planted into: noise from the operating system, too, and ten times as fast."""
 
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         return [total + round(SYSTEM.gauss(0, self._noise.scale)) for total in sums]
 
 
 class HalfTheNoise(GaussianSum):
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         return [total + round(SYSTEM.gauss(0, self._noise.scale / 2)) for total in sums]
 
 
 class HalfTheSeparateNoise(SeparateGaussianSum):
-    _noisy = HalfTheNoise._noisy
+    _add_noise = HalfTheNoise._add_noise
 
 
 class AQuarterOfTheLaplaceNoise(LaplaceSum):
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         return [total + noise // 4 for total, noise in zip(sums, self._noise.add([0] * len(sums)), strict=True)]
 
 
 class NoNoise(GaussianSum):
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         return sums
 
 
 class BoundedNoise(GaussianSum):
     """Of the right standard deviation, and with nowhere to hide for what lies beyond it."""
 
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         width = math.sqrt(3) * self._noise.scale
         return [total + round(SYSTEM.uniform(-width, width)) for total in sums]
 
 
 class ShiftedNoise(GaussianSum):
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         return self._noise.add([total + self._noise.scale for total in sums])
 
 
@@ -216,44 +216,44 @@ def test_noise_that_does_not_centre_on_zero_is_caught():
 class PaddedBatches(Sound):
     """Rows that are missing count as rows at the other end: only replacing a row moves the sum by a clip norm."""
 
-    def _clipped(self, differences):
+    def _clip(self, differences):
         missing = max(0, self.expected_batch_size - len(differences))
         filler = torch.full((missing, differences.shape[1]), -1e9, dtype=torch.float64)
-        return super()._clipped(torch.cat([differences.double(), filler]))
+        return super()._clip(torch.cat([differences.double(), filler]))
 
 
 class TwiceTheRow(Sound):
     """The diameter of what a row may be is taken for its length."""
 
-    def _clipped(self, differences):
-        return 2 * super()._clipped(differences)
+    def _clip(self, differences):
+        return 2 * super()._clip(differences)
 
 
 class MeanOfThoseWhoCame(Sound):
-    def _clipped(self, differences):
-        return super()._clipped(differences) * self.expected_batch_size // max(1, len(differences))
+    def _clip(self, differences):
+        return super()._clip(differences) * self.expected_batch_size // max(1, len(differences))
 
 
 class ClippedMean(Sound):
-    def _clipped(self, differences):
+    def _clip(self, differences):
         rows = torch.nan_to_num(differences.double(), nan=0.0).clamp(-1e30, 1e30)
         mean = rows.sum(dim=0, keepdim=True) / max(1, len(rows))
-        return self.expected_batch_size * super()._clipped(mean)
+        return self.expected_batch_size * super()._clip(mean)
 
 
 class ClippedSum(Sound):
     """The sum is clipped, and no row of it."""
 
-    def _clipped(self, differences):
+    def _clip(self, differences):
         rows = torch.nan_to_num(differences.double(), nan=0.0).clamp(-1e30, 1e30)
-        return super()._clipped(rows.sum(dim=0, keepdim=True))
+        return super()._clip(rows.sum(dim=0, keepdim=True))
 
 
 class OneReleaseForAll(Sound):
     """Each coefficient is clipped by itself, and all are accounted as one."""
 
-    def _clipped(self, differences):
-        return np.concatenate([super(OneReleaseForAll, self)._clipped(one) for one in differences.split(1, 1)], axis=1)
+    def _clip(self, differences):
+        return np.concatenate([super(OneReleaseForAll, self)._clip(one) for one in differences.split(1, 1)], axis=1)
 
 
 class OneNoiseForAll(SeparateGaussianSum):
@@ -268,20 +268,20 @@ class OneNoiseForAll(SeparateGaussianSum):
 
 
 class LaplaceOfL2(LaplaceSum):
-    def _clipped(self, differences):
+    def _clip(self, differences):
         return clip_to_lattice(differences, self.clip_norm)
 
 
 class InfiniteRowsEscape(Sound):
     """The clip multiplies by C over the norm, which leaves infinite rows what they were made into afterwards."""
 
-    def _clipped(self, differences):
-        return super()._clipped(differences) + torch.isinf(differences).numpy() * 5 * SENSITIVITY
+    def _clip(self, differences):
+        return super()._clip(differences) + torch.isinf(differences).numpy() * 5 * SENSITIVITY
 
 
 class RowsALittleTooLong(Sound):
-    def _clipped(self, differences):
-        return np.round(super()._clipped(differences) * (1 + 1e-7)).astype(np.int64)
+    def _clip(self, differences):
+        return np.round(super()._clip(differences) * (1 + 1e-7)).astype(np.int64)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ class PublicNoise(GaussianSum):
     draw: object
     steps: itertools.count = field(init=False, default_factory=itertools.count)
 
-    def _noisy(self, sums):
+    def _add_noise(self, sums):
         noise = self.draw(next(self.steps), len(sums))
         return [total + round(float(one) * self._noise.scale) for total, one in zip(sums, noise, strict=True)]
 
@@ -423,7 +423,7 @@ def test_noise_that_directions_share_is_caught():
 # ---- Curves and pictures ----
 
 
-@pytest.mark.parametrize(("claim", "noise"), [(_Gaussian, "normal"), (_Laplace, "laplace")])
+@pytest.mark.parametrize(("claim", "noise"), [(_GaussianClaim, "normal"), (_LaplaceClaim, "laplace")])
 @pytest.mark.parametrize("multiplier", [0.4, 1.0, 3.0])
 def test_curves_are_those_of_the_best_tests(claim, noise, multiplier):
     """Against counting: a threshold on the noise has the detections that the curve allows, and the curve's strength."""
@@ -438,7 +438,7 @@ def test_curves_are_those_of_the_best_tests(claim, noise, multiplier):
 def test_picture_is_written(tmp_path):
     pytest.importorskip("matplotlib")
     found = audit(SOUND["joint"], seed=SEED, releases=200)
-    draw(found, tmp_path / "roc.png")
+    draw_roc(found, tmp_path / "roc.png")
     assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -446,4 +446,4 @@ def test_picture_without_matplotlib_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     found = replace(audit(SOUND["joint"], seed=SEED, releases=200), roc=Roc(false_alarms=(), detections=(), allowed=()))
     with pytest.raises(ValueError, match="pip install matplotlib"):
-        draw(found, tmp_path / "roc.png")
+        draw_roc(found, tmp_path / "roc.png")

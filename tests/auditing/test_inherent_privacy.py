@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_dpzo.auditing.inherent_privacy import inherent_privacy
+from hf_dpzo.auditing.inherent_privacy import attack_inherent_privacy
 from hf_dpzo.cli.main import main
 from hf_dpzo.privacy.noise import DiscreteGaussian
 
@@ -16,7 +16,7 @@ CHANCE = 5 * 0.5 / math.sqrt(2 * TRIALS)
 
 @pytest.fixture(scope="module")
 def findings():
-    return {(one.directions, one.epsilon): one for one in inherent_privacy(trials=TRIALS)}
+    return {(one.directions, one.epsilon): one for one in attack_inherent_privacy(num_trials=TRIALS)}
 
 
 @pytest.mark.parametrize(("kind", "least"), [("sphere", 1.0), ("rademacher", 1.0), ("gaussian", 0.85)])
@@ -36,7 +36,7 @@ def test_with_noise_the_best_attack_stays_within_what_is_allowed(findings, kind)
 
 def test_the_attack_catches_noise_that_is_missing(monkeypatch):
     monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: values)
-    for finding in inherent_privacy(trials=20):
+    for finding in attack_inherent_privacy(num_trials=20):
         assert finding.accuracy > 0.8
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from hf_dpzo.distributed.processes import Alone
+from hf_dpzo.distributed.processes import SingleProcess
 from hf_dpzo.privacy.mechanism import GaussianSum
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.optimizer import ZOOptimizer
@@ -178,14 +178,14 @@ def test_what_crosses_the_network_does_not_grow_with_the_model(cost, machine, ru
 @pytest.mark.parametrize("directions", [1, 3])
 def test_sweeps_and_draws_are_those_of_a_step(run, monkeypatch, name, directions):
     pytest.importorskip("numba")  # Without it nothing is kept, and more is drawn.
-    monkeypatch.setattr("hf_dpzo.zo.directions.WORTH_COMPILING", 1)
+    monkeypatch.setattr("hf_dpzo.zo.directions.MIN_COORDINATES_TO_COMPILE", 1)
     parameter = torch.nn.Parameter(torch.zeros(100))
     optimizer = ZOOptimizer([parameter], directions=Rademacher, seed=0, lr=1e-3)
     optimizer.begin_stage()
     sweeps, draws = [], []
-    add_, at = Rademacher.add_, Stream.at
+    add_, at = Rademacher.add_, Stream.seek
     monkeypatch.setattr(Rademacher, "add_", lambda *args, **rest: (sweeps.append(1), add_(*args, **rest))[1])
-    monkeypatch.setattr(Stream, "at", lambda *args: (draws.append(1), at(*args))[1])
+    monkeypatch.setattr(Stream, "seek", lambda *args: (draws.append(1), at(*args))[1])
     difference = DIFFERENCES[name](smoothing=1e-2, num_directions=directions)
     walk = AddingWalk([parameter], optimizer.directions, step=0, points=difference.points)
     with optimizer.follow(walk, step=0):
@@ -199,16 +199,16 @@ def test_sweeps_and_draws_are_those_of_a_step(run, monkeypatch, name, directions
 
 @pytest.mark.parametrize("directions", [1, 64])
 def test_two_collectives_of_eight_bytes_for_each_direction_are_sent(cost, run, directions):
-    class Counting(Alone):
+    class Counting(SingleProcess):
         def __init__(self) -> None:
             self.sent = []
 
-        def sum(self, values: np.ndarray) -> np.ndarray:
+        def reduce_sum(self, values: np.ndarray) -> np.ndarray:
             self.sent.append(values.nbytes)
             return values
 
-        def told(self, values: np.ndarray) -> np.ndarray:
-            return self.sum(values)
+        def broadcast(self, values: np.ndarray) -> np.ndarray:
+            return self.reduce_sum(values)
 
     group = Counting()
     found = CentralDifference(smoothing=1.0, num_directions=directions).coefficients(torch.zeros(5, 2 * directions))

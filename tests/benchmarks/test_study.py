@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from hf_dpzo.losses.per_example import Forward
+from hf_dpzo.losses.per_example import ForwardPass
 from hf_dpzo.recipe.recipe import parse_recipe
 
 from support.models import causal_lm
@@ -54,7 +54,7 @@ def test_rest_of_the_model_on_cached_layers_is_the_model(prefix, tokenizer):
     rest = prefix.without_layers(model, 3)
     assert len(rest.model.layers) == 1
     inputs = prefix.collate(cached, tokenizer)
-    logits = Forward(rest)(rest, inputs)[:, -1]
+    logits = ForwardPass(rest)(rest, inputs)[:, -1]
     for number, row in enumerate(rows):
         torch.testing.assert_close(logits[number], model(torch.tensor([row["input_ids"]])).logits[0, -1])
     assert len(model.model.layers) == 4

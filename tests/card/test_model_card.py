@@ -10,10 +10,10 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.auditing.audit import Audit, Check, Roc, audit
-from hf_dpzo.privacy.accounting import group_epsilon, guarantee, replace_one_epsilon
+from hf_dpzo.privacy.accounting import account, account_for_group, replace_one_epsilon
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.recipe.run import compute_accuracy
 from hf_dpzo.verification.verify import verify
 
 from support.models import classifier, with_lora
@@ -32,7 +32,7 @@ def train(make_args, tokenizer):
             eval_dataset=labelled_rows(8, seed=1),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy,
+            compute_metrics=compute_accuracy,
             callbacks=callbacks,
         )
         trainer.train()
@@ -57,13 +57,13 @@ def recomputed(said: dict) -> float:
         )
         for one in said["accounting"]["ledger"]
     )
-    return round_up(guarantee(releases, delta=said["claim"]["delta"]).epsilon)
+    return round_up(account(releases, delta=said["claim"]["delta"]).epsilon)
 
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_card_states_what_the_ledger_says(train, lora):
     trainer, folder = train(lora=lora, method="aggzo", num_directions=3, clip_norm=0.5)
-    spent = trainer.budget.stated()
+    spent = trainer.budget.guarantee()
     claim, mechanism = statement(folder)["claim"], statement(folder)["mechanism"]
     assert claim["epsilon"] == round_up(spent.epsilon)
     assert claim["delta"] == 1e-4
@@ -109,7 +109,7 @@ def test_a_run_that_stopped_early_claims_its_whole_plan(train):
     trainer, folder = train(callbacks=[Stop()])
     claim = statement(folder)["claim"]
     assert (claim["steps_taken"], claim["steps_claimed"]) == (1, 4)
-    assert claim["epsilon"] == round_up(trainer.budget.stated().epsilon)
+    assert claim["epsilon"] == round_up(trainer.budget.guarantee().epsilon)
     assert "1 of 4 planned steps had been released" in (folder / "README.md").read_text()
 
 
@@ -164,7 +164,7 @@ def test_card_states_what_holds_for_several_rows_of_one_person(train):
     groups = statement(folder)["claim"]["groups"]
     assert [group["rows"] for group in groups] == [2, 4]
     for group in groups:
-        epsilon = group_epsilon(trainer.budget.claimed, size=group["rows"], delta=1e-4)
+        epsilon = account_for_group(trainer.budget.claimed_releases, size=group["rows"], delta=1e-4)
         assert group["epsilon"] == round_up(epsilon) > group["rows"] * statement(folder)["claim"]["epsilon"] / 2
         assert f"ε = {group['epsilon']} for {group['rows']} rows" in (folder / "README.md").read_text()
 
@@ -221,8 +221,8 @@ def test_gallery_says_how_each_card_was_made():
 def test_card_of_a_laplace_run_states_both_guarantees(train):
     trainer, folder = train(method="dpzo", noise="laplace", clip_norm=0.05)
     claim, text = statement(folder)["claim"], (folder / "README.md").read_text()
-    pure = trainer.budget.stated().pure
-    assert claim["epsilon"] == round_up(trainer.budget.stated().epsilon) <= round_up(pure)
+    pure = trainer.budget.guarantee().pure
+    assert claim["epsilon"] == round_up(trainer.budget.guarantee().epsilon) <= round_up(pure)
     assert [(one["definition"], one["epsilon"], one["delta"]) for one in claim["also"]] == [
         ("pure epsilon-differential privacy", round_up(pure), 0)
     ]
@@ -239,7 +239,11 @@ def test_card_says_that_there_is_twice_the_noise_as_in_the_paper(train):
     assert statement(folder)["mechanism"]["noise_multiplier"] == pytest.approx(2.0)
     (other,) = claim["also"]
     assert other["neighboring_relation"] == "REPLACE_ONE"
-    assert claim["epsilon"] < other["epsilon"] == round_up(replace_one_epsilon(trainer.budget.claimed, delta=1e-4))
+    assert (
+        claim["epsilon"]
+        < other["epsilon"]
+        == round_up(replace_one_epsilon(trainer.budget.claimed_releases, delta=1e-4))
+    )
     assert "twice what adding or removing a row asks for, as in the method's paper" in text
     assert f"(ε = {other['epsilon']}, δ = 0.0001)" in text
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from huggingface_hub import create_repo
 
-from hf_dpzo.card.sources import LARGEST_TEXT, HubCommit, LocalFolder, SourceError, source_of
+from hf_dpzo.card.sources import MAX_TEXT_BYTES, HubCommit, LocalFolder, SourceError, open_source
 
 
 @pytest.fixture(params=["folder", "hub"])
@@ -16,12 +16,12 @@ def make(request, tmp_path, monkeypatch):
         if request.param == "folder":
             for name, data in files.items():
                 (tmp_path / name).write_bytes(data)
-            return source_of(tmp_path)
+            return open_source(tmp_path)
         there = request.getfixturevalue("hub")
         create_repo("tester/x", exist_ok=True)
         for name, data in files.items():
             there.edit("tester/x", name, data)
-        return source_of("tester/x")
+        return open_source("tester/x")
 
     return source
 
@@ -29,15 +29,15 @@ def make(request, tmp_path, monkeypatch):
 def test_files_of_a_source_have_sizes_and_contents(make):
     source = make({"a.json": b'{"b": [1]}', "c.txt": b"hello"})
     assert {name: source.sizes[name] for name in ("a.json", "c.txt")} == {"a.json": 10, "c.txt": 5}
-    assert (source.json("a.json"), source.text("c.txt")) == ({"b": [1]}, "hello")
-    folder = source.fetched({"a.json": 10, "c.txt": 5})
+    assert (source.read_json("a.json"), source.read_text("c.txt")) == ({"b": [1]}, "hello")
+    folder = source.fetch({"a.json": 10, "c.txt": 5})
     assert (folder / "a.json").read_bytes() == b'{"b": [1]}' and (folder / "c.txt").is_file()
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"x" * (LARGEST_TEXT + 1), "it has 1048577 bytes, and may have 1048576; it is not opened"),
+        (b"x" * (MAX_TEXT_BYTES + 1), "it has 1048577 bytes, and may have 1048576; it is not opened"),
         (b"\xff", "it is no text"),
         (b"{", "it is not valid JSON"),
         (b"[" * 200_000, "it is not valid JSON"),
@@ -48,13 +48,13 @@ def test_files_of_a_source_have_sizes_and_contents(make):
 )
 def test_what_can_not_be_read_gets_one_sentence(make, data, message):
     with pytest.raises(SourceError, match=message) as caught:
-        make({"a.json": data}).json("a.json")
+        make({"a.json": data}).read_json("a.json")
     assert len(str(caught.value)) < 250
 
 
 def test_a_file_that_is_not_there_is_told(make):
     with pytest.raises(SourceError, match="b: there is no such file"):
-        make({"a": b""}).fetched({"b": 1})
+        make({"a": b""}).fetch({"b": 1})
 
 
 def test_a_file_that_grew_since_it_was_listed_is_not_opened(tmp_path):
@@ -62,7 +62,7 @@ def test_a_file_that_grew_since_it_was_listed_is_not_opened(tmp_path):
     source = LocalFolder(tmp_path)
     (tmp_path / "a").write_bytes(b"x" * 100)
     with pytest.raises(SourceError, match="it has 100 bytes, and may have 10"):
-        source.fetched({"a": 10})
+        source.fetch({"a": 10})
 
 
 def test_pipes_and_devices_are_no_files(tmp_path):
@@ -77,12 +77,12 @@ def test_a_repository_is_read_at_one_commit(hub):
         hub.edit("tester/x", name, b"first")
     source = HubCommit("tester/x")
     hub.edit("tester/x", "b", b"second")
-    assert (source.text("a"), source.text("b")) == ("first", "first")
+    assert (source.read_text("a"), source.read_text("b")) == ("first", "first")
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", "tester/nothing", "a/b/c"])
 def test_what_is_nowhere_gets_one_sentence(hub, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError) as caught:
-        source_of(name)
+        open_source(name)
     assert "\n" not in str(caught.value)

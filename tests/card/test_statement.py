@@ -9,14 +9,14 @@ import pytest
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.card.declarations import Declared
+from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.schema import SCHEMA_FILE, StatementError, check_statement
-from hf_dpzo.card.statement import privacy_statement
-from hf_dpzo.isolation.bound import isolation_of, worse_isolation
+from hf_dpzo.card.statement import build_statement
+from hf_dpzo.isolation.bound import describe_isolation, worse_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
-from hf_dpzo.trajectory.run import PlannedRun
+from hf_dpzo.trajectory.run import LoggedRun
 
 from support.models import classifier, with_lora
 from support.rows import labelled_rows
@@ -70,7 +70,7 @@ def test_statement_of_every_kind_of_run_has_the_shape_and_follows_from_its_log(t
     folder = train(**CASES[case])
     said = said_in(folder)
     assert check_statement(said) is said
-    again = json.loads(json.dumps(privacy_statement(folder, Declared.of_statement(said))))
+    again = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(said))))
     assert again == said
 
 
@@ -133,8 +133,8 @@ def test_other_versions_are_told_from_this_one():
 
 
 def of(folder, **declared) -> dict:
-    there = Declared.of_statement(said_in(folder))
-    return privacy_statement(folder, dataclasses.replace(there, **declared))
+    there = Declarations.from_statement(said_in(folder))
+    return build_statement(folder, dataclasses.replace(there, **declared))
 
 
 FAILED_AUDIT = {"passed": False, "releases": 10, "mu_lower": 2.0, "mu_claimed": 1.0, "checks": []}
@@ -186,11 +186,11 @@ def test_a_delta_too_large_for_the_rows_takes_the_claim_away(folder):
 def test_a_header_that_plans_for_other_releases_than_its_method_makes_is_refused(folder, change):
     changed_log(folder, change)
     with pytest.raises(TrajectoryError, match="plan: it is not of dpzero"):
-        PlannedRun.of(Trajectory.read(folder))
+        LoggedRun.from_log(Trajectory.read(folder))
 
 
 def test_declared_survives_being_written_and_read(folder):
-    declared = Declared(
+    declared = Declarations(
         isolation={"status": "bounded", "bound_in_clip_norms": 0.005},
         tuning_runs=7,
         eval_data_is_public=True,
@@ -202,8 +202,8 @@ def test_declared_survives_being_written_and_read(folder):
         repository="me/model",
         versions={"torch": "2"},
     )
-    said = json.loads(json.dumps(check_statement(privacy_statement(folder, declared))))
-    assert Declared.of_statement(said) == declared
+    said = json.loads(json.dumps(check_statement(build_statement(folder, declared))))
+    assert Declarations.from_statement(said) == declared
     assert "7 runs in all, not accounted" in said["not_covered"][1]
 
 
@@ -232,9 +232,9 @@ def test_a_card_tells_runs_that_are_accounted_from_others(folder, runs, accounte
 
 
 def test_isolation_of_a_run_is_that_of_its_worst_part():
-    bitwise = isolation_of(Isolation(moved=0.0), fixed_shapes=True, bound=0.0)
-    some = isolation_of(Isolation(moved=1e-7), fixed_shapes=True, bound=1.23e-4)
-    none = isolation_of(None, fixed_shapes=True, bound=None)
+    bitwise = describe_isolation(Isolation(loss_change=0.0), fixed_shapes=True, bound=0.0)
+    some = describe_isolation(Isolation(loss_change=1e-7), fixed_shapes=True, bound=1.23e-4)
+    none = describe_isolation(None, fixed_shapes=True, bound=None)
     assert some == {"status": "bounded", "bound_in_clip_norms": 0.00012}
     assert worse_isolation(bitwise, some) == worse_isolation(some, bitwise) == some
     assert worse_isolation(some, none) == none

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_dpzo.cli.main import main
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import QUERIES
@@ -41,7 +41,7 @@ def follows_from_its_own_columns(line: dict[str, str]) -> None:
     )
     assert query.sampling_rate == float(line["sampling_rate"])
     releases, delta = ((query, int(line["max_steps"])),), float(line["target_delta"])
-    spent = guarantee(releases, delta=delta)
+    spent = account(releases, delta=delta)
     assert float(line["best_membership_accuracy"]) == round_up(membership_accuracy(releases, delta=delta))
     for name, bound in (("", spent.epsilon), ("_pld", spent.pld), ("_rdp", spent.rdp), ("_pure", spent.pure)):
         assert line[f"epsilon{name}"] == ("" if bound is None else str(round_up(bound)))
@@ -132,7 +132,7 @@ def test_bad_curves_get_one_sentence_before_any_work(tmp_path, monkeypatch, caps
         raise AssertionError("it worked first")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_dpzo.privacy.planning.guarantee", worked)
+    monkeypatch.setattr("hf_dpzo.privacy.planning.account", worked)
     assert main([*EPSILON, *flags]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hf-dpzo: {message}")

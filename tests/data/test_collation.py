@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_dpzo.data.collation import LogicalBatchCollator, stretched
-from hf_dpzo.data.sampling import Fetched
+from hf_dpzo.data.collation import LogicalBatchCollator, stretch_row
+from hf_dpzo.data.sampling import FetchedRow
 
 
 def lengths(rows):
@@ -12,7 +12,7 @@ def lengths(rows):
 
 
 def fetched(*rows):
-    return [Fetched(unit=unit, row=row, place=unit) for unit, row in enumerate(rows)]
+    return [FetchedRow(unit=unit, row=row, slot=unit) for unit, row in enumerate(rows)]
 
 
 def of_length(*sizes):
@@ -33,12 +33,12 @@ def test_rows_are_cut_into_micro_batches_in_order_of_length():
     batch = made(of_length(5, 1, 4, 2, 3))
     assert [one.inputs for one in batch.micro_batches] == [[1, 2], [3, 4], [5]]
     assert [one.size for one in batch.micro_batches] == [2, 2, 1]
-    assert batch.units == [1, 3, 4, 2, 0]
+    assert batch.row_units == [1, 3, 4, 2, 0]
     assert batch.num_units == 5
 
 
 def test_empty_batch_has_no_micro_batches():
-    assert (made([]).micro_batches, made([]).num_units, made([]).units) == ((), 0, [])
+    assert (made([]).micro_batches, made([]).num_units, made([]).row_units) == ((), 0, [])
 
 
 def test_rows_without_tokens_keep_their_order():
@@ -51,18 +51,18 @@ def test_padded_micro_batches_have_public_shapes_alone(sizes):
     batch = made(of_length(*sizes), collate=padded, padded_lengths=(4, 8), micro_batch_size=3)
     assert {tuple(one.inputs["input_ids"].shape) for one in batch.micro_batches} <= {(3, 4), (3, 8)}
     assert all(one.size == 3 for one in batch.micro_batches)
-    assert sorted(batch.units) == list(range(len(sizes)))
+    assert sorted(batch.row_units) == list(range(len(sizes)))
 
 
 def test_rows_longer_than_all_padded_lengths_are_left_out():
     batch = made(of_length(2, 9, 3), padded_lengths=(4, 8))
-    assert sorted(batch.units) == [0, 2]
+    assert sorted(batch.row_units) == [0, 2]
     assert batch.num_units == 3
 
 
 def test_rows_that_could_not_be_fetched_are_left_out():
     batch = made(fetched({"input_ids": [1]}, None, {"input_ids": [1, 2]}))
-    assert (batch.units, batch.num_units) == ([0, 2], 3)
+    assert (batch.row_units, batch.num_units) == ([0, 2], 3)
 
 
 def test_where_one_row_can_not_be_collated_the_others_are_collated_one_by_one():
@@ -78,7 +78,7 @@ def test_where_one_row_can_not_be_collated_the_others_are_collated_one_by_one():
 def test_rows_taken_apart_keep_the_public_shape():
     collator = LogicalBatchCollator(collate=padded, micro_batch_size=4, padded_lengths=(8,))
     (one,) = collator(of_length(3, 5, 2))["batch"].micro_batches
-    parts = collator.apart(one)
+    parts = collator.split_into_rows(one)
     assert [tuple(part.inputs["input_ids"].shape) for part in parts] == [(4, 8)] * 3
     assert [[row.unit for row in part.rows] for part in parts] == [[2], [0], [1]]
 
@@ -115,7 +115,7 @@ def test_what_a_row_has_for_each_token_is_stretched_and_nothing_else():
         "labels": [0.5, 0.25],  # Two labels of a row with two tokens.
         "weight": 0.5,
     }
-    long = stretched(row, 3)
+    long = stretch_row(row, 3)
     assert long["input_ids"].tolist() == [5, 6, 5]
     assert long["attention_mask"] == [1, 1, 1]
     assert long["labels"] == [0.5, 0.25]

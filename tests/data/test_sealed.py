@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.data.sealed import DrawnError, WithheldError, sealed
+from hf_dpzo.data.sealed import GlobalRandomnessError, WithheldError, run_sealed
 
 
 DRAWS = {
@@ -47,27 +47,27 @@ def test_every_draw_from_a_global_generator_is_seen_and_taken_back(name, waiting
     np.random.seed(0)
     if waiting:
         np.random.randn()
-    sealed("nothing", int)
+    run_sealed("nothing", int)
     before = numpy_state(), torch.get_rng_state().tolist(), random.getstate()
-    with pytest.raises(DrawnError):
-        sealed("a loss", DRAWS[name])
+    with pytest.raises(GlobalRandomnessError):
+        run_sealed("a loss", DRAWS[name])
     assert (numpy_state(), torch.get_rng_state().tolist(), random.getstate()) == before
 
 
 def test_draws_between_two_seals_are_nobodys():
     for draw in DRAWS.values():
         draw()
-        assert sealed("nothing", lambda: 5) == 5
+        assert run_sealed("nothing", lambda: 5) == 5
 
 
 def test_draws_are_seen_with_another_kind_of_generator():
     own = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(0))
     try:
-        sealed("nothing", int)
+        run_sealed("nothing", int)
         for _ in range(2):
-            with pytest.raises(DrawnError):
-                sealed("a loss", np.random.rand)
+            with pytest.raises(GlobalRandomnessError):
+                run_sealed("a loss", np.random.rand)
     finally:
         np.random.set_bit_generator(own)
 
@@ -80,9 +80,9 @@ def test_what_is_logged_is_dropped_at_any_level(level):
     logger.addHandler(handler)
     logger.setLevel(1)
     try:
-        sealed("a collator", lambda: logger.log(level, "row %s", 7, extra={"row": 7}))
+        run_sealed("a collator", lambda: logger.log(level, "row %s", 7, extra={"row": 7}))
         with pytest.raises(WithheldError):
-            sealed("a collator", lambda: logger.log(level, "row %s", 7) or 1 / 0)
+            run_sealed("a collator", lambda: logger.log(level, "row %s", 7) or 1 / 0)
         assert seen == []
         logger.log(level, "a public word")
         assert [record.getMessage() for record in seen] == ["a public word"]
@@ -93,7 +93,7 @@ def test_what_is_logged_is_dropped_at_any_level(level):
 
 def test_loggers_without_handlers_stay_silent(capsys):
     logger = logging.Logger("of_a_loss")  # It has no parent either, so Python's last resort would print.
-    sealed("a loss", lambda: logger.error("row 7"))
+    run_sealed("a loss", lambda: logger.error("row 7"))
     assert capsys.readouterr() == ("", "")
 
 
@@ -103,7 +103,7 @@ def test_what_is_printed_or_warned_of_is_dropped(capsys):
         sys.stderr.buffer.write(b"row 7")
         warnings.warn("row 7", stacklevel=1)
 
-    sealed("a loss", work)
+    run_sealed("a loss", work)
     assert capsys.readouterr() == ("", "")
 
 
@@ -113,7 +113,7 @@ def test_code_that_would_end_the_program_ends_nothing_and_says_nothing(error):
         raise error("a secret")
 
     with pytest.raises(WithheldError) as withheld:
-        sealed("data_collator", work)
+        run_sealed("data_collator", work)
     assert str(withheld.value).startswith(f"data_collator: {error.__name__} was raised; ")
     assert withheld.value.__context__ is None
 
@@ -123,7 +123,7 @@ def test_who_stops_a_run_stops_it():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sealed("data_collator", work)
+        run_sealed("data_collator", work)
 
 
 def test_a_seal_leaves_what_loggers_remember():
@@ -131,5 +131,5 @@ def test_a_seal_leaves_what_loggers_remember():
     logger = logging.getLogger("of_nobody")
     logger.isEnabledFor(logging.ERROR)
     remembered = dict(logger._cache)
-    sealed("nothing", int)
+    run_sealed("nothing", int)
     assert remembered and logger._cache == remembered

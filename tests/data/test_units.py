@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import PoissonBatchSampler
-from hf_dpzo.data.units import Units, unit_means
+from hf_dpzo.data.units import Units, average_by_unit
 from hf_dpzo.privacy.clipping import SENSITIVITY
 
 from support.models import one_layer
@@ -27,7 +27,7 @@ def with_users(users=USERS) -> Dataset:
 
 
 def test_users_join_batches_together():
-    units = Units.of_users(USERS, max_rows=8)
+    units = Units.from_users(USERS, max_rows=8)
     assert len(units) == 4
     for batch in list(PoissonBatchSampler(units=units, sampling_rate=0.4)) * 50:
         rows = {one.row for one in batch}
@@ -41,7 +41,7 @@ def test_users_join_batches_together():
 
 
 def test_users_are_drawn_equally_often_whatever_they_bring():
-    units, counts = Units.of_users(USERS, max_rows=8), np.zeros(4)
+    units, counts = Units.from_users(USERS, max_rows=8), np.zeros(4)
     sampler, batches = PoissonBatchSampler(units=units, sampling_rate=0.25), 4000
     drawn = [batch for _ in range(batches // len(sampler)) for batch in sampler]
     for batch in drawn:
@@ -51,39 +51,39 @@ def test_users_are_drawn_equally_often_whatever_they_bring():
 
 
 def test_of_many_rows_a_fresh_choice_joins():
-    units = Units.of_users(["ann"] * 10, max_rows=3)
-    choices = [tuple(sorted(units.rows_of(0))) for _ in range(60)]
+    units = Units.from_users(["ann"] * 10, max_rows=3)
+    choices = [tuple(sorted(units.draw_rows(0))) for _ in range(60)]
     assert all(len(set(choice)) == 3 for choice in choices)
     assert set().union(*choices) == set(range(10))
 
 
 def test_rows_without_a_user_are_one_users_rows():
     """A name that is missing does not make a unit of each row."""
-    units = Units.of_users(["ann", None, math.nan, "ann", None], max_rows=8)
-    assert [units.rows_of(unit) for unit in range(len(units))] == [[0, 3], [1, 2, 4]]
+    units = Units.from_users(["ann", None, math.nan, "ann", None], max_rows=8)
+    assert [units.draw_rows(unit) for unit in range(len(units))] == [[0, 3], [1, 2, 4]]
 
 
 @pytest.mark.parametrize("kind", [None, "torch", "numpy", "pandas"])
 def test_users_are_the_same_in_every_format(kind):
     """A tensor is not the number in it: two with the same number are two objects."""
     rows = Dataset.from_list([{"user": i % 3, "input_ids": [5]} for i in range(9)]).with_format(kind)
-    assert len(Units.of_column(rows, "user", max_rows=8)) == 3
+    assert len(Units.from_column(rows, "user", max_rows=8)) == 3
 
 
 def test_users_in_tensors_are_told_by_what_is_in_them():
     rows = [{"user": torch.tensor(i % 3)} for i in range(9)]
-    assert len(Units.of_column(rows, "user", max_rows=8)) == 3
+    assert len(Units.from_column(rows, "user", max_rows=8)) == 3
 
 
 def test_what_is_no_name_names_nobody():
-    units = Units.of_users(["ann", ["a", "list"], {"a": 1}, torch.tensor([1, 2]), object()], max_rows=8)
-    assert [units.rows_of(unit) for unit in range(len(units))] == [[0], [1, 2, 3, 4]]
+    units = Units.from_users(["ann", ["a", "list"], {"a": 1}, torch.tensor([1, 2]), object()], max_rows=8)
+    assert [units.draw_rows(unit) for unit in range(len(units))] == [[0], [1, 2, 3, 4]]
 
 
 def test_a_unit_is_the_mean_of_its_own_rows():
     differences = torch.tensor([[1.0, 2.0], [3.0, math.nan], [5.0, math.inf]], dtype=torch.float64)
-    assert unit_means(differences, [0, 0, 1], 2).tolist() == [[2.0, 1.0], [5.0, 0.0]]
-    assert unit_means(torch.zeros(0, 2, dtype=torch.float64), [], 0).shape == (0, 2)
+    assert average_by_unit(differences, [0, 0, 1], 2).tolist() == [[2.0, 1.0], [5.0, 0.0]]
+    assert average_by_unit(torch.zeros(0, 2, dtype=torch.float64), [], 0).shape == (0, 2)
 
 
 @pytest.fixture

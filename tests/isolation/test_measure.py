@@ -19,11 +19,11 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_dpzo.isolation.probe import CoupledRowsError, probe
-from hf_dpzo.isolation.synthetic_rows import made_up_probe_rows
+from hf_dpzo.isolation.probe import CoupledRowsError, probe_isolation
+from hf_dpzo.isolation.synthetic_rows import generate_probe_rows
 from hf_dpzo.losses.per_example import CausalLMLoss, as_loss
 from hf_dpzo.losses.prompting import Prompt
-from hf_dpzo.models.unwrap import without_labels
+from hf_dpzo.models.unwrap import drop_labels
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
 from support.rows import labelled_rows
@@ -48,8 +48,8 @@ def probed(model, tokenizer, loss=None, *, dataset=CLASSES, side="left", micro_b
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = side
     collate = (DataCollatorForSeq2Seq if dataset is TEXTS else DataCollatorWithPadding)(tokenizer)
-    rows = made_up_probe_rows(dataset, model)
-    return probe(model, pipeline(model, collate, loss, micro_batch_size), rows)
+    rows = generate_probe_rows(dataset, model)
+    return probe_isolation(model, pipeline(model, collate, loss, micro_batch_size), rows)
 
 
 # ---- Sound models ----
@@ -79,8 +79,8 @@ def test_sound_models_move_by_rounding_alone(tokenizer, name, micro_batch_size):
     model, loss = SOUND[name](tokenizer)
     side = "right" if name == "mask" else "left"
     isolation = probed(model, tokenizer, loss, side=side, micro_batch_size=micro_batch_size)
-    assert isolation.moved < 1e-5
-    assert isolation.bitwise or micro_batch_size > 1
+    assert isolation.loss_change < 1e-5
+    assert isolation.is_bitwise or micro_batch_size > 1
 
 
 def test_fixed_physical_shapes_are_equal_to_the_last_bit(tokenizer):
@@ -89,8 +89,10 @@ def test_fixed_physical_shapes_are_equal_to_the_last_bit(tokenizer):
     collate = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=24)
     evaluate = pipeline(model, collate, micro_batch_size=4)
     dummy = {"input_ids": [4], "attention_mask": [1], "labels": 0}
-    rows = made_up_probe_rows(CLASSES, model)
-    assert probe(model, lambda some: evaluate([*some, *[dummy] * (-len(some) % 4)])[: len(some)], rows).bitwise
+    rows = generate_probe_rows(CLASSES, model)
+    assert probe_isolation(
+        model, lambda some: evaluate([*some, *[dummy] * (-len(some) % 4)])[: len(some)], rows
+    ).is_bitwise
 
 
 def mixture(**changes):
@@ -108,8 +110,8 @@ def prompt_tuned():
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 64])
 def test_sound_language_models_move_by_rounding_alone(tokenizer, make, micro_batch_size):
     isolation = probed(make(), tokenizer, dataset=TEXTS, side="right", micro_batch_size=micro_batch_size)
-    assert isolation.moved < 1e-5
-    assert isolation.bitwise or micro_batch_size > 1
+    assert isolation.loss_change < 1e-5
+    assert isolation.is_bitwise or micro_batch_size > 1
 
 
 # ---- Layers that join rows ----
@@ -203,11 +205,11 @@ def test_a_layer_that_joins_rows_is_caught_by_name(tokenizer, layer, name, adapt
 
 
 def test_running_statistics_join_no_rows(tokenizer):
-    assert probed(classifier_with(OfTokens(nn.BatchNorm1d(16))), tokenizer).moved < 1e-5
+    assert probed(classifier_with(OfTokens(nn.BatchNorm1d(16))), tokenizer).loss_change < 1e-5
 
 
 def test_coupling_between_micro_batches_of_one_row_is_none(tokenizer):
-    assert probed(classifier_with(Centred()), tokenizer, micro_batch_size=1).bitwise
+    assert probed(classifier_with(Centred()), tokenizer, micro_batch_size=1).is_bitwise
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -244,7 +246,7 @@ def gpt2():
 
 def last_token_loss(model, inputs):
     """Calls the model without positions, which then count left padding."""
-    logits = model(**without_labels(inputs)).logits[:, -2]
+    logits = model(**drop_labels(inputs)).logits[:, -2]
     return nn.functional.cross_entropy(logits, inputs["labels"][:, -1], reduction="none")
 
 
@@ -252,7 +254,7 @@ def test_positions_that_count_padding_are_caught(tokenizer):
     message = r"lengthening another row .* first in module transformer \(GPT2Model\); pass position_ids"
     with pytest.raises(CoupledRowsError, match=message):
         probed(gpt2(), tokenizer, last_token_loss, dataset=TEXTS)
-    assert probed(gpt2(), tokenizer, dataset=TEXTS, side="right").moved < 1e-5
+    assert probed(gpt2(), tokenizer, dataset=TEXTS, side="right").loss_change < 1e-5
 
 
 def test_virtual_tokens_in_front_of_padding_are_caught(tokenizer):
@@ -270,7 +272,7 @@ def test_virtual_tokens_in_front_of_padding_are_caught(tokenizer):
 
 
 def with_router_loss(model, inputs):
-    outputs = model(**without_labels(inputs))
+    outputs = model(**drop_labels(inputs))
     return CausalLMLoss(model).losses(outputs.logits, inputs) + outputs.aux_loss
 
 
@@ -295,7 +297,9 @@ def test_a_loss_by_the_place_in_the_batch_is_caught(tokenizer):
     model = classifier()
     evaluate = pipeline(model, DataCollatorWithPadding(tokenizer))
     with pytest.raises(CoupledRowsError, match="permuting a batch"):
-        probe(model, lambda rows: evaluate(rows) + torch.arange(len(rows)), made_up_probe_rows(CLASSES, model))
+        probe_isolation(
+            model, lambda rows: evaluate(rows) + torch.arange(len(rows)), generate_probe_rows(CLASSES, model)
+        )
 
 
 # ---- Other rows ----
@@ -305,11 +309,11 @@ def test_two_public_rows_are_enough(tokenizer):
     rows = [{"input_ids": [5, 6, 7], "labels": 1}, {"input_ids": [8, 9], "labels": 0}]
     collate = DataCollatorWithPadding(tokenizer)
     sound, coupled = classifier(), classifier_with(Centred())
-    assert probe(sound, pipeline(sound, collate), rows).moved < 1e-5
+    assert probe_isolation(sound, pipeline(sound, collate), rows).loss_change < 1e-5
     with pytest.raises(CoupledRowsError, match=r"\(Centred\)"):
-        probe(coupled, pipeline(coupled, collate), rows)
+        probe_isolation(coupled, pipeline(coupled, collate), rows)
     with pytest.raises(ValueError, match="probe_rows=1: a row needs neighbours"):
-        probe(sound, pipeline(sound, collate), rows[:1])
+        probe_isolation(sound, pipeline(sound, collate), rows[:1])
 
 
 @pytest.mark.parametrize("as_list", [False, True])
@@ -323,11 +327,11 @@ def test_models_of_features_are_probed_too(as_list):
     sound = nn.Sequential(nn.Linear(6, 3), nn.LayerNorm(3))
     coupled = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False))
     only_nan = nn.Sequential(nn.Linear(6, 3), NanIsShared())
-    assert probe(sound, pipeline(sound, default_data_collator, squares), rows).moved < 1e-5
+    assert probe_isolation(sound, pipeline(sound, default_data_collator, squares), rows).loss_change < 1e-5
     with pytest.raises(CoupledRowsError, match=r"replacing .* first in module 1 \(BatchNorm1d\)"):
-        probe(coupled, pipeline(coupled, default_data_collator, squares), rows)
+        probe_isolation(coupled, pipeline(coupled, default_data_collator, squares), rows)
     with pytest.raises(CoupledRowsError, match=r"making the other rows of a batch NaN .* first in module 1 \(NanIs"):
-        probe(only_nan, pipeline(only_nan, default_data_collator, squares), rows)
+        probe_isolation(only_nan, pipeline(only_nan, default_data_collator, squares), rows)
 
 
 class NanIsShared(nn.Module):
@@ -348,11 +352,11 @@ def fails(model, inputs):
 
 
 def one_number(model, inputs):
-    return model(**without_labels(inputs)).logits.mean()
+    return model(**drop_labels(inputs)).logits.mean()
 
 
 def not_finite(model, inputs):
-    return model(**without_labels(inputs)).logits[:, 0] / 0
+    return model(**drop_labels(inputs)).logits[:, 0] / 0
 
 
 @pytest.mark.parametrize(
@@ -370,16 +374,16 @@ def test_a_loss_that_fails_on_public_rows_says_how(tokenizer, loss, message):
 
 def test_one_loss_for_a_batch_is_refused(tokenizer):
     model = classifier()
-    rows = made_up_probe_rows(CLASSES, model)
+    rows = generate_probe_rows(CLASSES, model)
     with pytest.raises(ValueError, match=r"one loss for each row, shape \[batch\]"):
-        probe(model, lambda rows: one_number(model, DataCollatorWithPadding(tokenizer)(rows)), rows)
+        probe_isolation(model, lambda rows: one_number(model, DataCollatorWithPadding(tokenizer)(rows)), rows)
 
 
 @pytest.mark.parametrize("loss", [None, fails])
 def test_the_model_the_rows_and_the_generator_are_left_as_they_were(tokenizer, loss):
     model = classifier().train()
     model.model.norm.eval()
-    rows = made_up_probe_rows(CLASSES, model)
+    rows = generate_probe_rows(CLASSES, model)
     given, state = copy.deepcopy(rows), torch.get_rng_state()
     evaluate = pipeline(model, DataCollatorWithPadding(tokenizer), loss)
 
@@ -392,7 +396,7 @@ def test_the_model_the_rows_and_the_generator_are_left_as_they_were(tokenizer, l
         return losses
 
     try:
-        probe(model, taking_fields_out, rows)
+        probe_isolation(model, taking_fields_out, rows)
     except ValueError:
         assert loss is fails
     assert model.training

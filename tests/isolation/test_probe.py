@@ -11,7 +11,7 @@ from transformers import BatchEncoding, DataCollatorForSeq2Seq, DataCollatorWith
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import SealedRows
-from hf_dpzo.data.sealed import DrawnError
+from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.per_example import CausalLMLoss
 
@@ -264,7 +264,7 @@ def test_a_loss_that_draws_is_refused(make_trainer):
     def drawing(model, inputs):
         return torch.rand(len(inputs["labels"]))
 
-    with pytest.raises(DrawnError, match="per_example_loss: it draws from a global random generator"):
+    with pytest.raises(GlobalRandomnessError, match="per_example_loss: it draws from a global random generator"):
         make_trainer(classifier(), parts={"per_example_loss": drawing}).train()
 
 

@@ -6,8 +6,8 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
-from hf_dpzo.isolation.synthetic_rows import made_up_probe_rows, made_up_rows
-from hf_dpzo.losses.per_example import loss_of_head
+from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows
+from hf_dpzo.losses.per_example import build_head_loss
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
 from support.rows import labelled_rows
@@ -30,11 +30,11 @@ class Rows(torch.utils.data.Dataset):
 
 
 def one(dataset, model=None, **settings):
-    return made_up_rows(dataset, model or classifier(), count=1, length=6, **settings)[0]
+    return generate_rows(dataset, model or classifier(), count=1, length=6, **settings)[0]
 
 
 def test_rows_have_the_length_and_the_columns_that_are_asked_for():
-    rows = made_up_rows(labelled_rows(3), classifier(), count=4, length=6)
+    rows = generate_rows(labelled_rows(3), classifier(), count=4, length=6)
     assert len(rows) == 4
     for row in rows:
         assert set(row) == {"input_ids", "attention_mask", "labels"}
@@ -46,16 +46,16 @@ def test_rows_have_the_length_and_the_columns_that_are_asked_for():
 
 def test_a_loss_can_be_computed_of_them(tokenizer):
     model = with_lora(classifier()).eval()
-    inputs = DataCollatorWithPadding(tokenizer)(made_up_probe_rows(labelled_rows(2), model))
-    assert loss_of_head(model)(model, inputs).isfinite().all()
+    inputs = DataCollatorWithPadding(tokenizer)(generate_probe_rows(labelled_rows(2), model))
+    assert build_head_loss(model)(model, inputs).isfinite().all()
 
 
 def test_rows_are_the_same_each_time_and_draw_from_no_global_generator():
     model, dataset = classifier(), Rows({**TOKENS, "weight": 0.5, "labels": 1})
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    first, again = (made_up_rows(dataset, model, count=3, length=6) for _ in range(2))
+    first, again = (generate_rows(dataset, model, count=3, length=6) for _ in range(2))
     assert first == again
-    assert made_up_rows(dataset, model, count=2, length=6) == first[:2]
+    assert generate_rows(dataset, model, count=2, length=6) == first[:2]
     assert len({tuple(row["input_ids"]) for row in first}) == 3
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
@@ -67,19 +67,19 @@ def test_other_rows_of_the_same_types_make_no_difference():
         Rows({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label})
         for ids, label in (([5, 6, 7], 1), ([9] * 20, 0))
     )
-    assert made_up_rows(secret, model, count=3, length=6) == made_up_rows(other, model, count=3, length=6)
+    assert generate_rows(secret, model, count=3, length=6) == generate_rows(other, model, count=3, length=6)
 
 
 def test_features_are_enough_and_no_row_is_read():
     dataset = labelled_rows(3)
     empty = dataset.select([])
-    assert made_up_rows(empty, classifier(), count=3, length=6) == made_up_rows(
+    assert generate_rows(empty, classifier(), count=3, length=6) == generate_rows(
         dataset, classifier(), count=3, length=6
     )
 
 
 def test_probe_rows_are_five_of_a_length_a_shorter_and_a_longer_one():
-    rows = made_up_probe_rows(labelled_rows(2), classifier())
+    rows = generate_probe_rows(labelled_rows(2), classifier())
     assert [len(row["input_ids"]) for row in rows] == [11] * 5 + [5, 22]
     assert len({tuple(row["input_ids"][:5]) for row in rows}) == 7
 
@@ -150,7 +150,7 @@ def test_tokens_have_classes_where_the_head_is_of_tokens():
 
 
 def test_a_head_of_one_label_has_no_second_class():
-    rows = made_up_rows(labelled_rows(1), regression(num_labels=1), count=8, length=4)
+    rows = generate_rows(labelled_rows(1), regression(num_labels=1), count=8, length=4)
     assert {row["labels"] for row in rows} == {0}
 
 
@@ -180,14 +180,14 @@ def test_columns_are_made_up_by_their_type():
 
 def test_a_length_that_the_features_fix_is_kept():
     features = Features({"input_ids": List(Value("int64"), length=16), "labels": Value("int64")})
-    rows = made_up_probe_rows(Dataset.from_dict({"input_ids": [], "labels": []}, features=features), classifier())
+    rows = generate_probe_rows(Dataset.from_dict({"input_ids": [], "labels": []}, features=features), classifier())
     assert {len(row["input_ids"]) for row in rows} == {16}
     assert len({tuple(row["input_ids"]) for row in rows}) == 7
 
 
 def test_columns_that_never_reach_the_collator_are_left_out():
     dataset = Dataset.from_list([{**TOKENS, "labels": 1, "text": "a secret"}])
-    assert set(one(dataset, kept={"input_ids", "labels"})) == {"input_ids", "labels"}
+    assert set(one(dataset, kept_columns={"input_ids", "labels"})) == {"input_ids", "labels"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_dpzo.losses.output_layer import AT_ONCE, OutputLayer, output_layer_of
+from hf_dpzo.losses.output_layer import POSITIONS_PER_CHUNK, OutputLayer, find_output_layer
 from hf_dpzo.losses.per_example import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
@@ -123,7 +123,7 @@ def losses_of(name, model):
 def in_whole(loss, model, inputs, monkeypatch):
     """By all logits of all positions."""
     with monkeypatch.context() as patch:
-        patch.setattr(OutputLayer, "fits", lambda layer, model: False)
+        patch.setattr(OutputLayer, "supports", lambda layer, model: False)
         return loss(model, inputs)
 
 
@@ -138,7 +138,7 @@ def test_losses_in_parts_are_those_of_all_logits(name, wrap, monkeypatch):
     for loss, inputs in losses_of(name, model):
         expected = in_whole(loss, model, inputs, monkeypatch)
         torch.testing.assert_close(loss(model, inputs), expected, rtol=1e-5, atol=1e-5)
-        assert loss._output_layer.fits(model) == (name not in WHOLE)
+        assert loss._output_layer.supports(model) == (name not in WHOLE)
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def test_losses_in_parts_are_those_of_all_logits(name, wrap, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_weights_are_read_when_they_are_used(name, tied, monkeypatch):
     model = made(name, tie_word_embeddings=tied)
-    assert (output_layer_of(model).weight is model.get_input_embeddings().weight) == tied
+    assert (find_output_layer(model).weight is model.get_input_embeddings().weight) == tied
     for loss, inputs in losses_of(name, model):
         before = loss(model, inputs)
         model.get_input_embeddings().weight.add_(0.5 * torch.randn_like(model.get_input_embeddings().weight))
@@ -159,7 +159,7 @@ def shapes_made(loss, model, inputs):
     """Of what the output layer is called with, and what the model returns."""
     seen = []
     handles = [
-        output_layer_of(model).register_forward_hook(lambda layer, args, output: seen.append(output.shape)),
+        find_output_layer(model).register_forward_hook(lambda layer, args, output: seen.append(output.shape)),
         model.register_forward_hook(lambda model, args, output: seen.append(output.logits.shape)),
     ]
     loss(model, inputs)
@@ -175,7 +175,7 @@ def test_the_model_makes_no_logits(name):
     for loss, inputs in losses_of(name, model):
         loss(model, inputs)  # Finds out.
         assert shapes_made(loss, model, inputs) == [(4, 0, 64), (4, 0, 64)]
-        assert not output_layer_of(model)._forward_pre_hooks
+        assert not find_output_layer(model)._forward_pre_hooks
 
 
 @torch.no_grad()
@@ -196,16 +196,16 @@ def test_target_losses_of_equal_hidden_states_are_equal_to_the_bit_in_any_compan
     hidden = {"hidden": torch.randn(8, TOKENS, 16), "input_ids": whole["input_ids"]}
     model.model.layers, model.model.norm = torch.nn.ModuleList(), torch.nn.Identity()
     targets = whole["labels"][:, 1:]
-    together = layer.target_losses(model, hidden, targets)
+    together = layer.compute_target_losses(model, hidden, targets)
     for row in range(8):
         alone = {name: value[[row]] for name, value in hidden.items()}
-        assert torch.equal(layer.target_losses(model, alone, targets[[row]])[0], together[row])
+        assert torch.equal(layer.compute_target_losses(model, alone, targets[[row]])[0], together[row])
 
 
 @torch.no_grad()
 def test_rows_longer_than_what_is_made_at_once(monkeypatch):
     model = made("llama", max_position_embeddings=512)
-    ids = torch.randint(4, 40, (2, 2 * AT_ONCE + 3))
+    ids = torch.randint(4, 40, (2, 2 * POSITIONS_PER_CHUNK + 3))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     loss = CausalLMLoss(model)
     torch.testing.assert_close(loss(model, inputs), in_whole(loss, model, inputs, monkeypatch), rtol=1e-5, atol=1e-5)
@@ -230,7 +230,7 @@ def test_virtual_tokens_in_front_are_left_out(monkeypatch):
     for loss, inputs in losses_of("llama", model):
         expected = in_whole(loss, model, inputs, monkeypatch)
         torch.testing.assert_close(loss(model, inputs), expected, rtol=1e-5, atol=1e-5)
-        assert loss._output_layer.fits(model)
+        assert loss._output_layer.supports(model)
 
 
 @torch.no_grad()
@@ -239,7 +239,7 @@ def test_sixteen_bits_are_computed_in_their_own_dtype(name, monkeypatch):
     model = made(name).to(torch.bfloat16)
     for loss, inputs in losses_of(name, model):
         expected = in_whole(loss, model, inputs, monkeypatch)
-        assert loss._output_layer.fits(model)
+        assert loss._output_layer.supports(model)
         assert loss(model, inputs).dtype == torch.float32
         torch.testing.assert_close(loss(model, inputs), expected, rtol=0.02, atol=0.02)
 
@@ -301,7 +301,7 @@ def test_where_logits_are_more_than_the_head_of_one_position_all_are_computed(mo
     model, inputs = model(), batch()
     loss = CausalLMLoss(model)
     assert torch.equal(loss(model, inputs), in_whole(loss, model, inputs, monkeypatch))
-    assert not loss._output_layer.fits(model)
+    assert not loss._output_layer.supports(model)
 
 
 @torch.no_grad()
@@ -318,7 +318,7 @@ def test_finding_out_draws_nothing_and_leaves_the_modes():
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
     before = torch.get_rng_state()
-    assert OutputLayer(lambda model, inputs: model(**inputs).logits).fits(model)
+    assert OutputLayer(lambda model, inputs: model(**inputs).logits).supports(model)
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
 

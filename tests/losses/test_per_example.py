@@ -13,7 +13,7 @@ from transformers import (
     LlamaModel,
 )
 
-from hf_dpzo.losses.per_example import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, loss_of_head
+from hf_dpzo.losses.per_example import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, build_head_loss
 from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
@@ -49,7 +49,7 @@ def each_alone(model, inputs):
 @torch.no_grad()
 def test_classification_loss_is_the_models_own_on_each_row(tokenizer):
     model, inputs = classifier(), padded(tokenizer)
-    torch.testing.assert_close(loss_of_head(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build_head_loss(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def test_other_problem_types_have_their_own_loss(tokenizer, problem, num_labels,
     for row in range(4):
         mask = inputs["attention_mask"][row].bool()
         alone.append(model(inputs["input_ids"][row][mask][None], labels=labels[row][None]).loss)
-    torch.testing.assert_close(loss_of_head(model)(model, inputs), torch.stack(alone), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build_head_loss(model)(model, inputs), torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
 def causal_batch(tokenizer):
@@ -82,7 +82,7 @@ def causal_batch(tokenizer):
 @torch.no_grad()
 def test_causal_loss_is_the_mean_over_a_rows_own_targets(tokenizer):
     model, inputs = causal_lm(), causal_batch(tokenizer)
-    torch.testing.assert_close(loss_of_head(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(build_head_loss(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_virtual_tokens_have_no_targets(tokenizer):
     base = causal_lm()
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     model, inputs = get_peft_model(base, config).eval(), causal_batch(tokenizer)
-    losses = loss_of_head(model)(model, inputs)
+    losses = build_head_loss(model)(model, inputs)
     torch.testing.assert_close(losses, each_alone(model, inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_left_padding_does_not_move_absolute_positions(tokenizer, head):
     config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, num_labels=2)
     model = head(config).eval()
     inputs = causal_batch(tokenizer) if head is GPT2LMHeadModel else padded(tokenizer)
-    torch.testing.assert_close(loss_of_head(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(build_head_loss(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_any_function_is_a_loss(tokenizer):
@@ -121,11 +121,11 @@ def test_any_function_is_a_loss(tokenizer):
 
 def test_unknown_head_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"model=LlamaModel: .* pass per_example_loss"):
-        loss_of_head(LlamaModel(llama_config()))
+        build_head_loss(LlamaModel(llama_config()))
 
 
 def test_head_inside_an_adapter_is_recognised():
-    assert isinstance(loss_of_head(with_lora(classifier())), SequenceClassificationLoss)
+    assert isinstance(build_head_loss(with_lora(classifier())), SequenceClassificationLoss)
 
 
 # ---- Prompts ----

@@ -10,11 +10,11 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.methods import METHODS
-from hf_dpzo.models.unwrap import unwrapped_optimizer
+from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.mechanism import LaplaceSum, SeparateGaussianSum
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian, DiscreteLaplace
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
@@ -77,7 +77,7 @@ def norm(moved: list[int], mechanism) -> float:
 @each_with_each(PRIVATE, sorted(DIRECTIONS))
 def test_one_row_moves_a_release_by_at_most_the_sensitivity(name, kind, lora, make_trainer, sums, monkeypatch):
     """The whole program on neighbours, with everybody in each batch and with the noise left out."""
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.ones(mask.size, dtype=bool))
+    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.ones(mask.size, dtype=bool))
     for count in (ROWS, ROWS - 1):
         rows = labelled_rows(ROWS).select(range(count))
         trainer = make_trainer(name, kind=kind, lora=lora, rows=rows, per_device_train_batch_size=1, clip_norm=1e-3)
@@ -104,7 +104,7 @@ def test_adversarial_rows_move_a_release_by_at_most_the_sensitivity(name, seed, 
 def test_empty_batch_is_noise_alone(name, kind, lora, make_trainer, monkeypatch):
     for noise in (DiscreteGaussian, DiscreteLaplace):
         monkeypatch.setattr(noise, "add", lambda one, values: [value + 7 * one.scale for value in values])
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.zeros(mask.size, dtype=bool))
+    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.zeros(mask.size, dtype=bool))
     trainer, released = make_trainer(name, kind=kind, lora=lora), []
     monkeypatch.setattr(ZOOptimizer, "receive", lambda one, step, coefficients: released.append(coefficients))
     monkeypatch.setattr(ZOOptimizer, "step", lambda one, closure=None: None)
@@ -131,7 +131,7 @@ def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_
 
     trainer.optimizer_cls_and_kwargs = (Watched, trainer.optimizer_cls_and_kwargs[1])
     trainer.train()
-    trained = unwrapped_optimizer(trainer.optimizer)
+    trained = unwrap_optimizer(trainer.optimizer)
 
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     parameters = dict(initial.named_parameters())
@@ -162,13 +162,13 @@ def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_
 def test_accountant_knows_the_event(name, make_trainer):
     budget = make_trainer(name).budget
     assert PLDAccountant(NEIGHBORING_RELATION).supports(budget.query.event)
-    assert 0 < budget.stated().epsilon < float("inf")
+    assert 0 < budget.guarantee().epsilon < float("inf")
 
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_calibration_meets_its_target(name, make_trainer):
     budget = make_trainer(name, noise_multiplier="absent", target_epsilon=3.0).budget
-    stated = budget.stated()
+    stated = budget.guarantee()
     assert stated.epsilon <= 3.0
     if stated.pure is not None:
         assert 2.99 < stated.pure <= 3.0

@@ -17,9 +17,9 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.methods import METHODS, PrivateMethod, scaled_clip_norm
-from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.models.unwrap import unwrapped_optimizer
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.methods.method import list_parameters
+from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian, DiscreteLaplace
 from hf_dpzo.zo.directions import DIRECTIONS
 
 from support.models import one_layer, with_lora
@@ -40,7 +40,7 @@ class Frozen:
         self.masks[1][:] = False  # An empty batch, too.
         self.noise = [[int(x) for x in draw.normal(size=directions) * 2**40] for _ in range(STEPS)]
         masks, noise = iter(self.masks * 100), iter(self.noise)
-        monkeypatch.setattr(BernoulliMask, "draw", lambda mask: next(masks))
+        monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: next(masks))
         for kind in (DiscreteGaussian, DiscreteLaplace):
             monkeypatch.setattr(
                 kind, "add", lambda one, values: [a + b for a, b in zip(values, next(noise), strict=True)]
@@ -202,7 +202,7 @@ def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, mo
 
     parameters = in_order_of_the_optimizer(trainer, twin)
     theta, memory = flat(parameters), {}
-    mask = unwrapped_optimizer(trainer.optimizer).directions.mask
+    mask = unwrap_optimizer(trainer.optimizer).directions.mask
     numbered = DIRECTIONS[kind](seed=args.seed, sizes=[p.numel() for p in parameters], mask=mask)
     for t in range(STEPS):
         u = [
@@ -227,7 +227,7 @@ def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, mo
 def test_method_says_where_it_is_from(method):
     assert all(dataclasses.asdict(method.paper).values())
     assert method.__doc__ and "Args:" in method.__doc__
-    assert all(re.search(rf"^ +{name}:", method.__doc__, re.MULTILINE) for name in parameters_of(method))
+    assert all(re.search(rf"^ +{name}:", method.__doc__, re.MULTILINE) for name in list_parameters(method))
 
 
 def test_one_direction_of_aggzo_is_dpzero():

@@ -20,12 +20,17 @@ from hf_dpzo.cli.main import main
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.per_example import CausalLMLoss
 from hf_dpzo.models.checks import refuse_model
-from hf_dpzo.models.fingerprints import frozen_fingerprint, values_fingerprint
-from hf_dpzo.models.precision import inner_tensors, loading_options, reduced, refuse_shared_scales
+from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
+from hf_dpzo.models.precision import (
+    build_loading_options,
+    describe_reduced_precision,
+    inner_tensors,
+    refuse_shared_scales,
+)
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.initial import base_of
+from hf_dpzo.trajectory.initial import describe_base_model
 from hf_dpzo.trajectory.log import Trajectory
-from hf_dpzo.trajectory.replay import rebuild
+from hf_dpzo.trajectory.replay import rebuild_model
 from hf_dpzo.verification.verify import verify
 
 from support.models import causal_lm, classifier, with_lora
@@ -155,7 +160,7 @@ def test_a_run_on_a_16_bit_base_is_resumed_and_ends_as_if_nothing_had_happened(m
     second = make_trainer(made("bfloat16"), args=args)
     second.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
     trained = [[p for p in one.model.parameters() if p.requires_grad] for one in (first, second)]
-    assert values_fingerprint(trained[0]) == values_fingerprint(trained[1])
+    assert fingerprint_values(trained[0]) == fingerprint_values(trained[1])
 
 
 def test_a_base_in_another_type_does_not_go_on_with_a_log(make_trainer, make_args):
@@ -314,22 +319,22 @@ def test_dynamic_quantization_of_torch_is_refused_by_name():
 
 
 def test_float32_is_not_reduced_and_anything_less_is():
-    assert reduced(causal_lm()) is None
-    assert reduced(adapted(causal_lm())) is None
-    assert {name: reduced(made(name)).split(": ")[1] for name in BASES} == {
+    assert describe_reduced_precision(causal_lm()) is None
+    assert describe_reduced_precision(adapted(causal_lm())) is None
+    assert {name: describe_reduced_precision(made(name)).split(": ")[1] for name in BASES} == {
         "bfloat16": "it is torch.bfloat16",
         "float16": "it is torch.float16",
         "int8": "it is quantized",
         "int8 over bfloat16": "it is quantized",
     }
-    assert reduced(configured(quant_method="gptq")) == "quantization_config: the base is quantized"
+    assert describe_reduced_precision(configured(quant_method="gptq")) == "quantization_config: the base is quantized"
     buffered = nn.Linear(2, 2)
     buffered.register_buffer("packed", torch.zeros(2, dtype=torch.uint8))
-    assert reduced(buffered) == "packed: it is torch.uint8"
+    assert describe_reduced_precision(buffered) == "packed: it is torch.uint8"
 
 
 def test_logs_name_what_a_base_was_loaded_as():
-    named = {name: base_of(made(name)) for name in BASES}
+    named = {name: describe_base_model(made(name)) for name in BASES}
     kept = {name: {key: one[key] for key in ("dtype", "quantization") if key in one} for name, one in named.items()}
     assert kept == {
         "bfloat16": {"dtype": "bfloat16"},
@@ -337,7 +342,7 @@ def test_logs_name_what_a_base_was_loaded_as():
         "int8": {"quantization": "other"},
         "int8 over bfloat16": {"dtype": "bfloat16", "quantization": "other"},
     }
-    assert not {"dtype", "quantization"} & set(base_of(causal_lm()))
+    assert not {"dtype", "quantization"} & set(describe_base_model(causal_lm()))
 
 
 def test_a_fingerprint_follows_every_part_of_a_quantized_tensor():
@@ -350,13 +355,13 @@ def test_a_fingerprint_follows_every_part_of_a_quantized_tensor():
         model.weight = nn.Parameter(TwoTensor(TwoTensor(parts[0].clone(), parts[0].clone()), inner), False)
         return model
 
-    found = {frozen_fingerprint(quantized(), [])}
-    assert frozen_fingerprint(quantized(), []) in found
+    found = {fingerprint_frozen(quantized(), [])}
+    assert fingerprint_frozen(quantized(), []) in found
     for part in range(4):
         model = quantized()
         list(inner_tensors(model.weight.data))[part][1] += 1
-        assert frozen_fingerprint(model, []) not in found
-        found.add(frozen_fingerprint(model, []))
+        assert fingerprint_frozen(model, []) not in found
+        found.add(fingerprint_frozen(model, []))
     assert len(found) == 5
 
 
@@ -370,7 +375,7 @@ def test_a_recipe_in_bfloat16_trains_replays_and_verifies(write, workplace, caps
     assert log.header["base"]["dtype"] == "bfloat16"
     assert log.header["made_with"]["isolation"]["status"] == "bitwise"
     base = str(workplace / "causal")
-    assert rebuild(base, workplace / "out").get_base_model().dtype == torch.bfloat16
+    assert rebuild_model(base, workplace / "out").get_base_model().dtype == torch.bfloat16
     assert main(["replay", base, str(workplace / "out"), "--output", str(workplace / "again")]) == 0
     weights = [(workplace / name / "adapter_model.safetensors").read_bytes() for name in ("out", "again")]
     assert weights[0] == weights[1]
@@ -399,18 +404,18 @@ def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer,
     trainer = make_trainer(adapted(int8(causal_lm())), padded_lengths=[16], smoothing=0.1)
     trainer.train()
     with pytest.raises(TrajectoryError, match=r"quantization=other: it is not one of int8, .* call replay_onto\.$"):
-        rebuild(str(tmp_path / "base"), trainer.args.output_dir)
+        rebuild_model(str(tmp_path / "base"), trainer.args.output_dir)
 
 
 def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
-    from hf_dpzo.io.strict_json import fault_in
+    from hf_dpzo.io.strict_json import find_fault
 
     trainer = make_trainer(made("bfloat16"), padded_lengths=[16], smoothing=0.1)
     trainer.train()
     header = copy.deepcopy(dict(Trajectory.read(trainer.args.output_dir).header))
     for name, value in (("dtype", "float64"), ("dtype", 1), ("quantization", "int4"), ("quantization", None)):
         changed = {**header, "base": {**header["base"], name: value}}
-        assert fault_in(changed, "trajectory-header.json").startswith(f"base.{name}=")
+        assert find_fault(changed, "trajectory-header.json").startswith(f"base.{name}=")
 
 
 # ---- The measurement ----
@@ -445,7 +450,7 @@ def test_a_recipe_in_int8_trains_replays_and_verifies(torchao, write, workplace,
     log = Trajectory.read(workplace / "out")
     assert log.header["base"]["quantization"] == "int8"
     base = str(workplace / "causal")
-    again = rebuild(base, workplace / "out")
+    again = rebuild_model(base, workplace / "out")
     assert any(list(inner_tensors(p)) != [p] for p in again.parameters())
     assert all(finding.holds for finding in verify(workplace / "out", base=base))
 
@@ -487,13 +492,13 @@ def test_a_fingerprint_follows_every_part_of_a_tensor_of_torchao(torchao):
         torchao.quantize_(model, torchao.IntxWeightOnlyConfig())
         return model
 
-    found = {frozen_fingerprint(quantized(), [])}
+    found = {fingerprint_frozen(quantized(), [])}
     parts = len(list(inner_tensors(quantized()[0].weight.data)))
     for part in range(parts):
         model = quantized()
         list(inner_tensors(model[0].weight.data))[part].flatten()[:1].add_(1)
-        found.add(frozen_fingerprint(model, []))
-    assert frozen_fingerprint(quantized(), []) in found
+        found.add(fingerprint_frozen(model, []))
+    assert fingerprint_frozen(quantized(), []) in found
     assert parts == 3
     assert len(found) == 1 + parts
 
@@ -501,8 +506,8 @@ def test_a_fingerprint_follows_every_part_of_a_tensor_of_torchao(torchao):
 def test_quantizations_ask_for_what_makes_them(monkeypatch):
     monkeypatch.setattr("hf_dpzo.models.precision.is_torchao_available", lambda: False)
     with pytest.raises(ValueError, match="quantization=int8: torchao makes it, and is not there; pip install torchao"):
-        loading_options("float32", "int8")
-    assert loading_options("bfloat16", None) == {"dtype": torch.bfloat16}
+        build_loading_options("float32", "int8")
+    assert build_loading_options("bfloat16", None) == {"dtype": torch.bfloat16}
 
 
 def test_public_rows_decide_for_16_bits_too(make_trainer, make_args, tokenizer):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hf_dpzo.privacy.accounting import Guarantee, group_epsilon, guarantee, replace_one_epsilon
-from hf_dpzo.privacy.calibration import calibrate
+from hf_dpzo.privacy.accounting import Guarantee, account, account_for_group, replace_one_epsilon
+from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
 from hf_dpzo.privacy.ledger import Budget, BudgetExceededError, Ledger, round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
@@ -18,7 +18,7 @@ def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:
 
 
 def epsilon(noise_multiplier, sampling_rate, steps, delta) -> float:
-    return guarantee(((query(noise_multiplier, sampling_rate), steps),), delta=delta).epsilon
+    return account(((query(noise_multiplier, sampling_rate), steps),), delta=delta).epsilon
 
 
 def analytic_gaussian_epsilon(mu: float, delta: float) -> float:
@@ -46,7 +46,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("noise", "rate", "steps", "delta", "pld", "rdp"), GOLDEN)
 def test_epsilon_matches_the_golden_table(noise, rate, steps, delta, pld, rdp):
-    spent = guarantee(((query(noise, rate), steps),), delta=delta)
+    spent = account(((query(noise, rate), steps),), delta=delta)
     assert spent.pld == pytest.approx(pld, abs=0.006)
     assert rdp is None or spent.rdp == pytest.approx(rdp, abs=0.006)
     assert spent.epsilon == min(spent.pld, spent.rdp)
@@ -80,27 +80,27 @@ def test_impossible_sampling_rate_is_refused(rate):
 @pytest.mark.parametrize("delta", [0, 1, -1, 2, float("nan")])
 def test_impossible_delta_is_refused(delta):
     with pytest.raises(ValueError, match="delta"):
-        guarantee(((query(), 1),), delta=delta)
+        account(((query(), 1),), delta=delta)
 
 
 def test_no_noise_has_no_epsilon():
-    assert guarantee(((NonPrivateQuery(), 1),), delta=1e-5).epsilon == math.inf
+    assert account(((NonPrivateQuery(), 1),), delta=1e-5).epsilon == math.inf
     assert membership_accuracy(((NonPrivateQuery(), 1),), delta=1e-5) == 1.0
 
 
 def test_nothing_released_costs_nothing():
-    assert guarantee((), delta=1e-5).epsilon == 0
+    assert account((), delta=1e-5).epsilon == 0
     assert membership_accuracy((), delta=1e-5) == 0.5
 
 
 def test_tiny_noise_is_left_to_the_renyi_accountant():
-    spent = guarantee(((query(0.1, 0.01), 10),), delta=1e-5)
+    spent = account(((query(0.1, 0.01), 10),), delta=1e-5)
     assert spent.pld is None
     assert spent.epsilon == spent.rdp < math.inf
 
 
 def test_tiny_delta_is_left_to_the_renyi_accountant():
-    assert guarantee(((query(1.0, 0.01), 10),), delta=1e-15).pld is None
+    assert account(((query(1.0, 0.01), 10),), delta=1e-15).pld is None
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_tiny_delta_is_left_to_the_renyi_accountant():
     ],
 )
 def test_calibration_meets_its_target_and_wastes_little(target, delta, rate, steps):
-    calibrated = calibrate(query(1.0, rate), steps=steps, target_epsilon=target, target_delta=delta)
-    achieved = guarantee(((calibrated, steps),), delta=delta).epsilon
+    calibrated = calibrate_query(query(1.0, rate), steps=steps, target_epsilon=target, target_delta=delta)
+    achieved = account(((calibrated, steps),), delta=delta).epsilon
     assert 0.97 * target <= achieved <= target
     assert round_up(achieved) <= target
 
@@ -123,12 +123,12 @@ def test_calibration_meets_its_target_and_wastes_little(target, delta, rate, ste
 @pytest.mark.parametrize("target", [0, -1, float("nan"), float("inf")])
 def test_impossible_target_is_refused(target):
     with pytest.raises(ValueError, match="target_epsilon="):
-        calibrate(query(), steps=1, target_epsilon=target, target_delta=1e-5)
+        calibrate_query(query(), steps=1, target_epsilon=target, target_delta=1e-5)
 
 
 def test_target_that_asks_for_no_noise_is_refused():
     with pytest.raises(ValueError, match=r"target_epsilon=100000: a noise multiplier of 0\.05 gives less; lower it"):
-        calibrate(query(), steps=1, target_epsilon=1e5, target_delta=1e-5)
+        calibrate_query(query(), steps=1, target_epsilon=1e5, target_delta=1e-5)
 
 
 def test_best_guess_is_that_of_the_exact_gaussian():
@@ -138,11 +138,11 @@ def test_best_guess_is_that_of_the_exact_gaussian():
 
 def test_epsilon_of_two_halves_is_epsilon_of_the_whole():
     halves = ((query(), 5), (query(), 5))
-    assert guarantee(halves, delta=1e-5).epsilon == pytest.approx(epsilon(1.0, 0.01, 10, 1e-5), rel=1e-3)
+    assert account(halves, delta=1e-5).epsilon == pytest.approx(epsilon(1.0, 0.01, 10, 1e-5), rel=1e-3)
 
 
 def test_changed_noise_is_composed_as_it_ran():
-    mixed = guarantee(((query(1.0), 10), (query(2.0), 10)), delta=1e-5).epsilon
+    mixed = account(((query(1.0), 10), (query(2.0), 10)), delta=1e-5).epsilon
     assert epsilon(2.0, 0.01, 20, 1e-5) < mixed < epsilon(1.0, 0.01, 20, 1e-5)
 
 
@@ -163,7 +163,7 @@ def test_budget_refuses_the_step_after_the_last():
     budget = Budget(query=query(), planned_steps=2, delta=1e-5)
     budget.spend()
     budget.spend()
-    assert budget.stated() == guarantee(((query(), 2),), delta=1e-5)
+    assert budget.guarantee() == account(((query(), 2),), delta=1e-5)
     with pytest.raises(BudgetExceededError, match="of which 0 are left"):
         budget.spend()
     assert len(budget.ledger) == 2
@@ -175,7 +175,7 @@ def test_budget_states_the_guarantee_of_its_whole_plan(taken):
     budget = Budget(query=query(), planned_steps=100, delta=1e-5)
     for _ in range(taken):
         budget.spend()
-    assert budget.claimed == ((query(), 100),)
+    assert budget.claimed_releases == ((query(), 100),)
     assert len(budget.ledger) == taken
 
 
@@ -186,29 +186,29 @@ def test_running_epsilon_bounds_what_was_spent_and_ends_at_the_plan():
         budget.spend()
         running.append(budget.running_epsilon())
         if len(running) % 7 == 0:
-            assert running[-1] >= guarantee(budget.ledger.releases, delta=1e-5).epsilon
+            assert running[-1] >= account(budget.ledger.releases, delta=1e-5).epsilon
     assert 10 < len(set(running)) <= 20
     assert running == sorted(running)
-    assert running[-1] == budget.stated().epsilon
+    assert running[-1] == budget.guarantee().epsilon
 
 
 def test_other_trials_are_claimed_and_shown_as_if_they_were_made():
     budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
-    assert budget.running_epsilon() == guarantee(((query(), 40),), delta=1e-5).epsilon
+    assert budget.running_epsilon() == account(((query(), 40),), delta=1e-5).epsilon
     budget.spend()
-    assert budget.claimed == ((query(), 60),)
-    assert budget.running_epsilon() == guarantee(((query(), 41),), delta=1e-5).epsilon
-    budget.require(19)
+    assert budget.claimed_releases == ((query(), 60),)
+    assert budget.running_epsilon() == account(((query(), 41),), delta=1e-5).epsilon
+    budget.require_steps(19)
     with pytest.raises(BudgetExceededError, match="planned for 20 steps, of which 19 are left"):
-        budget.require(20)
+        budget.require_steps(20)
 
 
 def test_a_budget_that_is_made_afresh_covers_as_much():
     budget = Budget(query=query(), planned_steps=20, delta=1e-5, trials=3)
     budget.spend()
-    assert budget.afresh().is_planned_as(budget)
-    assert len(budget.afresh().ledger) == 0 and budget.afresh().claimed == budget.claimed
-    assert not budget.is_planned_as(Budget(query=query(), planned_steps=60, delta=1e-5))
+    assert budget.copy_unspent().has_same_plan(budget)
+    assert len(budget.copy_unspent().ledger) == 0 and budget.copy_unspent().claimed_releases == budget.claimed_releases
+    assert not budget.has_same_plan(Budget(query=query(), planned_steps=60, delta=1e-5))
 
 
 def test_a_budget_of_no_trial_is_refused():
@@ -221,13 +221,13 @@ def test_closed_budget_takes_no_more_steps():
     budget.spend()
     budget.close()
     with pytest.raises(BudgetExceededError, match="of which 0 are left"):
-        budget.require()
+        budget.require_steps()
 
 
 def test_budget_without_privacy_has_no_epsilon():
     budget = Budget(query=NonPrivateQuery(), planned_steps=1, delta=None)
     with pytest.raises(ValueError, match="no epsilon"):
-        budget.stated()
+        budget.guarantee()
 
 
 def test_budget_needs_steps():
@@ -247,11 +247,11 @@ def laplace(noise_multiplier=2.0, sampling_rate=0.01, steps=1000):
     [(2.0, 0.01, 1000, 6.466), (4.4734, 0.016, 1000, 4.0), (1.0, 1.0, 3, 3.0), (0.5, 1.0, 1, 2.0)],
 )
 def test_pure_epsilon_of_known_cases(noise_multiplier, sampling_rate, steps, pure):
-    assert guarantee(laplace(noise_multiplier, sampling_rate, steps), delta=1e-5).pure == pytest.approx(pure, abs=5e-4)
+    assert account(laplace(noise_multiplier, sampling_rate, steps), delta=1e-5).pure == pytest.approx(pure, abs=5e-4)
 
 
 def test_a_laplace_run_has_both_guarantees():
-    spent = guarantee(laplace(), delta=1e-5)
+    spent = account(laplace(), delta=1e-5)
     assert spent.epsilon == spent.pld == pytest.approx(0.5305, abs=5e-3)
     assert spent.rdp is None
     assert spent.pure > spent.pld
@@ -259,8 +259,8 @@ def test_a_laplace_run_has_both_guarantees():
 
 def test_pure_epsilon_holds_at_every_delta():
     """Where PLD has nothing better to say, it is what is reported."""
-    assert guarantee(laplace(), delta=1e-14).epsilon == guarantee(laplace(), delta=1e-14).pure
-    tiny = guarantee(laplace(0.01, 0.5, 1), delta=1e-5)
+    assert account(laplace(), delta=1e-14).epsilon == account(laplace(), delta=1e-14).pure
+    tiny = account(laplace(0.01, 0.5, 1), delta=1e-5)
     assert (tiny.pld, tiny.epsilon) == (None, pytest.approx(100 + math.log(0.5)))
 
 
@@ -269,7 +269,7 @@ def test_pure_epsilon_is_the_largest_loss_of_one_sampled_release():
     b, q = 0.8, 0.3
     density = lambda x, centre: math.exp(-abs(x - centre) / b) / (2 * b)  # noqa: E731
     ratio = ((1 - q) * density(9.0, 0.0) + q * density(9.0, 1.0)) / density(9.0, 0.0)
-    assert guarantee(laplace(b, q, 1), delta=1e-5).pure == pytest.approx(math.log(ratio))
+    assert account(laplace(b, q, 1), delta=1e-5).pure == pytest.approx(math.log(ratio))
 
 
 def test_membership_accuracy_of_one_laplace_release():
@@ -279,8 +279,8 @@ def test_membership_accuracy_of_one_laplace_release():
 
 
 def test_pure_epsilon_of_noise_too_small_for_float64():
-    assert guarantee(laplace(1e-3, 1.0, 7), delta=1e-5).pure == pytest.approx(7000)
-    assert guarantee(laplace(1e-3, 0.5, 1), delta=1e-5).pure == pytest.approx(1000 + math.log(0.5))
+    assert account(laplace(1e-3, 1.0, 7), delta=1e-5).pure == pytest.approx(7000)
+    assert account(laplace(1e-3, 0.5, 1), delta=1e-5).pure == pytest.approx(1000 + math.log(0.5))
 
 
 def test_both_forms_of_pure_epsilon_agree():
@@ -292,7 +292,7 @@ def test_both_forms_of_pure_epsilon_agree():
 @pytest.mark.parametrize("steps", [1, 80, 5000])
 def test_laplace_calibration_meets_its_pure_target_closely(target, steps):
     given = LaplaceQuery(noise_multiplier=1.0, sampling_rate=0.01)
-    found = calibrate(given, steps=steps, target_epsilon=target, target_delta=1e-5)
+    found = calibrate_query(given, steps=steps, target_epsilon=target, target_delta=1e-5)
     pure = found.pure_epsilon(steps)
     assert target * (1 - 1e-6) < pure <= target
 
@@ -301,7 +301,7 @@ def test_laplace_calibration_meets_its_pure_target_closely(target, steps):
 def test_laplace_calibration_refuses_more_noise_than_there_is(target):
     given = LaplaceQuery(noise_multiplier=1.0, sampling_rate=0.5)
     with pytest.raises(ValueError, match="no noise multiplier below 8192 gives it"):
-        calibrate(given, steps=1, target_epsilon=target, target_delta=1e-5)
+        calibrate_query(given, steps=1, target_epsilon=target, target_delta=1e-5)
 
 
 @pytest.mark.parametrize("noise_multiplier", [8192, 1e300, math.inf])
@@ -348,7 +348,7 @@ def test_replace_one_is_not_stated_where_it_is_not_known():
 def test_group_epsilon_is_that_of_a_binomial_mixture(noise_multiplier, rate, steps, size):
     """Against numerical integration of the hockey-stick divergence, of one step or of all of the data."""
     delta = 1e-5
-    epsilon = group_epsilon(
+    epsilon = account_for_group(
         ((GaussianQuery(noise_multiplier=noise_multiplier, sampling_rate=rate), steps),), size=size, delta=delta
     )
     scale = noise_multiplier / math.sqrt(steps)  # Of all of the data, steps add up to one with less noise.
@@ -367,18 +367,18 @@ def test_group_epsilon_is_that_of_a_binomial_mixture(noise_multiplier, rate, ste
 
 def test_group_of_one_costs_what_one_costs():
     releases = ((GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), 200),)
-    assert group_epsilon(releases, size=1, delta=1e-5) == pytest.approx(
-        guarantee(releases, delta=1e-5).epsilon, rel=0.02
+    assert account_for_group(releases, size=1, delta=1e-5) == pytest.approx(
+        account(releases, delta=1e-5).epsilon, rel=0.02
     )
 
 
 def test_groups_cost_more_than_their_size_says():
     """At the same delta: multiplying epsilon would promise too much."""
     releases = ((GaussianQuery(noise_multiplier=1.26, sampling_rate=0.016), 1000),)
-    one = guarantee(releases, delta=1e-5).epsilon
-    assert group_epsilon(releases, size=4, delta=1e-5) > 4.5 * one
+    one = account(releases, delta=1e-5).epsilon
+    assert account_for_group(releases, size=4, delta=1e-5) > 4.5 * one
 
 
 def test_pure_epsilon_of_a_group_is_a_multiple():
     releases = ((LaplaceQuery(noise_multiplier=4.0, sampling_rate=0.1), 10),)
-    assert group_epsilon(releases, size=3, delta=1e-5) == pytest.approx(3 * releases[0][0].pure_epsilon(10))
+    assert account_for_group(releases, size=3, delta=1e-5) == pytest.approx(3 * releases[0][0].pure_epsilon(10))

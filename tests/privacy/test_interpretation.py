@@ -5,8 +5,8 @@ import math
 import pytest
 from scipy import stats
 
-from hf_dpzo.privacy.accounting import guarantee
-from hf_dpzo.privacy.interpretation import CURVE, detection_rate, membership_accuracy, privacy_curve
+from hf_dpzo.privacy.accounting import account
+from hf_dpzo.privacy.interpretation import CURVE_DELTAS, detection_rate, membership_accuracy, privacy_curve
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 
 
@@ -47,7 +47,7 @@ def test_sampling_and_fewer_steps_hide_more():
 
 def test_detection_rate_is_no_more_than_epsilon_and_delta_allow():
     releases = gaussian(1.0, 0.05, 500)
-    epsilon = guarantee(releases, delta=1e-5).epsilon
+    epsilon = account(releases, delta=1e-5).epsilon
     assert detection_rate(releases, delta=1e-5) <= 0.01 * math.exp(epsilon) + 1e-5
 
 
@@ -65,6 +65,6 @@ def test_without_protection_everything_is_detected(releases):
 def test_privacy_curve_falls_and_holds_the_stated_delta():
     curve = privacy_curve(gaussian(1.0, 0.01, 100), delta=3e-6)
     deltas, epsilons = zip(*curve, strict=True)
-    assert set(deltas) == {*CURVE, 3e-6}
+    assert set(deltas) == {*CURVE_DELTAS, 3e-6}
     assert list(deltas) == sorted(deltas, reverse=True) and list(epsilons) == sorted(epsilons)
-    assert dict(curve)[3e-6] == guarantee(gaussian(1.0, 0.01, 100), delta=3e-6).epsilon
+    assert dict(curve)[3e-6] == account(gaussian(1.0, 0.01, 100), delta=3e-6).epsilon

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
 from hf_dpzo.privacy.mechanism import (
     NOISES,
@@ -230,10 +230,10 @@ def test_epsilon_of_separate_coefficients_counts_every_release():
     """P coefficients a step, T steps: as P * T releases of one coefficient with the noise that each of them gets."""
     mechanism = separate(4, noise_multiplier=3.0)
     each = GaussianQuery(noise_multiplier=mechanism._noise.scale / SENSITIVITY, sampling_rate=1.0)
-    together = guarantee(((mechanism.query(1.0), 10),), delta=1e-5).epsilon
-    one_by_one = guarantee(((each, 4 * 10),), delta=1e-5).epsilon
+    together = account(((mechanism.query(1.0), 10),), delta=1e-5).epsilon
+    one_by_one = account(((each, 4 * 10),), delta=1e-5).epsilon
     assert together == pytest.approx(one_by_one, rel=1e-3)
-    as_published = guarantee(((each, 10),), delta=1e-5).epsilon
+    as_published = account(((each, 10),), delta=1e-5).epsilon
     assert together > 1.9 * as_published
 
 

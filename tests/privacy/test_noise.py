@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from hf_dpzo.privacy import noise
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian, DiscreteLaplace
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian, DiscreteLaplace
 
 
 def draws(scale: int, count: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_no_seed_reaches_the_membership():
     def seeded() -> bytes:
         torch.manual_seed(1)
         np.random.seed(1)
-        return BernoulliMask(size=400, rate=0.5).draw().tobytes()
+        return BernoulliSampler(size=400, rate=0.5).draw().tobytes()
 
     assert seeded() != seeded()
 
@@ -86,14 +86,14 @@ def test_impossible_scale_is_refused(scale):
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
 def test_each_row_joins_at_the_rate(rate):
-    taken = sum(BernoulliMask(size=50_000, rate=rate).draw().sum() for _ in range(4))
+    taken = sum(BernoulliSampler(size=50_000, rate=rate).draw().sum() for _ in range(4))
     assert abs(taken - 200_000 * rate) <= 5 * np.sqrt(200_000 * rate * (1 - rate)) + 1e-9
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
 def test_impossible_rate_is_refused(rate):
     with pytest.raises(ValueError, match="rate="):
-        BernoulliMask(size=3, rate=rate)
+        BernoulliSampler(size=3, rate=rate)
 
 
 @pytest.mark.parametrize("scale", [1 << 10, 1 << 40, 3 << 41])

@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 import hf_dpzo.privacy.planning
-from hf_dpzo.plots import check_picture, draw_curve
-from hf_dpzo.privacy.accounting import LARGEST_EPSILON, guarantee
-from hf_dpzo.privacy.calibration import calibrate
-from hf_dpzo.privacy.planning import POINTS, POINTS_CALIBRATED, WHOLE, Curve, Plan, curve, spread, state
+from hf_dpzo.plots import check_picture_path, draw_curve
+from hf_dpzo.privacy.accounting import MAX_EPSILON, account
+from hf_dpzo.privacy.calibration import calibrate_query
+from hf_dpzo.privacy.planning import (
+    DEFAULT_CALIBRATED_POINTS,
+    DEFAULT_POINTS,
+    WHOLE,
+    Curve,
+    Plan,
+    account_for_plan,
+    choose_values,
+    compute_curve,
+)
 from hf_dpzo.privacy.queries import QUERIES
 
 
@@ -33,30 +42,30 @@ NOISES = list(QUERIES)
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("noise", NOISES)
 def test_points_of_a_curve_are_those_of_single_plans(noise, against):
-    found = curve(replace(NOISY, noise=noise), against, AGAINST[against])
-    assert [found.place(point) for point in found.points] == AGAINST[against]
+    found = compute_curve(replace(NOISY, noise=noise), against, AGAINST[against])
+    assert [found.value_at(point) for point in found.points] == AGAINST[against]
     for point in found.points:
         plan = point.plan
         query = QUERIES[noise](noise_multiplier=plan.noise_multiplier, sampling_rate=plan.expected_batch_size / 5000)
-        assert point.spent == guarantee(((query, plan.max_steps),), delta=1e-5)
+        assert point.guarantee == account(((query, plan.max_steps),), delta=1e-5)
         assert replace(plan, **{against: getattr(NOISY, against)}) == replace(NOISY, noise=noise)
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_points_of_a_calibrated_curve_are_those_of_single_plans(noise):
-    found = curve(replace(AIMED, noise=noise), "target_epsilon", [1.0, 2.0, 4.0])
+    found = compute_curve(replace(AIMED, noise=noise), "target_epsilon", [1.0, 2.0, 4.0])
     for point, target in zip(found.points, (1.0, 2.0, 4.0), strict=True):
         one = QUERIES[noise](noise_multiplier=1.0, sampling_rate=1.0)
-        assert point.query == calibrate(one, steps=4, target_epsilon=target, target_delta=1e-5)
-        assert point.spent.epsilon <= target
+        assert point.query == calibrate_query(one, steps=4, target_epsilon=target, target_delta=1e-5)
+        assert point.guarantee.epsilon <= target
 
 
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("noise", NOISES)
 def test_epsilon_grows_with_steps_and_rows_and_falls_with_noise(noise, against):
-    points = curve(replace(NOISY, noise=noise), against, AGAINST[against]).points
+    points = compute_curve(replace(NOISY, noise=noise), against, AGAINST[against]).points
     for bound in ("epsilon", "pure") if noise == "laplace" else ("epsilon",):
-        bounds = [getattr(point.spent, bound) for point in points]
+        bounds = [getattr(point.guarantee, bound) for point in points]
         assert sorted(bounds, reverse=against == "noise_multiplier") == bounds
         assert len(set(bounds)) == len(bounds)
 
@@ -65,23 +74,23 @@ def test_epsilon_grows_with_steps_and_rows_and_falls_with_noise(noise, against):
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_target_asks_for_more_noise_the_more_is_released(noise, against):
     values = {"max_steps": [1, 4, 16], "expected_batch_size": [2500, 5000], "target_epsilon": [1.0, 2.0, 4.0]}[against]
-    points = curve(replace(AIMED, noise=noise), against, values).points
+    points = compute_curve(replace(AIMED, noise=noise), against, values).points
     noises = [point.query.noise_multiplier for point in points]
     assert sorted(noises, reverse=against == "target_epsilon") == noises
     assert len(set(noises)) == len(values)
 
 
 def test_bounds_in_columns_are_rounded_up():
-    point = state(NOISY)
-    columns = point.columns()
+    point = account_for_plan(NOISY)
+    columns = point.as_row()
     assert columns["epsilon_pure"] is None
-    for name, bound in (("", point.spent.epsilon), ("_pld", point.spent.pld), ("_rdp", point.spent.rdp)):
+    for name, bound in (("", point.guarantee.epsilon), ("_pld", point.guarantee.pld), ("_rdp", point.guarantee.rdp)):
         assert bound <= columns[f"epsilon{name}"] < bound + 1e-4
     assert 0.5 < columns["best_membership_accuracy"] < 1
 
 
 def test_bounds_that_do_not_apply_are_missing():
-    columns = state(replace(NOISY, noise="laplace")).columns()
+    columns = account_for_plan(replace(NOISY, noise="laplace")).as_row()
     assert columns["epsilon_rdp"] is None
     assert columns["epsilon_pure"] > columns["epsilon"] == columns["epsilon_pld"]
 
@@ -90,16 +99,16 @@ def test_bounds_that_do_not_apply_are_missing():
 
 
 def test_points_that_promise_nothing_are_left_out():
-    found = curve(NOISY, "noise_multiplier", [0.01, 0.02, 0.6, 2.4, 9000.0])
-    assert [found.place(point) for point in found.points] == [0.6, 1.2, 2.4]
-    assert found.left_out == 3
-    assert max(point.spent.epsilon for point in found.points) <= LARGEST_EPSILON
+    found = compute_curve(NOISY, "noise_multiplier", [0.01, 0.02, 0.6, 2.4, 9000.0])
+    assert [found.value_at(point) for point in found.points] == [0.6, 1.2, 2.4]
+    assert found.num_left_out == 3
+    assert max(point.guarantee.epsilon for point in found.points) <= MAX_EPSILON
 
 
 def test_targets_that_no_noise_meets_are_left_out():
-    found = curve(AIMED, "target_epsilon", [1.0, 2.0, 1e5, 1e6])
-    assert [found.place(point) for point in found.points] == [1.0, 2.0]
-    assert found.left_out == 2
+    found = compute_curve(AIMED, "target_epsilon", [1.0, 2.0, 1e5, 1e6])
+    assert [found.value_at(point) for point in found.points] == [1.0, 2.0]
+    assert found.num_left_out == 2
 
 
 def test_nothing_is_asked_beyond_what_can_not_be_stated(monkeypatch):
@@ -108,21 +117,21 @@ def test_nothing_is_asked_beyond_what_can_not_be_stated(monkeypatch):
 
     def counted(releases, *, delta):
         asked.append(releases[0][0].noise_multiplier)
-        return guarantee(releases, delta=delta)
+        return account(releases, delta=delta)
 
-    monkeypatch.setattr(hf_dpzo.privacy.planning, "guarantee", counted)
-    curve(NOISY, "noise_multiplier", [0.001, 0.002, 0.003, 2.4])
+    monkeypatch.setattr(hf_dpzo.privacy.planning, "account", counted)
+    compute_curve(NOISY, "noise_multiplier", [0.001, 0.002, 0.003, 2.4])
     assert asked == [1.2, 0.003, 2.4]
 
 
 def test_a_curve_of_one_point_is_refused():
     with pytest.raises(ValueError, match=r"against=noise_multiplier: an epsilon can be stated for 1.2 alone"):
-        curve(NOISY, "noise_multiplier", [0.001, 1.2])
+        compute_curve(NOISY, "noise_multiplier", [0.001, 1.2])
 
 
 def test_a_plan_that_promises_nothing_has_no_curve():
     with pytest.raises(ValueError, match="more than 1000 promises nothing"):
-        curve(replace(NOISY, noise_multiplier=0.01), "noise_multiplier", [1.0, 2.0])
+        compute_curve(replace(NOISY, noise_multiplier=0.01), "noise_multiplier", [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -146,11 +155,13 @@ def test_plans_that_no_run_could_have_are_refused(changes, message):
 # ---- Places ----
 
 
-@pytest.mark.parametrize(("plan", "points"), [(NOISY, POINTS), (AIMED, POINTS_CALIBRATED)], ids=["noisy", "aimed"])
+@pytest.mark.parametrize(
+    ("plan", "points"), [(NOISY, DEFAULT_POINTS), (AIMED, DEFAULT_CALIBRATED_POINTS)], ids=["noisy", "aimed"]
+)
 def test_a_spread_reaches_to_both_sides_in_equal_ratios(plan, points):
     field = "noise_multiplier" if plan is NOISY else "target_epsilon"
     asked = getattr(plan, field)
-    values = spread(plan, field)
+    values = choose_values(plan, field)
     assert len(values) == points
     assert values[points // 2] == asked
     ratios = [b / a for a, b in itertools.pairwise(values)]
@@ -159,16 +170,16 @@ def test_a_spread_reaches_to_both_sides_in_equal_ratios(plan, points):
 
 @pytest.mark.parametrize("asked", [1, 2, 7, 64, 4999, 5000])
 def test_rows_of_a_spread_are_whole_and_among_those_that_there_are(asked):
-    values = spread(replace(NOISY, expected_batch_size=asked), "expected_batch_size")
+    values = choose_values(replace(NOISY, expected_batch_size=asked), "expected_batch_size")
     assert all(isinstance(value, int) and 1 <= value <= 5000 for value in values)
     assert asked in values
     assert list(values) == sorted(set(values))
 
 
 def test_a_spread_keeps_to_its_range_and_holds_the_plan():
-    assert spread(NOISY, "max_steps", low=50, high=400, points=4) == (50, 100, 200, 400)
-    assert spread(NOISY, "max_steps", low=50, high=400, points=2) == (50, 100, 400)
-    assert spread(NOISY, "max_steps", low=100, high=400, points=3) == (100, 200, 400)
+    assert choose_values(NOISY, "max_steps", low=50, high=400, points=4) == (50, 100, 200, 400)
+    assert choose_values(NOISY, "max_steps", low=50, high=400, points=2) == (50, 100, 400)
+    assert choose_values(NOISY, "max_steps", low=100, high=400, points=3) == (100, 200, 400)
 
 
 @pytest.mark.parametrize(
@@ -192,13 +203,13 @@ def test_a_spread_keeps_to_its_range_and_holds_the_plan():
 )
 def test_ranges_without_sense_are_refused(against, changes):
     with pytest.raises(ValueError, match=rf"from=.*, to=.*: {against} lies between .* choose a range that holds it\.$"):
-        spread(NOISY, against, **changes)
+        choose_values(NOISY, against, **changes)
 
 
 @pytest.mark.parametrize("points", [-1, 0, 1, 201])
 def test_numbers_of_points_without_sense_are_refused(points):
     with pytest.raises(ValueError, match=f"points={points}: a curve has between 2 and 200 of them"):
-        spread(NOISY, "max_steps", points=points)
+        choose_values(NOISY, "max_steps", points=points)
 
 
 # ---- Pictures ----
@@ -217,7 +228,7 @@ def drawn(found: Curve, path: Path, monkeypatch) -> list:
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_pictures_are_written(tmp_path, suffix, magic):
     path = tmp_path / f"curve{suffix}"
-    draw_curve(curve(NOISY, "max_steps", AGAINST["max_steps"]), path)
+    draw_curve(compute_curve(NOISY, "max_steps", AGAINST["max_steps"]), path)
     assert path.read_bytes().startswith(magic)
     assert path.stat().st_size > 5000
 
@@ -225,15 +236,15 @@ def test_pictures_are_written(tmp_path, suffix, magic):
 @pytest.mark.parametrize("against", AGAINST)
 @pytest.mark.parametrize("noise", NOISES)
 def test_pictures_show_epsilon_and_the_plan_of_the_user(tmp_path, monkeypatch, noise, against):
-    found = curve(replace(NOISY, noise=noise), against, AGAINST[against])
+    found = compute_curve(replace(NOISY, noise=noise), against, AGAINST[against])
     axes = drawn(found, tmp_path / "curve.png", monkeypatch)
     *lines, mark = axes.lines
     assert [list(line.get_xdata()) for line in lines] == [AGAINST[against]] * (2 if noise == "laplace" else 1)
-    assert list(lines[0].get_ydata()) == [point.spent.epsilon for point in found.points]
+    assert list(lines[0].get_ydata()) == [point.guarantee.epsilon for point in found.points]
     if noise == "laplace":
-        assert list(lines[1].get_ydata()) == [point.spent.pure for point in found.points]
+        assert list(lines[1].get_ydata()) == [point.guarantee.pure for point in found.points]
     assert set(mark.get_xdata()) == {getattr(NOISY, against)}
-    assert mark.get_ydata()[0] == found.asked.spent.epsilon
+    assert mark.get_ydata()[0] == found.plan_point.guarantee.epsilon
     title = axes.get_title()
     assert title.startswith(noise.capitalize())
     assert "delta = 1e-05" in title and "5000 rows" in title and "differ by one row, added or removed" in title
@@ -242,7 +253,7 @@ def test_pictures_show_epsilon_and_the_plan_of_the_user(tmp_path, monkeypatch, n
 
 
 def test_pictures_of_targets_show_the_noise(tmp_path, monkeypatch):
-    found = curve(replace(AIMED, noise="laplace"), "target_epsilon", [1.0, 2.0, 4.0])
+    found = compute_curve(replace(AIMED, noise="laplace"), "target_epsilon", [1.0, 2.0, 4.0])
     axes = drawn(found, tmp_path / "curve.png", monkeypatch)
     assert list(axes.lines[0].get_ydata()) == [point.query.noise_multiplier for point in found.points]
     assert axes.get_ylabel().startswith("noise multiplier")
@@ -252,12 +263,12 @@ def test_pictures_of_targets_show_the_noise(tmp_path, monkeypatch):
 def test_an_epsilon_of_zero_is_drawn(tmp_path, monkeypatch):
     """The row is in none of the few batches but with a probability below delta; a logarithmic axis has no zero."""
     plan = replace(NOISY, noise_multiplier=100.0, expected_batch_size=1, max_steps=1, target_delta=1e-4)
-    found = curve(plan, "max_steps", [1, 100, 1_000_000])
-    assert found.points[0].spent.epsilon == 0.0
+    found = compute_curve(plan, "max_steps", [1, 100, 1_000_000])
+    assert found.points[0].guarantee.epsilon == 0.0
     assert drawn(found, tmp_path / "curve.png", monkeypatch).get_yscale() == "linear"
 
 
 def test_pictures_without_matplotlib_are_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="needs matplotlib, which is missing; pip install matplotlib"):
-        check_picture(tmp_path / "curve.png")
+        check_picture_path(tmp_path / "curve.png")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_dpzo.distributed.processes import checksum, processes
-from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.distributed.processes import checksum, get_processes
+from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.trainer import trainer as trainer_module
 
 from support.models import classifier, with_lora
@@ -20,7 +20,7 @@ def weights_before_and_after(here: Here, folder: Path) -> tuple[str, str]:
     base = classifier()
     torch.manual_seed(here.rank)
     model = with_lora(base)
-    before = values_fingerprint([p for p in model.parameters() if p.requires_grad])
+    before = fingerprint_values([p for p in model.parameters() if p.requires_grad])
     return before, fingerprint(train(folder, model=model))
 
 
@@ -113,7 +113,7 @@ def test_checksum_sees_bits_anywhere():
 
 def errors_of_the_first_process(here: Here, folder: Path) -> list[str]:
     short_args(folder)
-    group, said = processes(torch.device("cpu")), []
+    group, said = get_processes(torch.device("cpu")), []
 
     class Odd(Exception):
         """Can not be sent: it is no module's own."""
@@ -126,11 +126,11 @@ def errors_of_the_first_process(here: Here, folder: Path) -> list[str]:
 
     for kind in (OSError, Odd, KeyboardInterrupt):
         try:
-            group.by_first(failing(kind))
+            group.run_on_first(failing(kind))
         except BaseException as error:
             said.append(f"{type(error).__name__}: {error}")
     with pytest.raises(Exception, match="pickle"):
-        group.by_first(lambda: lambda: None)
+        group.run_on_first(lambda: lambda: None)
     return said
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.distributed import DistributedConfig
 
 from hf_dpzo import Trajectory
-from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.trajectory.replay import replay_onto
 from hf_dpzo.verification.verify import verify
 
@@ -73,7 +73,7 @@ def test_an_evaluated_and_saved_run_goes_on_with_another_number_of_processes(siz
     assert evaluations >= 2
     model = whole_model()
     replay_onto(model, Trajectory.read(tmp_path))
-    assert values_fingerprint(model.parameters()) == found
+    assert fingerprint_values(model.parameters()) == found
 
 
 # ---- Made in other ways ----

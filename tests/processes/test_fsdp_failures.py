@@ -11,7 +11,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.step.fsdp import FSDPLosses
 
 from support.models import causal_lm
@@ -61,7 +61,7 @@ def test_a_row_that_fails_in_one_process_counts_for_nothing_and_holds_up_nobody(
 
 
 def trained_while_one_has_rows(here: Here, folder: Path) -> str:
-    here.patch.setattr(BernoulliMask, "draw", lambda mask: np.arange(mask.size) < 3 * (here.rank == 1))
+    here.patch.setattr(BernoulliSampler, "draw", lambda mask: np.arange(mask.size) < 3 * (here.rank == 1))
     return fingerprint(run_of(here, whole_model, folder))
 
 
@@ -73,7 +73,7 @@ def test_processes_without_rows_join_in(size, launched, tmp_path):
 
 def steps_of_shared_weights(here: Here, base: Path, folder: Path) -> int:
     """Of a model that transformers splits. One process has no rows."""
-    here.patch.setattr(BernoulliMask, "draw", lambda mask: np.arange(mask.size) < 6 * (here.rank == here.size - 1))
+    here.patch.setattr(BernoulliSampler, "draw", lambda mask: np.arange(mask.size) < 6 * (here.rank == here.size - 1))
     here.patch.setattr(DiscreteGaussian, "add", lambda noise, values: values)
     settings = {"distributed_config": DistributedConfig(fsdp_size=here.size)}
     make = lambda: AutoModelForCausalLM.from_pretrained(base, **settings)  # noqa: E731
@@ -195,5 +195,5 @@ def trained_though_one_never_gathers(here: Here, folder: Path) -> None:
 
 def test_a_process_that_can_not_join_in_ends(pair, tmp_path):
     errors = [one.error for one in pair.ended(trained_though_one_never_gathers, tmp_path)]
-    assert "OutOfStepError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
+    assert "OutOfSyncError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
     assert errors[0] is not None

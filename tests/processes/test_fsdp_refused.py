@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.models.checks import refuse_sharded
+from hf_dpzo.models.checks import refuse_unsupported_sharding
 
 from support.models import causal_lm
 from support.parts import run, split, whole_model
@@ -107,7 +107,7 @@ def refused_as_loaded(here: Here, kind: str, base: Path, folder: Path) -> str:
     args, config = short_args(folder), DistributedConfig(**{kind: 2})
     model = AutoModelForCausalLM.from_pretrained(base, distributed_config=config)
     with pytest.raises(ValueError) as error:
-        refuse_sharded(model, args, distributed_type="MULTI_GPU")
+        refuse_unsupported_sharding(model, args, distributed_type="MULTI_GPU")
     return str(error.value)
 
 

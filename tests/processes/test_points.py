@@ -9,9 +9,9 @@ from scipy import stats
 from transformers import TrainerCallback
 
 from hf_dpzo.data.collation import LogicalBatch, MicroBatch
-from hf_dpzo.data.sampling import Drawn, Fetched, SameBatches, batch_capacity
-from hf_dpzo.distributed.processes import Group, processes
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.data.sampling import BroadcastBatchSampler, DrawnRow, FetchedRow, batch_capacity
+from hf_dpzo.distributed.processes import DistributedProcesses, get_processes
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.step.point_parallel import PointParallelEstimate
 from hf_dpzo.zo.spsa import ForwardDifference
 from hf_dpzo.zo.walk import Stop
@@ -52,17 +52,19 @@ class Batches(list):
     """A sampler of given batches."""
 
 
-def drawn(*rows: int) -> list[Drawn]:
-    return [Drawn(unit=row % 3, row=row, place=place) for place, row in enumerate(rows)]
+def drawn(*rows: int) -> list[DrawnRow]:
+    return [DrawnRow(unit=row % 3, row=row, slot=place) for place, row in enumerate(rows)]
 
 
 def batches_seen(here: Here, folder: Path) -> tuple[list, list]:
     """The batches of this process, and the shapes of what is sent."""
     short_args(folder)
-    group, shapes, pack = processes(torch.device("cpu")), [], Group._sent
-    here.patch.setattr(Group, "_sent", lambda group, values: shapes.append(values.shape) or pack(group, values))
+    group, shapes, pack = get_processes(torch.device("cpu")), [], DistributedProcesses._to_tensor
+    here.patch.setattr(
+        DistributedProcesses, "_to_tensor", lambda group, values: shapes.append(values.shape) or pack(group, values)
+    )
     own = [drawn(here.rank), drawn(), drawn(7 + here.rank, 4, 8), drawn(*range(9))]
-    return list(SameBatches(Batches(own), group, capacity=5)), shapes
+    return list(BroadcastBatchSampler(Batches(own), group, capacity=5)), shapes
 
 
 def test_all_processes_see_the_batch_of_the_first_one(pair, tmp_path):
@@ -80,12 +82,12 @@ def estimated(here: Here, folder: Path) -> tuple[list[int], torch.Tensor]:
     short_args(folder)
     calls: list[int] = []
     estimate = PointParallelEstimate(
-        losses=lambda model, batch: calls.append(stop.index) or torch.tensor([10.0 + one for one in batch.places]),
-        processes=processes(torch.device("cpu")),
+        losses=lambda model, batch: calls.append(stop.index) or torch.tensor([10.0 + one for one in batch.row_slots]),
+        processes=get_processes(torch.device("cpu")),
         capacity=6,
     )
     estimator, losses = ForwardDifference(smoothing=1.0, num_directions=2), []
-    rows = tuple(Fetched(unit=place // 2, row=None, place=place) for place in PLACES[here.rank])
+    rows = tuple(FetchedRow(unit=place // 2, row=None, slot=place) for place in PLACES[here.rank])
     batch = LogicalBatch(micro_batches=(MicroBatch(rows=rows, size=3, inputs=None),), num_units=3)
     for index, point in enumerate(estimator.points):
         stop = Stop(index=index, points=(point,))
@@ -131,7 +133,7 @@ class Arm(TrainerCallback):
 def sums_of_a_step(here: Here, broken: bool, folder: Path) -> list[list[int]]:
     """What noise would be added to, where a row is broken in the second process alone."""
     seen: list[list[int]] = []
-    here.patch.setattr(BernoulliMask, "draw", lambda mask: np.arange(mask.size) < 8)
+    here.patch.setattr(BernoulliSampler, "draw", lambda mask: np.arange(mask.size) < 8)
     here.patch.setattr(DiscreteGaussian, "add", lambda noise, values: seen.append(list(values)) or values)
     rows = Failing(broken and here.rank == 1)
     unit = {"privacy_unit_column": "user", "max_rows_per_unit": 2, "expected_batch_size": 2}
@@ -154,7 +156,7 @@ def test_room_is_more_than_any_batch_needs():
 
 
 def trained_on_nothing(here: Here, folder: Path) -> str:
-    here.patch.setattr(BernoulliMask, "draw", lambda mask: np.zeros(mask.size, dtype=bool))
+    here.patch.setattr(BernoulliSampler, "draw", lambda mask: np.zeros(mask.size, dtype=bool))
     return fingerprint(train(folder, parallel="points"))
 
 

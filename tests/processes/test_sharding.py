@@ -8,13 +8,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from hf_dpzo.distributed.sharding import local_part
+from hf_dpzo.distributed.sharding import get_local_shard
 from hf_dpzo.methods import METHODS
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.step.fsdp import GatherOrder
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
-from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.philox import CHUNK_SIZE
 
 from support.models import classifier
 from support.processes import Here
@@ -23,7 +23,7 @@ from support.sweeps import slow
 
 
 STEPS = 3
-SHAPE = (11, 2 * CHUNK // 10)
+SHAPE = (11, 2 * CHUNK_SIZE // 10)
 
 
 def moved(kind: str) -> torch.Tensor:
@@ -53,9 +53,9 @@ def refused(here: Here, folder: Path) -> str:
     short_args(folder)
     mesh = init_device_mesh("cpu", (2,))
     copied = distribute_tensor(torch.zeros(4, 4), mesh, [Replicate()])
-    assert local_part(copied)[0].shape == (4, 4)
+    assert get_local_shard(copied)[0].shape == (4, 4)
     with pytest.raises(ValueError, match="split it along its first dimension") as error:
-        local_part(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
+        get_local_shard(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
     return str(error.value)
 
 
@@ -75,7 +75,7 @@ def descended(model: torch.nn.Module, name: str) -> torch.nn.Module:
     gathers = GatherOrder(model)
 
     def losses() -> torch.Tensor:
-        with gathers.one_pass():
+        with gathers.complete_pass():
             return model(input_ids=ids).logits[:, 0].float()
 
     for step in range(STEPS):

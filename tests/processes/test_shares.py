@@ -8,9 +8,9 @@ import torch
 
 from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.data.units import Units
-from hf_dpzo.distributed.processes import ALONE, Group, processes
+from hf_dpzo.distributed.processes import SINGLE_PROCESS, DistributedProcesses, get_processes
 from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, Mechanism, PlainMean
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
 from support.models import classifier, with_lora
 from support.processes import ROWS, Here, alone, frozen
@@ -67,7 +67,7 @@ def test_users_are_drawn_by_one_process_each(size, launched, tmp_path):
 def test_each_unit_belongs_to_one_process(size):
     units = Units(num_rows=7)
     everybody = [
-        next(iter(PoissonBatchSampler(units=units, sampling_rate=1.0, rank=rank, processes=size)))
+        next(iter(PoissonBatchSampler(units=units, sampling_rate=1.0, rank=rank, num_processes=size)))
         for rank in range(size)
     ]
     assert sorted(one.row for share in everybody for one in share) == list(range(7))
@@ -77,7 +77,7 @@ def test_what_processes_draw_together_is_one_poisson_batch():
     """Sizes are binomial, and two rows join independently, whether they are of one share or of two."""
     rate, steps, size = 0.3, 4000, 3
     samplers = [
-        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, rank=rank, processes=size)
+        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, rank=rank, num_processes=size)
         for rank in range(size)
     ]
     joined = np.zeros((steps, 9))
@@ -93,7 +93,7 @@ def test_what_processes_draw_together_is_one_poisson_batch():
 
 
 def batches_after_a_run(here: Here, folder: Path) -> list[list[int]]:
-    sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.1, rank=here.rank, processes=here.size)
+    sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.1, rank=here.rank, num_processes=here.size)
     train(folder, max_steps=1)
     return [[one.row // 2 for one in batch] for batch in sampler]
 
@@ -108,12 +108,12 @@ def trained_while_some_have_rows(here: Here, who: str, folder: Path) -> str:
     steps = iter(range(1000))
     last = here.size - 1
 
-    def draw(mask: BernoulliMask) -> np.ndarray:
+    def draw(mask: BernoulliSampler) -> np.ndarray:
         step = next(steps)
         joins = {"nobody": False, "the last one": here.rank == last, "the first one": here.rank == 0}
         return np.full(mask.size, joins.get(who, (here.rank + step) % 2 == 0))
 
-    here.patch.setattr(BernoulliMask, "draw", draw)
+    here.patch.setattr(BernoulliSampler, "draw", draw)
     return fingerprint(train(folder, per_device_train_batch_size=2))
 
 
@@ -127,16 +127,16 @@ def test_empty_and_uneven_shares_do_not_hang(who, size, launched, tmp_path):
 # ---- The release ----
 
 
-def joined(folder: Path) -> Group:
+def joined(folder: Path) -> DistributedProcesses:
     """The group of processes, as a trainer joins it."""
     short_args(folder)
-    return processes(torch.device("cpu"))
+    return get_processes(torch.device("cpu"))
 
 
 def release(here: Here, folder: Path) -> tuple:
     """What this process sees of a sum, what it adds noise to, and what is released. It has as many rows as its rank."""
     group, drawn = joined(folder), []
-    sums = group.sum(np.array([here.rank + 1, 2**61]))
+    sums = group.reduce_sum(np.array([here.rank + 1, 2**61]))
     add = DiscreteGaussian.add
     here.patch.setattr(DiscreteGaussian, "add", lambda noise, values: drawn.append(values) or add(noise, values))
     mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
@@ -162,12 +162,14 @@ def released_together(here: Here, mechanism: Mechanism, folder: Path):
 
 @pytest.mark.parametrize("mechanism", [ClippedSum(clip_norm=1.0, expected_batch_size=4), PlainMean()])
 def test_without_noise_shares_make_the_release_of_the_whole_batch(mechanism, pair, tmp_path):
-    assert pair.each(released_together, mechanism, tmp_path) == [mechanism.release(ROWS_OF_TWO, ALONE)] * 2
+    assert pair.each(released_together, mechanism, tmp_path) == [mechanism.release(ROWS_OF_TWO, SINGLE_PROCESS)] * 2
 
 
 def bytes_sent(here: Here, num_directions: int, folder: Path) -> list[int]:
-    group, sent, pack = joined(folder), [], Group._sent
-    here.patch.setattr(Group, "_sent", lambda group, values: sent.append(values.nbytes) or pack(group, values))
+    group, sent, pack = joined(folder), [], DistributedProcesses._to_tensor
+    here.patch.setattr(
+        DistributedProcesses, "_to_tensor", lambda group, values: sent.append(values.nbytes) or pack(group, values)
+    )
     mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
     mechanism.release(torch.zeros(1, num_directions), group)
     return sent

@@ -11,7 +11,7 @@ import pytest
 
 from hf_dpzo.auditing.audit import audit
 from hf_dpzo.cli.main import main
-from hf_dpzo.models.location import resolve
+from hf_dpzo.models.location import resolve_path
 from hf_dpzo.privacy.noise import DiscreteGaussian
 from hf_dpzo.recipe.recipe import Recipe, read_recipe
 from hf_dpzo.trajectory.log import Trajectory
@@ -215,8 +215,8 @@ def test_shipped_recipes_are_valid(path):
 
 
 def test_package_paths_are_resolved_without_importing():
-    assert Path(resolve("package://hf_dpzo/templates/model_card.md")).is_file()
-    assert resolve("org/name") == "org/name"
+    assert Path(resolve_path("package://hf_dpzo/templates/model_card.md")).is_file()
+    assert resolve_path("org/name") == "org/name"
 
 
 def test_a_flag_can_leave_fields_of_a_recipe_out(write):

@@ -69,14 +69,14 @@ def test_budget_and_ledger_do_not_grow_with_the_steps():
 
     def steps(count: int) -> None:
         for _ in range(count):
-            budget.require()
+            budget.require_steps()
             budget.spend()
 
     steps(10)
     early = calls_of(lambda: steps(200))
     steps(90_000)
     assert calls_of(lambda: steps(200)) == pytest.approx(early, abs=5)
-    assert len(budget.ledger.releases) == len(budget.claimed) == 1
+    assert len(budget.ledger.releases) == len(budget.claimed_releases) == 1
 
 
 def test_a_record_costs_one_write_and_one_wait_however_many_there_are(tmp_path, log_of, counted, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_record_costs_one_write_and_one_wait_however_many_there_are(tmp_path, 
     writer.close()
     assert late == pytest.approx(early, abs=5)
     assert counts["fsync"] == 2400
-    assert (tmp_path / LOG_FILE).stat().st_size - before == 2410 * Trajectory.read(tmp_path).layout.size
+    assert (tmp_path / LOG_FILE).stat().st_size - before == 2410 * Trajectory.read(tmp_path).layout.record_size
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_a_log_that_is_read_takes_the_memory_that_it_takes_on_disk(tmp_path, log
         writer.append(record(step))
     writer.close()
     log = Trajectory.read(tmp_path)
-    assert sys.getsizeof(log.records.data) < 1.01 * len(log.records) * log.layout.size
+    assert sys.getsizeof(log.records.data) < 1.01 * len(log.records) * log.layout.record_size
     assert (
         log.records[7] == record(7) and log.records[-1] == record(2999) and log.records[5:7] == (record(5), record(6))
     )
-    assert log.checksum_after(0) == log.start and log.checksum_after(3000) == log.records.checksum(2999)
+    assert log.checksum_after(0) == log.header_checksum and log.checksum_after(3000) == log.records.checksum_at(2999)
 
 
 class CallsOfSteps(TrainerCallback):
@@ -161,7 +161,7 @@ def test_a_step_of_the_whole_loop_calls_as_much_late_as_early(make_args, tokeniz
     assert abs(late - early) < 0.01 * early
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_thousands_of_steps_run_at_a_constant_rate_and_memory(tmp_path):
     spec = importlib.util.spec_from_file_location("long_run", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
@@ -185,9 +185,9 @@ def test_evaluations_while_training_make_and_measure_nothing_again(make_args, co
     for owner, name in (
         (ZOTrainer, "get_train_dataloader"),
         (ZOTrainer, "_move_model_to_device"),
-        (probing, "probe"),
-        (probing, "frozen_fingerprint"),
-        (durable, "values_fingerprint"),
+        (probing, "probe_isolation"),
+        (probing, "fingerprint_frozen"),
+        (durable, "fingerprint_values"),
         (BatchLosses, "of_public"),
     ):
         counted(owner, name)

@@ -22,7 +22,7 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.trajectory.checkpoints import CheckpointMark
-from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, acquire_lock
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 from support.models import one_layer
@@ -159,7 +159,7 @@ def killed_at_random(make_trainer, folder: Path, kills: int, longest: float) -> 
         log = folder / LOG_FILE
         if log.exists():
             now = log.read_bytes()
-            whole = len(now) - Trajectory.read(folder).torn
+            whole = len(now) - Trajectory.read(folder).torn_bytes
             assert now.startswith(seen), "a step was lost"
             seen = now[:whole]
         if status == 0:  # It was faster. Another run begins.
@@ -283,7 +283,7 @@ def test_full_disk_ends_with_a_clear_error_and_an_intact_log(make_trainer, tmp_p
     assert status == 2
     assert "step 5 could not be written (File too large); the 5 steps before it are safe: make room" in said
     log = Trajectory.read(folder)
-    assert (len(log.records), log.torn) == (5, 20)
+    assert (len(log.records), log.torn_bytes) == (5, 20)
     check(make_trainer, folder)
     assert [record.void for record in Trajectory.read(folder).records] == [False] * 5 + [True] + [False] * 6
 
@@ -313,7 +313,7 @@ def test_two_processes_do_not_write_one_log(make_trainer, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         inside_the_update(patch, 3)
         outcome(in_child(lambda: go_on(make_trainer, folder)))
-    lock = locked(folder / LOG_FILE)
+    lock = acquire_lock(folder / LOG_FILE)
     with pytest.raises(ValueError, match="another process writes this log"):
         make_trainer(folder).train(resume_from_checkpoint=True)
     lock.release()

@@ -18,7 +18,7 @@ from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE as INITIAL
 from hf_dpzo.trajectory.log import LOG_FILE as LOG
 from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
-from hf_dpzo.trajectory.replay import rebuild, replay, replay_onto
+from hf_dpzo.trajectory.replay import rebuild_model, replay_onto, replay_records
 from hf_dpzo.trajectory.run_log import RunLog
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
@@ -127,7 +127,7 @@ def whole(ends, fixed_releases, make_trainer, tmp_path):
             trainer = make_trainer(name, lora=lora, where=tmp_path / "whole")
             fixed_releases(trainer)
             log = (tmp_path / "whole" / LOG).read_bytes()
-            ends[name, lora] = weights(trainer.model), log, trainer.budget.claimed
+            ends[name, lora] = weights(trainer.model), log, trainer.budget.claimed_releases
         return ends[name, lora]
 
     return run
@@ -136,10 +136,10 @@ def whole(ends, fixed_releases, make_trainer, tmp_path):
 PLACES = {
     "before the append": (TrajectoryWriter, "append", False),
     "after the append": (TrajectoryWriter, "append", True),
-    "inside the update": (ZOOptimizer, "_decay_", True),
+    "inside the update": (ZOOptimizer, "_apply_weight_decay_", True),
     "after the update": (ZOOptimizer, "step", True),
     "inside a checkpoint": (ZOTrainer, "_save_rng_state", False),
-    "at a checkpoint's mark": (RunLog, "mark", False),
+    "at a checkpoint's mark": (RunLog, "mark_checkpoint", False),
 }
 
 
@@ -178,7 +178,7 @@ def test_killed_anywhere_nothing_is_lost_or_counted_twice(
     assert_equal(end, weights(resumed.model))
     assert len(resumed.budget.ledger) == STEPS
     assert len(Trajectory.read(folder).records) == STEPS
-    assert resumed.budget.claimed == claimed
+    assert resumed.budget.claimed_releases == claimed
 
 
 def test_noise_and_batches_are_fresh_after_resuming(make_trainer, monkeypatch, folder):
@@ -213,7 +213,7 @@ def test_resuming_twice_from_one_log_releases_different_noise(make_trainer, monk
 
 def watched(seen: list[int], descent, records) -> None:
     seen.extend(record.step for record in records)
-    replay(descent, records)
+    replay_records(descent, records)
 
 
 def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
@@ -226,7 +226,7 @@ def test_checkpoint_is_where_the_replay_starts(make_trainer, monkeypatch):
                 make_trainer(name, where=where).train()
         seen = []
         with monkeypatch.context() as patch:
-            patch.setattr("hf_dpzo.trajectory.run_log.replay", functools.partial(watched, seen))
+            patch.setattr("hf_dpzo.trajectory.run_log.replay_records", functools.partial(watched, seen))
             make_trainer(name, where=where).train(resume_from_checkpoint=True)
         assert seen == expected
 
@@ -256,7 +256,7 @@ def test_an_interrupted_trainer_can_go_on_by_itself(make_trainer, monkeypatch):
     """As in a notebook."""
     trainer = make_trainer()
     with monkeypatch.context() as patch:
-        patch.setattr(ZOOptimizer, "_decay_", raises_at(4, ZOOptimizer._decay_, after=True))
+        patch.setattr(ZOOptimizer, "_apply_weight_decay_", raises_at(4, ZOOptimizer._apply_weight_decay_, after=True))
         with pytest.raises(Killed):
             trainer.train()
     trainer.train(resume_from_checkpoint=True)
@@ -313,7 +313,7 @@ def test_random_adapters_and_heads_are_kept_beside_the_log(
     fixed_releases(again, resume_from_checkpoint=True)
     assert (folder / INITIAL).is_file()
     assert_equal(at_the_kill, ends[0])
-    rebuilt = rebuild(str(tmp_path / "base"), folder)
+    rebuilt = rebuild_model(str(tmp_path / "base"), folder)
     assert_equal(weights(again.model), weights(rebuilt))
 
 
@@ -441,7 +441,7 @@ def test_log_that_was_cut_behind_a_checkpoint_is_refused(make_trainer, stopped, 
     stopped()
     log = Trajectory.read(folder)
     data = (folder / LOG).read_bytes()
-    (folder / LOG).write_bytes(data[: len(data) - 3 * log.layout.size])
+    (folder / LOG).write_bytes(data[: len(data) - 3 * log.layout.record_size])
     with pytest.raises(TrajectoryError, match="does not hold the 2 steps of this checkpoint"):
         make_trainer().train(resume_from_checkpoint=True)
 
@@ -588,7 +588,7 @@ def test_any_step_is_rebuilt_from_base_and_log(make_trainer, tmp_path, folder):
         trainer = make_trainer(lora=lora, model=base, where=where)
         trainer.train()
         for step in (2, 4, None):
-            rebuilt = rebuild(str(tmp_path / "base"), where, at_step=step)
+            rebuilt = rebuild_model(str(tmp_path / "base"), where, at_step=step)
             rebuilt.save_pretrained(tmp_path / "again")
             name = "adapter_model.safetensors" if lora else "model.safetensors"
             checkpoint = where / f"checkpoint-{step or STEPS}"

@@ -18,8 +18,8 @@ from transformers import (
 from transformers.integrations.integration_utils import run_hp_search_optuna
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
-from hf_dpzo.plots import _spent
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.plots import _compute_epsilons
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trajectory.header import TrajectoryError
@@ -128,14 +128,14 @@ def test_cards_say_that_a_run_is_one_of_several(searched):
 def test_logs_and_metrics_show_the_epsilon_of_all_trials(searched):
     trainer = searched[0]
     shown = [log["epsilon"] for log in trainer.state.log_history if "epsilon" in log]
-    assert shown[-1] == round_up(trainer.budget.stated().epsilon) == said_in(searched[2][-1])["claim"]["epsilon"]
+    assert shown[-1] == round_up(trainer.budget.guarantee().epsilon) == said_in(searched[2][-1])["claim"]["epsilon"]
 
 
 def test_the_picture_begins_with_what_the_other_trials_cost(searched):
     said = said_in(searched[2][0])
-    steps, epsilons = _spent(said)
+    steps, epsilons = _compute_epsilons(said)
     assert steps == [0, 1, 2]
-    assert epsilons[0] == guarantee(((searched[0].budget.query, 2 * STEPS),), delta=1e-4).epsilon
+    assert epsilons[0] == account(((searched[0].budget.query, 2 * STEPS),), delta=1e-4).epsilon
     assert round_up(epsilons[-1]) == said["claim"]["epsilon"]
 
 
@@ -162,7 +162,7 @@ def test_a_trial_that_passes_for_a_run_alone_is_caught(searched, tmp_path):
 def test_each_trial_is_a_run_with_a_folder_and_a_log_of_its_own(searched):
     trainer, _, folders = searched
     logs = [Trajectory.read(folder) for folder in folders]
-    assert sorted(log.records[0].rates[0] for log in logs) == RATES
+    assert sorted(log.records[0].learning_rates[0] for log in logs) == RATES
     assert [len(log.records) for log in logs] == [STEPS] * TRIALS
     assert all(log.header["plan"]["trials"] == TRIALS for log in logs)
     assert len({log.header["trained"]["initial"] for log in logs}) == 1  # Each began at the same new model.
@@ -174,7 +174,7 @@ def test_the_best_run_is_the_one_in_the_folder_of_its_number(searched):
     losses = [said_in(folder)["evaluation"]["metrics"]["eval_loss"] for folder in folders]
     assert best.objective == min(losses) == losses[int(best.run_id)]
     log = Trajectory.read(folders[int(best.run_id)])
-    assert log.records[0].rates[0] == best.hyperparameters["learning_rate"]
+    assert log.records[0].learning_rates[0] == best.hyperparameters["learning_rate"]
 
 
 def test_arguments_are_after_a_search_what_they_were_before(searched):

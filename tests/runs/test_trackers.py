@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.integrations import WandbCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.recipe.run import compute_accuracy
 
 from support.models import one_layer, with_lora
 from support.rows import labelled_rows
@@ -129,7 +129,7 @@ def train(make_args, tokenizer):
             train_dataset=marked_rows(40),
             eval_dataset=labelled_rows(12, seed=1),
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy,
+            compute_metrics=compute_accuracy,
         )
         trainer.train()
         return trainer

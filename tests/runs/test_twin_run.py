@@ -20,8 +20,8 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.privacy.clipping import SENSITIVITY
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
+from hf_dpzo.recipe.run import compute_accuracy
 
 from support.models import one_layer, with_lora
 from support.rows import labelled_rows
@@ -79,7 +79,7 @@ def frozen(monkeypatch) -> list[list[int]]:
         return [(-1) ** len(sums) * (len(sums) % STEPS + 1) * 2**38 + k for k in range(len(values))]
 
     monkeypatch.setattr(DiscreteGaussian, "add", released)
-    monkeypatch.setattr(BernoulliMask, "draw", lambda mask: np.arange(mask.size) % 3 == 0)
+    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.arange(mask.size) % 3 == 0)
     for clock in ("time", "perf_counter"):
         monkeypatch.setattr(time, clock, lambda: 1e9)
     return sums
@@ -128,7 +128,7 @@ def leave_behind(make_args, tokenizer, folder, capsys, caplog):
             eval_dataset=labelled_rows(6, seed=1),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy,
+            compute_metrics=compute_accuracy,
             callbacks=[witness],
         )
         output = trainer.train()

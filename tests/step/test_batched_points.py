@@ -6,7 +6,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.losses.per_example import loss_of_head
+from hf_dpzo.losses.per_example import build_head_loss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 from hf_dpzo.step.batched_points import BatchedPointsLoss
 from hf_dpzo.zo.directions import DIRECTIONS
@@ -34,7 +34,7 @@ def masked():
 
 def of_head(model, task):
     model = with_lora(model, task)
-    return model, loss_of_head(model)
+    return model, build_head_loss(model)
 
 
 def next_word():
@@ -131,14 +131,14 @@ def test_a_run_releases_what_the_plain_one_releases(difference, sums, make_args,
     one, other = (torch.tensor(each, dtype=torch.float64) / 2**40 for each in sums)
     assert one.abs().min() > 1e-4
     torch.testing.assert_close(other, one, rtol=0, atol=24 * 1e-4 / 50)  # Rounding of 24 losses over the span.
-    assert together.budget.stated() == plain.budget.stated()
+    assert together.budget.guarantee() == plain.budget.guarantee()
 
 
 def test_weights_follow_from_the_log(make_args, tokenizer):
     trainer = trained(make_args, tokenizer, points_per_pass=6)
     log = Trajectory.read(trainer.args.output_dir)
     assert len(log.records) == 4 and log.header["rows"]["points_per_pass"] == 6
-    descent = trainer._descent()
+    descent = trainer._build_descent()
     after = [one.detach().clone() for one in descent.optimizer.parameters()]
     with descent.walk(3) as walk:
         assert len(list(walk)) == 6
@@ -146,7 +146,9 @@ def test_weights_follow_from_the_log(make_args, tokenizer):
 
 
 def test_an_empty_batch_is_noise_alone(make_args, tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_dpzo.privacy.noise.BernoulliMask.draw", lambda mask: torch.zeros(mask.size).bool().numpy())
+    monkeypatch.setattr(
+        "hf_dpzo.privacy.noise.BernoulliSampler.draw", lambda mask: torch.zeros(mask.size).bool().numpy()
+    )
     assert len(trained(make_args, tokenizer, points_per_pass=6).budget.ledger) == 4
 
 

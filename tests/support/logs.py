@@ -29,5 +29,10 @@ HEADER = {
 
 
 def record(step: int, **changes) -> Record:
-    values = {"integers": (step, -(2**62)), "rates": (0.1 * step,), "smoothing": 1e-3, "mask": 2**64 - 1}
+    values = {
+        "integers": (step, -(2**62)),
+        "learning_rates": (0.1 * step,),
+        "smoothing": 1e-3,
+        "mask_fingerprint": 2**64 - 1,
+    }
     return Record(step=step, **{**values, **changes})

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
 
 # In the data of runs whose draws are `frozen`.
@@ -158,7 +158,7 @@ def frozen(here: Here, *, units: int = ROWS, seed: int = 0) -> None:
     """Make batches and noise the same in each run, whatever the number of processes."""
     masks, noises = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
 
-    def draw(mask: BernoulliMask) -> np.ndarray:
+    def draw(mask: BernoulliSampler) -> np.ndarray:
         joins = (masks.random(units) < 0.25)[here.rank :: here.size]
         assert len(joins) == mask.size
         return joins
@@ -166,5 +166,5 @@ def frozen(here: Here, *, units: int = ROWS, seed: int = 0) -> None:
     def add(noise: DiscreteGaussian, values: list[int]) -> list[int]:
         return [v + int(n) for v, n in zip(values, noises.integers(-9, 9, len(values)), strict=True)]
 
-    here.patch.setattr(BernoulliMask, "draw", draw)
+    here.patch.setattr(BernoulliSampler, "draw", draw)
     here.patch.setattr(DiscreteGaussian, "add", add)

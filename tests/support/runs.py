@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer, ZOTrainingArguments
-from hf_dpzo.models.fingerprints import values_fingerprint
+from hf_dpzo.models.fingerprints import fingerprint_values
 
 from support.models import classifier, with_lora, word_tokenizer
 from support.processes import ROWS
@@ -68,7 +68,7 @@ def train(
 
 def fingerprint(trainer: ZOTrainer) -> str:
     """Of the values of what was trained."""
-    return values_fingerprint(p for p in trainer.model.parameters() if p.requires_grad)
+    return fingerprint_values(p for p in trainer.model.parameters() if p.requires_grad)
 
 
 def released(folder: str | Path) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 import hf_dpzo
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, seeded_peft_model
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.recipe.run import compute_accuracy
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.verification.verify import verify
@@ -66,7 +66,7 @@ def make_trainer(on_hub, tokenizer, tmp_path):
             eval_dataset=labelled_rows(8, seed=1),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy,
+            compute_metrics=compute_accuracy,
             callbacks=callbacks,
         )
 
@@ -302,7 +302,7 @@ def test_weights_that_a_step_was_stopped_in_the_middle_of_are_not_saved(make_tra
     inner = getattr(owner, name)
 
     def stopped(*given, **named):
-        if trainer._log is not None and trainer._log.opened:
+        if trainer._log is not None and trainer._log.was_opened:
             calls.append(None)
             if len(calls) == count:
                 raise KeyboardInterrupt

@@ -20,13 +20,13 @@ from transformers import (
 )
 
 from hf_dpzo import Prompt, ZOTrainer
-from hf_dpzo.data.sealed import DrawnError
+from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.losses.per_example import CausalLMLoss
-from hf_dpzo.privacy.accounting import guarantee
+from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
 from hf_dpzo.privacy.mechanism import IntegerSum
-from hf_dpzo.privacy.noise import BernoulliMask, DiscreteGaussian
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
+from hf_dpzo.recipe.run import compute_accuracy
 from hf_dpzo.trajectory.run_log import RunLog
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
@@ -46,7 +46,7 @@ def make_trainer(make_args, tokenizer):
             "train_dataset": labelled_rows(ROWS),
             "eval_dataset": labelled_rows(12, seed=1),
             "data_collator": DataCollatorWithPadding(tokenizer),
-            "compute_metrics": accuracy,
+            "compute_metrics": compute_accuracy,
             **parts,
         }
         return ZOTrainer(**given)
@@ -94,7 +94,7 @@ def test_every_step_is_in_the_ledger(make_trainer):
     trainer = make_trainer()
     trainer.train()
     assert len(trainer.budget.ledger) == trainer.state.global_step == 4
-    assert trainer.budget.stated() == guarantee(trainer.budget.ledger.releases, delta=1e-4)
+    assert trainer.budget.guarantee() == account(trainer.budget.ledger.releases, delta=1e-4)
 
 
 def test_empty_and_large_batches_are_steps_too(make_trainer, monkeypatch):
@@ -105,7 +105,7 @@ def test_empty_and_large_batches_are_steps_too(make_trainer, monkeypatch):
         taken[: next(sizes, 0)] = True
         return taken
 
-    monkeypatch.setattr(BernoulliMask, "draw", draw)
+    monkeypatch.setattr(BernoulliSampler, "draw", draw)
     trainer = make_trainer()
     before = state(trainer.model)
     trainer.train()
@@ -120,7 +120,7 @@ def test_micro_batches_do_not_change_the_result(make_trainer, make_args, monkeyp
     for size in (1, 3, 40):
         torch.manual_seed(0)
         monkeypatch.setattr(DiscreteGaussian, "add", lambda self, values: list(values))
-        monkeypatch.setattr(BernoulliMask, "draw", lambda mask: torch.arange(mask.size).numpy() % 3 == 0)
+        monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: torch.arange(mask.size).numpy() % 3 == 0)
         model = classifier() if full else with_lora(classifier())
         trainer = make_trainer(model, args=make_args(per_device_train_batch_size=size))
         trainer.train()
@@ -163,7 +163,7 @@ def test_stopping_early_claims_the_whole_plan(make_trainer):
     trainer = make_trainer(callbacks=[Stop()])
     trainer.train()
     assert len(trainer.budget.ledger) == 1
-    assert trainer.budget.claimed == ((trainer.budget.query, 4),)
+    assert trainer.budget.claimed_releases == ((trainer.budget.query, 4),)
     assert trainer.budget.closed
 
 
@@ -225,7 +225,7 @@ def test_logs_hold_released_and_public_values_alone(make_trainer, make_args):
     evaluated = {"eval_loss", "eval_accuracy", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
     seen = set().union(*trainer.state.log_history)
     assert seen == {"learning_rate", "epsilon", "epoch", "step"} | evaluated
-    assert output.metrics == {"epoch": 0.8, "epsilon": round_up(trainer.budget.stated().epsilon)}
+    assert output.metrics == {"epoch": 0.8, "epsilon": round_up(trainer.budget.guarantee().epsilon)}
     assert math.isnan(output.training_loss)
     assert trainer.state.total_flos == 0
     assert trainer.state.num_input_tokens_seen == 0
@@ -236,7 +236,7 @@ def test_logged_epsilon_grows_to_what_was_planned(make_trainer):
     trainer.train()
     epsilons = [log["epsilon"] for log in trainer.state.log_history if "epsilon" in log]
     assert epsilons == sorted(epsilons)
-    assert epsilons[-1] == pytest.approx(trainer.budget.stated().epsilon, abs=1e-4)
+    assert epsilons[-1] == pytest.approx(trainer.budget.guarantee().epsilon, abs=1e-4)
 
 
 def test_progress_bar_shows_epsilon(make_trainer, make_args, capsys):
@@ -277,7 +277,7 @@ def test_neighbouring_data_move_the_release_by_at_most_a_clip_norm(make_trainer,
     rows = labelled_rows(ROWS)
     for data in (rows, rows.select(range(1, ROWS))):
         args = make_args(expected_batch_size=ROWS - 1, max_steps=1, clip_norm=0.01, per_device_train_batch_size=1)
-        monkeypatch.setattr(BernoulliMask, "draw", lambda mask: torch.ones(mask.size, dtype=torch.bool).numpy())
+        monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: torch.ones(mask.size, dtype=torch.bool).numpy())
         torch.manual_seed(0)
         make_trainer(classifier(), args=args, train_dataset=data).train()
     assert 0 < abs(released[0][0] - released[1][0]) <= 1 << 40
@@ -295,7 +295,7 @@ def test_code_that_draws_from_a_global_generator_is_refused(make_trainer, tokeni
         return classification_loss(model, inputs) * torch.rand(1)
 
     parts = {"data_collator": random_collator} if part == "data_collator" else {"per_example_loss": random_loss}
-    with pytest.raises(DrawnError, match=f"{part}: it draws from a global random generator"):
+    with pytest.raises(GlobalRandomnessError, match=f"{part}: it draws from a global random generator"):
         make_trainer(**parts).train()
 
 

@@ -22,17 +22,17 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.cli.main import main
-from hf_dpzo.io.strict_json import SCHEMAS
+from hf_dpzo.io.strict_json import SCHEMA_FOLDER
 from hf_dpzo.methods import METHODS
-from hf_dpzo.methods.method import parameters_of
-from hf_dpzo.models.location import resolve
+from hf_dpzo.methods.method import list_parameters
+from hf_dpzo.models.location import resolve_path
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, NonPrivateQuery
-from hf_dpzo.trajectory.adapters import adapter_config
-from hf_dpzo.trajectory.header import LARGEST_HEADER, TrajectoryError
-from hf_dpzo.trajectory.initial import INITIAL_FILE, LARGEST_NAMES
-from hf_dpzo.trajectory.log import LARGEST_LOG, LOG_FILE, MAGIC, Trajectory
-from hf_dpzo.trajectory.records import Layout, Record
-from hf_dpzo.trajectory.replay import base_from_header, rebuild
+from hf_dpzo.trajectory.adapters import build_adapter_config
+from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError
+from hf_dpzo.trajectory.initial import INITIAL_FILE, MAX_TENSOR_HEADER_BYTES
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, MAX_LOG_BYTES, Trajectory
+from hf_dpzo.trajectory.records import Record, RecordLayout
+from hf_dpzo.trajectory.replay import locate_base_model, rebuild_model
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.updates import UPDATES
 
@@ -98,7 +98,7 @@ def change(header: dict, path: list[str], value) -> None:
         header[path[-1]] = value
 
 
-def write_log(folder: Path, text: bytes, records, layout: Layout) -> None:
+def write_log(folder: Path, text: bytes, records, layout: RecordLayout) -> None:
     start = MAGIC + struct.pack("<I", len(text)) + text
     digest = hashlib.sha256(start).digest()
     data, before = start + digest, digest[:16]
@@ -129,7 +129,7 @@ def refusal(work) -> str:
 def test_the_honest_log_is_read_and_rebuilt(honest, stranger):
     base, folder = honest
     assert Trajectory.read(stranger()).records == Trajectory.read(folder).records
-    rebuild(base, stranger())
+    rebuild_model(base, stranger())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_honest_log_is_read_and_rebuilt(honest, stranger):
         b'{"base":' * 20 + b"1" + b"}" * 20,
         b"[" + b"[]," * 300_000 + b"[]]",
         b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}",
-        b" " * (LARGEST_HEADER + 1),
+        b" " * (MAX_HEADER_BYTES + 1),
     ],
     ids=lambda raw: f"{raw[:24]!r} {len(raw)}",
 )
@@ -240,10 +240,12 @@ def test_header_fields_of_other_types_and_sizes_are_named(name, value, stranger)
 def test_a_log_of_another_method_is_refused_where_it_is_used(stranger, honest):
     """Names are known where the classes are; the format has room for newer ones."""
     for changes in ({"method__name": "newer"}, {"update__name": "newer"}, {"method__name": "mezo"}):
-        assert "name=" in refusal(lambda changes=changes: rebuild(honest[0], stranger(**changes)))
+        assert "name=" in refusal(lambda changes=changes: rebuild_model(honest[0], stranger(**changes)))
 
 
-@pytest.mark.parametrize("changes", [{"rates": (math.nan, 1.0)}, {"rates": (1.0, math.inf)}, {"smoothing": -math.inf}])
+@pytest.mark.parametrize(
+    "changes", [{"learning_rates": (math.nan, 1.0)}, {"learning_rates": (1.0, math.inf)}, {"smoothing": -math.inf}]
+)
 def test_records_without_finite_numbers_are_refused(changes, stranger, honest):
     records = list(Trajectory.read(honest[1]).records)
     records[1] = replace(records[1], **changes)
@@ -256,8 +258,8 @@ def test_more_records_than_steps_are_refused(stranger):
 
 def test_huge_files_are_not_read(stranger):
     folder = stranger()
-    os.truncate(folder / LOG_FILE, LARGEST_LOG + 1)  # Sparse: it takes no room.
-    assert f"it has more than {LARGEST_LOG} bytes" in refusal(lambda: Trajectory.read(folder))
+    os.truncate(folder / LOG_FILE, MAX_LOG_BYTES + 1)  # Sparse: it takes no room.
+    assert f"it has more than {MAX_LOG_BYTES} bytes" in refusal(lambda: Trajectory.read(folder))
 
 
 def test_huge_records_are_not_made(stranger):
@@ -278,10 +280,10 @@ def test_what_is_no_file_is_not_opened(tmp_path):
 
 def test_format_and_code_agree():
     """A parameter that a method takes, and a choice that it has, can be logged."""
-    header = json.loads((SCHEMAS / "trajectory-header.json").read_text(encoding="utf-8"))
+    header = json.loads((SCHEMA_FOLDER / "trajectory-header.json").read_text(encoding="utf-8"))
     method, update = header["properties"]["method"]["properties"], header["properties"]["update"]["properties"]
-    assert set(method) == {"name"}.union(*(parameters_of(kind) for kind in METHODS.values()))
-    assert set(update) == {"name"}.union(*(parameters_of(kind) for kind in UPDATES.values()))
+    assert set(method) == {"name"}.union(*(list_parameters(kind) for kind in METHODS.values()))
+    assert set(update) == {"name"}.union(*(list_parameters(kind) for kind in UPDATES.values()))
     assert header["properties"]["directions"]["properties"]["name"]["enum"] == list(DIRECTIONS)
     assert method["noise_multiplier"]["exclusiveMaximum"] == MAX_NOISE_MULTIPLIER
     queries = {kind.__name__ for kind in (*QUERIES.values(), NonPrivateQuery)}
@@ -347,7 +349,9 @@ SLOW = "(a+)+" * 20 + "!"
     ids=lambda value: f"{value!s:.40}",
 )
 def test_adapters_that_no_log_may_ask_for_are_refused_by_name(changes, named, stranger, honest, sentinel):
-    said = refusal(lambda: rebuild(honest[0], stranger(**{f"adapter__config__{n}": v for n, v in changes.items()})))
+    said = refusal(
+        lambda: rebuild_model(honest[0], stranger(**{f"adapter__config__{n}": v for n, v in changes.items()}))
+    )
     assert named in said and said.endswith("make the adapter yourself, and call replay_onto.")
 
 
@@ -369,14 +373,14 @@ def test_adapters_that_no_log_may_ask_for_are_refused_by_name(changes, named, st
 )
 def test_prompts_that_no_log_may_ask_for_are_refused_by_name(changes, named, stranger, honest):
     config = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 4, **changes}
-    said = refusal(lambda: rebuild(honest[0], stranger(adapter__config=config)))
+    said = refusal(lambda: rebuild_model(honest[0], stranger(adapter__config=config)))
     assert named in said and said.endswith("make the adapter yourself, and call replay_onto.")
 
 
 def test_whole_modules_can_not_be_copied_without_end(stranger, honest):
     """PEFT takes the ends of names, and each copy holds copies."""
     names = ["model", "layers", "self_attn", "mlp", *"abcdefghijklmnopqrstuvwxyz0123456789"]
-    refusal(lambda: rebuild(honest[0], stranger(adapter__config__modules_to_save=names)))
+    refusal(lambda: rebuild_model(honest[0], stranger(adapter__config__modules_to_save=names)))
 
 
 # ---- The base model ----
@@ -391,14 +395,14 @@ def test_whole_modules_can_not_be_copied_without_end(stranger, honest):
 )
 def test_only_text_models_are_built(name, stranger, honest):
     assert "transformers has no such text model" in refusal(
-        lambda: rebuild(honest[0], stranger(base__architecture=name))
+        lambda: rebuild_model(honest[0], stranger(base__architecture=name))
     )
 
 
 @pytest.mark.parametrize("name", ["DeepseekV3ForCausalLM", "BertForSequenceClassification"])
 def test_models_of_another_kind_than_the_base_are_not_built(name, stranger, honest):
     """Whose sizes would be the defaults of their class: here, 671 billion numbers."""
-    said = refusal(lambda: rebuild(honest[0], stranger(base__architecture=name)))
+    said = refusal(lambda: rebuild_model(honest[0], stranger(base__architecture=name)))
     assert 'is of another kind, "llama"' in said
 
 
@@ -412,7 +416,7 @@ def test_pickles_are_not_loaded(stranger, honest, tmp_path):
     (base / "config.json").write_bytes((Path(honest[0]) / "config.json").read_bytes())
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(OSError, match="it can not be loaded from safetensors") as caught:
-        rebuild(str(base), stranger())
+        rebuild_model(str(base), stranger())
     assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
 
 
@@ -422,17 +426,17 @@ def test_adapters_beside_a_base_model_are_not_loaded(stranger, honest, tmp_path)
     for path in Path(honest[0]).iterdir():
         (base / path.name).write_bytes(path.read_bytes())
     (base / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    assert "there is an adapter in it" in refusal(lambda: rebuild(str(base), stranger()))
+    assert "there is an adapter in it" in refusal(lambda: rebuild_model(str(base), stranger()))
 
 
 def test_what_a_log_leads_to_elsewhere_is_one_sentence(stranger, honest, tmp_path):
     with pytest.raises(OSError, match="it can not be loaded from safetensors") as caught:
-        rebuild(str(tmp_path / "nowhere"), stranger())
+        rebuild_model(str(tmp_path / "nowhere"), stranger())
     assert "\n" not in str(caught.value)
-    refusal(lambda: rebuild(honest[0], stranger(adapter=None)))
-    refusal(lambda: rebuild(honest[0], stranger(adapter__config__target_modules=["nowhere"])))
-    refusal(lambda: rebuild(honest[0], stranger(adapter__config__target_modules=["layers"])))
-    refusal(lambda: rebuild(honest[0], stranger(adapter__config__trainable_token_indices=[10**6])))
+    refusal(lambda: rebuild_model(honest[0], stranger(adapter=None)))
+    refusal(lambda: rebuild_model(honest[0], stranger(adapter__config__target_modules=["nowhere"])))
+    refusal(lambda: rebuild_model(honest[0], stranger(adapter__config__target_modules=["layers"])))
+    refusal(lambda: rebuild_model(honest[0], stranger(adapter__config__trainable_token_indices=[10**6])))
 
 
 COMMIT = "0" * 40
@@ -458,9 +462,9 @@ def test_a_log_may_name_a_base_on_the_hub_or_in_a_package(name, revision, expect
     monkeypatch.chdir(tmp_path)
     header = {"base": {"name": name, "revision": revision}}
     if expected is not None:
-        assert base_from_header(header) == expected
+        assert locate_base_model(header) == expected
     else:
-        assert "name where it is here, as base" in refusal(lambda: base_from_header(header))
+        assert "name where it is here, as base" in refusal(lambda: locate_base_model(header))
 
 
 def test_package_paths_stay_in_their_package(tmp_path, monkeypatch):
@@ -471,13 +475,13 @@ def test_package_paths_stay_in_their_package(tmp_path, monkeypatch):
     (tmp_path / "outside").write_text("")
     (package / "link").symlink_to(tmp_path / "outside")
     monkeypatch.syspath_prepend(tmp_path)
-    assert Path(resolve("package://stranger_package/inner.py")).is_file()
+    assert Path(resolve_path("package://stranger_package/inner.py")).is_file()
     for path in ("/../outside", "//etc/passwd", "/link", "/inner/../../outside"):
         with pytest.raises(ValueError, match="it leads out of the package"):
-            resolve(f"package://stranger_package{path}")
+            resolve_path(f"package://stranger_package{path}")
     for name in ("stranger_package.inner", "..", ".", "", "__main__", "no-name", "stranger_package\\.."):
         with pytest.raises(ValueError, match="is not installed"):
-            resolve(f"package://{name}/x")
+            resolve_path(f"package://{name}/x")
     assert "stranger_package" not in sys.modules
 
 
@@ -499,19 +503,19 @@ def damaged(values: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor
 def test_initial_values_are_those_of_the_model(kind, stranger, honest):
     folder = stranger()
     save_file(damaged(load_file(folder / INITIAL_FILE))[kind], folder / INITIAL_FILE)
-    said = refusal(lambda: rebuild(honest[0], folder))
+    said = refusal(lambda: rebuild_model(honest[0], folder))
     assert "that is not finite" in said if kind == "not finite" else "the model has no parameter" in said
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff" * 8, struct.pack("<Q", LARGEST_NAMES + 1) + b" " * 100, struct.pack("<Q", 2) + b"[]", None],
+    [b"", b"\xff" * 8, struct.pack("<Q", MAX_TENSOR_HEADER_BYTES + 1) + b" " * 100, struct.pack("<Q", 2) + b"[]", None],
     ids=["empty", "endless", "large", "list", "cut"],
 )
 def test_damaged_initial_values_get_one_sentence(data, stranger, honest):
     path = stranger() / INITIAL_FILE
     path.write_bytes(path.read_bytes()[:-4] if data is None else data)
-    said = refusal(lambda: rebuild(honest[0], path.parent))
+    said = refusal(lambda: rebuild_model(honest[0], path.parent))
     assert "it is damaged" in said or "no run's has so many" in said
 
 
@@ -573,7 +577,7 @@ def test_mutated_headers_end_in_one_sentence_or_in_a_log(honest, tmp_path):
     for _ in range(600):
         write_log(tmp_path, json.dumps(mutated(dict(log.header), draw)).encode(), log.records, log.layout)
         try:
-            read += Trajectory.read(tmp_path).layout.size > 0
+            read += Trajectory.read(tmp_path).layout.record_size > 0
         except TrajectoryError as error:
             assert str(error).isprintable(), error
     assert read > 20  # Not everything is refused.
@@ -584,7 +588,7 @@ def test_mutated_adapters_end_in_one_sentence_or_in_a_configuration(honest):
     for _ in range(600):
         given = mutated(dict(config), draw)
         try:
-            made += adapter_config(given if isinstance(given, dict) else {}).peft_type == "LORA"
+            made += build_adapter_config(given if isinstance(given, dict) else {}).peft_type == "LORA"
         except TrajectoryError as error:
             assert str(error).isprintable(), error
     assert made > 20

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hf_dpzo.io.strict_json import differences
+from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, locked
-from hf_dpzo.trajectory.records import Layout
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.records import RecordLayout
 
 from support.logs import HEADER, record
 
@@ -31,13 +31,17 @@ def test_what_was_appended_is_read(log):
     found = Trajectory.read(log)
     assert found.header == HEADER
     assert list(found.records) == [record(step) for step in range(5)]
-    assert found.torn == 0
+    assert found.torn_bytes == 0
     assert Trajectory.read(log.parent) == found
 
 
 @pytest.mark.parametrize(("directions", "groups", "size"), [(1, 2, 64), (1, 1, 56), (16, 2, 184)])
 def test_a_step_costs_this_many_bytes(directions, groups, size):
-    assert Layout(num_directions=directions, groups=groups).size == 40 + 8 * groups + 8 * directions == size
+    assert (
+        RecordLayout(num_directions=directions, num_groups=groups).record_size
+        == 40 + 8 * groups + 8 * directions
+        == size
+    )
 
 
 def test_void_steps_are_told_from_others(tmp_path):
@@ -53,7 +57,7 @@ def test_a_torn_record_is_recognized_wherever_it_was_torn(log, lost):
     data = log.read_bytes()
     log.write_bytes(data[:-lost])
     found = Trajectory.read(log)
-    assert (len(found.records), found.torn) == (4, SIZE - lost)
+    assert (len(found.records), found.torn_bytes) == (4, SIZE - lost)
 
 
 def test_a_torn_record_is_written_over(log):
@@ -62,7 +66,7 @@ def test_a_torn_record_is_written_over(log):
     writer.append(replace(record(4, void=True), integers=(0,) * len(record(4).integers)))
     writer.close()
     assert [one.void for one in Trajectory.read(log).records] == [False] * 4 + [True]
-    assert Trajectory.read(log).torn == 0
+    assert Trajectory.read(log).torn_bytes == 0
 
 
 def test_every_changed_byte_is_noticed(log):
@@ -71,7 +75,7 @@ def test_every_changed_byte_is_noticed(log):
     for place in range(0, len(data), 7):
         log.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         if place >= len(data) - SIZE:
-            assert (len(Trajectory.read(log).records), Trajectory.read(log).torn) == (4, SIZE)
+            assert (len(Trajectory.read(log).records), Trajectory.read(log).torn_bytes) == (4, SIZE)
         else:
             with pytest.raises(TrajectoryError):
                 Trajectory.read(log)
@@ -125,7 +129,9 @@ def test_no_log_is_made_that_nobody_could_read(tmp_path, count):
     assert not (tmp_path / LOG_FILE).exists()
 
 
-@pytest.mark.parametrize("changes", [{"rates": (math.nan,)}, {"rates": (math.inf,)}, {"smoothing": math.nan}])
+@pytest.mark.parametrize(
+    "changes", [{"learning_rates": (math.nan,)}, {"learning_rates": (math.inf,)}, {"smoothing": math.nan}]
+)
 def test_steps_without_finite_numbers_are_not_logged(log, changes):
     before, writer = log.read_bytes(), TrajectoryWriter(log, Trajectory.read(log))
     with pytest.raises(ValueError, match="step 5 can not take it; correct the schedule"):
@@ -142,11 +148,11 @@ def test_steps_are_appended_in_order(log):
 
 
 def test_a_log_has_one_owner(log):
-    first = locked(log)
+    first = acquire_lock(log)
     with pytest.raises(TrajectoryError, match="another process writes this log"):
-        locked(log)
+        acquire_lock(log)
     first.release()
-    locked(log).release()
+    acquire_lock(log).release()
 
 
 def test_appended_records_are_on_disk_before_append_returns(log, monkeypatch):
@@ -162,9 +168,9 @@ def test_appended_records_are_on_disk_before_append_returns(log, monkeypatch):
 def test_what_differs_is_named():
     there = {"method": {"clip_norm": 1.0, "name": "dpzero"}, "groups": [1, 2], "adapter": None}
     here = {"method": {"clip_norm": 1.0, "name": "dpzo"}, "groups": [1], "adapter": {"seed": 1}}
-    assert differences(there, here) == [
+    assert compare_json(there, here) == [
         'adapter=null there and {"seed": 1} here',
         "groups=[1, 2] there and [1] here",
         'method.name="dpzero" there and "dpzo" here',
     ]
-    assert differences(there, json.loads(json.dumps(there))) == []
+    assert compare_json(there, json.loads(json.dumps(there))) == []

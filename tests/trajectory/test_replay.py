@@ -24,11 +24,11 @@ from transformers import DataCollatorWithPadding, LlamaForSequenceClassification
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli.main import main
-from hf_dpzo.models.seeded import public_draws
+from hf_dpzo.models.seeded import publicly_seeded
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE as INITIAL
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
-from hf_dpzo.trajectory.replay import check_device, rebuild
+from hf_dpzo.trajectory.replay import check_device, rebuild_model
 from hf_dpzo.trajectory.run import ANYWHERE
 
 from support.models import classifier
@@ -131,7 +131,7 @@ def test_adapters_from_a_public_seed_are_rebuilt_from_the_log_alone(train, tmp_p
     ]  # The head alone, of which nobody knows.
     torch.manual_seed(0)
     classifier().save_pretrained(tmp_path / "base")
-    assert same(rebuild(str(tmp_path / "base"), folder), trainer.model)
+    assert same(rebuild_model(str(tmp_path / "base"), folder), trainer.model)
 
 
 def lora(**changes) -> LoraConfig:
@@ -204,9 +204,9 @@ def test_every_adapter_that_a_log_may_ask_for_is_rebuilt(name, seeded, train, tm
     model = seeded_peft_model(base, config, seed=7) if seeded else get_peft_model(base, config)
     # Without privacy, for a prefix lets the length of a batch move losses a little, and private runs refuse that.
     trainer = train(model, method="mezo", noise_multiplier="absent", target_delta="absent", max_steps=2)
-    rebuilt = rebuild(str(tmp_path / "base"), trainer.args.output_dir)
+    rebuilt = rebuild_model(str(tmp_path / "base"), trainer.args.output_dir)
     assert same(rebuilt, trainer.model)
-    assert not same(rebuild(str(tmp_path / "base"), trainer.args.output_dir, at_step=0), trainer.model)
+    assert not same(rebuild_model(str(tmp_path / "base"), trainer.args.output_dir, at_step=0), trainer.model)
 
 
 def test_an_adapter_that_no_log_may_ask_for_is_made_by_whoever_replays(train, tmp_path):
@@ -218,7 +218,7 @@ def test_an_adapter_that_no_log_may_ask_for_is_made_by_whoever_replays(train, tm
     torch.manual_seed(0)
     classifier().save_pretrained(tmp_path / "base")
     with pytest.raises(TrajectoryError, match=r"adapter\.HRA=.*make the adapter yourself, and call replay_onto"):
-        rebuild(str(tmp_path / "base"), trainer.args.output_dir)
+        rebuild_model(str(tmp_path / "base"), trainer.args.output_dir)
     assert same(rebuilt_from(adapted(), trainer), trainer.model)
 
 
@@ -226,7 +226,7 @@ def test_public_draws_leave_no_trace():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    with public_draws(1):
+    with publicly_seeded(1):
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
 
@@ -292,7 +292,7 @@ def test_replays_do_not_depend_on_the_number_of_threads(train, settings, tmp_pat
     trainer.save_model()
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1]));"
-        "from hf_dpzo.trajectory.replay import rebuild;"
+        "from hf_dpzo.trajectory.replay import rebuild_model;"
         "rebuild(sys.argv[2], sys.argv[3]).save_pretrained(sys.argv[4])"
     )
     arguments = ["2", str(tmp_path / "base"), trainer.args.output_dir, str(tmp_path / "again")]

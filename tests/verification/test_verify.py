@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, from_trajectory, seeded_peft_model
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe.run import accuracy
+from hf_dpzo.recipe.run import compute_accuracy
 from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
-from hf_dpzo.trajectory.run import PlannedRun
+from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
 from support.models import classifier
@@ -62,7 +62,7 @@ def train(base, tokenizer, tmp_path_factory):
             eval_dataset=labelled_rows(8, seed=1),
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=accuracy,
+            compute_metrics=compute_accuracy,
         )
         trainer.train()
         trainer.evaluate()
@@ -141,7 +141,7 @@ def test_each_part_of_a_statement_is_compared(copy, base, field):
 
 def test_a_dropped_last_step_is_named(copy, base):
     log = copy / "trajectory.zo"
-    log.write_bytes(log.read_bytes()[: -Trajectory.read(log).layout.size])
+    log.write_bytes(log.read_bytes()[: -Trajectory.read(log).layout.record_size])
     failed = failing(copy, base)
     assert f"it holds {STEPS - 1} steps, and privacy.json says {STEPS}" in failed["log"]
     assert f"after {STEPS} steps, and the log holds {STEPS - 1}" in failed["weights"]
@@ -149,7 +149,7 @@ def test_a_dropped_last_step_is_named(copy, base):
 
 def test_a_step_dropped_from_the_middle_is_named(copy, base):
     log = copy / "trajectory.zo"
-    size, data = Trajectory.read(log).layout.size, log.read_bytes()
+    size, data = Trajectory.read(log).layout.record_size, log.read_bytes()
     log.write_bytes(data[: -5 * size] + data[-4 * size :])
     assert f"record {STEPS - 5} is damaged" in failing(copy, base)["log"]
 
@@ -446,7 +446,7 @@ def test_markup_in_what_was_declared_does_not_reach_the_card(copy, base, capsys)
 @pytest.fixture
 def elsewhere(train, monkeypatch) -> Path:
     """Saved by a run on another kind of device."""
-    monkeypatch.setattr("hf_dpzo.trajectory.run._replays_on", lambda *run: "cuda on x86_64")
+    monkeypatch.setattr("hf_dpzo.trajectory.run._choose_replay_device", lambda *run: "cuda on x86_64")
     return train(lora=True)
 
 
@@ -476,7 +476,7 @@ def noisy_log(folder: Path, path: Path, scale: float) -> Path:
     log = Trajectory.read(folder)
     header = json.loads(json.dumps(log.header))
     header["plan"]["steps"] = 600
-    mechanism = PlannedRun.of(log).method.mechanism
+    mechanism = LoggedRun.from_log(log).method.mechanism
     path.mkdir()
     writer = TrajectoryWriter.create(path / "trajectory.zo", header)
     for step in range(600):

@@ -21,7 +21,7 @@ def test_anchor_does_not_alias_the_weights():
     """The published code's does, so that its regularizer is always zero."""
     theta = torch.nn.Parameter(torch.randn(50))
     start = theta.detach().clone()
-    origin = QuadraticAnchor(strength=1.0).origin([theta], None)
+    origin = QuadraticAnchor(strength=1.0).capture_origin([theta], None)
     with torch.no_grad():
         theta.add_(1.0)
     assert torch.equal(origin[0], start)
@@ -55,7 +55,7 @@ def test_a_new_stage_has_a_new_anchor():
 def test_ball_holds_all_parameters_as_one_vector():
     parameters = [torch.randn(7, 3), torch.randn(100_000)]
     ball = Ball(radius=0.5)
-    origin = ball.origin(parameters, None)
+    origin = ball.capture_origin(parameters, None)
     ways = [torch.randn_like(p) for p in parameters]
     for parameter, way in zip(parameters, ways, strict=True):
         parameter.add_(way)
@@ -67,7 +67,7 @@ def test_ball_holds_all_parameters_as_one_vector():
 
 def test_within_the_ball_nothing_moves():
     parameters = [torch.randn(10)]
-    origin = Ball(radius=100.0).origin(parameters, None)
+    origin = Ball(radius=100.0).capture_origin(parameters, None)
     parameters[0].add_(1.0)
     before = parameters[0].clone()
     Ball(radius=100.0).project_(parameters, origin)
@@ -76,5 +76,5 @@ def test_within_the_ball_nothing_moves():
 
 def test_ball_stays_around_the_initial_weights():
     ball = Ball(radius=1.0)
-    first = ball.origin([torch.zeros(2)], None)
-    assert ball.origin([torch.ones(2)], first) is first
+    first = ball.capture_origin([torch.zeros(2)], None)
+    assert ball.capture_origin([torch.ones(2)], first) is first

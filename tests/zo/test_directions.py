@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from hf_dpzo.zo.directions import DIRECTIONS, Gaussian, Rademacher, Sphere
-from hf_dpzo.zo.philox import _DOMAIN, CHUNK
+from hf_dpzo.zo.philox import _DOMAIN, CHUNK_SIZE
 
 
 KINDS = sorted(DIRECTIONS)
@@ -23,24 +23,26 @@ def dense(kind, sizes, seed, step, direction):
 def philox_signs(seed, index, step, direction, size):
     """The plain twin of Rademacher: the bits of Philox, chunk by chunk, low bit first; 1 means minus."""
     signs = []
-    for chunk in range(0, size, CHUNK):
+    for chunk in range(0, size, CHUNK_SIZE):
         key = np.array([seed, _DOMAIN], dtype=np.uint64)
-        counter = np.array([(chunk // CHUNK) << 32, index, direction, step], dtype=np.uint64)
-        words = np.random.Philox(key=key, counter=counter).random_raw(CHUNK // 64)
+        counter = np.array([(chunk // CHUNK_SIZE) << 32, index, direction, step], dtype=np.uint64)
+        words = np.random.Philox(key=key, counter=counter).random_raw(CHUNK_SIZE // 64)
         signs += [1.0 - 2.0 * ((int(word) >> bit) & 1) for word in words.tolist() for bit in range(64)]
     return torch.tensor(signs[:size])
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 1000, CHUNK, CHUNK + 3])
+@pytest.mark.parametrize("size", [1, 7, 64, 1000, CHUNK_SIZE, CHUNK_SIZE + 3])
 def test_signs_are_the_bits_of_philox(size):
     values = Rademacher(seed=5, sizes=[9, size]).values(index=1, step=3, direction=2)
     assert torch.equal(values, philox_signs(5, 1, 3, 2, size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("start", "stop"), [(0, 10), (17, 61), (CHUNK - 5, CHUNK + 5), (CHUNK, 2 * CHUNK + 1)])
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 10), (17, 61), (CHUNK_SIZE - 5, CHUNK_SIZE + 5), (CHUNK_SIZE, 2 * CHUNK_SIZE + 1)]
+)
 def test_any_slice_is_a_slice_of_the_whole(kind, start, stop):
-    size = 2 * CHUNK + 100
+    size = 2 * CHUNK_SIZE + 100
     directions = DIRECTIONS[kind](seed=1, sizes=[size])
     whole = directions.values(index=0, step=0, direction=0)
     assert torch.equal(directions.values(index=0, step=0, direction=0, start=start, stop=stop), whole[start:stop])
@@ -69,7 +71,7 @@ def test_every_part_of_the_address_matters(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adding_agrees_with_the_dense_direction(kind):
-    sizes = [(3, 5), (CHUNK + 7,), ()]
+    sizes = [(3, 5), (CHUNK_SIZE + 7,), ()]
     parameters = [torch.randn(size) for size in sizes]
     before = [parameter.clone() for parameter in parameters]
     directions = DIRECTIONS[kind](seed=0, sizes=[parameter.numel() for parameter in parameters])
@@ -118,7 +120,7 @@ def test_gaussian_directions_are_standard_normal():
 
 
 def test_sphere_has_radius_root_d_over_all_parameters():
-    sizes = [50, CHUNK + 11, 3]
+    sizes = [50, CHUNK_SIZE + 11, 3]
     for step in range(3):
         squares = sum(float(z.double().square().sum()) for z in dense("sphere", sizes, 0, step, 0))
         assert squares == pytest.approx(sum(sizes), rel=1e-6)
@@ -134,7 +136,7 @@ def test_sphere_is_the_gaussian_direction_stretched():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tensor_of_the_parameters_size_is_made(kind):
     """NumPy's buffers are traced; torch's would show in the resident size, and are chunks of the same size."""
-    parameter = torch.zeros(64 * CHUNK)
+    parameter = torch.zeros(64 * CHUNK_SIZE)
     directions = DIRECTIONS[kind](seed=0, sizes=[parameter.numel()])
     address = parameter.data_ptr()
     with torch.profiler.profile(profile_memory=True) as profile:

@@ -156,7 +156,7 @@ def test_settling_goes_back_once():
     before = parameter.detach().clone()
     optimizer = displaced([parameter])
     assert not torch.allclose(parameter, before)
-    torch.testing.assert_close(optimizer.settled(0, torch.tensor([5, 2])), before[[5, 2]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(optimizer.read_settled(0, torch.tensor([5, 2])), before[[5, 2]], rtol=0, atol=1e-6)
     for _ in range(2):
         optimizer.settle()
         torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
@@ -173,7 +173,7 @@ def test_finishing_applies_what_was_received_or_goes_back():
         z = optimizer.directions.values(index=0, step=3, direction=1)
         torch.testing.assert_close(parameter.detach(), before - received * 0.2 * z, rtol=0, atol=1e-6)
         assert optimizer.is_midstep != received
-        assert not optimizer.received
+        assert not optimizer.pending_coefficients
 
 
 def walks(parameters, optimizer):

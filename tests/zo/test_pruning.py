@@ -13,7 +13,7 @@ from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.zo.directions import DIRECTIONS, Gaussian
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.optimizer import ZOOptimizer
-from hf_dpzo.zo.philox import CHUNK
+from hf_dpzo.zo.philox import CHUNK_SIZE
 from hf_dpzo.zo.pruning import _FIRST_STEP, DataFreePruning
 
 from support.models import causal_lm, classifier, with_lora
@@ -27,11 +27,11 @@ def outputs_of(model):
 def mask_of(model, ratio=0.1, seed=0, stage=0, trained=None) -> Mask:
     weights = list(model.parameters())
     trained = [p for p in weights if p.requires_grad] if trained is None else trained
-    return DataFreePruning(ratio=ratio).mask(outputs_of(model), weights, trained, seed=seed, stage=stage)
+    return DataFreePruning(ratio=ratio).compute_mask(outputs_of(model), weights, trained, seed=seed, stage=stage)
 
 
 def dense(mask: Mask, sizes) -> torch.Tensor:
-    chunks = [mask.chunk(i, c) for i, size in enumerate(sizes) for c in range(-(-size // CHUNK))]
+    chunks = [mask.unpack_chunk(i, c) for i, size in enumerate(sizes) for c in range(-(-size // CHUNK_SIZE))]
     return torch.from_numpy(np.concatenate(chunks)).bool()
 
 
@@ -107,7 +107,7 @@ def test_weights_come_back_after_an_error():
 
     weights = list(model.parameters())
     with pytest.raises(KeyboardInterrupt):
-        DataFreePruning(ratio=0.1).mask(broken, weights, weights, seed=0, stage=0)
+        DataFreePruning(ratio=0.1).compute_mask(broken, weights, weights, seed=0, stage=0)
     assert all(torch.equal(old, new.detach()) for old, new in zip(before, model.parameters(), strict=True))
 
 
@@ -115,7 +115,7 @@ def test_outputs_that_overflow_are_refused():
     model = classifier()
     weights = list(model.parameters())
     with pytest.raises(ValueError, match="pruning: the model's outputs overflow"):
-        DataFreePruning(ratio=0.1).mask(lambda: torch.tensor(torch.inf), weights, weights, seed=0, stage=0)
+        DataFreePruning(ratio=0.1).compute_mask(lambda: torch.tensor(torch.inf), weights, weights, seed=0, stage=0)
 
 
 def test_mask_is_a_function_of_weights_seed_and_stage():
@@ -128,7 +128,7 @@ def test_mask_is_a_function_of_weights_seed_and_stage():
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
 def test_masked_direction_is_the_direction_where_it_may_move(kind):
-    sizes = [CHUNK + 70, 9]
+    sizes = [CHUNK_SIZE + 70, 9]
     draw = np.random.default_rng(0)
     selected = [draw.random(size) < 0.3 for size in sizes]
     mask = Mask(selected)

@@ -56,7 +56,7 @@ def test_normalized_step_is_in_units_of_the_spread():
 
 
 def test_normalized_step_without_a_spread_stays():
-    assert NormalizedSGD().scaled([1.0, 1.0]) == [0.0, 0.0]
+    assert NormalizedSGD().scale([1.0, 1.0]) == [0.0, 0.0]
 
 
 def after_one_step(name, size) -> tuple[torch.nn.Parameter, ZOOptimizer]:
