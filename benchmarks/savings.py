@@ -30,7 +30,7 @@ from transformers import (
 
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import FetchedRow
-from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
 

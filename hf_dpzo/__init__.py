@@ -44,7 +44,7 @@ _LAZY_IMPORTS = {
 
 
 def __getattr__(name: str) -> Any:
-    # Transformers takes seconds to import, and planning a budget needs none of it.
+    # Names are imported on first use: transformers takes seconds to import, and planning a budget needs none of it.
     if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'hf_dpzo' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hf_dpzo.{_LAZY_IMPORTS[name]}"), name)

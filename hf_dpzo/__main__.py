@@ -1,4 +1,4 @@
-"""`python -m hf_dpzo` is `hf-dpzo`."""
+"""Runs the command line: `python -m hf_dpzo` is the same as `hf-dpzo`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Pictures: where they may be written, and the curve of what a plan costs."""
+"""Every picture: the curve of what a plan costs, and the course of a training run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,12 @@ _AXIS_LABELS = {
 
 
 def check_output_path(path: Path, *, flag: str) -> None:
-    """Raise `ValueError` where the folder of `path`, which `flag` names, is missing, before any work."""
+    """Raise `ValueError` where no file can be written to `path`. Call it before the work whose result it would hold.
+
+    Args:
+        path: the path of the file to write.
+        flag: the name of the argument that gives the path, for the message.
+    """
     if path.is_dir():
         raise ValueError(f"{flag}={path}: it is a folder; name a file.")
     if not path.parent.is_dir():
@@ -34,7 +39,7 @@ def check_output_path(path: Path, *, flag: str) -> None:
 
 
 def check_picture_path(path: Path) -> None:
-    """Raise `ValueError` where no picture can be written to `path`, before the work that it would show."""
+    """Raise `ValueError` where no picture can be written to `path`. Call it before the work that it would show."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"picture={path}: it is none of .png, .svg and .pdf; name one.")
     check_output_path(path, flag="picture")
@@ -44,7 +49,7 @@ def check_picture_path(path: Path) -> None:
 def create_figure(path: Path, *, size: tuple[float, float]) -> "Figure":
     """Return an empty figure for `path`, `size` inches wide and high, or raise `ValueError` without matplotlib."""
     try:
-        # A figure of its own: pyplot would choose a backend, and keep the figure, for the whole process.
+        # Not pyplot, which would choose a backend for the whole process and keep the figure.
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError(f"picture={path}: it needs matplotlib, which is missing; pip install matplotlib.") from error
@@ -52,37 +57,38 @@ def create_figure(path: Path, *, size: tuple[float, float]) -> "Figure":
 
 
 def draw_curve(curve: Curve, path: Path) -> None:
-    """Write `curve` as a picture: epsilon, or the noise that a target asks for, with the plan's own point marked.
+    """Draw `curve` to a file: epsilon, or the noise that a target needs, with the plan's own point marked.
 
-    Laplace noise has two epsilons, one at the plan's delta and one at delta 0; a target is for the latter.
+    Laplace noise has two epsilons, one at the plan's delta and one at delta 0. A target is for the latter.
 
     Args:
-        curve: what to draw.
-        path: of the file to write; its suffix says the format, as `.png` or `.svg`.
+        curve: the curve to draw.
+        path: the path of the file to write. Its suffix gives the format: `.png`, `.svg` or `.pdf`.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure = create_figure(path, size=(7, 5))
     axes = figure.add_subplot()
-    places, heights = [curve.value_at(point) for point in curve.points], _heights(curve.points)
-    for label, values in heights.items():
-        axes.plot(places, values, marker=".", label=label)
+    x_values = [curve.value_at(point) for point in curve.points]
+    lines = _collect_lines(curve.points)
+    for label, values in lines.items():
+        axes.plot(x_values, values, marker=".", label=label)
     _mark_plan(axes, curve)
-    _scale_axis(axes, "x", places)
-    _scale_axis(axes, "y", [value for values in heights.values() for value in values])
+    _scale_axis(axes, "x", x_values)
+    _scale_axis(axes, "y", [value for values in lines.values() for value in values])
     label = (
         "epsilon (upper bound)" if curve.plan_point.plan.target_epsilon is None else _AXIS_LABELS["noise_multiplier"]
     )
     axes.set(xlabel=_AXIS_LABELS[curve.against], ylabel=label)
-    axes.set_title(_title(curve), fontsize="medium")
+    axes.set_title(_format_title(curve), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
 
 
-def _heights(points: Sequence[CurvePoint]) -> dict[str, list[float]]:
-    """What to draw over each of `points`, by the name of the line."""
+def _collect_lines(points: Sequence[CurvePoint]) -> dict[str, list[float]]:
+    """Return the lines to draw: a value for each of `points`, by the name of the line."""
     if points[0].plan.target_epsilon is not None:
         return {"noise multiplier": [point.query.noise_multiplier for point in points]}
     lines = {f"epsilon, at delta = {points[0].guarantee.delta:g}": [point.guarantee.epsilon for point in points]}
@@ -93,17 +99,17 @@ def _heights(points: Sequence[CurvePoint]) -> dict[str, list[float]]:
 
 def _mark_plan(axes: "Axes", curve: Curve) -> None:
     """Circle the plan's own point, and say in the legend where it lies."""
-    values = [value for (value,) in _heights([curve.plan_point]).values()]
-    place = curve.value_at(curve.plan_point)
+    values = [value for (value,) in _collect_lines([curve.plan_point]).values()]
+    own_value = curve.value_at(curve.plan_point)
     axes.plot(
-        *([place] * len(values), values),
+        *([own_value] * len(values), values),
         **{"color": "tab:red", "marker": "o", "markersize": 10, "fillstyle": "none", "linestyle": "none"},
-        label=f"this plan: {' and '.join(f'{round_up(value):g}' for value in values)} at {place:g}",
+        label=f"this plan: {' and '.join(f'{round_up(value):g}' for value in values)} at {own_value:g}",
     )
 
 
 def _scale_axis(axes: "Axes", name: str, values: Sequence[float]) -> None:
-    """Make the axis `name` logarithmic where `values` are far apart, with plain numbers for ticks."""
+    """Make the axis `name` logarithmic, with plain numbers as ticks, where `values` are far apart."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if not 0 < 5 * min(values) < max(values):
@@ -115,19 +121,19 @@ def _scale_axis(axes: "Axes", name: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _title(curve: Curve) -> str:
+def _format_title(curve: Curve) -> str:
     plan = curve.plan_point.plan
-    fixed = {
+    descriptions = {
         "noise_multiplier": None if plan.noise_multiplier is None else f"noise multiplier {plan.noise_multiplier:g}",
         "target_epsilon": None if plan.target_epsilon is None else f"target epsilon {plan.target_epsilon:g}",
         "expected_batch_size": f"{plan.expected_batch_size} rows in a batch on average",
         "max_steps": f"{plan.max_steps} steps",
     }
-    # The target of Laplace noise is pure.
+    # The target of Laplace noise is a pure epsilon.
     delta = 0 if plan.noise == "laplace" and plan.target_epsilon is not None else plan.target_delta
-    said = ", ".join(text for name, text in fixed.items() if text is not None and name != curve.against)
+    fixed = ", ".join(text for name, text in descriptions.items() if text is not None and name != curve.against)
     return (
-        f"{plan.noise.capitalize()} noise, {said}\n"
+        f"{plan.noise.capitalize()} noise, {fixed}\n"
         f"delta = {delta:g}; {plan.num_rows} rows; neighbours differ by one row, added or removed"
     )
 
@@ -135,17 +141,21 @@ def _title(curve: Curve) -> str:
 PICTURE_FILE = "training.png"
 
 
-_QUERY_CLASSES = {kind.__name__: kind for kind in QUERIES.values()}
+_QUERY_CLASSES = {query_class.__name__: query_class for query_class in QUERIES.values()}
 
 
-# The first of these that was measured is drawn.
+# The first of these metrics that was measured is drawn.
 _METRICS = ("eval_accuracy", "eval_loss")
 
 
 def draw_training(statement: Mapping[str, Any], path: Path) -> None:
-    """Write the picture that `statement` asks for to `path`; none without a claim, or where matplotlib is missing.
+    """Draw the run that `statement` describes to a file: epsilon over the steps, and a metric where one was measured.
 
-    Epsilon is the accountants', at twenty places. Metrics are drawn where the evaluation data are public.
+    Nothing is drawn where the statement claims no privacy, or matplotlib is missing.
+
+    Args:
+        statement: the run's statement, which holds metrics only where the evaluation data are public.
+        path: the path of the file to write.
     """
     if statement["claim"] is None or find_spec("matplotlib") is None:
         return
@@ -156,24 +166,26 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
     axes.set(xlabel="steps", ylim=(0, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(f"ε at δ = {statement['claim']['delta']:g}", color="tab:red")
-    name = next((one for one in _METRICS if any(one in row for row in statement["evaluation"]["history"])), None)
-    if name is not None:
-        measured = [(row["step"], row[name]) for row in statement["evaluation"]["history"] if name in row]
-        other = axes.twinx()
-        other.plot(*zip(*measured, strict=True), color="tab:blue", marker="o")
-        other.set_ylabel(name, color="tab:blue")
+    history = statement["evaluation"]["history"]
+    metric = next((name for name in _METRICS if any(name in row for row in history)), None)
+    if metric is not None:
+        measured = [(row["step"], row[metric]) for row in history if metric in row]
+        metric_axes = axes.twinx()
+        metric_axes.plot(*zip(*measured, strict=True), color="tab:blue", marker="o")
+        metric_axes.set_ylabel(metric, color="tab:blue")
     figure.savefig(path, metadata={"Software": None})
 
 
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Steps, and epsilon after them, up to the steps that were taken; with all steps of other trials, if there are."""
-    claim, ledger = statement["claim"], statement["accounting"]["ledger"][0]
+    """Return about twenty numbers of steps, up to those taken, and epsilon after each. Other trials count in full."""
+    claim = statement["claim"]
+    ledger = statement["accounting"]["ledger"][0]
     query = _QUERY_CLASSES[ledger["query"]](
         noise_multiplier=ledger["noise_multiplier"], sampling_rate=ledger["sampling_rate"]
     )
     planned = claim["steps_claimed"] // claim.get("trials", 1)
-    others = claim["steps_claimed"] - planned
-    share = math.ceil(planned / 20)  # As logs ask for it while training.
-    steps = sorted({0, *range(share, claim["steps_taken"], share), claim["steps_taken"]})
-    counts = [others + count for count in steps]
-    return steps, [account(((query, n),) if n else (), delta=claim["delta"]).epsilon for n in counts]
+    other_trial_steps = claim["steps_claimed"] - planned
+    stride = math.ceil(planned / 20)  # The accountants have answered at these steps for the log of the training run.
+    steps = sorted({0, *range(stride, claim["steps_taken"], stride), claim["steps_taken"]})
+    counts = [other_trial_steps + step for step in steps]
+    return steps, [account(((query, count),) if count else (), delta=claim["delta"]).epsilon for count in counts]

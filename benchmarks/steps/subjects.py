@@ -20,7 +20,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_dpzo.losses.per_example import CausalLMLoss, PerExampleLoss, SequenceClassificationLoss
+from hf_dpzo.losses import CausalLMLoss, PerExampleLoss, SequenceClassificationLoss
 from hf_dpzo.losses.prompting import NextWordLoss
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.seeded import seeded_peft_model

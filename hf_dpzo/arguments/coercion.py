@@ -1,4 +1,4 @@
-"""Values of flags, checked one by one. YAML and command lines may spell numbers as text."""
+"""Checks and converts the values of single flags, because YAML and command lines may spell numbers as text."""
 
 from collections.abc import Collection
 
@@ -8,7 +8,7 @@ MAX_FLOAT32 = 3e38
 
 
 def coerce_positive(name: str, value: float | str | None, *, allow_zero: bool = False) -> float | None:
-    """Return `value` as a number above zero, or raise; `None` stays.
+    """Return `value` as a number above zero, and `None` as it is; raise `ValueError` for anything else.
 
     >>> coerce_positive("smoothing", "1e-3")
     0.001
@@ -27,7 +27,7 @@ def coerce_positive(name: str, value: float | str | None, *, allow_zero: bool = 
 
 
 def coerce_count(name: str, value: int | str | None) -> int | None:
-    """Return `value` as a whole number above zero, or raise; `None` stays."""
+    """Return `value` as a whole number above zero, and `None` as it is; raise `ValueError` for anything else."""
     if value is None:
         return None
     try:
@@ -40,13 +40,13 @@ def coerce_count(name: str, value: int | str | None) -> int | None:
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise unless `value` is one of the names in `choices`."""
+    """Raise `ValueError` unless `value` is one of the names in `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(choices))}.")
 
 
 def coerce_list(name: str, value: Collection[object] | None) -> list[object]:
-    """Return `value` as a list, empty for `None`, or raise."""
+    """Return `value` as a list, empty for `None`; raise `ValueError` unless it is a list or a tuple."""
     if value is not None and not isinstance(value, list | tuple):
         raise ValueError(f"{name}={value!r}: it must be a list.")
     return list(value or ())

@@ -1,4 +1,4 @@
-"""The flags that belong to methods and to updates: which there are, and which go together."""
+"""The flags that are parameters of methods and of updates, and checks that they go together."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from hf_dpzo.zo.spsa import DIFFERENCES
 from hf_dpzo.zo.updates import UPDATES, Adam, Momentum, Update
 
 
-# Flags that are parameters of methods: which of them may be given depends on the method.
+# Flags that are parameters of methods. Which of them may be given depends on the method.
 NUMBER_FLAGS = (
     "smoothing",
     "clip_norm",
@@ -36,15 +36,15 @@ METHOD_FLAGS = (*NUMBER_FLAGS, *COUNT_FLAGS, *CHOICE_FLAGS, "paper_noise")
 ADAM_FLAGS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
-# Given by the plan, not by a flag of that name alone.
+# Parameters that the plan of a run determines, not a flag of that name alone.
 PLANNED_PARAMETERS = {"noise_multiplier", "expected_batch_size"}
 
 
 def check_method_flags(args: TrainingArguments) -> None:
-    """Raise `ValueError` for flags that the method does not take, and for those that it needs and lacks."""
-    taken = list_parameters(METHODS[args.method])
+    """Raise `ValueError` for flags that the method does not take, and for missing ones that it needs."""
+    parameters = list_parameters(METHODS[args.method])
     for name in METHOD_FLAGS:
-        if is_given(getattr(args, name)) and name not in taken:
+        if is_given(getattr(args, name)) and name not in parameters:
             others = ", ".join(sorted(other for other in METHODS if name in list_parameters(METHODS[other])))
             raise ValueError(
                 f"{name}={getattr(args, name)}: method={args.method} has no such parameter; "
@@ -58,7 +58,7 @@ def check_method_flags(args: TrainingArguments) -> None:
 
 
 def check_update(args: TrainingArguments) -> None:
-    """Raise `ValueError` for flags that the update does not read, and for values that it can not use."""
+    """Raise `ValueError` for flags that the update does not read, and for values that it cannot use."""
     if args.momentum is not None and (args.update != "momentum" or args.momentum >= 1):
         raise ValueError(
             f"momentum={args.momentum}: it is the share that update=momentum keeps; set that, and less than 1."
@@ -80,7 +80,7 @@ def check_update(args: TrainingArguments) -> None:
 
 
 def build_update(args: TrainingArguments) -> Update:
-    """Return what becomes of released coefficients, with its parameters."""
+    """Return the update rule that the flags choose, with its parameters."""
     if args.update == "momentum":
         return Momentum() if args.momentum is None else Momentum(momentum=args.momentum)
     if args.update == "adam":
@@ -89,5 +89,5 @@ def build_update(args: TrainingArguments) -> Update:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a flag was set: `None` and `False` are what it has otherwise."""
+    """Return whether a flag was set. One that was not is `None` or `False`."""
     return value is not None and value is not False

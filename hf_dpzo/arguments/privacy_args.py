@@ -1,4 +1,4 @@
-"""The flags that set the privacy of a run, and of how many runs it is that of, checked."""
+"""Checks the flags that set the privacy of a run, and the number of runs that a guarantee covers."""
 
 from transformers import TrainingArguments
 
@@ -7,13 +7,16 @@ from hf_dpzo.privacy.accounting import check_delta
 
 
 def check_privacy(args: TrainingArguments) -> None:
-    """Raise `ValueError` unless a private run has noise, or a target for it, and a delta; and another one neither."""
+    """Raise `ValueError` unless the flags fit together.
+
+    A private run needs a delta, and either a noise multiplier or a target epsilon. Any other run has no target.
+    """
     if args.private:
         _check_private(args)
     elif args.target_epsilon is not None or args.target_delta is not None:
-        what = "noise_multiplier=0" if args.noise_multiplier == 0 else f"method={args.method}"
+        cause = "noise_multiplier=0" if args.noise_multiplier == 0 else f"method={args.method}"
         raise ValueError(
-            f"{what}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
+            f"{cause}: without noise no epsilon or delta holds, for random directions hide nothing; remove "
             "target_epsilon and target_delta."
         )
 
@@ -30,7 +33,7 @@ def _check_private(args: TrainingArguments) -> None:
 
 
 def check_trials(args: TrainingArguments) -> None:
-    """Raise `ValueError` unless `trials` says how many runs a guarantee covers, and `tuning_runs` no fewer."""
+    """Raise `ValueError` unless a guarantee can cover `trials` runs, and `tuning_runs` are no fewer."""
     if args.trials is None:
         raise ValueError("trials=None: it must be a whole number, this run among them; leave it out for one.")
     if args.trials > 1 and not args.private:

@@ -1,6 +1,5 @@
-"""The flags of a run: everything that `transformers.TrainingArguments` has, and what zeroth-order training adds."""
+"""The flags of a run: all those of `transformers.TrainingArguments`, and those that zeroth-order training adds."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,53 +7,24 @@ from transformers import TrainingArguments
 
 from hf_dpzo.arguments.coercion import check_choice, coerce_count, coerce_positive
 from hf_dpzo.arguments.method_args import (
-    ADAM_FLAGS,
     CHOICE_FLAGS,
     COUNT_FLAGS,
-    METHOD_FLAGS,
     NUMBER_FLAGS,
     build_update,
     check_method_flags,
     check_update,
-    is_given,
 )
+from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
 from hf_dpzo.arguments.privacy_args import check_privacy, check_trials, check_units
 from hf_dpzo.arguments.unsupported import refuse_arguments
-from hf_dpzo.data.sampling import steps_per_epoch
 from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASK_SCHEDULES
-from hf_dpzo.privacy.accounting import check_delta, check_epsilon
-from hf_dpzo.privacy.calibration import calibrate_query
-from hf_dpzo.privacy.clipping import MAX_ROWS
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.mechanism import NOISES
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.spsa import DIFFERENCES
 from hf_dpzo.zo.updates import UPDATES, Update
-
-
-PLANNED_FLAGS = (
-    "method",
-    "target_epsilon",
-    "target_delta",
-    "expected_batch_size",
-    "directions",
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "privacy_unit_column",
-    "max_rows_per_unit",
-    "trials",
-    # No part of the budget, but rows were probed with it.
-    "points_per_pass",
-    # No part of the budget, but the optimizer is made with them, and the card states them.
-    "learning_rate",
-    "update",
-    "momentum",
-    *ADAM_FLAGS,
-    *METHOD_FLAGS,
-)
 
 
 PARALLEL_MODES = ("examples", "points")
@@ -65,10 +35,11 @@ class ZOTrainingArguments(TrainingArguments):
     """`TrainingArguments` for differentially private zeroth-order training.
 
     The privacy of a run is set by `target_epsilon` and `target_delta`, or by `noise_multiplier` and `target_delta`.
-    `seed` is public: it makes the directions, never the noise. `per_device_train_batch_size` is how many rows are
-    evaluated at once; it changes memory and speed, not what is learned.
+    `seed` is public: it determines the directions, never the noise. `per_device_train_batch_size` is the number of rows
+    that are evaluated at once; it changes memory and speed, not what is learned.
 
-    Changed defaults: `learning_rate` 1e-3, `logging_steps` 10 and `max_grad_norm` 0, for there is no gradient.
+    Changed defaults: `learning_rate` is 1e-3, `logging_steps` is 10, and `max_grad_norm` is 0, because there is no
+    gradient to clip.
 
     >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
     >>> method, budget = args.plan(num_units=5000)
@@ -218,7 +189,7 @@ class ZOTrainingArguments(TrainingArguments):
 
     @property
     def planned_values(self) -> dict[str, Any]:
-        """What a run was planned from. Once it has been, none of it may change."""
+        """The values that a run is planned from. Once it is planned, none of them may change."""
         return {name: getattr(self, name) for name in PLANNED_FLAGS}
 
     @property
@@ -227,7 +198,7 @@ class ZOTrainingArguments(TrainingArguments):
         return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
     def build_units(self, dataset: Any) -> Units:
-        """The units of privacy that the rows of `dataset` belong to."""
+        """Return the units of privacy that the rows of `dataset` belong to."""
         if dataset is None:
             return Units(num_rows=0)
         if self.privacy_unit_column is None:
@@ -236,69 +207,28 @@ class ZOTrainingArguments(TrainingArguments):
 
     @property
     def unit_name_plural(self) -> str:
-        """What the units of privacy are."""
+        """The word for the units of privacy in messages: rows or users."""
         return "rows" if self.privacy_unit_column is None else "users"
 
     def sampling_rate(self, num_units: int) -> float:
-        """The probability with which each unit joins a batch: what is sampled, accounted and stated."""
+        """Return the probability that a unit takes part in a batch. Sampler, accountant and card all use this value."""
         return self.expected_batch_size / num_units
 
     def plan(self, num_units: int) -> tuple[Method, Budget]:
-        """Return the method with its noise set, and the budget of its run over so many units of privacy.
+        """Return the method with its noise set, and the budget of its run over `num_units` units of privacy.
 
         Raises:
-            ValueError: the data are fewer than a batch, or delta is too large for them.
+            ValueError: the units are fewer than `expected_batch_size`, or delta is too large for them.
         """
-        if not 0 < self.expected_batch_size <= num_units:
-            raise ValueError(
-                f"expected_batch_size={self.expected_batch_size}: the training data have {num_units} "
-                f"{self.unit_name_plural}; lower it."
-            )
-        if self.expected_batch_size > MAX_ROWS // 2:
-            raise ValueError(
-                f"expected_batch_size={self.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
-            )
-        sampling_rate = self.sampling_rate(num_units)
-        steps = self._count_planned_steps(sampling_rate)
-        given = {name: getattr(self, name) for name in METHOD_FLAGS if is_given(getattr(self, name))}
-        if issubclass(METHODS[self.method], PrivateMethod):
-            given["expected_batch_size"] = self.expected_batch_size
-        if self.private:
-            check_delta(self.target_delta, num_rows=num_units)
-            given["noise_multiplier"] = self._choose_noise_multiplier(given, sampling_rate, steps)
-        method = METHODS[self.method](**given)
-        method.check_plan(steps)
-        query = method.mechanism.query(sampling_rate)
-        delta = self.target_delta if self.private else None
-        budget = Budget(query=query, planned_steps=steps, delta=delta, trials=self.trials)
-        if budget.private:
-            check_epsilon(budget.guarantee())
-        return method, budget
+        return plan_run(self, num_units)
 
     @property
     def update_rule(self) -> Update:
-        """What becomes of released coefficients, with its parameters."""
+        """The rule that turns released coefficients into an update, with its parameters."""
         return build_update(self)
 
-    def _count_planned_steps(self, sampling_rate: float) -> int:
-        if self.max_steps > 0:
-            return self.max_steps
-        # Rounded up, as Trainer.set_initial_training_values does.
-        return math.ceil(self.num_train_epochs * steps_per_epoch(sampling_rate))
-
-    def _choose_noise_multiplier(self, given: dict[str, Any], sampling_rate: float, steps: int) -> float:
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        unscaled = METHODS[self.method](**{**given, "noise_multiplier": 1.0})
-        return calibrate_query(
-            unscaled.mechanism.query(sampling_rate),
-            steps=steps * self.trials,
-            target_epsilon=self.target_epsilon,
-            target_delta=self.target_delta,
-        ).noise_multiplier
-
     def check_values(self) -> None:
-        """Coerce numbers, which YAML writes as strings where they look like 1e-6, and check what this class added."""
+        """Coerce and check the fields that this class adds. YAML reads numbers such as 1e-6 as text."""
         check_choice("method", self.method, METHODS)
         for name in ("target_epsilon", "target_delta", *NUMBER_FLAGS, "learning_rate", "momentum"):
             may_be_zero = name == "anchor_strength" or (
@@ -307,14 +237,14 @@ class ZOTrainingArguments(TrainingArguments):
             setattr(self, name, coerce_positive(name, getattr(self, name), allow_zero=may_be_zero))
         for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
             setattr(self, name, coerce_count(name, getattr(self, name)))
-        for name, known in {
+        for name, choices in {
             "directions": DIRECTIONS,
             "update": UPDATES,
             "parallel": PARALLEL_MODES,
             **CHOICE_FLAGS,
         }.items():
             if getattr(self, name) is not None:
-                check_choice(name, getattr(self, name), known)
+                check_choice(name, getattr(self, name), choices)
         if not isinstance(self.paper_noise, bool):
             raise ValueError(f"paper_noise={self.paper_noise!r}: it must be true or false.")
         check_method_flags(self)

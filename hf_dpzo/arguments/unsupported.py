@@ -1,4 +1,4 @@
-"""Training arguments that this library can not honour are refused.
+"""Refuses training arguments that this library cannot honour.
 
 Every message is one sentence: the value, the reason, the remedy.
 """
@@ -18,7 +18,7 @@ DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
 
 def refuse_arguments(args: TrainingArguments) -> None:
-    """Raise `ValueError` for training arguments that this library can not honour."""
+    """Raise `ValueError` for training arguments that this library cannot honour."""
     refused = {
         "gradient_accumulation_steps": (
             args.gradient_accumulation_steps != 1,
@@ -85,7 +85,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ),
         "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
-        # Arguments of TRL's configurations, which subclasses may add.
+        # Arguments of TRL's configurations, which subclasses of the arguments may add.
         "packing": (
             _is_set(args, "packing"),
             "a packed row holds several examples, and one row is what is protected; remove it",
@@ -100,21 +100,21 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 
 def _refuse_for_privacy(args: TrainingArguments) -> None:
-    steers = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
-    rounds = (
+    steering = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
+    rounding = (
         "autocast rounds what is trained too, and may keep a copy of it from before it was perturbed; load a frozen "
         "base with dtype=torch.bfloat16, and train a float32 adapter"
     )
     refused = {
-        "fp16": (args.fp16, rounds),
-        "bf16": (args.bf16, rounds),
-        "mixed_precision": (args.mixed_precision != "no", rounds),
+        "fp16": (args.fp16, rounding),
+        "bf16": (args.bf16, rounding),
+        "mixed_precision": (args.mixed_precision != "no", rounding),
         "fp16_full_eval": (args.fp16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
         "bf16_full_eval": (args.bf16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
         "tf32": (bool(args.tf32), "it rounds to 10 bits, which lets rows move each other's losses; remove it"),
-        "save_strategy": (args.save_strategy == SaveStrategy.BEST and not args.eval_data_is_public, steers),
-        "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steers),
-        "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steers),
+        "save_strategy": (args.save_strategy == SaveStrategy.BEST and not args.eval_data_is_public, steering),
+        "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steering),
+        "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steering),
     }
     _refuse_first(args, refused)
 
@@ -123,7 +123,7 @@ def _is_set(args: TrainingArguments, name: str) -> bool:
     return bool(getattr(args, name, False))
 
 
-def _value(args: TrainingArguments, name: str) -> Any:
+def _read_value(args: TrainingArguments, name: str) -> Any:
     value = args
     for part in name.split("."):
         value = getattr(value, part)
@@ -131,7 +131,7 @@ def _value(args: TrainingArguments, name: str) -> Any:
 
 
 def _refuse_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
-    """Raise for the first argument whose condition holds; `refused` gives each one's condition and reason."""
+    """Raise `ValueError` for the first argument in `refused`, with conditions and reasons, whose condition holds."""
     for name, (condition, reason) in refused.items():
         if condition:
-            raise ValueError(f"{name}={_value(args, name)}: {reason}.")
+            raise ValueError(f"{name}={_read_value(args, name)}: {reason}.")

@@ -6,22 +6,14 @@ not tell is `Declarations`, and is taken at its word. Nothing here takes an epsi
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_dpzo.card.claim import build_claim, build_meaning, list_conditions
 from hf_dpzo.card.declarations import Declarations
-from hf_dpzo.isolation.bound import MAX_ISOLATION_BOUND, worse_isolation
+from hf_dpzo.isolation.bound import worse_isolation
 from hf_dpzo.methods.method import list_parameters
-from hf_dpzo.privacy.accounting import (
-    MAX_EPSILON,
-    NEIGHBORING_RELATION,
-    account_for_group,
-    event_tree,
-    replace_one_epsilon,
-)
-from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
+from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION, event_tree
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.trajectory.initial import INITIAL_FILE
@@ -30,13 +22,6 @@ from hf_dpzo.trajectory.run import LoggedRun
 
 
 SCHEMA = "hf-dpzo/privacy@3"
-
-
-FALSE_ALARMS = 0.01
-
-
-# Rows of one person, where the unit is a row.
-GROUPS = (2, 4)
 
 
 NOT_COVERED = (
@@ -91,13 +76,13 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
     log = Trajectory.read(folder)
     run = LoggedRun.from_log(log)
     isolation = worse_isolation(log.header["made_with"]["isolation"], declarations.isolation)
-    conditions = _conditions(run, declarations, isolation)
+    conditions = list_conditions(run, declarations, isolation)
     private = all(one["held"] for one in conditions)
     return {
         "schema": SCHEMA,
         "status": "differentially_private" if private else "NOT_PRIVATE",
-        "claim": _claim(run) if private else None,
-        "meaning": _meaning(run) if private else None,
+        "claim": build_claim(run) if private else None,
+        "meaning": build_meaning(run) if private else None,
         "mechanism": _mechanism(run),
         "sampling": _sampling(run),
         "accounting": _accounting(run) if private else None,
@@ -128,80 +113,6 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
     }
-
-
-def _conditions(run: LoggedRun, declarations: Declarations, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What must hold of a run that is called private."""
-    budget, bound = run.budget, isolation["bound_in_clip_norms"]
-    small = budget.private and budget.delta < 1 / run.num_units
-    promised = small and budget.guarantee().epsilon <= MAX_EPSILON
-    held = {
-        "every release holds noise": budget.private,
-        "no step was taken beyond the plan": len(budget.ledger) <= budget.planned_steps,
-        f"epsilon is at most {MAX_EPSILON:g}": promised,
-        f"delta is below one over the number of {run.unit_name}s": small,
-        f"rows of a batch move each other by at most {MAX_ISOLATION_BOUND} clip norms": isolation["status"]
-        != "not measured"
-        and bound <= MAX_ISOLATION_BOUND,
-        "no attack that was made on the mechanism found more than is claimed": declarations.audit is None
-        or declarations.audit["passed"],
-    }
-    return [{"condition": condition, "held": bool(value)} for condition, value in held.items()]
-
-
-def _claim(run: LoggedRun) -> dict[str, Any]:
-    budget = run.budget
-    return {
-        "definition": "(epsilon, delta)-differential privacy",
-        "epsilon": round_up(budget.guarantee().epsilon),
-        "delta": budget.delta,
-        "unit": run.unit_description,
-        "neighboring_relation": NEIGHBORING_RELATION.name,
-        "setting": "central: whoever trains sees the data, and is trusted with them",
-        "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
-        "steps_taken": len(budget.ledger),
-        "steps_claimed": sum(count for _, count in budget.claimed_releases),
-        **({"trials": budget.trials} if budget.trials > 1 else {}),
-        "groups": _groups(run),
-        "also": _list_other_guarantees(run),
-    }
-
-
-def _meaning(run: LoggedRun) -> dict[str, Any]:
-    releases, delta = run.budget.claimed_releases, run.budget.delta
-    detected = detection_rate(releases, delta=delta, false_alarms=FALSE_ALARMS)
-    return {
-        "best_membership_accuracy": min(1.0, round_up(membership_accuracy(releases, delta=delta))),
-        "detection_rate": {"false_alarms": FALSE_ALARMS, "detected": min(1.0, round_up(detected))},
-        "privacy_curve": [
-            {"delta": at, "epsilon": round_up(epsilon)} for at, epsilon in privacy_curve(releases, delta=delta)
-        ],
-    }
-
-
-def _groups(run: LoggedRun) -> list[dict[str, Any]]:
-    """What holds for people with several rows, where the unit is a row."""
-    if run.unit_column is not None:
-        return []
-    budget = run.budget
-    found = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
-    return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
-
-
-def _list_other_guarantees(run: LoggedRun) -> list[dict[str, Any]]:
-    """What the same run guarantees in other terms."""
-    budget, found = run.budget, []
-    pure = budget.guarantee().pure
-    if pure is not None:
-        found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
-    if run.method.covers_replace_one:
-        epsilon = replace_one_epsilon(budget.claimed_releases, delta=budget.delta)
-        if math.isfinite(epsilon):
-            found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
-    return [
-        {"definition": definition, "epsilon": round_up(epsilon), "delta": delta, "neighboring_relation": relation}
-        for definition, epsilon, delta, relation in found
-    ]
 
 
 def _mechanism(run: LoggedRun) -> dict[str, Any]:

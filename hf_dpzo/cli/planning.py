@@ -1,38 +1,15 @@
-"""`hf-dpzo epsilon` and `hf-dpzo calibrate`: plan a budget, without a model."""
+"""What `hf-dpzo epsilon` and `hf-dpzo calibrate` share: the flags of a plan, and the lines that describe one."""
 
 import argparse
 from collections.abc import Sequence
 
-from hf_dpzo.cli.curves import add_curve_flags, write_curve
-from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.privacy.planning import WHOLE, CurvePoint, Plan, account_for_plan, check_group
+from hf_dpzo.privacy.planning import CurvePoint, Plan
 from hf_dpzo.privacy.queries import QUERIES
 
 
-def add_command(commands: Subparsers) -> None:
-    """Add both commands."""
-    epsilon = commands.add_parser("epsilon", help="what a noise multiplier guarantees")
-    epsilon.add_argument(
-        "--noise_multiplier",
-        type=float,
-        required=True,
-        help="noise scale over the sensitivity: clip norms; for zoso and zopo sqrt(K) of them",
-    )
-    epsilon.add_argument(
-        "--rows_per_person", type=int, default=1, help="state it for people with so many rows, which are all protected"
-    )
-    _add_plan_flags(epsilon)
-    add_curve_flags(epsilon, against=(*WHOLE, "noise_multiplier"), shown="epsilon")
-    epsilon.set_defaults(run=_epsilon, target_epsilon=None)
-    noise = commands.add_parser("calibrate", help="the noise multiplier that a guarantee asks for")
-    noise.add_argument("--target_epsilon", type=float, required=True, help="with --noise laplace pure: for delta 0")
-    _add_plan_flags(noise)
-    add_curve_flags(noise, against=(*WHOLE, "target_epsilon"), shown="the noise multiplier")
-    noise.set_defaults(run=_run_calibrate, noise_multiplier=None)
-
-
-def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a plan to `parser`, without the one that sets its noise."""
     parser.add_argument(
         "--noise", choices=list(QUERIES), default="gaussian", help="laplace, for dpzo: pure epsilon, too"
     )
@@ -42,30 +19,8 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_steps", type=int, required=True, help="steps of the whole run")
 
 
-def _epsilon(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
-    plan, rows = _build_plan(arguments), arguments.rows_per_person
-    check_group(rows)
-    if rows > 1 and arguments.against is not None:
-        raise ValueError(f"rows_per_person={rows}: a curve is for people with one row; leave it out, or against.")
-    curve = write_curve(arguments, plan)
-    point = account_for_plan(plan)
-    return Outcome(text=format_table([*_lines(point, _describe_group(point, rows)), *curve]))
-
-
-def _describe_group(point: CurvePoint, rows: int) -> list[tuple[str, str]]:
-    if rows == 1:
-        return []
-    pure = "epsilon" if point.guarantee.pure is None else "pure epsilon"
-    return [(f"{pure} of {rows} rows of a person", f"{round_up(point.group_epsilon(rows)):g}")]
-
-
-def _run_calibrate(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
-    plan = _build_plan(arguments)
-    curve = write_curve(arguments, plan)
-    return Outcome(text=format_table([*_lines(account_for_plan(plan)), *curve]))
-
-
-def _build_plan(arguments: argparse.Namespace) -> Plan:
+def build_plan(arguments: argparse.Namespace) -> Plan:
+    """Build the plan that the flags describe."""
     return Plan(
         noise=arguments.noise,
         noise_multiplier=arguments.noise_multiplier,
@@ -77,7 +32,8 @@ def _build_plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _lines(point: CurvePoint, group_lines: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+def describe_point(point: CurvePoint, group_lines: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Return lines with the guarantee of a plan, then `group_lines`, then what it follows from."""
     spent = point.guarantee
     return [
         ("epsilon", f"{round_up(spent.epsilon):g}"),

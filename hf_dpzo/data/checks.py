@@ -1,4 +1,4 @@
-"""Training data that can not be sampled, or that would be read as something else, are refused before a row is read.
+"""Checks of the training data: those that cannot be sampled, or that training would read differently, are refused.
 
 Every message is one sentence: the value, the reason, the remedy.
 """
@@ -23,8 +23,8 @@ def refuse_rows(dataset: Any, *, private: bool, unit_column: str | None) -> None
 
     Args:
         dataset: the training data.
-        private: whether each row, or user, is protected.
-        unit_column: the column that says whose a row is.
+        private: whether the method is private, so that a repeated row matters.
+        unit_column: the column that says to which unit of privacy a row belongs; `None` if each row is a unit.
     """
     name = type(dataset).__name__
     if isinstance(dataset, Mapping):
@@ -45,12 +45,12 @@ def refuse_rows(dataset: Any, *, private: bool, unit_column: str | None) -> None
 
 
 def refuse_changed_rows(planned: Any, read: Any, num_rows: int) -> None:
-    """Raise `ValueError` where what is `read` in training is not what the budget was `planned` for.
+    """Raise `ValueError` if the data that training reads are not those that the budget was planned for.
 
     Args:
-        planned: the training data.
-        read: the same, without the columns that the model does not take.
-        num_rows: as many as were planned for.
+        planned: the training data that the trainer was given.
+        read: the same data, without the columns that the model does not take.
+        num_rows: the number of rows that the budget was planned for.
     """
     if len(read) != num_rows:
         raise ValueError("train_dataset: it is not the one that the budget was planned for; make a new trainer.")
@@ -65,7 +65,7 @@ def refuse_changed_rows(planned: Any, read: Any, num_rows: int) -> None:
 
 
 def check_probe_rows(probe_rows: Any) -> list[Mapping[str, Any]] | None:
-    """Return `probe_rows` as a list, or raise `ValueError` where they are no rows."""
+    """Return `probe_rows` as a list, or raise `ValueError` unless they are two or more rows."""
     if probe_rows is None:
         return None
     rows = list(probe_rows) if isinstance(probe_rows, Iterable) else []
@@ -75,27 +75,27 @@ def check_probe_rows(probe_rows: Any) -> list[Mapping[str, Any]] | None:
 
 
 def _has_repeated_rows(dataset: Any) -> bool:
-    """Whether a data set of `datasets` picks a row more than once. Rows that are equal on disk are not looked for."""
-    picked = getattr(dataset, "_indices", None)  # A table of one column; None where all rows are in order.
+    """Return whether a data set of `datasets` selects a row twice. Equal rows on disk are not searched for."""
+    picked = getattr(dataset, "_indices", None)  # A table of one column; None if all rows are there in order.
     return picked is not None and len(picked.column(0).unique()) < picked.num_rows
 
 
-# Rows that are fetched at once.
+# The number of rows that are fetched at once.
 _BLOCK = 1000
 
 
 def refuse_differing_rows(processes: Processes, dataset: Dataset, units: Units) -> None:
-    """Raise in all processes where they would not draw from the same rows, in the same order.
+    """Raise in all processes unless all hold the same rows, in the same order and with the same units.
 
-    A row that has one number here and another there could be drawn twice, which the guarantee does not count. So all
-    rows are read once, unless `datasets` knows them by one fingerprint, and compared, with whose they are.
+    A row that has different numbers in two processes could be drawn twice, which the guarantee does not count. The
+    fingerprints of `datasets` are compared first. Only if they differ, or there are none, all rows are read once.
 
     Raises:
-        ValueError: the rows differ.
+        ValueError: the rows or their units differ between processes.
     """
     if processes.size == 1 or processes.all_equal(_fingerprint(dataset, units)):
         return
-    if not processes.all_equal(_fingerprint_rows(dataset, units)):
+    if not processes.all_equal(_fingerprint_content(dataset, units)):
         raise ValueError(
             f"train_dataset: the {processes.size} processes do not hold the same rows in the same order, and a row "
             "with two numbers could be drawn twice; load the same rows in each, and shuffle them with a fixed seed."
@@ -103,34 +103,35 @@ def refuse_differing_rows(processes: Processes, dataset: Dataset, units: Units) 
 
 
 def _fingerprint(dataset: Dataset, units: Units) -> int:
-    """63 bits that are equal only for the same rows; but they may differ for them too."""
-    known = isinstance(dataset, datasets.Dataset)
-    return _finish_fingerprint(hashlib.sha256((dataset._fingerprint if known else secrets.token_hex()).encode()), units)
+    """Return 63 bits that differ for different rows, but may differ for the same rows too."""
+    text = dataset._fingerprint if isinstance(dataset, datasets.Dataset) else secrets.token_hex()
+    return _finish_fingerprint(hashlib.sha256(text.encode()), units)
 
 
-def _fingerprint_rows(dataset: Dataset, units: Units) -> int:
-    """63 bits that say which rows there are, and whose."""
-    rows, found = SealedRows(dataset), hashlib.sha256()
+def _fingerprint_content(dataset: Dataset, units: Units) -> int:
+    """Return 63 bits that identify the rows' content and their units."""
+    rows = SealedRows(dataset)
+    digest = hashlib.sha256()
     for first in range(0, units.num_rows, _BLOCK):
         block = range(first, min(first + _BLOCK, units.num_rows))
         for fetched in rows.__getitems__([DrawnRow(unit=0, row=row, slot=0) for row in block]):
-            found.update(_describe_value(fetched.row).encode() + b";")
-    return _finish_fingerprint(found, units)
+            digest.update(_describe_value(fetched.row).encode() + b";")
+    return _finish_fingerprint(digest, units)
 
 
-def _finish_fingerprint(found: Any, units: Units) -> int:
-    found.update(str((units.num_rows, len(units), units.max_rows_per_unit)).encode())
+def _finish_fingerprint(digest: Any, units: Units) -> int:
+    digest.update(str((units.num_rows, len(units), units.max_rows_per_unit)).encode())
     for rows in units.members or ():
-        found.update(np.asarray(rows, dtype=np.int64).tobytes() + b";")
-    return int.from_bytes(found.digest()[:8], "big") >> 1
+        digest.update(np.asarray(rows, dtype=np.int64).tobytes() + b";")
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def _describe_value(value: Any) -> str:
-    """The same for the same content, in any process."""
+    """Return a text that is the same for the same content, in any process."""
     if isinstance(value, Mapping):
-        return str(sorted((str(name), _describe_value(one)) for name, one in value.items()))
+        return str(sorted((str(name), _describe_value(item)) for name, item in value.items()))
     if isinstance(value, list | tuple):
-        return str([_describe_value(one) for one in value])
+        return str([_describe_value(item) for item in value])
     if isinstance(value, torch.Tensor | np.ndarray):
         return str((str(value.dtype), value.tolist()))
     return repr(value) if isinstance(value, str | int | float | bytes | None) else type(value).__name__

@@ -1,7 +1,7 @@
 """From the rows of a logical batch to physical micro-batches.
 
-A row that somebody's code fails on contributes nothing, and nobody learns that there was one. So where a micro-batch
-can not be made or evaluated, its rows are tried one by one.
+A row on which a user's code fails contributes nothing, and no one may learn that there was such a row. So if a
+micro-batch cannot be collated or evaluated, its rows are tried one by one.
 """
 
 import copy
@@ -18,7 +18,7 @@ from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 
 
-# Types whose values nobody can change.
+# Types of which a copy may share the values, because they cannot be changed.
 _IMMUTABLE_TYPES = {bool, bytes, float, int, str, type(None)}
 
 
@@ -28,8 +28,8 @@ class MicroBatch:
 
     Args:
         rows: the rows that were drawn.
-        size: how many rows the model sees; those behind the drawn ones only fill the shape.
-        inputs: what the collator made of them; `None` for a row that it failed on.
+        size: the number of rows that the model sees. Those after the drawn rows only fill the shape.
+        inputs: the collator's output; `None` for a row on which it failed.
     """
 
     rows: tuple[FetchedRow, ...]
@@ -42,8 +42,8 @@ class LogicalBatch:
     """One Poisson batch.
 
     Args:
-        micro_batches: in which its rows are evaluated.
-        num_units: how many units were drawn.
+        micro_batches: the micro-batches, in the order in which they are evaluated.
+        num_units: the number of units that were drawn. SENSITIVE.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -51,29 +51,31 @@ class LogicalBatch:
 
     @property
     def row_units(self) -> list[int]:
-        """The unit of each row, in the order in which they are evaluated."""
+        """The unit of each row, in the order in which the rows are evaluated."""
         return [row.unit for micro_batch in self.micro_batches for row in micro_batch.rows]
 
     @property
     def row_slots(self) -> list[int]:
-        """The place of each row among those that were drawn, in the same order."""
+        """The slot of each row among those that were drawn, in the same order."""
         return [row.slot for micro_batch in self.micro_batches for row in micro_batch.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogicalBatchCollator:
-    """Makes one dataloader item of one logical batch.
+    """Collates the rows of one logical batch into one dataloader item.
 
-    Rows are put in order of length first, which cuts padding. The order makes no difference to the sum. Only rows with
-    the same fields, of the same types, share a micro-batch: a collator may take these from whichever row is first. With
-    `padded_lengths`, each micro-batch has one of a few public shapes, whatever rows it holds: its rows are padded to
-    the least of these lengths that holds them, and filled up with copies of one of them to `micro_batch_size`. One
-    place is always a copy, stretched to that length, so that any collator pads to it. A longer row has no content.
+    Rows are sorted by length first, which saves padding and does not affect the sum. Only rows with the same fields, of
+    the same types, share a micro-batch, because a collator may take these from the first row.
+
+    With `padded_lengths`, each micro-batch has one of a few public shapes, whatever rows it holds. Its rows are padded
+    to the smallest of these lengths that holds them, and copies of one of them fill it up to `micro_batch_size`. At
+    least one row is such a copy, stretched to that length, so that any collator pads to it. A row that is longer than
+    all lengths contributes nothing.
 
     Args:
-        collate: makes inputs of a list of rows.
-        micro_batch_size: rows in a micro-batch, at most; with `padded_lengths` exactly.
-        padded_lengths: public lengths, in tokens, ascending.
+        collate: turns a list of rows into the model's inputs.
+        micro_batch_size: the largest number of rows in a micro-batch; with `padded_lengths`, the exact number.
+        padded_lengths: public lengths, in tokens, ascending; empty for no padding to public shapes.
     """
 
     collate: Callable[[list[Any]], Any]
@@ -81,20 +83,20 @@ class LogicalBatchCollator:
     padded_lengths: tuple[int, ...] = ()
 
     def __call__(self, rows: Sequence[FetchedRow]) -> dict[str, LogicalBatch]:
-        """Return `{"batch": ...}`, with one unit for each that was drawn, and no micro-batches for an empty batch."""
+        """Return `{"batch": ...}`, a `LogicalBatch` of all drawn units. An empty batch has no micro-batches."""
         num_units = max((row.unit + 1 for row in rows), default=0)
-        micro_batches = tuple(one for group in self._groups(rows) for one in self._build_micro_batches(group))
+        micro_batches = tuple(item for group in self._group_rows(rows) for item in self._build_micro_batches(group))
         return {"batch": LogicalBatch(micro_batches=micro_batches, num_units=num_units)}
 
     def split_into_rows(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
-        """Its rows one by one, in the same shape. A row that even so can not be collated has no inputs."""
-        return tuple(one for row in micro_batch.rows for one in self._build_micro_batches((row,)))
+        """Return a micro-batch of the same shape for each row. A row that cannot be collated alone has no inputs."""
+        return tuple(item for row in micro_batch.rows for item in self._build_micro_batches((row,)))
 
     def raise_collation_error(self, rows: Sequence[Any]) -> None:
-        """Raise what is withheld where public `rows` can not be collated."""
+        """Collate public `rows` unsealed, so that the collator's own error is raised if it fails."""
         self._collate_rows(tuple(FetchedRow(unit=0, row=row, slot=0) for row in rows))
 
-    def _groups(self, rows: Sequence[FetchedRow]) -> Iterator[tuple[FetchedRow, ...]]:
+    def _group_rows(self, rows: Sequence[FetchedRow]) -> Iterator[tuple[FetchedRow, ...]]:
         alike: dict[tuple, list[FetchedRow]] = {}
         for row in sorted((row for row in rows if row.row is not None), key=lambda row: count_tokens(row.row)):
             alike.setdefault((self._padded_length(row), get_row_signature(row.row)), []).append(row)
@@ -108,32 +110,33 @@ class LogicalBatchCollator:
         return max(1, self.micro_batch_size - 1) if self.padded_lengths else self.micro_batch_size
 
     def _padded_length(self, row: FetchedRow) -> int | None:
-        """The shape that a row belongs to: `None` for any, and 0, which no shape is, for a row that is too long."""
+        """Return the length to pad a row to: `None` without `padded_lengths`, and 0 for a row that is too long."""
         if not self.padded_lengths:
             return None
         return next((length for length in self.padded_lengths if length >= count_tokens(row.row)), 0)
 
     def _build_micro_batches(self, rows: tuple[FetchedRow, ...]) -> tuple[MicroBatch, ...]:
-        """One micro-batch; where that fails one for each row, and a row that fails alone has no inputs."""
+        """Return one micro-batch, or if that fails one for each row. A row that fails alone has no inputs."""
         try:
             return (run_sealed("data_collator", lambda: self._collate_rows(rows)),)
         except WithheldError:
             if len(rows) > 1:
-                return tuple(one for row in rows for one in self._build_micro_batches((row,)))
+                return tuple(item for row in rows for item in self._build_micro_batches((row,)))
             return (MicroBatch(rows=(replace(rows[0], row=None),), size=1, inputs=None),)
 
     def _collate_rows(self, rows: tuple[FetchedRow, ...]) -> MicroBatch:
-        physical, length = [row.row for row in rows], self._padded_length(rows[0])
+        physical = [row.row for row in rows]
+        length = self._padded_length(rows[0])
         if self._has_fixed_shapes:
             physical += [stretch_row(physical[0], length)] * (self.micro_batch_size - len(rows))
-        # Copies, for collators may change what they are given, and the data with it.
+        # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
         if self._has_fixed_shapes and tuple(inputs["input_ids"].shape[:2]) != (self.micro_batch_size, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
-        made = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
+        micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
         if get_worker_info() is not None:
-            pickle.dumps(made)  # Where a worker can not send it, it would wait for ever, after showing why.
-        return made
+            pickle.dumps(micro_batch)  # A worker that cannot send it would print the reason, and wait for ever.
+        return micro_batch
 
     @property
     def _has_fixed_shapes(self) -> bool:
@@ -142,16 +145,16 @@ class LogicalBatchCollator:
 
 
 def count_tokens(row: Any) -> int:
-    """Tokens of a row; 0 where it has none."""
+    """Return the number of tokens in a row; 0 if it has none."""
     tokens = row.get("input_ids") if isinstance(row, dict) else None
     try:
         return len(tokens)
-    except Exception:  # As a number, or a tensor of one, has none. Whatever is wrong with it must not show.
+    except Exception:  # A number or a scalar tensor has no length, and no other error may show either.
         return 0
 
 
 def get_row_signature(row: Any) -> tuple:
-    """What a collator may take from one row for all: its fields, and the type of each.
+    """Return what a collator may take from one row for all: the names of its fields, and the type of each.
 
     >>> get_row_signature({"input_ids": [5, 6], "labels": None})
     (('input_ids', 'list', 'int', ''), ('labels', 'NoneType', '', ''))
@@ -162,15 +165,15 @@ def get_row_signature(row: Any) -> tuple:
 
 
 def _get_type_signature(value: Any) -> tuple[str, str, str]:
-    """The type of a value, and of what is in it; for an array also its number of dimensions."""
+    """Return the type of a value, the types of what it contains, and an array's number of dimensions."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return type(value).__name__, str(value.dtype), str(value.ndim)
     inside = set(map(type, value)) if isinstance(value, list | tuple) else ()
-    return type(value).__name__, ",".join(sorted({one.__name__ for one in inside})), ""
+    return type(value).__name__, ",".join(sorted({kind.__name__ for kind in inside})), ""
 
 
 def copy_row(row: Any) -> Any:
-    """Return a deep copy. Of lists of numbers or texts, which tokens come in, this is a tenth of the work.
+    """Return a deep copy. For lists of numbers or texts, such as tokens, it takes a tenth of `copy.deepcopy`'s time.
 
     >>> row = {"input_ids": [5, 6], "spans": [[0, 1]]}
     >>> copy = copy_row(row)
@@ -184,7 +187,7 @@ def copy_row(row: Any) -> Any:
 
 
 def stretch_row(row: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return a row like `row` of `length` tokens: what it has for each token is repeated.
+    """Return a row like `row`, of `length` tokens: each field with an integer per token is repeated to that length.
 
     >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
     {'input_ids': [5, 6, 5], 'labels': 1}
@@ -196,7 +199,7 @@ def stretch_row(row: dict[str, Any], length: int) -> dict[str, Any]:
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:
-    """Whether `value` has an integer for each token. Floats, such as many labels of a row, may only look like it."""
+    """Return whether `value` has an integer for each token. Floats are something else, such as a row's many labels."""
     if isinstance(value, torch.Tensor):
         return value.ndim > 0 and len(value) == tokens and not value.is_floating_point()
     return isinstance(value, list) and len(value) == tokens and isinstance(value[0], int)

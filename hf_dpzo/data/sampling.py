@@ -1,6 +1,6 @@
-"""Poisson batches: each unit joins each batch independently and secretly.
+"""Poisson batches: each unit takes part in each batch independently and secretly.
 
-The number of rows in a batch is itself secret. Nothing here counts, logs or keeps it.
+The number of rows in a batch is itself secret. Nothing here logs or keeps it.
 """
 
 import math
@@ -19,7 +19,13 @@ from hf_dpzo.privacy.noise import BernoulliSampler
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnRow:
-    """The number of a row that was drawn, that of its unit among those of its batch, and its place in the batch."""
+    """A row that was drawn for a batch.
+
+    Args:
+        unit: the number of the row's unit among the batch's units, from 0.
+        row: the row's number in the data set.
+        slot: the row's place in the batch, from 0.
+    """
 
     unit: int
     row: int
@@ -28,7 +34,13 @@ class DrawnRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedRow:
-    """A row that was drawn; `None` for one that could not be fetched."""
+    """A row that was drawn and fetched.
+
+    Args:
+        unit: the number of the row's unit among the batch's units, from 0.
+        row: the row's content; `None` if it could not be fetched.
+        slot: the row's place in the batch, from 0.
+    """
 
     unit: int
     row: Any
@@ -36,16 +48,16 @@ class FetchedRow:
 
 
 class PoissonBatchSampler(Sampler[list[DrawnRow]]):
-    """Yields the rows of batches, some of them empty. Two passes never agree: there is no seed.
+    """Draws the rows of Poisson batches, some of which are empty. There is no seed, so no two passes are the same.
 
-    Each unit belongs to one process, which draws by itself whether it joins. So what all processes draw is one Poisson
-    batch, and none of them knows it.
+    Each unit belongs to one process, which alone draws whether the unit takes part. So all processes' rows together are
+    one Poisson batch, and no process knows all of it.
 
     Args:
-        units: whose rows they are.
-        sampling_rate: the probability with which each unit joins a batch.
-        rank: of this process.
-        num_processes: how many there are.
+        units: the units of privacy to draw from.
+        sampling_rate: the probability with which each unit takes part in a batch.
+        rank: this process' rank.
+        num_processes: the number of processes.
 
     >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
@@ -53,22 +65,23 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
     """
 
     def __init__(self, *, units: Units, sampling_rate: float, rank: int = 0, num_processes: int = 1) -> None:
-        self._units, self._own_units = units, range(rank, len(units), num_processes)
-        self._mask = BernoulliSampler(size=len(self._own_units), rate=sampling_rate)
+        self._units = units
+        self._own_units = range(rank, len(units), num_processes)
+        self._sampler = BernoulliSampler(size=len(self._own_units), rate=sampling_rate)
 
     def __len__(self) -> int:
-        """Batches per epoch: as many as use each unit once on average."""
-        return steps_per_epoch(self._mask.rate)
+        """Return the number of batches per epoch, in which each unit is used once on average."""
+        return steps_per_epoch(self._sampler.rate)
 
     def __iter__(self) -> Iterator[list[DrawnRow]]:
         for _ in range(len(self)):
-            units = [self._own_units[place] for place in np.flatnonzero(self._mask.draw())]
-            rows = [(i, row) for i, unit in enumerate(units) for row in self._units.draw_rows(unit)]
-            yield [DrawnRow(unit=i, row=row, slot=place) for place, (i, row) in enumerate(rows)]
+            units = [self._own_units[place] for place in np.flatnonzero(self._sampler.draw())]
+            rows = [(number, row) for number, unit in enumerate(units) for row in self._units.draw_rows(unit)]
+            yield [DrawnRow(unit=number, row=row, slot=slot) for slot, (number, row) in enumerate(rows)]
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
-    """How many Poisson batches use each unit once on average.
+    """Return the number of Poisson batches that use each unit once on average.
 
     >>> steps_per_epoch(0.016)
     62
@@ -77,48 +90,49 @@ def steps_per_epoch(sampling_rate: float) -> int:
 
 
 class SealedRows(Dataset):
-    """The rows of a data set, fetched under seal. One that can not be fetched is a row without content.
+    """Fetches the rows of a data set under seal. A row that cannot be fetched has no content.
 
     Args:
-        dataset: whose rows they are.
-        dropped_column: a column that only says whose a row is.
+        dataset: the data set.
+        dropped_column: a column to leave out, because it only says to which unit a row belongs.
     """
 
     def __init__(self, dataset: Dataset, *, dropped_column: str | None = None) -> None:
-        self._dataset, self._dropped_column = dataset, dropped_column
+        self._dataset = dataset
+        self._dropped_column = dropped_column
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitems__(self, drawn: list[DrawnRow]) -> list[FetchedRow]:
-        """The rows that were drawn: what a dataloader asks for a batch with."""
+        """Return the rows that were drawn. A dataloader fetches a batch by this method."""
         try:
-            return run_sealed("train_dataset", lambda: [self._fetch(one) for one in drawn])
+            return run_sealed("train_dataset", lambda: [self._fetch(drawn_row) for drawn_row in drawn])
         except WithheldError:
-            return [self._fetch_alone(one) for one in drawn]
+            return [self._fetch_alone(drawn_row) for drawn_row in drawn]
 
-    def _fetch_alone(self, one: DrawnRow) -> FetchedRow:
+    def _fetch_alone(self, drawn: DrawnRow) -> FetchedRow:
         try:
-            return run_sealed("train_dataset", lambda: self._fetch(one))
+            return run_sealed("train_dataset", lambda: self._fetch(drawn))
         except WithheldError:
-            return FetchedRow(unit=one.unit, row=None, slot=one.slot)
+            return FetchedRow(unit=drawn.unit, row=None, slot=drawn.slot)
 
-    def _fetch(self, one: DrawnRow) -> FetchedRow:
-        row = self._dataset[one.row]
-        if isinstance(row, Mapping):  # Such as what a tokenizer returns.
+    def _fetch(self, drawn: DrawnRow) -> FetchedRow:
+        row = self._dataset[drawn.row]
+        if isinstance(row, Mapping):  # Not only a dict: a tokenizer's output is a mapping too.
             row = {name: value for name, value in row.items() if name != self._dropped_column}
-        return FetchedRow(unit=one.unit, row=row, slot=one.slot)
+        return FetchedRow(unit=drawn.unit, row=row, slot=drawn.slot)
 
 
 def batch_capacity(expected_batch_size: int, *, max_rows_per_unit: int = 1) -> int:
-    """Return how many rows a batch has room for, a public number that no Poisson batch exceeds in practice.
+    """Return the number of rows that a batch has room for, a public number that no Poisson batch exceeds in practice.
 
-    A batch of more than twelve standard deviations and forty units above its mean has a probability below 1e-17. Its
+    A batch of more than forty units and twelve standard deviations above its mean has a probability below 1e-17. Its
     last rows would be left out.
 
     Args:
-        expected_batch_size: units in a batch, on average.
-        max_rows_per_unit: of a unit.
+        expected_batch_size: the expected number of units in a batch.
+        max_rows_per_unit: the largest number of rows that a unit brings to a batch.
 
     >>> batch_capacity(64), batch_capacity(64, max_rows_per_unit=2)
     (200, 400)
@@ -129,7 +143,10 @@ def batch_capacity(expected_batch_size: int, *, max_rows_per_unit: int = 1) -> i
 def build_batch_sampler(
     units: Units, sampling_rate: float, processes: Processes, *, capacity: int | None
 ) -> Sampler[list[DrawnRow]]:
-    """Return this process' batches: of its share of the units, or with a `capacity`, the same in each."""
+    """Return the sampler of this process' batches.
+
+    It draws from this process' share of the units. With a `capacity`, it gives the same batches in all processes.
+    """
     if capacity is None:
         return PoissonBatchSampler(
             units=units, sampling_rate=sampling_rate, rank=processes.rank, num_processes=processes.size
@@ -140,16 +157,18 @@ def build_batch_sampler(
 
 
 class BroadcastBatchSampler(Sampler[list[DrawnRow]]):
-    """The batches that the first process draws, in all processes.
+    """Gives all processes the batches that the first process draws.
 
     Args:
-        sampler: draws them, from all units; the others do not use theirs.
-        processes: of the run.
+        sampler: draws from all units. Only the first process uses it.
+        processes: the run's processes.
         capacity: the number of rows that a batch has room for.
     """
 
     def __init__(self, sampler: Sampler[list[DrawnRow]], processes: Processes, *, capacity: int) -> None:
-        self._sampler, self._processes, self._capacity = sampler, processes, capacity
+        self._sampler = sampler
+        self._processes = processes
+        self._capacity = capacity
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -158,7 +177,7 @@ class BroadcastBatchSampler(Sampler[list[DrawnRow]]):
         batches = iter(self._sampler) if self._processes.is_first else iter(())
         for _ in range(len(self)):
             table = np.full((self._capacity, 2), -1, dtype=np.int64)
-            for one in next(batches, [])[: self._capacity]:
-                table[one.slot] = one.unit, one.row
-            told = self._processes.broadcast(table).tolist()
-            yield [DrawnRow(unit=unit, row=row, slot=place) for place, (unit, row) in enumerate(told) if row >= 0]
+            for drawn in next(batches, [])[: self._capacity]:
+                table[drawn.slot] = drawn.unit, drawn.row
+            slots = self._processes.broadcast(table).tolist()
+            yield [DrawnRow(unit=unit, row=row, slot=slot) for slot, (unit, row) in enumerate(slots) if row >= 0]

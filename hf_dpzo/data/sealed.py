@@ -1,4 +1,4 @@
-"""Work on private rows, sealed: it draws no global randomness, and its errors say nothing about the rows."""
+"""Sealed work on private rows: it draws no global randomness, and its errors say nothing about the rows."""
 
 import logging
 import os
@@ -17,25 +17,29 @@ Result = TypeVar("Result")
 
 
 class WithheldError(RuntimeError):
-    """Somebody's code failed on private rows. What it said is withheld."""
+    """A user's code failed on private rows. Its message is withheld."""
 
 
 class GlobalRandomnessError(RuntimeError):
-    """Somebody's code drew from a global random generator."""
+    """A user's code drew from a global random generator."""
 
 
 class OutOfSyncError(RuntimeError):
-    """This process can not do what the others wait for, and has to end. It says nothing of a row."""
+    """This process cannot do what the others wait for, and must end. The message says nothing about a row."""
 
 
 def run_sealed(what: str, work: Callable[[], Result]) -> Result:
-    """Return what somebody's code makes of private rows. What it prints, warns of and logs is dropped.
+    """Return the result of a user's code on private rows. Its prints, warnings and logs are dropped.
 
-    Of an error only the type is shown: its text may show a row.
+    Of an error only the type is shown, because its text may show a row.
+
+    Args:
+        what: the name of the code, for messages.
+        work: the code.
 
     Raises:
         WithheldError: the code failed.
-        GlobalRandomnessError: it drew from a global generator.
+        GlobalRandomnessError: the code drew from a global generator.
         OutOfSyncError: other processes would wait for this one.
 
     >>> run_sealed("data_collator", lambda: {}["a secret"])  # doctest: +ELLIPSIS
@@ -48,17 +52,17 @@ def run_sealed(what: str, work: Callable[[], Result]) -> Result:
             return run_without_randomness(what, work)
     except (GlobalRandomnessError, OutOfSyncError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # Also SystemExit, which would end the run with what it says of a row.
+    except BaseException as error:  # Also SystemExit, which would end the run with a message about a row.
         failure = type(error).__name__
-    # Raised out here: inside, Python would attach the other error to this one.
+    # Raised outside the handler, where Python would attach the other error to this one.
     raise WithheldError(f"{what}: {failure} was raised; what it says is withheld, for it may show a row.")
 
 
 def run_without_randomness(what: str, work: Callable[[], Result]) -> Result:
-    """Return what `work` makes, or raise `GlobalRandomnessError` if it drew from a global generator, which is put back.
+    """Return the result of `work`, or raise `GlobalRandomnessError` if it drew from a global generator.
 
-    That would make what happens to one row depend on how many rows came before it, and would leave a count of them in
-    the generator's state.
+    A draw would make the result for one row depend on how many rows came before it, and would leave their number in the
+    generator's state. So the generators are set back.
     """
     before = _get_generator_states()
     try:
@@ -77,9 +81,9 @@ def run_without_randomness(what: str, work: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing is printed, warned of or logged inside."""
+    """Drop what is printed, warned or logged within a `with` statement."""
     factory = logging.getLogRecordFactory()
-    # `logging.disable` would empty a cache in each of the process's loggers, of which there are hundreds, every time.
+    # `logging.disable` would clear a cache in each of the process' loggers, of which there are hundreds, every time.
     logging.setLogRecordFactory(_build_empty_record)
     try:
         with open(os.devnull, "w") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
@@ -91,41 +95,41 @@ def _silence() -> Iterator[None]:
 
 
 def _build_empty_record(*_: object, **__: object) -> logging.LogRecord:
-    """A record without content, on a level below that of every handler."""
+    """Return a log record without content, at a level below that of every handler."""
     return logging.LogRecord("", logging.NOTSET - 1, "", 0, "", (), None)
 
 
 def _get_generator_states() -> tuple:
-    gpus = tuple(one.numpy().tobytes() for one in torch.cuda.get_rng_state_all()) if _uses_gpu() else ()
+    gpus = tuple(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()) if _uses_gpu() else ()
     return torch.get_rng_state().numpy().tobytes(), _get_numpy_state(), random.getstate(), gpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class _NumpyState:
-    """The state of NumPy's global generator: as NumPy says it, and so that it can be compared."""
+    """The state of NumPy's global generator, in NumPy's own form and in one that can be compared."""
 
     raw: dict[str, Any] = field(compare=False)
     comparable: tuple
 
 
 def _get_numpy_state() -> _NumpyState:
-    said = np.random.get_state(legacy=False)  # Of any kind of generator, where the other form knows one.
-    return _NumpyState(raw=said, comparable=_freeze(said))
+    state = np.random.get_state(legacy=False)  # The legacy form would cover only one kind of generator.
+    return _NumpyState(raw=state, comparable=_freeze(state))
 
 
 def _freeze(value: Any) -> Any:
     if isinstance(value, dict):
-        return tuple((name, _freeze(one)) for name, one in value.items())
+        return tuple((name, _freeze(item)) for name, item in value.items())
     return value.tobytes() if isinstance(value, np.ndarray) else value
 
 
 def _restore_states(states: tuple) -> None:
-    own, numpys, python, gpus = states
-    torch.set_rng_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
-    np.random.set_state(numpys.raw)
-    random.setstate(python)
-    if gpus:
-        torch.cuda.set_rng_state_all([torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in gpus])
+    torch_state, numpy_state, python_state, gpu_states = states
+    torch.set_rng_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+    np.random.set_state(numpy_state.raw)
+    random.setstate(python_state)
+    if gpu_states:
+        torch.cuda.set_rng_state_all([torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in gpu_states])
 
 
 def _uses_gpu() -> bool:

@@ -14,12 +14,12 @@ from hf_dpzo.privacy.noise import choose_subset
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """Which rows are protected together.
+    """The units of privacy of a data set: which rows are protected together.
 
     Args:
-        num_rows: rows of the data set.
-        members: the row numbers of each unit; `None` where each row is a unit of its own.
-        max_rows_per_unit: how many rows of a unit a batch may hold.
+        num_rows: the number of rows in the data set.
+        members: the row numbers of each unit; `None` if each row is a unit of its own.
+        max_rows_per_unit: the largest number of a unit's rows that a batch may hold.
 
     >>> units = Units.from_users(["ann", "bob", "ann"], max_rows=2)
     >>> len(units), units.draw_rows(0), units.draw_rows(1)
@@ -35,7 +35,12 @@ class Units:
 
     @classmethod
     def from_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
-        """Group rows by their user, a string or a number. All rows that name none are taken for those of one user."""
+        """Group rows by user. All rows without a user count as the rows of a single user.
+
+        Args:
+            users: the user of each row, a string or a number.
+            max_rows: the largest number of a user's rows that a batch may hold.
+        """
         members: dict[Any, list[int]] = {}
         for row, user in enumerate(users):
             members.setdefault(_get_user_key(user), []).append(row)
@@ -44,10 +49,15 @@ class Units:
 
     @classmethod
     def from_column(cls, dataset: Any, column: str, *, max_rows: int) -> Self:
-        """Group the rows of `dataset` by a column.
+        """Group the rows of a data set by a column that names their users.
+
+        Args:
+            dataset: the data set.
+            column: the column's name.
+            max_rows: the largest number of a user's rows that a batch may hold.
 
         Raises:
-            ValueError: there is no such column.
+            ValueError: not all rows have the column.
         """
         try:
             users = run_sealed("train_dataset", lambda: [row[column] for row in _select_column(dataset, column)])
@@ -58,7 +68,7 @@ class Units:
         return cls.from_users(users, max_rows=max_rows)
 
     def draw_rows(self, unit: int) -> list[int]:
-        """The rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""
+        """Return the rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""
         if self.members is None:
             return [unit]
         rows = self.members[unit]
@@ -72,12 +82,12 @@ class Units:
 def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
     """Return each unit's mean over its own rows, float64 `[num_units, K]`. SENSITIVE.
 
-    What is not finite counts as zero, so that a bad row spoils nothing but itself. A unit without rows is zero.
+    A value that is not finite counts as zero, so that a bad row spoils only itself. A unit without rows gets zeros.
 
     Args:
-        coefficients: float64 `[rows, K]`.
+        coefficients: the coefficients of each row, float64 `[rows, K]`. SENSITIVE.
         units: the unit of each row, from 0.
-        num_units: how many units were drawn.
+        num_units: the number of units that were drawn.
 
     >>> average_by_unit(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
     [[0.0], [2.0], [0.0]]
@@ -91,14 +101,14 @@ def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units:
 
 
 def _select_column(dataset: Any, column: str) -> Iterable[Any]:
-    """`dataset` without its other columns, where it knows how to leave them unread."""
+    """Return `dataset` without its other columns, if it can leave them unread."""
     return dataset.with_format(None).select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
 
 
 def _get_user_key(user: Any) -> str | int | float | bytes | None:
-    """What tells a user from others; `None` for what does not, such as a list, or NaN, which stands for no value.
+    """Return the value that identifies a user; `None` for a value that cannot, such as a list or NaN.
 
-    Tensors with the same number in them are different objects, and would each be a user.
+    Tensors that hold the same number are different objects, and would otherwise each count as a user.
     """
     if isinstance(user, torch.Tensor | np.ndarray | np.generic):
         array = np.asarray(user)

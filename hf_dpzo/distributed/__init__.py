@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, and parameters that are split over them.
+"""The collectives of a run's processes, and parameters that are sharded over them.
 
 Imports nothing of this library.
 """

@@ -1,7 +1,7 @@
-"""The processes of a run. What they tell each other in a step is a few numbers, whatever the model's size.
+"""The processes of a run, and the few numbers that they exchange in each step, whatever the model's size.
 
-Each evaluates its share of the data. The first one alone sees the sum of all shares, adds noise to it once, and tells
-the others what was released. Collectives are unconditional: a process takes part in each, also with an empty share.
+Each process evaluates its share of the data. The first process alone sees the sum of all shares. It adds noise to the
+sum once, and broadcasts what was released. Every process takes part in every collective, even with an empty share.
 """
 
 import pickle
@@ -19,8 +19,12 @@ from hf_dpzo.distributed.sharding import get_shard_index, to_local
 T = TypeVar("T")
 
 
-# What a checksum adds up at once: so many words of 32 bits that int64 holds the sum, and so many sums.
-_SUMMED, _SUMS = 1 << 14, 64
+# A checksum is made of sums of this many words of 32 bits, few enough for int64 to hold each sum exactly.
+_WORDS_PER_SUM = 1 << 14
+
+
+# The number of sums that are computed at once, which bounds the memory that a checksum takes.
+_SUMS_PER_CHUNK = 64
 
 
 _PRIME = 2**63 - 25
@@ -30,8 +34,8 @@ class Processes(ABC):
     """All processes of a run, as one of them sees them.
 
     Args:
-        rank: of this one, from 0.
-        size: how many there are.
+        rank: the rank of this process, from 0.
+        size: the number of processes.
     """
 
     rank: int
@@ -39,65 +43,71 @@ class Processes(ABC):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that draws noise, and writes."""
+        """Whether this is the process that draws the noise and writes the files."""
         return self.rank == 0
 
     @abstractmethod
     def reduce_sum(self, values: np.ndarray) -> np.ndarray | None:
-        """Return the sum of what all processes pass; `None` but in the first one. Exact for int64, in any order."""
+        """Return the sum over all processes in the first one, `None` in the others. Exact for int64, in any order."""
 
     @abstractmethod
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """Return the first one's `values`; the others pass any of the same shape and type."""
+        """Return the `values` of the first process. The others pass any array of the same shape and type."""
 
     @abstractmethod
     def all_reduce_max(self, value: float) -> float:
-        """Return the largest of all processes' values."""
+        """Return the largest `value` that a process passes."""
 
     @abstractmethod
     def all_equal(self, value: int, part: int = 0) -> bool:
-        """Return whether all processes pass the same 63 bits; or all that hold the same `part` of something."""
+        """Return whether all processes that pass the same `part` pass the same `value`.
+
+        Args:
+            value: a number from 0 to 2**63 - 1.
+            part: the index of the shard that `value` describes, below the number of processes.
+        """
 
     @abstractmethod
     def run_on_first(self, function: Callable[[], T]) -> T:
-        """Have the first one make something, and return that; raise in all of them what it raises."""
+        """Run `function` in the first process alone, and return its result, or raise its error, in all of them."""
 
     @abstractmethod
     def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors the first one's values, in place."""
+        """Overwrite `tensors`, in place, with those of the first process."""
 
 
 class SingleProcess(Processes):
-    """The only process.
+    """The only process of a run, for which every collective is trivial.
 
     >>> SingleProcess().reduce_sum(np.array([1, 2])).tolist(), SingleProcess().all_equal(3), SingleProcess().is_first
     ([1, 2], True, True)
     """
 
-    rank, size = 0, 1
+    rank = 0
+    size = 1
 
     def reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        """`values`."""
+        """Return `values`."""
         return values
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """`values`."""
+        """Return `values`."""
         return values
 
     def all_reduce_max(self, value: float) -> float:
-        """`value`."""
+        """Return `value`."""
         return value
 
     def all_equal(self, value: int, part: int = 0) -> bool:
-        """True."""
+        """Return `True`, because there is no other value."""
         return True
 
     def run_on_first(self, function: Callable[[], T]) -> T:
-        """What `make` makes."""
+        """Return the result of `function`."""
         return function()
 
     def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Nothing."""
+        """Leave `tensors` as they are."""
 
 
 SINGLE_PROCESS = SingleProcess()
@@ -107,55 +117,58 @@ class DistributedProcesses(Processes):
     """The processes of torch's default group, which a launcher started.
 
     Args:
-        device: where tensors are that the group's backend sends.
+        device: the device of the tensors that the group's backend sends.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size, self._device = dist.get_rank(), dist.get_world_size(), device
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self._device = device
 
     def reduce_sum(self, values: np.ndarray) -> np.ndarray | None:
-        """As in `Processes`."""
-        sent = self._to_tensor(values)
-        dist.reduce(sent, dst=0)
-        return sent.cpu().numpy() if self.is_first else None
+        """See `Processes.reduce_sum`."""
+        buffer = self._to_tensor(values)
+        dist.reduce(buffer, dst=0)
+        return buffer.cpu().numpy() if self.is_first else None
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """As in `Processes`."""
-        sent = self._to_tensor(values)
-        dist.broadcast(sent, src=0)
-        return sent.cpu().numpy()
+        """See `Processes.broadcast`."""
+        buffer = self._to_tensor(values)
+        dist.broadcast(buffer, src=0)
+        return buffer.cpu().numpy()
 
     def all_reduce_max(self, value: float) -> float:
-        """As in `Processes`."""
-        sent = self._to_tensor(np.array([value]))
-        dist.all_reduce(sent, op=dist.ReduceOp.MAX)
-        return float(sent)
+        """See `Processes.all_reduce_max`."""
+        buffer = self._to_tensor(np.array([value]))
+        dist.all_reduce(buffer, op=dist.ReduceOp.MAX)
+        return float(buffer)
 
     def all_equal(self, value: int, part: int = 0) -> bool:
-        """As in `Processes`."""
-        given = np.full((self.size, 2), -(2**63))
-        given[part] = value, -value
-        bounds = self._to_tensor(given)
+        """See `Processes.all_equal`."""
+        # Values agree where the largest is the smallest, which is minus the maximum of -value: one exchange finds both.
+        own_bounds = np.full((self.size, 2), -(2**63))
+        own_bounds[part] = value, -value
+        bounds = self._to_tensor(own_bounds)
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
-        above, below = bounds.T
-        return bool(((above == -below) | (below == -(2**63))).all())
+        largest, minus_smallest = bounds.T
+        return bool(((largest == -minus_smallest) | (minus_smallest == -(2**63))).all())
 
     def run_on_first(self, function: Callable[[], T]) -> T:
-        """As in `Processes`."""
-        made: list[Any] = [None, None]
+        """See `Processes.run_on_first`."""
+        outcome: list[Any] = [None, None]  # The result, and the error.
         if self.is_first:
             try:
-                made[0] = function()
-                pickle.dumps(made)
+                outcome[0] = function()
+                pickle.dumps(outcome)
             except BaseException as error:
-                made = [None, _make_picklable(error)]
-        dist.broadcast_object_list(made, src=0, device=self._device)
-        if made[1] is not None:
-            raise made[1]
-        return made[0]
+                outcome = [None, _make_picklable(error)]
+        dist.broadcast_object_list(outcome, src=0, device=self._device)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def broadcast_tensors_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """As in `Processes`."""
+        """See `Processes.broadcast_tensors_`."""
         with torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
@@ -165,7 +178,7 @@ class DistributedProcesses(Processes):
 
 
 def _make_picklable(error: BaseException) -> BaseException:
-    """An error that other processes can be told of, and can raise."""
+    """Return `error`, or a `RuntimeError` with its text where it cannot be sent to other processes."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -177,17 +190,23 @@ def get_processes(device: torch.device) -> Processes:
     """Return the processes that a launcher started, or this one alone.
 
     Args:
-        device: that this process computes on.
+        device: the device that this process computes on.
     """
-    started = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return DistributedProcesses(device) if started else SINGLE_PROCESS
+    is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return DistributedProcesses(device) if is_distributed else SINGLE_PROCESS
 
 
 def refuse_diverged(processes: Processes, tensors: Iterable[torch.Tensor], step: int) -> None:
-    """Raise in all processes where they do not hold the same bits, of what they both hold, after so many steps."""
-    held = list(tensors)
+    """Raise `RuntimeError` in all processes where two that hold the same shard of `tensors` hold different bits.
+
+    Args:
+        processes: the run's processes.
+        tensors: the tensors to compare, sharded or not.
+        step: the number of steps taken, for the message.
+    """
+    tensors = list(tensors)
     if processes.size > 1 and not processes.all_equal(
-        checksum(to_local(tensor) for tensor in held), get_shard_index(held)
+        checksum(to_local(tensor) for tensor in tensors), get_shard_index(tensors)
     ):
         raise RuntimeError(
             f"step={step}: the {processes.size} processes no longer hold the same weights, which a fault of a "
@@ -197,17 +216,18 @@ def refuse_diverged(processes: Processes, tensors: Iterable[torch.Tensor], step:
 
 
 def checksum(tensors: Iterable[torch.Tensor]) -> int:
-    """A number below 2**63 that tells whether processes hold the same bits; cheap, and no proof against intent.
+    """Return a checksum, below 2**63, of the bits of `tensors`: cheap, and no protection against an attacker.
 
     >>> checksum([torch.tensor([1.0, 2.0])]) == checksum([torch.tensor([2.0, 1.0])])
     False
     """
     total = 0
     for tensor in tensors:
-        for piece in tensor.detach().contiguous().view(-1).view(torch.uint8).split(4 * _SUMMED * _SUMS):
-            missing = -len(piece) % (4 * _SUMMED)
-            words = torch.nn.functional.pad(piece, (0, missing)).view(torch.int32).view(-1, _SUMMED)
-            odd = torch.arange(1, 2 * _SUMMED, 2, device=words.device)
-            for one in (words * odd).sum(dim=1).tolist():  # Exact: below 2**61.
-                total = (total * 1_000_003 + one) % _PRIME
+        octets = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        for chunk in octets.split(4 * _WORDS_PER_SUM * _SUMS_PER_CHUNK):
+            padding = -len(chunk) % (4 * _WORDS_PER_SUM)
+            words = torch.nn.functional.pad(chunk, (0, padding)).view(torch.int32).view(-1, _WORDS_PER_SUM)
+            odd_factors = torch.arange(1, 2 * _WORDS_PER_SUM, 2, device=words.device)
+            for weighted_sum in (words * odd_factors).sum(dim=1).tolist():  # Exact: below 2**61.
+                total = (total * 1_000_003 + weighted_sum) % _PRIME
     return total

@@ -1,6 +1,6 @@
-"""Parameters of which each process holds a part (`torch.distributed.fsdp.fully_shard`, known as FSDP2).
+"""Parameters of which each process holds a shard (`torch.distributed.fsdp.fully_shard`, known as FSDP2).
 
-A direction is addressed by coordinates, so any part of a parameter is moved by the same part of it, wherever it lies.
+A direction is addressed by coordinates, so a process moves its shard of a parameter without the rest of it.
 """
 
 import math
@@ -13,12 +13,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 
 def is_sharded(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether processes hold parts of any of `tensors`."""
+    """Return whether any of `tensors` is sharded over processes."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of `tensor`. Where it is split all processes have to ask for it, and each gets it.
+    """Return all of `tensor`. Where it is sharded, all processes must call this, and each gets the whole.
 
     >>> gather_full_tensor(torch.zeros(3))
     tensor([0., 0., 0.])
@@ -27,15 +27,15 @@ def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def to_local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of `tensor`."""
+    """Return the shard of `tensor` that this process holds, or all of a tensor that is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def get_local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return what this process holds of `parameter`, to be changed in place, and the number of its first coordinate.
+    """Return the shard of `parameter` that this process holds, to be changed in place, and its first coordinate.
 
     Raises:
-        ValueError: what it holds are no consecutive coordinates.
+        ValueError: the coordinates of the shard are not consecutive.
 
     >>> get_local_shard(torch.zeros(3))
     (tensor([0., 0., 0.]), 0)
@@ -51,25 +51,26 @@ def get_local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 @torch.no_grad()
 def copy_from_full_(parameter: torch.Tensor, values: torch.Tensor) -> None:
-    """Give `parameter` the `values` of the whole, of which this process keeps its part.
+    """Copy to `parameter`, in place, its shard of `values`, which are those of the whole parameter.
 
     >>> parameter = torch.zeros(2)
     >>> copy_from_full_(parameter, torch.ones(2))
     >>> parameter
     tensor([1., 1.])
     """
-    part, first = get_local_shard(parameter)
-    part.copy_(values.reshape(-1)[first : first + part.numel()].view_as(part))
+    shard, start = get_local_shard(parameter)
+    shard.copy_(values.reshape(-1)[start : start + shard.numel()].view_as(shard))
 
 
 def get_shard_index(tensors: Iterable[torch.Tensor]) -> int:
-    """Return which part of them this process holds, from 0; the same in processes that hold the same."""
+    """Return the index, from 0, of the shard of `tensors` that this process holds; equal shards have equal indices."""
     for tensor in tensors:
         if isinstance(tensor, DTensor):
-            number, mesh = 0, tensor.device_mesh
-            for size, place, placement in zip(mesh.shape, mesh.get_coordinate(), tensor.placements, strict=True):
-                number = number * size + place if placement.is_shard() else number
-            return number
+            index = 0
+            mesh = tensor.device_mesh
+            for size, coordinate, placement in zip(mesh.shape, mesh.get_coordinate(), tensor.placements, strict=True):
+                index = index * size + coordinate if placement.is_shard() else index
+            return index
     return 0
 
 
@@ -81,24 +82,25 @@ def find_fsdp_roots(model: torch.nn.Module) -> list[FSDPModule]:
 
 
 def gather_state_dict(model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Return the state of `model`, put together on the CPU, for which all processes have to ask.
+    """Return the state of `model`, gathered on the CPU. All processes must call this.
 
     Args:
-        model: with parameters that are split.
-        keep: whether this process needs it; else it gets nothing, and needs memory for one tensor at a time.
+        model: a model whose parameters may be sharded.
+        keep: whether this process needs the state. Otherwise it gets none, and needs memory for one tensor at a time.
     """
-    found, known = {}, {}
+    state = {}
+    gathered_by_id = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in known:  # One under two names stays one, as whoever saves it expects.
+        if id(tensor) not in gathered_by_id:  # Tied weights stay one tensor, which code that saves them relies on.
             gathered = gather_full_tensor(tensor.detach())
-            known[id(tensor)] = gathered.cpu() if keep else None
+            gathered_by_id[id(tensor)] = gathered.cpu() if keep else None
         if keep:
-            found[name] = known[id(tensor)]
-    return found
+            state[name] = gathered_by_id[id(tensor)]
+    return state
 
 
 def refuse_sharded_push(trained: Iterable[torch.Tensor]) -> None:
-    """Raise `ValueError` where one process alone can not save what is trained."""
+    """Raise `ValueError` where trained parameters are sharded, since the process that pushes cannot save them alone."""
     if is_sharded(trained):
         raise ValueError(
             "push_to_hub: what is trained is split over processes, and pushing is done by one of them; call save_model "

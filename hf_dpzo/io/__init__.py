@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and reads JSON strictly.
+"""Files that are written whole or not at all, and JSON that is read strictly.
 
 Imports nothing of this library.
 """

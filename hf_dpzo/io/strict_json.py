@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: read in the one way in which all readers agree, and held against a schema."""
+"""JSON from strangers: read in the one way on which all readers agree, and checked against a schema."""
 
 import json
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ SCHEMA_FOLDER = Path(__file__).parent.parent / "schemas"
 
 
 def parse_json(text: str) -> Any:
-    """Return what `text` holds.
+    """Return the value that the JSON `text` holds.
 
     Raises:
-        ValueError: it is no JSON, a name stands twice in one object, of which readers take different ones, or it holds
-            a constant that JSON does not have, or half of a surrogate pair, which is no text.
-        RecursionError: it is too deep.
+        ValueError: `text` is not JSON, an object has a name twice (readers disagree on which one counts), or a value is
+            a constant that JSON does not have, such as NaN, or holds half of a surrogate pair, which is not text.
+        RecursionError: `text` is nested too deeply.
     """
     value = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     json.dumps(value, ensure_ascii=False).encode()
@@ -27,18 +27,18 @@ def parse_json(text: str) -> Any:
 
 @cache
 def load_validator(schema: str) -> jsonschema.protocols.Validator:
-    """Return what holds values against `schema`, a file's name."""
-    # JSON schemas take 2.0 for an integer, and record layouts do not.
-    whole = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, one: type(one) is int)
-    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=whole)
-    return kind(json.loads((SCHEMA_FOLDER / schema).read_text(encoding="utf-8")))
+    """Return the validator of `schema`, the name of a file in `SCHEMA_FOLDER`."""
+    # JSON Schema takes 2.0 for an integer. The layout of a record does not.
+    type_checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    validator_class = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=type_checker)
+    return validator_class(json.loads((SCHEMA_FOLDER / schema).read_text(encoding="utf-8")))
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return mapping
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -46,23 +46,28 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def find_fault(value: Any, schema: str) -> str | None:
-    """Return what is wrong with `value`, as `name=value: reason`, or `None` where `schema`, a file's name, allows it.
+    """Return a fault of `value` as `name=value: reason`, or `None` where `schema` allows it.
+
+    Args:
+        value: the parsed JSON.
+        schema: the name of a file in `SCHEMA_FOLDER`.
 
     >>> find_fault({"LORA": {"r": 10**9}}, "adapters.json")
     'LORA.r=1000000000: maximum 4096'
     >>> find_fault({"LORA": {"megatron_core": "os"}}, "adapters.json")
     'LORA.megatron_core="os": no log may set it'
     """
-    # The first of them, for a crafted value may have a million.
+    # Only the first fault, because a crafted value may have a million of them.
     error = next(load_validator(schema).iter_errors(value), None)
     if error is None:
         return None
-    name, value = ".".join(str(part) for part in error.absolute_path), error.instance
+    name = ".".join(str(part) for part in error.absolute_path)
+    value = error.instance
     if error.validator == "additionalProperties" and error.validator_value is False:
         unknown = min(set(value) - set(error.schema["properties"]))
         name, value, reason = f"{name}.{unknown}".lstrip("."), value[unknown], "no log may set it"
     elif error.validator == "required":
-        missing = next(one for one in error.validator_value if one not in value)
+        missing = next(required for required in error.validator_value if required not in value)
         reason = f"it has no {missing}"
     else:
         reason = f"{error.validator} {abbreviate(error.validator_value)}"
@@ -70,7 +75,7 @@ def find_fault(value: Any, schema: str) -> str | None:
 
 
 def abbreviate(value: Any) -> str:
-    """Return `value` as JSON in ASCII, of 80 characters at most.
+    """Return `value` as JSON in ASCII, shortened to at most 80 characters.
 
     >>> abbreviate({"name": "a" * 100})[-10:]
     'aaaaaaa...'
@@ -80,7 +85,12 @@ def abbreviate(value: Any) -> str:
 
 
 def compare_json(there: Any, here: Any, path: str = "") -> list[str]:
-    """Return what differs between two headers, as `name=value there and value here`.
+    """Return a line for each difference between two JSON values, as `name=value there and value here`.
+
+    Args:
+        there: the value read from somewhere else, such as a log.
+        here: the value that is expected here.
+        path: the name of the two values in the lines.
 
     >>> compare_json({"method": {"clip_norm": 1.0}}, {"method": {"clip_norm": 0.5}})
     ['method.clip_norm=1.0 there and 0.5 here']

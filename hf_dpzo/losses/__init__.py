@@ -1,16 +1,13 @@
-"""One loss for each example, for each kind of head.
+"""Per-example losses for each kind of head, and classification by prompt.
 
 Imports `models`.
 """
 
-from hf_dpzo.losses.per_example import (
-    CausalLMLoss,
-    FunctionLoss,
-    PerExampleLoss,
-    ScoreLoss,
-    SequenceClassificationLoss,
-)
+from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.losses.function import FunctionLoss
+from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
 from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
+from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
 
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The output layer, at the positions and for the words that a loss asks for.
+"""Evaluates a model's output layer only at the positions, and for the words, that a loss needs.
 
-A vocabulary has tens of thousands of words: the last product of a language model is often its most expensive one, and
-what it makes its largest tensor. A loss needs few of those numbers. So the model is called whole, as ever, but its
-output layer is given no position at all. Of what would have gone into it, the loss makes what it needs.
+A vocabulary has tens of thousands of words. The last matrix product of a language model is therefore often its most
+expensive one, and the logits its largest tensor, but a loss needs few of them. So the whole model is called as usual,
+except that its output layer receives no positions. The layer is then applied to the hidden states that the loss needs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +15,29 @@ from transformers import PreTrainedModel
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 
 
-# Labels that are none, as everywhere in transformers.
+# The label of a token without a target, as everywhere in transformers.
 IGNORE_INDEX = -100
 
 
-# Positions of a row whose logits are in memory at once. The same for all rows, so that it joins none.
+# The number of a row's positions whose logits are in memory at once. It is the same for all rows, so it couples none.
 POSITIONS_PER_CHUNK = 128
 
 
-# Relative to the largest logit: how far one position may be by itself from what it is among others, in float32.
+# How far the float32 logits of one position alone may be from those of the same position among others, relative to the
+# largest logit.
 ROUNDING = 1e-5
 
 
 class OutputLayer:
-    """The output layer of a language model, evaluated in parts.
+    """The output layer of a language model, evaluated at some positions only.
 
-    Whether an architecture allows it is found out, not listed. At the first call with a model, which should be an
-    ordinary one, outside of `torch.func.vmap`, two made-up rows show whether what the layer makes is what the model
-    returns, bit for bit; whether each position is treated by itself; and whether the model can do without the rest.
+    Whether an architecture allows this is measured, not looked up in a list. The first call with a model tries it on
+    two made-up rows: the layer's outputs must be the logits that the model returns, bit for bit; the layer must treat
+    each position by itself; and the model must work when the layer receives no positions. That first call must be
+    outside `torch.func.vmap`.
 
     Args:
-        forward: from a model and inputs to its logits, float32.
+        forward: a function from a model and its inputs to the logits, in float32.
     """
 
     def __init__(self, forward: Callable[[torch.nn.Module, Inputs], torch.Tensor]) -> None:
@@ -44,7 +46,7 @@ class OutputLayer:
         self._is_separable = False
 
     def supports(self, model: torch.nn.Module) -> bool:
-        """Whether the logits are what the output layer makes of each position, so that parts of them can be had."""
+        """Return whether the output layer of `model` can be evaluated at some positions only."""
         layer = find_output_layer(model)
         if layer is not None and layer is not self._checked_layer:
             self._checked_layer, self._is_separable = layer, self._check_separable(model, layer)
@@ -53,7 +55,14 @@ class OutputLayer:
     def score_words(
         self, model: torch.nn.Module, inputs: Inputs, at: torch.Tensor | int, words: Sequence[int]
     ) -> torch.Tensor:
-        """Logits of `words` at one position of each row, float32 `[batch, words]`; `at` counts from the end."""
+        """Return the logits of some words at one position of each row, float32 `[batch, words]`.
+
+        Args:
+            model: a model with an output layer that this class `supports`.
+            inputs: the model's inputs.
+            at: the position, counted from the end: -1 is the last. One for all rows, or `[batch]`.
+            words: the token ids of the words.
+        """
 
         def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             return _logits(layer, hidden[torch.arange(len(hidden), device=hidden.device), at], list(words))
@@ -61,20 +70,20 @@ class OutputLayer:
         return self._run_in_place(model, inputs, compute)
 
     def compute_target_losses(self, model: torch.nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of each row at its own targets, float32 `[batch]`; zero for a row without any.
+        """Return the mean cross-entropy of each row at its targets, float32 `[batch]`; zero for a row without targets.
 
         Args:
-            model: with an output layer that this class `supports`.
-            inputs: of `tokens` tokens, beside virtual ones in front.
-            targets: what follows each token but the last, `[batch, tokens - 1]`; -100 for nothing.
+            model: a model with an output layer that this class `supports`.
+            inputs: the model's inputs, with `input_ids` `[batch, tokens]`. Virtual tokens of a prompt come in addition.
+            targets: the token to predict after each token but the last, `[batch, tokens - 1]`; -100 for none.
         """
         tokens = inputs["input_ids"].shape[1]
-        # Before the model runs: a device would have to wait for it.
+        # Computed before the model runs, because `nonzero` waits for everything that is queued on a device.
         positions = [(row != IGNORE_INDEX).nonzero().squeeze(1) for row in targets]
 
         def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             own = hidden[:, -tokens:]
-            # Row by row: so the shape of what is computed follows from the row alone, and rows stay apart to the bit.
+            # Row by row, so that all shapes follow from the row alone, and rows are kept apart to the last bit.
             losses = [_row_loss(layer, own[row], targets[row], places) for row, places in enumerate(positions)]
             return torch.stack(losses)
 
@@ -86,17 +95,18 @@ class OutputLayer:
         inputs: Inputs,
         compute: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """What `compute` makes of the output layer and of the hidden states `[batch, tokens, hidden]` that go into it.
+        """Call the model, apply `compute` to its output layer and the hidden states, and return the result.
 
-        It is called from inside the model, where weights are those that the model uses, whoever exchanged them.
+        The hidden states are what would go into the layer, `[batch, tokens, hidden]`. `compute` runs inside the model's
+        forward pass, because torch or FSDP may exchange the layer's weights for the time of the pass.
         """
         results = []
 
-        def keep(layer: torch.nn.Module, args: tuple) -> tuple:
+        def intercept(layer: torch.nn.Module, args: tuple) -> tuple:
             results.append(compute(layer, args[0]))
             return (args[0][:, :0], *args[1:])
 
-        handle = find_output_layer(model).register_forward_pre_hook(keep)
+        handle = find_output_layer(model).register_forward_pre_hook(intercept)
         try:
             self._forward(model, inputs)
         finally:
@@ -114,56 +124,57 @@ class OutputLayer:
             try:
                 logits = self._forward(model, inputs)
                 (output,) = outputs
-                if not torch.equal(output.float(), logits):  # Capped, scaled or cut.
+                # The model may cap, scale or slice what its output layer computes.
+                if not torch.equal(output.float(), logits):
                     return False
-                apart = self._run_in_place(model, inputs, _compute_logits_separately)
-            except Exception:  # Whatever the reason: then the whole is computed, as the model's authors meant it.
+                separate = self._run_in_place(model, inputs, _compute_logits_separately)
+            except Exception:  # A model that fails for any reason is evaluated as a whole, as its authors meant it.
                 return False
             finally:
                 handle.remove()
-        far = max(ROUNDING, 4 * torch.finfo(output.dtype).eps) * logits.abs().max().item()
-        return apart.shape == logits.shape and torch.allclose(apart, logits, rtol=0, atol=far)
+        tolerance = max(ROUNDING, 4 * torch.finfo(output.dtype).eps) * logits.abs().max().item()
+        return separate.shape == logits.shape and torch.allclose(separate, logits, rtol=0, atol=tolerance)
 
 
 def find_output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
-    """The module that makes logits of hidden states, or None where it is not known."""
+    """Return the module that turns hidden states into logits; `None` if the model names none."""
     base = unwrap_model(model)
     return base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
 
 
 def _compute_logits_separately(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """All logits, but one position after the other: a layer that joins rows or tokens makes something else."""
-    return torch.stack([torch.cat([_logits(layer, one) for one in row.split(1)]) for row in hidden])
+    """Return all logits, computed one position at a time. They differ where a layer couples rows or tokens."""
+    return torch.stack([torch.cat([_logits(layer, position) for position in row.split(1)]) for row in hidden])
 
 
 def _row_loss(
-    layer: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, places: torch.Tensor
+    layer: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    if not len(places):
+    if not len(positions):
         return torch.zeros((), device=hidden.device)
     losses = [
-        F.cross_entropy(_logits(layer, hidden[some]), targets[some], reduction="sum")
-        for some in places.split(POSITIONS_PER_CHUNK)
+        F.cross_entropy(_logits(layer, hidden[chunk]), targets[chunk], reduction="sum")
+        for chunk in positions.split(POSITIONS_PER_CHUNK)
     ]
-    return torch.stack(losses).sum() / len(places)
+    return torch.stack(losses).sum() / len(positions)
 
 
 def _logits(layer: torch.nn.Module, hidden: torch.Tensor, words: list[int] | None = None) -> torch.Tensor:
-    """What the layer makes of `hidden`, `[positions, hidden]`, for all words or some; computed in its own dtype."""
-    # One whose `forward` was exchanged does more than its class says.
+    """Return the logits of `hidden`, `[positions, hidden]`, for all words or some, computed in the layer's dtype."""
+    # A layer whose `forward` was replaced does more than its class says.
     if type(layer) is torch.nn.Linear and "forward" not in vars(layer):
         weight, bias = layer.weight, layer.bias
         if words is not None:
             weight, bias = weight[words], None if bias is None else bias[words]
         return F.linear(hidden, weight, bias).float()
-    # Not by calling it: that would run the hook from which this is called.
+    # `layer(hidden)` would run the hook that called this function.
     logits = layer.forward(hidden).float()
     return logits if words is None else logits[:, words]
 
 
 @contextmanager
 def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """In evaluation mode, so that nothing is drawn; afterwards each module is in the mode that it was in."""
+    """Put the model into evaluation mode, so that nothing is drawn, and restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

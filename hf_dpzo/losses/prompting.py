@@ -1,7 +1,7 @@
 """Classification by prompt, as the papers do it: a template, and a word for each label.
 
-A masked language model fills the word in at its mask; a causal one continues the prompt with it. The label's score is
-the logit of its word, or, where a label is several tokens, their mean log-probability (Malladi et al. 2023, appendix
+A masked language model fills in the word at the mask; a causal one continues the prompt with it. The score of a label
+is the logit of its word or, if a label has several tokens, their mean log-probability (Malladi et al. 2023, appendix
 E).
 """
 
@@ -20,13 +20,13 @@ from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """Text with the names of columns in braces, and `{mask}` for the tokenizer's mask token.
+    """A text with the names of columns in braces, and `{mask}` for the tokenizer's mask token.
 
     Args:
         template: the text.
 
     Raises:
-        ValueError: it names no column.
+        ValueError: the text names no column.
 
     >>> Template(template="{title}: {text}").fields
     ('title', 'text')
@@ -40,7 +40,7 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The columns that the template names."""
+        """The names of the columns in the template, in order."""
         names = (name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
         return tuple(name for name in names if name != "mask")
 
@@ -50,9 +50,17 @@ class Template:
         return "{mask}" in self.template
 
     def encode(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """Return `input_ids` and `attention_mask` of one row, at most `max_length` tokens.
+        """Return `input_ids` and `attention_mask` of one row.
 
-        The longest column is cut where the whole is too long, never the template around it.
+        A text that is too long loses the end of its longest column, never a part of the template.
+
+        Args:
+            row: the values of the columns by name.
+            tokenizer: the model's tokenizer.
+            max_length: the largest number of tokens.
+
+        Raises:
+            ValueError: the template alone is longer than `max_length`.
         """
         columns = {name: str(row[name]) for name in self.fields}
         encoded = self._render(columns, tokenizer)
@@ -76,14 +84,14 @@ class Template:
 class Prompt(Template):
     """A template, and one label word for each class, in class order.
 
-    Label words are taken literally: most causal tokenizers want them to begin with a space.
+    Label words are taken literally. For most causal tokenizers they should begin with a space.
 
     Args:
         template: the text, with columns in braces. It ends where the label word goes, or has `{mask}` there.
         label_words: a word or a string for each class, in class order.
 
     Raises:
-        ValueError: it names no column, two classes share a word, or there is more than one `{mask}`.
+        ValueError: the text names no column, two classes share a word, or there is more than one `{mask}`.
 
     >>> Prompt(template="{text} It was {mask}.", label_words=("bad", "good")).has_mask
     True
@@ -102,20 +110,21 @@ class Prompt(Template):
         """Return the loss that scores this prompt with `model`.
 
         Args:
-            model: a masked language model where the template has `{mask}`, and a causal one where it has not.
+            model: a masked language model if the template has `{mask}`, and a causal one if not.
             tokenizer: the model's tokenizer; for a causal model it pads on the left.
 
         Raises:
-            ValueError: there is no mask token, or label words that are none of its tokens, or padding on the right.
+            ValueError: for a template with `{mask}`, the tokenizer has no mask token, or a label word is not one token;
+                for one without, the tokenizer pads on the right.
         """
         words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.label_words]
-        single = all(len(tokens) == 1 for tokens in words)
+        are_single_tokens = all(len(tokens) == 1 for tokens in words)
         if self.has_mask:
             if tokenizer.mask_token_id is None:
                 raise ValueError(
                     "template has {mask}, but this tokenizer has no mask token: end it where the word goes."
                 )
-            if not single:
+            if not are_single_tokens:
                 raise ValueError(
                     f"label_words={list(self.label_words)}: at a mask each must be one token of this model."
                 )
@@ -126,23 +135,23 @@ class Prompt(Template):
             raise ValueError(
                 "padding_side='right': prompts are continued at their end; set tokenizer.padding_side='left'."
             )
-        if single:
+        if are_single_tokens:
             return NextWordLoss(words=[tokens[0] for tokens in words], model=model)
         return LabelStringLoss(strings=words, model=model)
 
 
 class LabelScoreLoss(ScoreLoss):
-    """Cross-entropy over the scores of the labels, `[batch, labels]`."""
+    """The cross-entropy of a row's label, from one score for each label, `[batch, labels]`."""
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """One loss for each row."""
+        """Return one loss for each row, float32 `[batch]`."""
         return class_losses(scores, inputs["labels"])
 
 
 class MaskedWordLoss(LabelScoreLoss):
-    """Label-word logits at the mask; nothing else is computed, where the architecture allows it.
+    """Scores each label by the logit of its word at the mask. `Prompt.loss` builds one.
 
-    `Prompt.loss` makes one.
+    No other logits are computed, if the architecture allows it.
 
     Args:
         words: the token of each label word, in class order.
@@ -151,13 +160,15 @@ class MaskedWordLoss(LabelScoreLoss):
     """
 
     def __init__(self, *, words: Sequence[int], mask_token_id: int, model: torch.nn.Module) -> None:
-        self._words, self._mask_token_id, self._forward = list(words), mask_token_id, ForwardPass(model)
+        self._words = list(words)
+        self._mask_token_id = mask_token_id
+        self._forward = ForwardPass(model)
         self._output_layer = OutputLayer(self._forward)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """Logits of the label words at each row's mask."""
+        """Return the logits of the label words at each row's mask, float32 `[batch, labels]`."""
         tokens = inputs["input_ids"]
-        # From the end, for virtual tokens come in front.
+        # Counted from the end, because virtual tokens may come in front.
         at = (tokens == self._mask_token_id).int().argmax(dim=1) - tokens.shape[1]
         if self._output_layer.supports(model):
             return self._output_layer.score_words(model, inputs, at, self._words)
@@ -166,21 +177,26 @@ class MaskedWordLoss(LabelScoreLoss):
 
 
 class LastLogits:
-    """Runs a causal model on left-padded prompts, for the logits of the last positions alone where it can."""
+    """Calls a causal model on left-padded prompts, and computes only the last logits if the model can.
+
+    Args:
+        model: the causal language model.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._forward, self._keeps = ForwardPass(model), accepts_argument(unwrap_model(model), "logits_to_keep")
+        self._forward = ForwardPass(model)
+        self._can_select = accepts_argument(unwrap_model(model), "logits_to_keep")
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs, last: int) -> torch.Tensor:
-        """Next-token logits at the `last` positions, float32 `[batch, last, vocabulary]`."""
-        kept = {"logits_to_keep": last} if self._keeps else {}
-        return self._forward(model, {**inputs, **kept})[:, -last:]
+        """Return the next-token logits at the `last` positions, float32 `[batch, last, vocabulary]`."""
+        selection = {"logits_to_keep": last} if self._can_select else {}
+        return self._forward(model, {**inputs, **selection})[:, -last:]
 
 
 class NextWordLoss(LabelScoreLoss):
-    """Label-word logits of the token after the prompt; nothing else is computed, where the architecture allows it.
+    """Scores each label by the logit of its word as the token after the prompt. `Prompt.loss` builds one.
 
-    `Prompt.loss` makes one.
+    No other logits are computed, if the architecture allows it.
 
     Args:
         words: the token of each label word, in class order.
@@ -188,23 +204,21 @@ class NextWordLoss(LabelScoreLoss):
     """
 
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
-        self._words, self._last_logits, self._output_layer = (
-            list(words),
-            LastLogits(model),
-            OutputLayer(ForwardPass(model)),
-        )
+        self._words = list(words)
+        self._last_logits = LastLogits(model)
+        self._output_layer = OutputLayer(ForwardPass(model))
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """Logits of the label words after each prompt."""
+        """Return the logits of the label words after each prompt, float32 `[batch, labels]`."""
         if self._output_layer.supports(model):
             return self._output_layer.score_words(model, inputs, -1, self._words)
         return self._last_logits(model, inputs, 1)[:, -1, self._words]
 
 
 class LabelStringLoss(LabelScoreLoss):
-    """Mean log-probability of the tokens of each label string, as a continuation of the prompt.
+    """Scores each label by the mean log-probability of its tokens as a continuation of the prompt.
 
-    `Prompt.loss` makes one where a label is several tokens (Malladi et al. 2023, appendix E).
+    `Prompt.loss` builds one if a label has several tokens (Malladi et al. 2023, appendix E).
 
     Args:
         strings: the tokens of each label, in class order.
@@ -212,10 +226,11 @@ class LabelStringLoss(LabelScoreLoss):
     """
 
     def __init__(self, *, strings: Sequence[Sequence[int]], model: torch.nn.Module) -> None:
-        self._strings, self._last_logits = [list(tokens) for tokens in strings], LastLogits(model)
+        self._strings = [list(tokens) for tokens in strings]
+        self._last_logits = LastLogits(model)
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """One forward pass for each label: mean log-probabilities of their tokens."""
+        """Return the scores, float32 `[batch, labels]`, from one forward pass for each label."""
         return torch.stack([self._score(model, inputs, tokens) for tokens in self._strings], dim=1)
 
     def _score(self, model: torch.nn.Module, prompt: Inputs, tokens: list[int]) -> torch.Tensor:

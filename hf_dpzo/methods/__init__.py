@@ -1,6 +1,6 @@
-"""The published methods, one file each: a frozen dataclass of parameters that says which parts it uses.
+"""The published methods, one in each file: a frozen dataclass of parameters that says which parts a step uses.
 
-README.md beside this file is the index of the papers.
+README.md beside this file lists the papers, and says where each method differs from its paper.
 """
 
 from hf_dpzo.methods.aggzo import AggZO, scaled_clip_norm

@@ -1,4 +1,4 @@
-"""DP-AggZO: K directions, clipped jointly, for the privacy of one."""
+"""DP-AggZO: K directions, clipped jointly, at the privacy cost of one."""
 
 import math
 from dataclasses import dataclass
@@ -11,15 +11,17 @@ from hf_dpzo.methods.method import Paper, PrivateMethod
 class AggZO(PrivateMethod):
     """Algorithm 1 of Bao et al. 2025, with the clipping of its equation 21.
 
-    The vector that is clipped is an example's K coefficients of n-SPSA, that is, its K difference quotients divided
-    by K. Its sensitivity is the clip norm whatever K is, and so is the noise on each coefficient. `scaled_clip_norm` is
-    the authors' rule for choosing it. They spend 5 % of epsilon on a noisy data set size to divide by; the division
-    here is by the expected batch size, a public constant. Their published code skips empty batches without adding
-    noise, and draws its noise from the generator that it has just seeded with the last direction; this does neither.
+    An example's K coefficients of n-SPSA, its K difference quotients divided by K, are clipped as one vector. Its
+    sensitivity is the clip norm, whatever K is, so the noise on each coefficient does not depend on K either.
+    `scaled_clip_norm` is the authors' rule for choosing the clip norm.
+
+    The authors spend 5 % of epsilon on a noisy size of the data set to divide by. Here the sum is divided by the
+    expected batch size, a public constant. Their published code adds no noise to an empty batch, and draws its noise
+    from the generator that it has just seeded with the last direction. This code does neither.
 
     Args:
         smoothing: mu; the authors' phi.
-        num_directions: K.
+        num_directions: K, the number of directions.
         difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
         clip_norm: C, the largest L2 norm of one example's K coefficients.
         noise_multiplier: the noise's standard deviation on each coefficient, in clip norms.
@@ -39,12 +41,15 @@ class AggZO(PrivateMethod):
 def scaled_clip_norm(beta: float, num_directions: int) -> float:
     """Return `beta / sqrt(K)`, the authors' rule for the clip norm of K directions.
 
-    The noise of an update is then the same for every K, while the norm of K coefficients concentrates around
-    `1 / sqrt(K)` of one quotient's root mean square, so that clipping loses less.
+    An update then has the same noise for every K. Clipping loses less as K grows, because the norm of K coefficients
+    concentrates around `1 / sqrt(K)` of one quotient's root mean square.
 
     Args:
         beta: the clip norm for one direction.
-        num_directions: K.
+        num_directions: K, the number of directions.
+
+    Raises:
+        ValueError: beta is not positive and finite, or K is below one.
 
     >>> scaled_clip_norm(40.0, 64)
     5.0

@@ -1,4 +1,4 @@
-"""DPZero: one direction, one clipped scalar for each example, one noise."""
+"""DPZero: one direction, one clipped scalar for each example, one draw of noise."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,17 +12,17 @@ from hf_dpzo.privacy.mechanism import GaussianSum
 class DPZero(PrivateMethod):
     """Algorithm 2 of Zhang et al. 2024, on Poisson batches.
 
-    The published code shuffles its batches while accounting for Poisson sampling, draws its noise from the generator
-    that it has just seeded with the public direction, and adds twice the noise that adding or removing one example asks
-    for; this does the last of the three on request.
+    The published code differs in three ways. It shuffles its batches, but accounts for Poisson sampling. It draws its
+    noise from the generator that it has just seeded with the public direction. And it adds twice the noise that adding
+    or removing one example requires; `paper_noise` does so too.
 
     Args:
         smoothing: mu; the authors' lambda.
         difference: `central`, or `forward`, which costs 2 forward passes as well.
         clip_norm: C, the largest absolute value of one example's coefficient.
         noise_multiplier: the noise's standard deviation, in clip norms.
-        paper_noise: twice that, as in the paper, whose sensitivity is that of replacing an example. What is stated is
-            the epsilon that follows, so it lies below `target_epsilon`.
+        paper_noise: whether to add twice that noise, as in the paper, which counts the replacement of an example. The
+            run then states the epsilon that it reaches, which is below `target_epsilon`.
         expected_batch_size: the public constant that the sum is divided by.
     """
 
@@ -37,7 +37,7 @@ class DPZero(PrivateMethod):
 
     @cached_property
     def mechanism(self) -> GaussianSum:
-        """The noisy sum of clipped scalars."""
+        """The Gaussian mechanism on the sum of clipped scalars."""
         return GaussianSum(
             clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier * (2 if self.paper_noise else 1),
@@ -46,5 +46,5 @@ class DPZero(PrivateMethod):
 
     @property
     def covers_replace_one(self) -> bool:
-        """As `paper_noise` says."""
+        """Whether `paper_noise` is set."""
         return self.paper_noise

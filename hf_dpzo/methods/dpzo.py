@@ -1,4 +1,4 @@
-"""DP-ZO: clip the difference of two losses, add Gaussian noise, or Laplace noise for pure epsilon."""
+"""DP-ZO: the clipped difference of two losses, with Gaussian noise, or with Laplace noise for pure epsilon."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +10,17 @@ from hf_dpzo.privacy.mechanism import NOISES, GaussianSum, LaplaceSum
 
 @dataclass(frozen=True, kw_only=True)
 class DPZO(PrivateMethod):
-    """DP-ZO of Tang et al. 2025: DPZero's step, with the clip norm on the difference of losses itself.
+    """DP-ZO of Tang et al. 2025: DPZero's step, but with the difference of losses itself clipped.
 
-    Dividing by the distance of the probe points after clipping to C is clipping to C over that distance, so that is
-    what is done. At smoothing 1e-3 the default of 0.05 is a clip norm of 25 on DPZero's coefficients.
+    To clip the difference to C and then divide by the distance between the probe points is the same as to clip the
+    quotient to C over that distance, which is what this code does. At smoothing 1e-3 the default clip norm of 0.05
+    equals a clip norm of 25 on DPZero's coefficients.
 
     Args:
         smoothing: mu; the authors' phi.
         difference: `central`, or `forward`, which costs 2 forward passes as well.
         clip_norm: C, the largest absolute difference of one example's two losses, in units of the loss.
-        noise: `gaussian`, or `laplace`, which gives epsilon with delta 0 as well.
+        noise: `gaussian`, or `laplace`, which also gives an epsilon at delta 0.
         noise_multiplier: the noise's scale, in clip norms: a standard deviation, or Laplace's b.
         expected_batch_size: the public constant that the sum is divided by.
     """
@@ -36,12 +37,12 @@ class DPZO(PrivateMethod):
 
     @property
     def clipped(self) -> str:
-        """What the clip norm bounds."""
+        """The quantity that the clip norm bounds, in words."""
         return "difference of losses"
 
     @cached_property
     def mechanism(self) -> GaussianSum | LaplaceSum:
-        """The noisy sum of clipped differences, over the distance of the probe points."""
+        """The Gaussian or Laplace mechanism on the sum of clipped differences, over the probe points' distance."""
         return NOISES[self.noise](
             clip_norm=self.clip_norm / self.estimator.span,
             noise_multiplier=self.noise_multiplier,

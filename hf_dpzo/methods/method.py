@@ -1,4 +1,4 @@
-"""What every method says about itself."""
+"""The base classes of the methods: what each method declares, and the defaults."""
 
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
@@ -13,11 +13,11 @@ from hf_dpzo.zo.spsa import DIFFERENCES, FiniteDifference
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """Where a method was published.
+    """The publication that a method comes from.
 
     Args:
         title: the title of the paper.
-        authors: the authors' last names, with commas between them.
+        authors: the authors' last names, with commas and a last `and` between them.
         venue: the conference or journal, and the year.
         url: the address of the paper.
 
@@ -33,7 +33,7 @@ class Paper:
 
     @property
     def citation(self) -> str:
-        """An entry for a bibliography, as BibTeX."""
+        """The paper's entry for a bibliography, in BibTeX."""
         key = f"{self.authors.split(',')[0].lower()}{self.venue.split()[-1]}"
         authors = self.authors.replace(", ", " and ")
         fields = {"title": self.title, "author": authors, "howpublished": self.venue, "url": self.url}
@@ -45,9 +45,9 @@ class Stage:
     """A stretch of steps with settings of its own.
 
     Args:
-        number: of the stage, from 0.
+        number: the stage's number, from 0.
         smoothing: mu in this stage.
-        rate_factor: what the learning rate is multiplied by in this stage.
+        rate_factor: the factor on the learning rate in this stage.
     """
 
     number: int
@@ -57,7 +57,9 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A method is the parts that it uses; its fields are the parameters that it takes, and no others.
+    """A training method: the choice of the parts that a step uses.
+
+    A subclass is a frozen dataclass. Its fields are the parameters that the method takes, and no others.
 
     Args:
         smoothing: mu, the distance from theta to a probe point, in units of a direction.
@@ -66,7 +68,7 @@ class Method(ABC):
 
     paper: ClassVar[Paper]
     num_directions: ClassVar[int] = 1
-    # Whether a noise multiplier of zero may be asked for, for a run without privacy.
+    # Whether a noise multiplier of zero is allowed, for a run without privacy.
     allows_no_noise: ClassVar[bool] = False
 
     smoothing: float = 1e-3
@@ -74,55 +76,63 @@ class Method(ABC):
 
     @property
     def estimator(self) -> FiniteDifference:
-        """How per-example coefficients are estimated."""
+        """The estimator of each example's coefficients."""
         return DIFFERENCES[self.difference](smoothing=self.smoothing, num_directions=self.num_directions)
 
     @cached_property
     @abstractmethod
     def mechanism(self) -> Mechanism:
-        """How they are released."""
+        """The mechanism that releases the coefficients."""
 
     def stage(self, step: int, planned_steps: int) -> Stage:
-        """The stage that `step` of `planned_steps` belongs to. By default there is one."""
+        """Return the stage that a step belongs to. By default there is only one stage.
+
+        Args:
+            step: the step, from 0.
+            planned_steps: the number of steps that the run plans.
+        """
         return Stage(number=0, smoothing=self.smoothing, rate_factor=1.0)
 
     @property
     def constraint(self) -> Constraint:
-        """Where the parameters may go. By default anywhere."""
+        """The constraint on where the parameters may go. By default they may go anywhere."""
         return Constraint()
 
     def pruning(self, stage: int) -> DataFreePruning | None:
-        """How the coordinates to train are chosen when `stage` begins. By default all are trained."""
+        """Return the rule that chooses the coordinates to train as `stage` begins, or `None` for no new choice.
+
+        By default no stage makes a choice, and all coordinates are trained.
+        """
         return None
 
     @property
     def clipped(self) -> str:
-        """What of each row the clip norm bounds, in words."""
+        """The quantity of each row that the clip norm bounds, in words."""
         return "nothing"
 
     @property
     def noise_unit(self) -> str:
-        """What the noise multiplier counts, in words."""
+        """The unit of the noise multiplier, in words."""
         return "none"
 
     @property
     def covers_replace_one(self) -> bool:
-        """Whether there is twice the noise that was calibrated, as replacing a row would ask for."""
+        """Whether the noise is twice what was calibrated, which replacing a row requires."""
         return False
 
     def check_plan(self, planned_steps: int) -> None:  # noqa: B027
-        """Raise `ValueError` where the method can not take this number of steps. By default it can take any."""
+        """Raise `ValueError` if the method cannot take `planned_steps` steps. By default it can take any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateMethod(Method):
-    """A method with noise.
+    """A method that clips each row and adds noise to the sum; by default, it clips a row's coefficients as one vector.
 
     Args:
         smoothing: mu, the distance from theta to a probe point, in units of a direction.
         difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
         clip_norm: C, the largest norm of one example's coefficients.
-        noise_multiplier: the noise's scale over the sensitivity.
+        noise_multiplier: the noise's scale, divided by the sensitivity.
         expected_batch_size: the public constant that the sum is divided by.
     """
 
@@ -132,7 +142,7 @@ class PrivateMethod(Method):
 
     @cached_property
     def mechanism(self) -> Mechanism:
-        """The noisy sum of jointly clipped rows."""
+        """The Gaussian mechanism on the sum of jointly clipped rows."""
         return GaussianSum(
             clip_norm=self.clip_norm,
             noise_multiplier=self.noise_multiplier,
@@ -141,17 +151,17 @@ class PrivateMethod(Method):
 
     @property
     def clipped(self) -> str:
-        """By default a row's coefficients, as one vector."""
+        """The quantity that the clip norm bounds, in words: by default a row's coefficients, as one vector."""
         return "coefficient" if self.num_directions == 1 else f"{self.num_directions} coefficients, jointly"
 
     @property
     def noise_unit(self) -> str:
-        """By default the sensitivity of one vector."""
+        """The unit of the noise multiplier, in words: by default the sensitivity of one vector."""
         return "clip norms"
 
 
 def list_parameters(method: type[Method]) -> frozenset[str]:
-    """The names of the parameters that `method` takes.
+    """Return the names of the parameters that `method` takes.
 
     >>> from hf_dpzo.methods import MeZO
     >>> sorted(list_parameters(MeZO))
@@ -161,5 +171,5 @@ def list_parameters(method: type[Method]) -> frozenset[str]:
 
 
 def list_required_parameters(method: type[Method]) -> frozenset[str]:
-    """The names of those that have no default."""
+    """Return the names of the parameters of `method` that have no default."""
     return frozenset(field.name for field in fields(method) if field.default is MISSING)

@@ -1,4 +1,4 @@
-"""MeZO: memory-efficient zeroth-order SGD. No privacy; the baseline of the private methods."""
+"""MeZO: memory-efficient zeroth-order SGD, the baseline of the private methods. It has no privacy."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +12,12 @@ from hf_dpzo.privacy.mechanism import PlainMean
 class MeZO(Method):
     """Algorithm 1 of Malladi et al. 2023, with the n-SPSA estimate of definition 1.
 
-    Two things differ: batches are Poisson samples, as in the private methods, so that runs can be compared; and
-    perturbations are in place and chunked, where the published code copies each tensor whenever it is moved.
+    Two things differ from the published code. Batches are Poisson samples, as in the private methods, so that runs can
+    be compared. Perturbations are made in place and in chunks, while the published code copies each tensor that moves.
 
     Args:
         smoothing: mu; the authors' epsilon.
-        num_directions: K; the authors' n.
+        num_directions: K, the number of directions; the authors' n.
         difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
     """
 
@@ -32,5 +32,5 @@ class MeZO(Method):
 
     @cached_property
     def mechanism(self) -> PlainMean:
-        """The mean of the batch, as it is."""
+        """The mean over the batch, neither clipped nor noised."""
         return PlainMean()

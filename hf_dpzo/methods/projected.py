@@ -13,16 +13,16 @@ from hf_dpzo.zo.constraints import Ball, Constraint
 class Projected(PrivateMethod):
     """Projected zeroth-order gradient descent, which Gupta et al. 2025 show to have no inherent privacy.
 
-    Each step ends with a projection onto a ball around the initial weights. The paper shows objectives for which the
-    random directions hide nothing; `hf-dpzo audit --demo inherent-privacy` shows one for which a single step tells
-    neighbours apart, to somebody who does not know its direction. So noise is added as in DP-AggZO. With
-    `noise_multiplier=0` the run and its card are marked NOT PRIVATE.
+    Each step ends with a projection onto a ball around the initial weights. The paper gives objectives for which the
+    random directions hide nothing. `hf-dpzo audit --demo inherent-privacy` shows one for which a single step tells
+    neighbouring data sets apart, even to an attacker who does not know its direction. So noise is added as in DP-AggZO.
+    With `noise_multiplier=0` the run and its card are marked NOT PRIVATE.
 
     Args:
         smoothing: mu, the distance from theta to a probe point, in units of a direction.
-        num_directions: K.
+        num_directions: K, the number of directions.
         difference: `central`, or `forward`, which costs K + 1 forward passes instead of 2K.
-        radius: of the ball, L2, over all trained parameters as one vector.
+        radius: the ball's L2 radius, over all trained parameters as one vector.
         clip_norm: C, the largest L2 norm of one example's K coefficients.
         noise_multiplier: the noise's standard deviation on each coefficient, in clip norms; 0 for none.
         expected_batch_size: the public constant that the sum is divided by.
@@ -41,12 +41,12 @@ class Projected(PrivateMethod):
 
     @cached_property
     def mechanism(self) -> GaussianSum | ClippedSum:
-        """The noisy sum of jointly clipped rows; where there is to be no noise, the sum."""
+        """The Gaussian mechanism on the sum of jointly clipped rows; without noise, the sum itself."""
         if self.noise_multiplier == 0:
             return ClippedSum(clip_norm=self.clip_norm, expected_batch_size=self.expected_batch_size)
         return super().mechanism
 
     @property
     def constraint(self) -> Constraint:
-        """The ball around the initial weights."""
+        """The projection onto the ball around the initial weights."""
         return Ball(radius=self.radius)

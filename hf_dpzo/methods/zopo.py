@@ -1,4 +1,4 @@
-"""DP-ZOPO: DP-ZOSO on a few coordinates, chosen without data."""
+"""DP-ZOPO: DP-ZOSO on a few coordinates, which are chosen without data."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ MASK_SCHEDULES = ("static", "dynamic")
 class ZOPO(ZOSO):
     """The stage-wise pruning method of Liu et al. 2025.
 
-    A mask selects the coordinates that are perturbed and updated; it is made from the weights and public randomness
-    (`pruning.py`), so it costs no privacy. In the published code masked perturbations and updates edit copies, so that
-    nothing is trained at all. Of its two ways to weigh the selected coordinates, equally and by rank, this is equally.
+    A mask selects the coordinates that are perturbed and updated. It is computed from the weights and public randomness
+    (`zo/pruning.py`), so it costs no privacy. In the published code, masked perturbations and updates edit copies, so
+    nothing is trained at all. It weighs the selected coordinates equally or by rank; this code weighs them equally.
 
-    The published code has the static mask alone. `dynamic` is a reading of the paper's word for another: a new mask
-    from the current weights at the beginning of each stage. What the paper's incremental strategy adds, and when, could
-    not be made out, so it is not here.
+    The published code has the static mask alone. `dynamic` is an interpretation of what the paper calls dynamic: a new
+    mask from the current weights at the beginning of each stage. The paper's incremental strategy is left out, because
+    the paper does not make clear what it adds, and when.
 
     Args:
         smoothing: mu in the first stage; the authors' zo_eps_start.
-        final_smoothing: mu in the last; by default that of the first.
-        num_stages: S.
-        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for none.
+        final_smoothing: mu in the last stage; by default the same as in the first.
+        num_stages: S, the number of stages.
+        anchor_strength: rho in the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for no regularizer.
         pruning_ratio: the share of coordinates that are trained.
-        mask: `static`, or `dynamic`.
-        num_directions: P.
+        mask: `static`, for one mask throughout, or `dynamic`, for a new one in each stage.
+        num_directions: P, the number of directions.
         difference: `central`, or `forward`, which costs P + 1 forward passes instead of 2P.
         clip_norm: C, the largest absolute value of one example's difference quotient along one direction.
         noise_multiplier: the noise's standard deviation on each quotient, in units of `sqrt(P)` clip norms.
@@ -39,5 +39,5 @@ class ZOPO(ZOSO):
     mask: str = "static"
 
     def pruning(self, stage: int) -> DataFreePruning | None:
-        """A mask for the first stage, and where it is dynamic for each."""
+        """Return the rule that chooses the mask: in the first stage, and with a dynamic mask in each."""
         return DataFreePruning(ratio=self.pruning_ratio) if stage == 0 or self.mask == "dynamic" else None

@@ -1,4 +1,4 @@
-"""DP-ZOSO: stages that double in length, halve the learning rate, and pull towards where they began."""
+"""DP-ZOSO: stages that double in length, halve the learning rate, and pull the weights to where the stage began."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,18 +13,20 @@ from hf_dpzo.zo.constraints import Constraint, QuadraticAnchor
 class ZOSO(PrivateMethod):
     """The stage-wise method of Liu et al. 2025.
 
-    Stage s of S takes `2**s / (2**S - 1)` of the steps at `2**-s` of the learning rate. Its smoothing lies on the
-    geometric way from `smoothing` to `final_smoothing`, and its quadratic regularizer is centred on where the stage
-    began. In the published code the regularizer is always zero, for its centre aliases the weights; a smoothing that
-    falls becomes NaN; and P directions are accounted as one. Here each of the P coefficients is clipped by itself, as
-    there, and the noise is `sqrt(P)` times theirs, which is what P releases cost.
+    Stage s of S takes `2**s / (2**S - 1)` of the steps, at `2**-s` of the learning rate. Its smoothing is interpolated
+    geometrically between `smoothing` and `final_smoothing`. Its quadratic regularizer is centred on the weights with
+    which the stage began.
+
+    The published code has three errors. The regularizer is always zero, because its centre aliases the weights. A
+    smoothing that falls becomes NaN. And P directions are accounted as one. Here, as there, each of the P coefficients
+    is clipped by itself, but the noise is `sqrt(P)` times theirs, which is what P releases cost.
 
     Args:
         smoothing: mu in the first stage; the authors' zo_eps_start.
-        final_smoothing: mu in the last; by default that of the first.
-        num_stages: S.
-        anchor_strength: rho, of the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for none.
-        num_directions: P.
+        final_smoothing: mu in the last stage; by default the same as in the first.
+        num_stages: S, the number of stages.
+        anchor_strength: rho in the regularizer `rho / 2 * ||theta - theta_s||**2`; 0 for no regularizer.
+        num_directions: P, the number of directions.
         difference: `central`, or `forward`, which costs P + 1 forward passes instead of 2P.
         clip_norm: C, the largest absolute value of one example's difference quotient along one direction.
         noise_multiplier: the noise's standard deviation on each quotient, in units of `sqrt(P)` clip norms.
@@ -45,7 +47,10 @@ class ZOSO(PrivateMethod):
 
     @cached_property
     def mechanism(self) -> SeparateGaussianSum:
-        """The noisy sum of scalars that were clipped one by one. A coefficient is a quotient over P, so its clip is."""
+        """The Gaussian mechanism on the sum of coefficients that are clipped one by one.
+
+        A coefficient is a quotient divided by P, so its clip norm is divided by P too.
+        """
         return SeparateGaussianSum(
             clip_norm=self.clip_norm / self.num_directions,
             noise_multiplier=self.noise_multiplier,
@@ -55,23 +60,23 @@ class ZOSO(PrivateMethod):
 
     @property
     def clipped(self) -> str:
-        """What the clip norm bounds."""
+        """The quantity that the clip norm bounds, in words."""
         if self.num_directions == 1:
             return "difference quotient"
         return f"{self.num_directions} difference quotients, each by itself"
 
     @property
     def noise_unit(self) -> str:
-        """The sensitivity of P coefficients that were clipped one by one."""
+        """The unit of the noise multiplier, in words: the sensitivity of P coefficients that are clipped one by one."""
         return "clip norms" if self.num_directions == 1 else f"sqrt({self.num_directions}) clip norms"
 
     @property
     def constraint(self) -> Constraint:
-        """The pull towards where the stage began, for which a copy is kept; none at strength zero."""
+        """The pull towards where the stage began, which needs a copy of the weights; none at strength zero."""
         return QuadraticAnchor(strength=self.anchor_strength) if self.anchor_strength > 0 else Constraint()
 
     def stage(self, step: int, planned_steps: int) -> Stage:
-        """The stage that `step` belongs to.
+        """Return the stage that `step` belongs to.
 
         >>> zoso = ZOSO(noise_multiplier=1.0, expected_batch_size=8)
         >>> [zoso.stage(step, 7000).rate_factor for step in (0, 999, 1000, 2999, 3000, 6999)]
@@ -82,12 +87,12 @@ class ZOSO(PrivateMethod):
         number = max(number for number, first in enumerate(firsts) if first <= step)
         return Stage(
             number=number,
-            smoothing=self._smoothing(number),
+            smoothing=self._interpolate_smoothing(number),
             rate_factor=0.5**number,
         )
 
     def check_plan(self, planned_steps: int) -> None:
-        """Each stage has a step of its own, and what was asked for has an effect."""
+        """Raise `ValueError` if a stage would have no step, or if `final_smoothing` would have no effect."""
         if self.num_stages == 1 and self.final_smoothing is not None:
             raise ValueError(
                 f"final_smoothing={self.final_smoothing:g}: num_stages=1 has no later stage; raise it, or remove this."
@@ -98,7 +103,7 @@ class ZOSO(PrivateMethod):
                 f"there are {planned_steps}; lower it, or raise max_steps."
             )
 
-    def _smoothing(self, number: int) -> float:
+    def _interpolate_smoothing(self, number: int) -> float:
         if self.final_smoothing is None or self.num_stages == 1:
             return self.smoothing
         return self.smoothing * (self.final_smoothing / self.smoothing) ** (number / (self.num_stages - 1))

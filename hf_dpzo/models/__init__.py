@@ -1,4 +1,4 @@
-"""What there is to know of a model: its wrappers, its precision, its fingerprints, and whether it can be trained.
+"""Facts about a model: its wrappers, precision, fingerprints and seeds, and whether it can be trained.
 
 Imports `distributed` and `zo`.
 """

@@ -1,4 +1,4 @@
-"""Models that can not be trained, or whose rows are not kept apart, are refused before any data are touched."""
+"""Refusals of models that cannot be trained or that couple rows, before any data are touched."""
 
 from typing import Any
 
@@ -13,7 +13,12 @@ from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwra
 
 
 def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
-    """Raise `ValueError` for a model whose parameters can not be perturbed, or whose rows are not kept apart."""
+    """Raise `ValueError` for a model whose parameters cannot be perturbed, or for one that is known to couple rows.
+
+    Args:
+        model: the model to be trained.
+        private: whether the run is private. Only then coupled rows are refused.
+    """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(
@@ -37,7 +42,7 @@ def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
 
 
 def _refuse_coupling(model: torch.nn.Module) -> None:
-    """Refuse models in which one row's loss is known to depend on the other rows of its batch."""
+    """Raise `ValueError` if one row's loss is known to depend on the other rows of its batch."""
     refuse_shared_scales(model)
     if torch.get_float32_matmul_precision() != "highest":
         raise ValueError(
@@ -58,7 +63,7 @@ def _refuse_coupling(model: torch.nn.Module) -> None:
 
 
 def refuse_left_padding(model: torch.nn.Module, tokenizer: Any) -> None:
-    """Raise `ValueError` where left padding would move the positions of a row, and with them its loss."""
+    """Raise `ValueError` if left padding would shift a row's positions, and with them its loss."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or tokenizer.padding_side != "left":
         return
     if is_prompt_tuned(model) or not is_decoder(unwrap_model(model)):
@@ -68,80 +73,89 @@ def refuse_left_padding(model: torch.nn.Module, tokenizer: Any) -> None:
         )
 
 
-# How accelerate calls one process, and several of which each has a model of its own making.
+# accelerate's names for one process, and for several processes that each run the model as the user built it.
 SUPPORTED_DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 def refuse_unsupported_sharding(model: torch.nn.Module, args: TrainingArguments, *, distributed_type: str) -> None:
-    """Raise `ValueError` for a model that is split in a way that can not be trained.
+    """Raise `ValueError` for a model that is sharded in a way that cannot be trained.
 
     Args:
-        model: to be trained.
-        args: of the run.
-        distributed_type: how accelerate calls the way in which processes work together.
+        model: the model to be trained.
+        args: the run's arguments.
+        distributed_type: accelerate's name for the way in which processes work together.
     """
+    _refuse_unsupported_parallelism(model, distributed_type)
+    sharded = {name: p for name, p in [*model.named_parameters(), *model.named_buffers()] if is_sharded([p])}
+    if not sharded:
+        return
+    name = next(iter(sharded))
+    _refuse_reduced_gathering(model)
+    if not find_fsdp_roots(model):
+        raise ValueError(f"model: {name} is split, and not by fully_shard, which alone is supported; load it so.")
+    for tensor in sharded.values():
+        get_local_shard(tensor)
+    unsupported = {
+        "parallel": (args.parallel != "examples", "all processes have to be at the same point; set examples"),
+        "points_per_pass": (args.points_per_pass is not None, "it needs whole parameters; remove it"),
+        "load_best_model_at_end": (args.load_best_model_at_end, "a checkpoint is not taken apart again; set False"),
+    }
+    for setting, (is_set, remedy) in unsupported.items():
+        if is_set:
+            raise ValueError(f"{setting}={getattr(args, setting)}: {name} is split over processes, and {remedy}.")
+
+
+def _refuse_unsupported_parallelism(model: torch.nn.Module, distributed_type: str) -> None:
     if distributed_type not in SUPPORTED_DISTRIBUTED_TYPES:
         raise ValueError(
             f"distributed_type={distributed_type}: it would change the model behind the optimizer's back; launch with "
             "--multi_gpu, or by torchrun, and split a model that is too large by fully_shard."
         )
     base = unwrap_model(model)
-    loaded = getattr(base.config, "distributed_config", None) if isinstance(base, PreTrainedModel) else None
-    for kind in () if loaded is None else ("tp_size", "pp_size", "ep_size"):
-        if (getattr(loaded, kind) or 1) > 1:
+    config = getattr(base.config, "distributed_config", None) if isinstance(base, PreTrainedModel) else None
+    for setting in () if config is None else ("tp_size", "pp_size", "ep_size"):
+        if (getattr(config, setting) or 1) > 1:
             raise ValueError(
-                f"{kind}={getattr(loaded, kind)}: its processes have no rows of their own; set fsdp_size instead."
+                f"{setting}={getattr(config, setting)}: its processes have no rows of their own; set fsdp_size instead."
             )
-    split = {name: one for name, one in [*model.named_parameters(), *model.named_buffers()] if is_sharded([one])}
-    if not split:
-        return
-    name = next(iter(split))
+
+
+def _refuse_reduced_gathering(model: torch.nn.Module) -> None:
+    """Raise `ValueError` if FSDP would gather weights in fewer than 32 bits."""
     for module in model.modules():
-        # torch 2.13 shows the policy nowhere else. Remove when it does.
-        kind = module._get_fsdp_state()._mp_policy.param_dtype if isinstance(module, FSDPModule) else None
-        if kind is not None and kind.itemsize < 4:
+        # The private attribute is the only way to the policy in torch 2.13. Remove when there is a public one.
+        dtype = module._get_fsdp_state()._mp_policy.param_dtype if isinstance(module, FSDPModule) else None
+        if dtype is not None and dtype.itemsize < 4:
             raise ValueError(
-                f"mp_policy: weights would be gathered in {kind}, which rounds what is trained too; load a frozen base "
-                "in that type, and train a float32 adapter."
+                f"mp_policy: weights would be gathered in {dtype}, which rounds what is trained too; load a frozen "
+                "base in that type, and train a float32 adapter."
             )
-    if not find_fsdp_roots(model):
-        raise ValueError(f"model: {name} is split, and not by fully_shard, which alone is supported; load it so.")
-    for one in split.values():
-        get_local_shard(one)
-    unfit = {
-        "parallel": (args.parallel != "examples", "all processes have to be at the same point; set examples"),
-        "points_per_pass": (args.points_per_pass is not None, "it needs whole parameters; remove it"),
-        "load_best_model_at_end": (args.load_best_model_at_end, "a checkpoint is not taken apart again; set False"),
-    }
-    for setting, (made, remedy) in unfit.items():
-        if made:
-            raise ValueError(f"{setting}={getattr(args, setting)}: {name} is split over processes, and {remedy}.")
 
 
 def refuse_sharded_parameters(model: torch.nn.Module, args: TrainingArguments, *, is_stateful: bool) -> None:
-    """Raise `ValueError` where what is trained is split, and is to be moved or published in a way that needs all of it.
+    """Raise `ValueError` if trained parameters are sharded, but the run would move or publish them as a whole.
 
     Args:
-        model: to be trained.
-        args: of the run.
+        model: the model to be trained.
+        args: the run's arguments.
         is_stateful: whether a step depends on more than the parameters.
     """
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    split = [name for name, one in trained.items() if is_sharded([one])]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sharded = [name for name, parameter in trained.items() if is_sharded([parameter])]
     remedy = "or add an adapter after the model is split: that is whole in each process"
-    if split and len(split) < len(trained):
-        alone = min(set(trained) - set(split))
+    if sharded and len(sharded) < len(trained):
+        whole = min(set(trained) - set(sharded))
         raise ValueError(
-            f"model: {split[0]} is trained in parts and {alone} is not, which stock puts apart, so that directions are "
-            f"numbered in another order; split all that is trained by fully_shard(model), {remedy}."
+            f"model: {sharded[0]} is trained in parts and {whole} is not, which stock puts apart, so that directions "
+            f"are numbered in another order; split all that is trained by fully_shard(model), {remedy}."
         )
-    if split and is_stateful:
+    if sharded and is_stateful:
         raise ValueError(
-            f"model: {split[0]} is trained and split over processes, and moments, constraints and masks need all of "
+            f"model: {sharded[0]} is trained and split over processes, and moments, constraints and masks need all of "
             f"it; use the update sgd of a method without constraint or mask, {remedy}."
         )
-    if split and args.push_to_hub:
+    if sharded and args.push_to_hub:
         raise ValueError(
-            f"push_to_hub=True: {split[0]} is trained and split over processes, and one of them would push alone; "
+            f"push_to_hub=True: {sharded[0]} is trained and split over processes, and one of them would push alone; "
             f"call save_model in all and upload the folder, {remedy}."
         )

@@ -1,4 +1,4 @@
-"""SHA-256 of the shapes and values of parameters, bit for bit."""
+"""Fingerprints: the SHA-256 of shapes, and of values bit for bit."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,15 +10,16 @@ from hf_dpzo.models.precision import inner_tensors
 
 
 def fingerprint_shapes(named: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, shapes and types."""
+    """Return the SHA-256 of the names, shapes and types of tensors."""
     lines = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named.items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def fingerprint_values(tensors: Iterable[torch.Tensor]) -> str:
-    """SHA-256 of the values, bit for bit, wherever they are; of quantized ones of their packed bits and scales.
+    """Return the SHA-256 of the tensors' values, bit for bit, the same on every device.
 
-    Where they are split over processes, all of these have to ask.
+    A quantized tensor counts by its packed bits and scales. Sharded tensors are gathered, so every process must call
+    this.
     """
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -28,7 +29,9 @@ def fingerprint_values(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def fingerprint_frozen(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> str:
-    """SHA-256 of everything in `model` that is saved, but for what is `trained`."""
-    moving = {id(parameter) for parameter in trained}
-    kept = model.state_dict(keep_vars=True).values()
-    return fingerprint_values(one for one in kept if isinstance(one, torch.Tensor) and id(one) not in moving)
+    """Return the SHA-256 of everything that is saved with `model`, except for the `trained` parameters."""
+    trained_ids = {id(parameter) for parameter in trained}
+    saved = model.state_dict(keep_vars=True).values()
+    return fingerprint_values(
+        value for value in saved if isinstance(value, torch.Tensor) and id(value) not in trained_ids
+    )

@@ -1,4 +1,4 @@
-"""Files that installed Python packages carry, such as a model or data."""
+"""Where a model comes from: a file in an installed Python package, or a commit in the Hub client's cache."""
 
 import importlib.util
 from pathlib import Path
@@ -12,10 +12,10 @@ PACKAGE_PREFIX = "package://"
 
 
 def resolve_path(path: str) -> str:
-    """Return the real path of `package://name/...`, and anything else unchanged. Nothing is imported.
+    """Return the real path of `package://name/...`, and any other path unchanged. Nothing is imported.
 
     Raises:
-        ValueError: there is no such package, or the path leads out of it.
+        ValueError: the package is not installed, or the path leads out of it.
 
     >>> Path(resolve_path("package://hf_dpzo/recipe.py")).name
     'recipe.py'
@@ -24,19 +24,19 @@ def resolve_path(path: str) -> str:
         return path
     package, _, rest = path.removeprefix(PACKAGE_PREFIX).partition("/")
     folder = _find_package_folder(package, path)
-    found = (folder / rest).resolve()
-    # A log may have named it, and nothing but what the package carries was meant to be open to logs.
-    if not found.is_relative_to(folder):
+    real_path = (folder / rest).resolve()
+    # The path may come from a stranger's log, and a log must open nothing but files of the package.
+    if not real_path.is_relative_to(folder):
         raise ValueError(f"{path}: it leads out of the package; name a file in {package}.")
-    return str(found)
+    return str(real_path)
 
 
 def _find_package_folder(package: str, path: str) -> Path:
-    # Found without importing it: a package that carries a model may need libraries that nothing here needs. A name with
-    # a dot would import what stands before it.
+    # The package is not imported, because it may need libraries that are not installed. A name with a dot would import
+    # the package before the dot.
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except ValueError:  # Of __main__, and of other modules that are no files.
+    except ValueError:  # `find_spec` raises it for __main__ and other modules without a file.
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{path}: the Python package {package} is not installed; install it, or name a folder.")
@@ -44,9 +44,14 @@ def _find_package_folder(package: str, path: str) -> Path:
 
 
 def find_cached_commit(name: str, revision: str = "main") -> str | None:
-    """Return the commit at which the client's cache has `revision` of the repository `name`; `None` if it has none.
+    """Return the commit at which the Hub client's cache holds `revision` of a repository; `None` if it holds none.
 
-    transformers 5.23 no longer tells a model's commit. Remove when it does: `resolve_revision` knows it while loading.
+    A loaded model of transformers 5.23 no longer says its commit. Remove when it does: `resolve_revision` knows the
+    commit while loading.
+
+    Args:
+        name: the repository's name; the path of a local folder has no commit.
+        revision: a commit, a branch or a tag.
 
     >>> find_cached_commit("package://name/file"), find_cached_commit("")
     (None, None)
@@ -54,11 +59,12 @@ def find_cached_commit(name: str, revision: str = "main") -> str | None:
     if Path(name).exists():
         return None
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        cached_file = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
         return None
-    if isinstance(found, str):
-        return Path(found).parent.name
+    if isinstance(cached_file, str):
+        return Path(cached_file).parent.name
     snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
     commits = [path.name for path in snapshots.glob("*")]
-    return commits[0] if len(commits) == 1 else None  # Of a branch or a tag whose name nobody kept.
+    # The cache may hold a commit without the name of the branch or tag that led to it.
+    return commits[0] if len(commits) == 1 else None

@@ -1,4 +1,4 @@
-"""Initial values that come from a public seed."""
+"""Initial values that are drawn from a public seed."""
 
 import weakref
 from collections.abc import Iterator
@@ -8,12 +8,15 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 
+# The public seed of each adapter that `seeded_peft_model` built, by the PEFT model.
 ADAPTER_SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def publicly_seeded(seed: int) -> Iterator[None]:
-    """What torch draws inside, to initialize weights, comes from a public seed. Outside it is as if nothing happened.
+    """Seed torch's CPU generator with the public `seed` inside the context, and restore its state afterwards.
+
+    Weights that are initialized inside are a function of the seed.
 
     >>> with publicly_seeded(1):
     ...     first = torch.nn.Linear(2, 2)
@@ -22,21 +25,22 @@ def publicly_seeded(seed: int) -> Iterator[None]:
     >>> torch.equal(first.weight, second.weight)
     True
     """
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
     try:
         yield
     finally:
-        torch.set_rng_state(before)
+        torch.set_rng_state(state)
 
 
 def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) -> PeftModel:
     """Return `model` with an adapter whose initial values come from the public `seed`.
 
-    As `peft.get_peft_model`; but a log can tell how to make this one again, so that its initial values are not kept.
+    Like `peft.get_peft_model`, except that a log keeps the seed instead of the initial values, and a replay draws them
+    again.
 
     Args:
-        model: the base model; like `get_peft_model`, this changes it in place.
+        model: the base model, which is changed in place, as `get_peft_model` does.
         config: the adapter's configuration.
         seed: the public seed. The noise of a private run never comes from it.
 
@@ -50,6 +54,6 @@ def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) 
     True
     """
     with publicly_seeded(seed):
-        made = get_peft_model(model, config)
-    ADAPTER_SEEDS[made] = seed
-    return made
+        adapted = get_peft_model(model, config)
+    ADAPTER_SEEDS[adapted] = seed
+    return adapted

@@ -1,4 +1,4 @@
-"""What is inside the wrappers of PEFT and accelerate, and what kind of model it is."""
+"""The model and the optimizer inside the wrappers of PEFT and accelerate, and the kind of the model."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,41 +13,43 @@ from transformers.models.auto import modeling_auto
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
+# A micro-batch as the collator returns it: the arguments of the model's forward by name, and perhaps labels.
 Inputs = Mapping[str, Any]
 
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model inside a PEFT model, or `model` itself."""
+    """Return the transformers model inside a PEFT model, or `model` itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def class_name(model: torch.nn.Module) -> str:
-    """The name of the model's class, which FSDP puts its own in front of."""
+    """Return the name of the model's class, without the prefix that FSDP adds."""
     return type(model).__name__.removeprefix("FSDP")
 
 
 def unwrap_optimizer(optimizer: torch.optim.Optimizer) -> ZOOptimizer:
-    """The zeroth-order optimizer inside accelerate's wrapper."""
+    """Return the zeroth-order optimizer inside accelerate's wrapper, or `optimizer` itself."""
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
 def drop_labels(inputs: Inputs) -> dict[str, Any]:
-    """What a model is given: with labels, it would compute a loss of its own."""
+    """Return `inputs` without labels, with which a model would compute a loss of its own."""
     return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def is_prompt_tuned(model: torch.nn.Module) -> bool:
-    """Whether what is trained are virtual tokens in front of a row's own."""
+    """Return whether the adapter trains virtual tokens, which stand in front of a row's own."""
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 def accepts_argument(model: torch.nn.Module, argument: str) -> bool:
-    """Whether the model's forward takes `argument`."""
+    """Return whether the model's forward takes `argument`."""
     return isinstance(model, PreTrainedModel) and argument in inspect.signature(model.forward).parameters
 
 
 def is_decoder(model: torch.nn.Module) -> bool:
-    """Whether the model is a causal one, whose positions count from its first token."""
-    kind = model.config.model_type if isinstance(model, PreTrainedModel) else None
-    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return kind in causal and kind not in masked
+    """Return whether the model is a causal language model, in which positions count from the first token."""
+    model_type = model.config.model_type if isinstance(model, PreTrainedModel) else None
+    if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

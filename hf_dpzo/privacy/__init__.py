@@ -3,7 +3,7 @@
 Imports `distributed`, and never `zo`.
 """
 
-# What draws noise and clips needs torch, and planning does not: those modules are not imported here.
+# The modules that clip rows and draw noise need torch. They are not imported here, because planning does without it.
 from hf_dpzo.privacy.accounting import Guarantee
 from hf_dpzo.privacy.ledger import Budget, BudgetExceededError
 from hf_dpzo.privacy.planning import Curve, CurvePoint, Plan, compute_curve

@@ -1,8 +1,8 @@
-"""What releases of data cost together.
+"""The privacy cost of a sequence of releases.
 
-Google's dp-accounting turns the facts of releases, `Query`, into an epsilon. Two accountants are asked, privacy loss
-distributions (PLD) and Rényi DP. Laplace noise also gives pure epsilon, with delta 0, by a closed form. All are upper
-bounds, so the smallest one is reported. Neighbouring data sets differ by adding or removing one unit.
+Google's dp-accounting turns the facts of each release, a `Query`, into an epsilon. Two of its accountants are asked:
+privacy loss distributions (PLD) and Rényi DP (RDP). Laplace noise also has a pure epsilon, at delta 0, by a closed
+form. All are upper bounds, so the smallest is reported. Neighbouring data sets differ by one unit, added or removed.
 """
 
 import logging
@@ -22,23 +22,28 @@ from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
-# With more, anything may be e**1000 times as likely.
+# Beyond this, one unit may make an outcome more than e**1000 times as likely: a promise of nothing.
 MAX_EPSILON = 1000.0
 
 
-# Below this delta a PLD answers infinity.
+# Below this delta the PLD accountant answers infinity.
 MIN_PLD_DELTA = 1e-12
 
 
-# A coarse grid is still an upper bound, only a wasteful one: measured, by up to some 30 * steps * grid**2.
+# The widths of the grids on which a PLD discretizes the privacy loss. A coarse grid still gives an upper bound, only a
+# looser one: in measurements, by up to about 30 * steps * grid**2.
 COARSE_GRID, FINE_GRID = 1e-3, 1e-4
 
 
-# Groups cost many times as much time, and their epsilon, which is large, needs no finer one.
-GROUP_GRID, MAX_GROUP_SIZE = 1e-2, 64
+# A group takes many times as long to account for, and its large epsilon needs no finer grid.
+GROUP_GRID = 1e-2
 
 
-# The Rényi accountant warns for each order that it leaves out; the orders that remain still give an upper bound.
+# The largest number of units in a group.
+MAX_GROUP_SIZE = 64
+
+
+# The Rényi accountant warns of each order that it leaves out. The remaining orders still give an upper bound.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 
@@ -48,9 +53,9 @@ class Guarantee:
 
     Args:
         delta: the delta at which `rdp` and `pld` hold.
-        rdp: the bound of Rényi differential privacy.
-        pld: the bound of privacy loss distributions.
-        pure: an epsilon that holds at delta 0, which Laplace noise has.
+        rdp: the epsilon from Rényi differential privacy.
+        pld: the epsilon from privacy loss distributions.
+        pure: the epsilon at delta 0, which only Laplace noise has.
 
     >>> Guarantee(delta=1e-5, rdp=2.093, pld=1.828).epsilon
     1.828
@@ -63,12 +68,17 @@ class Guarantee:
 
     @property
     def epsilon(self) -> float:
-        """The smallest bound. The pure one, where there is one, holds at every delta."""
+        """The smallest of the bounds, infinite without any. A pure epsilon holds at every delta."""
         return min((bound for bound in (self.rdp, self.pld, self.pure) if bound is not None), default=math.inf)
 
 
 def check_delta(delta: float, *, num_rows: int | None = None) -> float:
-    """Return `delta`, or raise: the accountants take any number without complaint."""
+    """Return `delta`, or raise `ValueError` where it promises nothing: the accountants accept any number.
+
+    Args:
+        delta: the delta to check.
+        num_rows: the number of rows of training data, where it is known.
+    """
     if not 0 < delta < 1:
         raise ValueError(f"target_delta={delta}: delta lies between 0 and 1, well below one over the number of rows.")
     if num_rows is not None and delta >= 1 / num_rows:
@@ -80,7 +90,7 @@ def check_delta(delta: float, *, num_rows: int | None = None) -> float:
 
 
 def check_epsilon(spent: Guarantee) -> None:
-    """Raise where epsilon is so large that it promises nothing."""
+    """Raise `ValueError` where the epsilon of `spent` is so large that it promises nothing."""
     if spent.epsilon > MAX_EPSILON:
         raise ValueError(
             f"epsilon={spent.epsilon:.3g}: more than {MAX_EPSILON:g} promises nothing; lower target_epsilon, or "
@@ -90,7 +100,17 @@ def check_epsilon(spent: Guarantee) -> None:
 
 @lru_cache(maxsize=4096)
 def account(releases: Releases, *, delta: float) -> Guarantee:
-    """Account for `releases`, pairs of a query and how often it ran, at `delta`.
+    """Return upper bounds on the epsilon of `releases` at `delta`.
+
+    Args:
+        releases: pairs of a query and the number of times it ran.
+        delta: the delta at which epsilon is stated.
+
+    Guarantee: the releases together are (`epsilon`, `delta`)-differentially private for adding or removing one unit,
+    even where what a release sums up depends on those before it.
+
+    Raises:
+        ValueError: `delta` is not between 0 and 1.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
     >>> round(account(((query, 1000),), delta=1e-5).epsilon, 3)
@@ -103,18 +123,18 @@ def account(releases: Releases, *, delta: float) -> Guarantee:
         return Guarantee(delta=delta, rdp=math.inf, pld=math.inf)
     rdp = _rdp_epsilon(releases, delta) if _rdp_applies(releases) else None
     pure = _pure_epsilon(releases)
-    # A distribution of larger losses would take minutes and gigabytes, most often to find a promise that is none.
-    quick = rdp if pure is None else pure
-    answers = pld_applies(releases, delta) and (quick is None or quick <= 5 * MAX_EPSILON)
-    return Guarantee(delta=delta, rdp=rdp, pld=_pld_epsilon(releases, delta) if answers else None, pure=pure)
+    # A PLD of larger losses would take minutes and gigabytes, mostly to find an epsilon that promises nothing.
+    quick_bound = rdp if pure is None else pure
+    is_pld_worthwhile = pld_applies(releases, delta) and (quick_bound is None or quick_bound <= 5 * MAX_EPSILON)
+    return Guarantee(delta=delta, rdp=rdp, pld=_pld_epsilon(releases, delta) if is_pld_worthwhile else None, pure=pure)
 
 
 @lru_cache(maxsize=256)
 def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
-    """Return epsilon at `delta` for neighbours of which one row was replaced by another, instead of added or removed.
+    """Return epsilon at `delta` for neighbours that differ by one row replaced with another, not added or removed.
 
-    For releases with Gaussian noise. The difference of two rows may be twice as long as one row. Only PLD is asked:
-    dp-accounting 0.6.0 doubles the sensitivity there, and not in its Rényi accountant.
+    The difference of two rows may be twice as long as one row. Only PLD is asked, because dp-accounting 0.6.0 doubles
+    the sensitivity in PLD but not in its Rényi accountant. Infinite unless all noise is Gaussian and PLD applies.
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
     >>> half = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
@@ -130,15 +150,16 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
-    """Return epsilon at `delta` for neighbours that differ in up to `size` units, such as all the rows of one person.
+    """Return epsilon at `delta` for neighbours that differ by up to `size` units, such as all the rows of one person.
 
-    Each of them joins a batch by itself, so their part in a sum has a binomial number of sensitivities, at most (Ganesh
-    2024). At one delta it may be more than `size` times epsilon. Infinite where it is not known.
+    Each unit joins a batch independently, so the group moves a sum by at most a binomial number of sensitivities
+    (Ganesh 2024). At one delta, epsilon may be more than `size` times that of one unit. Infinite where no bound is
+    known.
 
     >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
-    >>> single = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
-    >>> one = account((single,), delta=1e-5).epsilon
-    >>> bool(abs(account_for_group((release,), size=2, delta=1e-5) - one) < 1e-2)
+    >>> half = (GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1)
+    >>> expected = account((half,), delta=1e-5).epsilon
+    >>> bool(abs(account_for_group((release,), size=2, delta=1e-5) - expected) < 1e-2)
     True
     """
     pure = _pure_epsilon(releases)
@@ -155,7 +176,7 @@ def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
 
 
 def _build_group_event(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:
-    """A release, for neighbours that differ in `size` units."""
+    """Return one release as an event for neighbours that differ by `size` units."""
     q = query.sampling_rate
     shares = {k: math.comb(size, k) * q**k * (1 - q) ** (size - k) for k in range(size + 1)}
     present = {float(k): share for k, share in shares.items() if share > 0}
@@ -163,13 +184,13 @@ def _build_group_event(query: GaussianQuery, size: int) -> dp_event.MixtureOfGau
 
 
 def compose_events(releases: Releases) -> dp_accounting.DpEvent:
-    """Return all of `releases` as one event."""
+    """Return all of `releases` as one event of dp-accounting."""
     repeated = [dp_accounting.SelfComposedDpEvent(query.event, int(count)) for query, count in releases]
     return repeated[0] if len(repeated) == 1 else dp_accounting.ComposedDpEvent(repeated)
 
 
 def event_tree(releases: Releases) -> dict[str, Any]:
-    """Return all of `releases` as JSON: dp-accounting's event, by the names of its classes and their fields.
+    """Return all of `releases` as JSON: the event of dp-accounting, by the names of its classes and their fields.
 
     >>> event_tree(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 3),))["class_name"]
     'SelfComposedDpEvent'
@@ -179,19 +200,19 @@ def event_tree(releases: Releases) -> dict[str, Any]:
 
 def _as_tree(value: Any) -> Any:
     if isinstance(value, list):
-        return [_as_tree(one) for one in value]
+        return [_as_tree(item) for item in value]
     if not isinstance(value, tuple):
         return value
-    return {name: _as_tree(one) for name, one in value._asdict().items() if name != "module_name"}
+    return {name: _as_tree(field) for name, field in value._asdict().items() if name != "module_name"}
 
 
 def pld_applies(releases: Releases, delta: float) -> bool:
-    """Whether privacy loss distributions answer for `releases` at `delta`, within seconds."""
+    """Return whether privacy loss distributions give a bound for `releases` at `delta` within seconds."""
     return delta >= MIN_PLD_DELTA and all(query.noise_multiplier >= query.min_pld_noise for query, _ in releases)
 
 
 def _rdp_applies(releases: Releases) -> bool:
-    """The Rényi accountant knows no Laplace noise under sampling."""
+    """Return whether the Rényi accountant gives a bound, which it does not for Laplace noise under sampling."""
     return all(isinstance(query, GaussianQuery) or query.sampling_rate == 1 for query, _ in releases)
 
 
@@ -213,7 +234,7 @@ def _build_rdp_accountant(releases: Releases) -> RdpAccountant:
 
 @lru_cache(maxsize=8)
 def build_pld_accountant(releases: Releases, grid: float) -> PLDAccountant:
-    """Return the privacy loss distribution of `releases` on a grid of that width."""
+    """Return an accountant with the privacy loss distribution of `releases`, on a grid of width `grid`."""
     return PLDAccountant(NEIGHBORING_RELATION, grid).compose(compose_events(releases))
 
 
@@ -225,10 +246,10 @@ def _pld_epsilon(releases: Releases, delta: float) -> float:
 
 
 def count_releases(releases: Releases) -> int:
-    """How many releases there are."""
+    """Return the number of releases, repetitions included."""
     return sum(count for _, count in releases)
 
 
 def choose_grids(steps: int, epsilon: float) -> tuple[float, ...]:
-    """The grids to ask: the fine one, ten times slower, only where it could lower epsilon by a hundredth."""
+    """Return the grids to use: the fine one, which is ten times slower, only where it could lower epsilon by 1 %."""
     return (COARSE_GRID,) if 30 * steps * COARSE_GRID**2 < 0.01 * epsilon else (COARSE_GRID, FINE_GRID)

@@ -1,4 +1,4 @@
-"""How much noise a budget asks for."""
+"""The least noise with which a run stays within its target epsilon."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from hf_dpzo.privacy.accounting import (
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
 
 
-# Less noise than this is no privacy, and takes the accountants long to say so.
+# Less noise than this gives no privacy, and the accountants take long to find that out.
 MIN_NOISE_MULTIPLIER = 0.05
 
 
@@ -34,9 +34,20 @@ Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
-    For Gaussian noise the Rényi accountant finds a safe multiplier first; PLD then tightens it inside a bracket, since
-    it can not be let loose on tiny multipliers. For Laplace noise the target is a pure epsilon, with delta 0, and the
-    multiplier follows by a closed form.
+    For Gaussian noise, the Rényi accountant first finds a safe multiplier. PLD then lowers it inside a bracket, because
+    it would take minutes and gigabytes on tiny multipliers. For Laplace noise, the target is a pure epsilon, at delta
+    0, and the multiplier follows from a closed form.
+
+    Args:
+        query: the release of one step. Its own noise multiplier does not matter.
+        steps: the number of steps of the whole run.
+        target_epsilon: the largest epsilon allowed.
+        target_delta: the delta of the target, for Gaussian noise.
+
+    Guarantee: `account` gives the returned query, `steps` times, an epsilon of at most the target.
+
+    Raises:
+        ValueError: a number makes no sense, or no noise multiplier in range meets the target closely.
 
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.016)
     >>> round(calibrate_query(query, steps=1000, target_epsilon=2.0, target_delta=1e-5).noise_multiplier, 3)
@@ -50,37 +61,41 @@ def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta
     if isinstance(query, LaplaceQuery):
         return _calibrate_laplace(query, steps, target_epsilon)
 
-    def releases(noise_multiplier: float) -> Releases:
+    def build_releases(noise_multiplier: float) -> Releases:
         return ((replace(query, noise_multiplier=noise_multiplier), steps),)
 
-    smallest = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(
-        compose_events(releases(MIN_NOISE_MULTIPLIER))
-    )
-    if smallest.get_epsilon(target_delta) <= target_epsilon:
+    accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
+    accountant.compose(compose_events(build_releases(MIN_NOISE_MULTIPLIER)))
+    if accountant.get_epsilon(target_delta) <= target_epsilon:
         raise ValueError(
             f"target_epsilon={target_epsilon:g}: a noise multiplier of {MIN_NOISE_MULTIPLIER} gives less; lower it."
         )
     safe = dp_accounting.calibrate_dp_mechanism(
         lambda: RdpAccountant(neighboring_relation=NEIGHBORING_RELATION),
-        lambda noise_multiplier: compose_events(releases(noise_multiplier)),
+        lambda noise_multiplier: compose_events(build_releases(noise_multiplier)),
         target_epsilon,
         target_delta,
         bracket_interval=dp_accounting.LowerEndpointAndGuess(MIN_NOISE_MULTIPLIER, 1.0),
     )
     candidates = [safe]
     for grid in choose_grids(steps, target_epsilon):
-        candidates.append(_tighten(releases, candidates[-1], grid, target_epsilon, target_delta))
-    met = (one for one in reversed(candidates) if _epsilon(releases(one), target_delta) <= target_epsilon)
-    return replace(query, noise_multiplier=next(met))
+        candidates.append(_tighten(build_releases, candidates[-1], grid, target_epsilon, target_delta))
+    sufficient = (
+        noise_multiplier
+        for noise_multiplier in reversed(candidates)
+        if account(build_releases(noise_multiplier), delta=target_delta).epsilon <= target_epsilon
+    )
+    return replace(query, noise_multiplier=next(sufficient))
 
 
 def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:
-    """Invert `pure_epsilon`, and round up until float64 agrees that the target is met."""
-    per_step, q = target_epsilon / steps, query.sampling_rate
-    if per_step < 1:
-        loss = math.log1p(math.expm1(per_step) / q)
-    else:
-        loss = per_step + math.log((1 - (1 - q) * math.exp(-per_step)) / q)  # The same, where exp(per_step) overflows.
+    """Invert `pure_epsilon`, then raise the multiplier until float64 agrees that the target is met."""
+    step_epsilon = target_epsilon / steps
+    q = query.sampling_rate
+    if step_epsilon < 1:
+        loss = math.log1p(math.expm1(step_epsilon) / q)
+    else:  # The same, written so that exp cannot overflow.
+        loss = step_epsilon + math.log((1 - (1 - q) * math.exp(-step_epsilon)) / q)
     if loss < 1 / MAX_NOISE_MULTIPLIER:
         raise ValueError(
             f"target_epsilon={target_epsilon:g}: no noise multiplier below {MAX_NOISE_MULTIPLIER} gives it; raise it."
@@ -91,21 +106,20 @@ def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -
     return replace(query, noise_multiplier=noise_multiplier)
 
 
-def _epsilon(releases: Releases, delta: float) -> float:
-    return account(releases, delta=delta).epsilon
-
-
-def _tighten(releases, best: float, grid: float, target_epsilon: float, target_delta: float) -> float:
+def _tighten(
+    build_releases: Callable[[float], Releases], best: float, grid: float, target_epsilon: float, target_delta: float
+) -> float:
     """Lower the noise multiplier `best` as far as PLD on `grid` allows."""
 
     @cache
     def excess(noise_multiplier: float) -> float:
-        return build_pld_accountant(releases(noise_multiplier), grid).get_epsilon(target_delta) - target_epsilon
+        accountant = build_pld_accountant(build_releases(noise_multiplier), grid)
+        return accountant.get_epsilon(target_delta) - target_epsilon
 
     lowest = GaussianQuery.min_pld_noise
     if lowest >= best or target_delta < MIN_PLD_DELTA or excess(best) > 0:
         return best
-    # A finer grid lowers it by little.
+    # A finer grid lowers the multiplier by little, so a narrow bracket is tried first.
     for low in (0.98 * best, 0.5 * best) if grid != COARSE_GRID else (0.5 * best,):
         low = max(low, lowest)
         if excess(low) > 0:
@@ -116,7 +130,8 @@ def _tighten(releases, best: float, grid: float, target_epsilon: float, target_d
 
 
 def _find_smallest(excess: Callable[[float], float], low: float, high: float) -> float:
-    """Between one that exceeds the target and one that does not, by less than 1e-4 of `high`."""
+    """Return the least multiplier without excess, up to 1e-4 of `high`; `low` has an excess, and `high` has none."""
     tolerance = 1e-4 * high
-    found = float(optimize.brentq(excess, low, high, xtol=tolerance / 2))
-    return next(one for one in (found, min(found + tolerance, high), high) if excess(one) <= 0)
+    root = float(optimize.brentq(excess, low, high, xtol=tolerance / 2))
+    candidates = (root, min(root + tolerance, high), high)
+    return next(noise_multiplier for noise_multiplier in candidates if excess(noise_multiplier) <= 0)

@@ -1,6 +1,7 @@
-"""What an epsilon means in plain numbers: how well anybody could tell whether one unit was in the data.
+"""What an epsilon means in plain numbers: how well an attacker can tell whether one unit was in the data.
 
-Read off the privacy loss distribution where there is one, for one epsilon at one delta says much less.
+The numbers are read off the privacy loss distribution where there is one, because one epsilon at one delta says much
+less.
 """
 
 import math
@@ -21,20 +22,26 @@ from hf_dpzo.privacy.accounting import (
 from hf_dpzo.privacy.queries import Releases
 
 
-# At which the guarantee is stated besides its own delta.
+# The deltas at which a guarantee is stated in addition to its own.
 CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
-# Of which each bounds what an attacker detects; more of them, or a finer grid, would lower that by some 1e-4 of it.
-_DELTAS = tuple(float(delta) for delta in np.logspace(-6, -0.01, 100))
+# The epsilon at each of these deltas bounds the rate at which an attacker detects rows. More deltas, or a finer grid,
+# would lower the bound by a relative 1e-4.
+_DETECTION_DELTAS = tuple(float(delta) for delta in np.logspace(-6, -0.01, 100))
 
 
 @lru_cache(maxsize=256)
 def membership_accuracy(releases: Releases, *, delta: float) -> float:
-    """How often the best possible guess whether one row was used is right, from even odds: an upper bound.
+    """Return an upper bound on how often the best guess whether one row was used is right, from even odds.
 
-    It is `(1 + TV) / 2`, with the total variation distance between the outputs on neighbouring data sets, read off the
-    privacy loss distribution where there is one and bounded by epsilon and delta otherwise.
+    The best guess is right with probability `(1 + TV) / 2`, where TV is the total variation distance between the
+    outputs on neighbouring data sets. TV is read off the privacy loss distribution where there is one, and bounded by
+    epsilon and delta otherwise.
+
+    Args:
+        releases: pairs of a query and the number of times it ran.
+        delta: the delta at which epsilon is stated.
 
     >>> from hf_dpzo.privacy.queries import GaussianQuery
     >>> round(membership_accuracy(((GaussianQuery(noise_multiplier=1.0, sampling_rate=1.0), 1),), delta=1e-5), 3)
@@ -46,7 +53,7 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     if epsilon > MAX_EPSILON:
         return 1.0
     bounds = [(math.exp(epsilon) + delta) / (1 + math.exp(epsilon))] if epsilon < 700 else [1.0]
-    if pld_applies(releases, MIN_PLD_DELTA):  # It is asked at epsilon 0, whatever the stated delta is.
+    if pld_applies(releases, MIN_PLD_DELTA):  # TV is delta at epsilon 0, whatever the stated delta is.
         bounds += [
             (1 + float(build_pld_accountant(releases, grid).get_delta(0.0))) / 2
             for grid in choose_grids(count_releases(releases), epsilon)
@@ -56,10 +63,15 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.01) -> float:
-    """The largest share of used rows that an attacker may detect who wrongly accuses `false_alarms` of the others.
+    """Return an upper bound on the share of used rows that an attacker detects, given a rate of false alarms.
 
-    Of every (epsilon, delta) that holds, both `false_alarms * exp(epsilon) + delta` and the same for the test that is
-    turned around are upper bounds (Kairouz, Oh and Viswanath 2015, theorem 2.1).
+    Each (epsilon, delta) that holds gives two bounds. One is `false_alarms * exp(epsilon) + delta`. The other follows
+    in the same way with the roles of used and unused rows exchanged (Kairouz, Oh and Viswanath 2015, theorem 2.1).
+
+    Args:
+        releases: pairs of a query and the number of times it ran.
+        delta: the delta at which epsilon is stated.
+        false_alarms: the share of unused rows that the attacker takes for used ones.
 
     >>> from hf_dpzo.privacy.queries import GaussianQuery
     >>> round(detection_rate(((GaussianQuery(noise_multiplier=1.25, sampling_rate=1.0), 1),), delta=1e-5), 4)
@@ -70,24 +82,29 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
     if account(releases, delta=delta).epsilon > MAX_EPSILON:
         return 1.0
     bounds = [1.0]
-    for at, epsilon in _profile(releases, delta):
-        if epsilon < 700:
-            bounds.append(false_alarms * math.exp(epsilon) + at)
-            bounds.append(1 - (1 - false_alarms - at) * math.exp(-epsilon))
+    for valid_delta, epsilon in _compute_profile(releases, delta):
+        if epsilon < 700:  # Beyond, exp overflows.
+            bounds.append(false_alarms * math.exp(epsilon) + valid_delta)
+            bounds.append(1 - (1 - false_alarms - valid_delta) * math.exp(-epsilon))
     return min(bounds)
 
 
 @lru_cache(maxsize=256)
 def privacy_curve(releases: Releases, *, delta: float) -> tuple[tuple[float, float], ...]:
-    """Pairs of a delta and the epsilon that holds with it, `delta` among them, from the largest delta on."""
-    stated = [(at, account(releases, delta=at).epsilon) for at in sorted({*CURVE_DELTAS, delta}, reverse=True)]
-    return tuple((at, epsilon) for at, epsilon in stated if math.isfinite(epsilon))
+    """Return pairs of a delta and the epsilon that holds with it, `delta` among them, from the largest delta down.
+
+    Deltas for which no finite epsilon is known are left out.
+    """
+    deltas = sorted({*CURVE_DELTAS, delta}, reverse=True)
+    pairs = [(stated_delta, account(releases, delta=stated_delta).epsilon) for stated_delta in deltas]
+    return tuple((stated_delta, epsilon) for stated_delta, epsilon in pairs if math.isfinite(epsilon))
 
 
-def _profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
+def _compute_profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
+    """Return pairs of a delta and an epsilon that holds with it, at the deltas that bound an attacker."""
     spent = account(releases, delta=delta)
     pairs = [(delta, spent.epsilon), *([] if spent.pure is None else [(0.0, spent.pure)])]
-    if pld_applies(releases, min(_DELTAS)):
+    if pld_applies(releases, min(_DETECTION_DELTAS)):
         accountant = build_pld_accountant(releases, COARSE_GRID)
-        return pairs + [(at, float(accountant.get_epsilon(at))) for at in _DELTAS]
-    return pairs + [(at, account(releases, delta=at).epsilon) for at in CURVE_DELTAS]
+        return pairs + [(pld_delta, float(accountant.get_epsilon(pld_delta))) for pld_delta in _DETECTION_DELTAS]
+    return pairs + [(curve_delta, account(releases, delta=curve_delta).epsilon) for curve_delta in CURVE_DELTAS]

@@ -1,7 +1,7 @@
 """What a run has spent, and what it may spend.
 
-The ledger records every release at the moment it happens. Every epsilon that is shown, logged or written to a card is
-computed from it, together with the steps of the plan that are still to come.
+The ledger records every release when it happens. Every epsilon that is shown, logged or written to a card is computed
+from the ledger, together with the planned steps that are still to come.
 """
 
 import math
@@ -13,7 +13,7 @@ from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 
 
 class BudgetExceededError(RuntimeError):
-    """A step was asked for that the planned budget does not cover.
+    """Raised before a step that the planned budget does not cover.
 
     >>> from hf_dpzo.privacy import Budget, GaussianQuery
     >>> query = GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01)
@@ -28,7 +28,7 @@ class BudgetExceededError(RuntimeError):
 
 
 class Ledger:
-    """The releases of a run, in order; equal neighbours are counted together.
+    """The releases of a run, in order. Equal releases in a row are counted together.
 
     >>> from hf_dpzo.privacy.queries import GaussianQuery
     >>> ledger = Ledger()
@@ -50,7 +50,7 @@ class Ledger:
 
     @property
     def releases(self) -> Releases:
-        """Pairs of a query and how many times in a row it ran."""
+        """The pairs of a query and the number of times that it ran in a row."""
         return tuple(self._releases)
 
     def __len__(self) -> int:
@@ -64,13 +64,14 @@ class Budget:
         query: what one step releases.
         planned_steps: the number of steps that the noise was chosen for. No further step is taken.
         delta: the delta at which epsilon is stated; `None` for a run without privacy.
-        trials: the number of such runs on the same rows, this one among them. What is stated covers all of them.
+        trials: the number of such runs on the same rows, this one among them. The stated epsilon covers all of them.
 
-    Guarantee: what it states covers every choice that the releases may lead to: when to stop, and which of the
+    Guarantee: the stated epsilon covers every choice that the releases may lead to: when to stop, and which of the
     checkpoints and trials to publish.
 
     Raises:
-        ValueError: there is no step or no run, or `delta` is missing, or given without noise.
+        ValueError: `planned_steps` or `trials` is not a whole number of 1 or more, or `delta` is missing although there
+            is noise, or given although there is none.
 
     >>> from hf_dpzo.privacy import GaussianQuery
     >>> budget = Budget(query=GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), planned_steps=500, delta=1e-5)
@@ -91,17 +92,20 @@ class Budget:
             raise ValueError(f"trials={trials}: this run is one of them; set 1 or more.")
         if (delta is None) != isinstance(query, NonPrivateQuery):
             raise ValueError(f"delta={delta}: {type(query).__name__} does not go with it; plan the run anew.")
-        self.query, self.planned_steps, self.delta, self.trials = query, planned_steps, delta, trials
+        self.query = query
+        self.planned_steps = planned_steps
+        self.delta = delta
+        self.trials = trials
         self.ledger = Ledger()
         self.closed = False
 
     @property
     def private(self) -> bool:
-        """Whether any epsilon can be stated at all."""
+        """Whether an epsilon can be stated, because there is noise."""
         return self.delta is not None
 
     def require_steps(self, steps: int = 1) -> None:
-        """Raise `BudgetExceededError` unless `steps` more are within the plan. To be asked before data are touched."""
+        """Raise `BudgetExceededError` unless the plan has `steps` steps left. Call it before data are touched."""
         left = 0 if self.closed else self.planned_steps - len(self.ledger)
         if steps > left:
             raise BudgetExceededError(
@@ -115,43 +119,43 @@ class Budget:
         self.ledger.append(self.query)
 
     def copy_unspent(self) -> Self:
-        """The same plan, of which nothing is spent."""
+        """Return a budget with the same plan, of which nothing is spent."""
         return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
 
     def has_same_plan(self, other: Self) -> bool:
-        """Whether both plan the same releases, and state the same for them."""
+        """Return whether `other` plans the same releases, and states the same for them."""
         names = ("query", "planned_steps", "delta", "trials")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def close(self) -> None:
-        """Take no more steps."""
+        """Allow no more steps."""
         self.closed = True
 
     @property
     def claimed_releases(self) -> Releases:
-        """The releases that a guarantee is stated for: in the ledger, planned and not taken, and of all other trials.
+        """The releases that the guarantee covers: those in the ledger, those still planned, and those of other trials.
 
-        A run may stop, or a checkpoint or a trial be chosen, because of what the releases showed. The guarantee for the
-        whole plan of all trials covers every such choice; the guarantee for the steps taken does not.
+        A run may stop, or a checkpoint or a trial may be chosen, because of what the releases showed. A guarantee for
+        the whole plan of all trials covers every such choice. A guarantee for the steps taken so far would not.
         """
         whole = Ledger(self.ledger.releases)
         whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._other_trial_steps)
         return whole.releases
 
     def guarantee(self) -> Guarantee:
-        """The guarantee to state: for all that is claimed."""
+        """Return the guarantee to state, which covers all claimed releases."""
         return account(self.claimed_releases, delta=self._stated_delta)
 
     def running_epsilon(self) -> float:
-        """An upper bound on the epsilon spent so far, for logs: of the steps rounded up to a twentieth of the plan.
+        """Return an upper bound on the epsilon spent so far, for logs.
 
-        So that however often it is asked for, the accountants, which may take seconds, are asked twenty times a run.
-        Other trials count as if all of them were made.
+        The accountants may take seconds. So steps are rounded up to a twentieth of the plan, and the accountants run
+        about twenty times in a run, however often this is called. All steps of other trials count as taken.
         """
-        share = math.ceil(self.planned_steps / 20)
-        steps = min(self.planned_steps, math.ceil(len(self.ledger) / share) * share)
-        spent = self._other_trial_steps + steps
-        releases = ((self.query, spent),) if spent else ()
+        stride = math.ceil(self.planned_steps / 20)
+        steps = min(self.planned_steps, math.ceil(len(self.ledger) / stride) * stride)
+        steps += self._other_trial_steps
+        releases = ((self.query, steps),) if steps else ()
         return account(releases, delta=self._stated_delta).epsilon
 
     @property
@@ -166,7 +170,7 @@ class Budget:
 
 
 def round_up(value: float, digits: int = 4) -> float:
-    """Round an upper bound so that it stays one.
+    """Round an upper bound up to `digits` decimals, so that it stays an upper bound.
 
     >>> round_up(1.99991), round_up(2.0)
     (2.0, 2.0)

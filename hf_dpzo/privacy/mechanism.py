@@ -1,7 +1,7 @@
 """The one door: sensitive rows go in, released integers come out.
 
 Each example's row is clipped onto the lattice, the rows are summed, and one draw of discrete noise is added: always,
-even to the sum of no rows.
+even to the sum of an empty batch.
 """
 
 import math
@@ -19,17 +19,17 @@ from hf_dpzo.privacy.noise import DiscreteGaussian, DiscreteLaplace, DiscreteNoi
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query
 
 
-# Whatever is released fits 64 bits, which a log has for it.
+# The log has 64 bits for each released integer.
 MAX_INTEGER = 2.0**62
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What leaves a step. From here on everything is post-processing.
+    """What leaves a step. Everything computed from it is post-processing.
 
     Args:
-        integers: one for each direction, in lattice steps.
-        unit: what a lattice step is worth, after division by the expected batch size.
+        integers: the released integer of each direction, in lattice steps.
+        unit: the value of one lattice step, after division by the expected batch size.
     """
 
     integers: tuple[int, ...]
@@ -42,7 +42,7 @@ class Release:
 
 
 class Mechanism(ABC):
-    """What releases a step."""
+    """The one door: sums the sensitive rows of a batch, and releases the sum."""
 
     def release(
         self,
@@ -50,48 +50,49 @@ class Mechanism(ABC):
         processes: Processes = SINGLE_PROCESS,
         on_release: Callable[[tuple[int, ...]], object] = lambda integers: None,
     ) -> Release:
-        """Release `coefficients`, float `[batch, K]`, summed over all processes. All of them get the same release.
+        """Release the sum of `coefficients` over all processes. All of them get the same release.
 
         Args:
-            coefficients: of this process' share of the batch.
-            processes: that have the other shares.
-            on_release: called with what is released; in the first process before the others are told.
+            coefficients: one row for each example in this process' share of the batch, float `[batch, K]`. SENSITIVE.
+            processes: the run's processes.
+            on_release: a function that is called with the released integers. The first process calls it before it
+                broadcasts them.
 
         >>> mechanism = GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4)
         >>> len(mechanism.release(torch.zeros(0, 3)).integers)
         3
         """
         total = processes.reduce_sum(self._sum_rows(coefficients))
-        # The others pass zeros, and get what the first one has released.
+        # Only the first process has the total. The others broadcast zeros, which are ignored, and receive its release.
         integers = [0] * coefficients.shape[1] if total is None else self._release_sum(total)
         if total is not None:
             on_release(tuple(integers))
-        told = tuple(processes.broadcast(np.array(integers, dtype=np.int64)).tolist())
+        released = tuple(processes.broadcast(np.array(integers, dtype=np.int64)).tolist())
         if total is None:
-            on_release(told)
-        return Release(integers=told, unit=self.unit)
+            on_release(released)
+        return Release(integers=released, unit=self.unit)
 
     @abstractmethod
     def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
-        """What is added up over processes. SENSITIVE."""
+        """Return what this process adds to the sum over all processes. SENSITIVE."""
 
     @abstractmethod
     def _release_sum(self, total: np.ndarray) -> list[int]:
-        """What leaves, one integer for each direction, given the sum over all processes."""
+        """Return the integers to release, one for each direction, given the sum over all processes."""
 
     @property
     @abstractmethod
     def unit(self) -> float:
-        """What a lattice step of its releases is worth."""
+        """The value of one lattice step in a release."""
 
     @abstractmethod
     def query(self, sampling_rate: float) -> Query:
-        """What one release costs when each row joins the batch with that probability."""
+        """Return the cost of one release when each row joins the batch with probability `sampling_rate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerSum(Mechanism):
-    """The sum of clipped rows, in integers.
+    """Releases the sum of clipped rows, in integers.
 
     Args:
         clip_norm: C, the largest norm of one example's row of K coefficients.
@@ -103,15 +104,15 @@ class IntegerSum(Mechanism):
 
     @property
     def unit(self) -> float:
-        """A clip norm is `SENSITIVITY` steps, and the sum is divided by the expected batch size."""
+        """The value of one lattice step: a clip norm over `SENSITIVITY` and over the expected batch size."""
         return self.clip_norm / SENSITIVITY / self.expected_batch_size
 
     def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
-        """Each row on the lattice, int64 `[batch, K]`."""
+        """Return each row on the lattice, int64 `[batch, K]`. SENSITIVE."""
         return clip_to_lattice(coefficients, self.clip_norm)
 
     def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
-        """The exact sums, int64 `[K]`."""
+        """Return the exact sums of the clipped rows, int64 `[K]`. SENSITIVE."""
         return self._clip(coefficients).sum(axis=0, dtype=np.int64)
 
     def _release_sum(self, total: np.ndarray) -> list[int]:
@@ -119,12 +120,12 @@ class IntegerSum(Mechanism):
 
     @abstractmethod
     def _add_noise(self, sums: list[int]) -> list[int]:
-        """What leaves, given the exact sums."""
+        """Return the integers to release, given the exact sums over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoisySum(IntegerSum):
-    """The sum of clipped rows with noise.
+    """Releases the sum of clipped rows with noise.
 
     Args:
         clip_norm: C, the largest norm of one example's row of K coefficients.
@@ -136,7 +137,7 @@ class NoisySum(IntegerSum):
 
     @property
     def noise_scale(self) -> float:
-        """Of the noise that is drawn: its standard deviation, or Laplace's b, in lattice steps."""
+        """The scale of the noise that is drawn, in lattice steps: its standard deviation, or Laplace's b."""
         return float(self._noise.scale)
 
     def _add_noise(self, sums: list[int]) -> list[int]:
@@ -145,15 +146,15 @@ class NoisySum(IntegerSum):
     @property
     @abstractmethod
     def _noise(self) -> DiscreteNoise:
-        """What draws the noise."""
+        """The sampler of the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedSum(IntegerSum):
-    """The sum of jointly clipped rows, as it is. NO PRIVACY: for runs that want clipping without noise."""
+    """Releases the exact sum of jointly clipped rows. NO PRIVACY: for runs that want clipping without noise."""
 
     def query(self, sampling_rate: float) -> NonPrivateQuery:
-        """What one release costs: everything, at any sampling rate."""
+        """Return the cost of one release, which no epsilon bounds at any sampling rate."""
         return NonPrivateQuery()
 
     def _add_noise(self, sums: list[int]) -> list[int]:
@@ -162,18 +163,20 @@ class ClippedSum(IntegerSum):
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianSum(NoisySum):
-    """The sum of jointly clipped rows with Gaussian noise (Bao et al. 2025, eq. 21; Zhang et al. 2024, alg. 2).
+    """Releases the sum of jointly clipped rows with Gaussian noise.
+
+    Sources: Bao et al. 2025, eq. 21; Zhang et al. 2024, alg. 2.
 
     Args:
         clip_norm: C, the largest L2 norm of one example's row of K coefficients.
-        noise_multiplier: the noise's standard deviation, in clip norms, for each coefficient. Does not depend on K.
+        noise_multiplier: the noise's standard deviation, in clip norms, for each coefficient. It does not depend on K.
         expected_batch_size: the public constant that the sum is divided by.
 
-    Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
+    Guarantee: one release costs `query(sampling_rate)`, for neighbours that differ by one row, whatever the rows hold.
     """
 
     def query(self, sampling_rate: float) -> GaussianQuery:
-        """What one release costs. The noise is the one that is drawn: `noise_multiplier` rounded up to the lattice."""
+        """Return the cost of one release with the noise that is drawn: `noise_multiplier` rounded up to the lattice."""
         return GaussianQuery(noise_multiplier=self._noise.scale / SENSITIVITY, sampling_rate=sampling_rate)
 
     @cached_property
@@ -183,18 +186,18 @@ class GaussianSum(NoisySum):
 
 @dataclass(frozen=True, kw_only=True)
 class SeparateGaussianSum(NoisySum):
-    """The sum of rows of which each coefficient was clipped by itself, with Gaussian noise (Liu et al. 2025).
+    """Releases the sum of rows, each coefficient clipped by itself, with Gaussian noise (Liu et al. 2025).
 
-    K coefficients of up to C each make a row of up to `sqrt(K) * C`, and that is the sensitivity. So K directions ask
-    for `sqrt(K)` times the noise on each.
+    K coefficients of up to C each make a row of norm up to `sqrt(K) * C`, which is the sensitivity. So K directions
+    need `sqrt(K)` times the noise on each coefficient.
 
     Args:
         clip_norm: C, the largest absolute value of one example's coefficient.
         noise_multiplier: the noise's standard deviation, in units of `sqrt(K) * clip_norm`.
-        num_directions: K.
+        num_directions: K, the number of coefficients of a row.
         expected_batch_size: the public constant that the sum is divided by.
 
-    Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
+    Guarantee: one release costs `query(sampling_rate)`, for neighbours that differ by one row, whatever the rows hold.
 
     >>> mechanism = SeparateGaussianSum(clip_norm=1.0, noise_multiplier=2.0, num_directions=4, expected_batch_size=8)
     >>> mechanism.query(0.5).noise_multiplier
@@ -204,9 +207,9 @@ class SeparateGaussianSum(NoisySum):
     num_directions: int
 
     def query(self, sampling_rate: float) -> GaussianQuery:
-        """What one release of all K costs. The noise that is drawn is this much or, by a few lattice steps, more."""
-        stated = self._noise.scale / SENSITIVITY / math.sqrt(self.num_directions)
-        return GaussianQuery(noise_multiplier=min(self.noise_multiplier, stated), sampling_rate=sampling_rate)
+        """Return the cost of one release of all K coefficients. The noise that is drawn is no less than is stated."""
+        drawn = self._noise.scale / SENSITIVITY / math.sqrt(self.num_directions)
+        return GaussianQuery(noise_multiplier=min(self.noise_multiplier, drawn), sampling_rate=sampling_rate)
 
     def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
         if coefficients.shape[1] != self.num_directions:
@@ -217,29 +220,31 @@ class SeparateGaussianSum(NoisySum):
     @cached_property
     def _noise(self) -> DiscreteGaussian:
         scale = lattice_scale(self.noise_multiplier * math.sqrt(self.num_directions), SENSITIVITY)
-        return DiscreteGaussian(scale=scale + 2)  # Two steps for the roundings of float64, below 2**53.
+        # The root and the product are rounded, each by at most one step, because the scale stays below 2**53.
+        return DiscreteGaussian(scale=scale + 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaplaceSum(NoisySum):
-    """The sum of rows clipped in L1 norm, with Laplace noise, for pure epsilon (Tang et al. 2025).
+    """Releases the sum of rows clipped in L1 norm with Laplace noise, for a pure epsilon (Tang et al. 2025).
 
     Args:
         clip_norm: C, the largest L1 norm of one example's row of K coefficients.
         noise_multiplier: the noise's scale, in clip norms, for each coefficient.
         expected_batch_size: the public constant that the sum is divided by.
 
-    Guarantee: `query(sampling_rate)`, for neighbours that differ in one row, whatever the rows are.
+    Guarantee: one release costs `query(sampling_rate)`, for neighbours that differ by one row, whatever the rows hold.
     """
 
     def query(self, sampling_rate: float) -> LaplaceQuery:
-        """What one release costs, accounted as continuous noise for a sensitivity of two more lattice steps.
+        """Return the cost of one release, accounted as continuous noise for a sensitivity of two more lattice steps.
 
-        That dominates the discrete noise that is drawn, for every epsilon. Let s be the scale, D the sensitivity and
-        a = exp(-1 / s). The discrete loss is (D - 2j) / s or more with probability 1 - a**(j + 1) / (1 + a), for
-        j <= D / 2; the continuous one, for D + 2, with probability 1 - a**(j + 1) / 2, which is no less. So for epsilon
-        of 0 or more, delta is no less, and for epsilon below 0 it follows by reflection. Sampling and composition keep
-        the order (Zhu, Dong and Wang 2022).
+        The continuous noise dominates the discrete noise that is drawn, at every epsilon. Let s be the scale, D the
+        sensitivity in lattice steps, a = exp(-1 / s), and j an integer from 0 to D / 2. The discrete privacy loss is
+        (D - 2j) / s or more with probability 1 - a**(j + 1) / (1 + a). The continuous loss, for D + 2, is that much or
+        more with probability 1 - a**(j + 1) / 2, which is no smaller, because a < 1. So the continuous delta is no
+        smaller at every epsilon of 0 or more, and by reflection at every epsilon below 0. Sampling and composition
+        preserve the order (Zhu, Dong and Wang 2022).
         """
         return LaplaceQuery(noise_multiplier=self._noise.scale / (SENSITIVITY + 2), sampling_rate=sampling_rate)
 
@@ -253,13 +258,14 @@ class LaplaceSum(NoisySum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainMean(Mechanism):
-    """The mean over the examples that are there, unclipped and without noise. NO PRIVACY; for baselines.
+    """Releases the mean over the examples of a batch, unclipped and without noise. NO PRIVACY: for baselines.
 
-    On a lattice of step 2**-40; zero for an empty batch. Several processes may round the last digits in another way.
+    The mean lies on a lattice of step 2**-40, and is zero for an empty batch. Its last digits may depend on the number
+    of processes.
     """
 
     def _sum_rows(self, coefficients: torch.Tensor) -> np.ndarray:
-        """The sum of the rows, and how many there are, float64 `[K + 1]`."""
+        """Return the sum of the rows, followed by their number, float64 `[K + 1]`. SENSITIVE."""
         rows = np.nan_to_num(as_rows(coefficients), nan=0.0, posinf=0.0, neginf=0.0)
         return np.append(rows.sum(axis=0), float(len(rows)))
 
@@ -269,11 +275,11 @@ class PlainMean(Mechanism):
 
     @property
     def unit(self) -> float:
-        """A step is 2**-40."""
+        """The value of one lattice step, 2**-40."""
         return 1 / SENSITIVITY
 
     def query(self, sampling_rate: float) -> NonPrivateQuery:
-        """What one release costs: everything, at any sampling rate."""
+        """Return the cost of one release, which no epsilon bounds at any sampling rate."""
         return NonPrivateQuery()
 
 

@@ -1,8 +1,8 @@
 """Secret randomness: the noise of a release and the membership of a batch.
 
 Everything here comes from the operating system's cryptographic generator: the noise through OpenDP's exact samplers,
-the membership through `os.urandom`. Nothing takes a seed, keeps a state or can be replayed, and nothing here shares a
-type or a generator with the public directions of `perturbation.py`.
+the membership through `os.urandom`. Nothing takes a seed, keeps a state or can be replayed. Nothing shares a type or a
+generator with the public directions of `zo/directions.py`.
 """
 
 import os
@@ -15,7 +15,7 @@ import numpy as np
 import opendp.prelude as opendp
 
 
-# OpenDP keeps every constructor whose proof has not been vetted by its committee behind this switch.
+# OpenDP keeps constructors whose proofs its committee has not yet vetted behind this switch.
 opendp.enable_features("contrib")
 
 
@@ -24,7 +24,8 @@ class DiscreteNoise(ABC):
     """Adds exact noise over the integers to a vector of integers.
 
     Args:
-        scale: of the distribution, in lattice steps. An integer, so that it is exact wherever it is written down.
+        scale: the scale of the distribution, in lattice steps. It is an integer, so that it is exact wherever it is
+            written down.
     """
 
     scale: int
@@ -40,12 +41,12 @@ class DiscreteNoise(ABC):
     @property
     @abstractmethod
     def _measurement(self) -> opendp.Measurement:
-        """OpenDP's sampler."""
+        """The sampler of OpenDP, which adds the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteGaussian(DiscreteNoise):
-    """Discrete Gaussian noise (Canonne, Kamath and Steinke 2020); `scale` is its standard deviation.
+    """Adds discrete Gaussian noise (Canonne, Kamath and Steinke 2020). `scale` is its standard deviation.
 
     Guarantee: for two vectors at L2 distance `r`, the outputs satisfy `r**2 / (2 * scale**2)`-zCDP, in any dimension.
 
@@ -56,13 +57,15 @@ class DiscreteGaussian(DiscreteNoise):
 
     @cached_property
     def _measurement(self) -> opendp.Measurement:
-        domain, metric = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l2_distance(T="f64")
-        return opendp.m.make_gaussian(domain, metric, scale=float(self.scale))
+        domain = opendp.vector_domain(opendp.atom_domain(T="i64"))
+        return opendp.m.make_gaussian(domain, opendp.l2_distance(T="f64"), scale=float(self.scale))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteLaplace(DiscreteNoise):
-    """Discrete Laplace noise (Ghosh, Roughgarden and Sundararajan 2009); its standard deviation is `sqrt(2) * scale`.
+    """Adds discrete Laplace noise (Ghosh, Roughgarden and Sundararajan 2009).
+
+    Its standard deviation is about `sqrt(2) * scale`.
 
     Guarantee: for two vectors at L1 distance `r`, the outputs satisfy `(r / scale)`-DP with delta 0, in any dimension.
 
@@ -72,17 +75,17 @@ class DiscreteLaplace(DiscreteNoise):
 
     @cached_property
     def _measurement(self) -> opendp.Measurement:
-        domain, metric = opendp.vector_domain(opendp.atom_domain(T="i64")), opendp.l1_distance(T="i64")
-        return opendp.m.make_laplace(domain, metric, scale=float(self.scale))
+        domain = opendp.vector_domain(opendp.atom_domain(T="i64"))
+        return opendp.m.make_laplace(domain, opendp.l1_distance(T="i64"), scale=float(self.scale))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliSampler:
-    """Decides for each of `size` rows, independently and secretly, whether it takes part.
+    """Decides for each of `size` rows, independently and secretly, whether it joins a batch.
 
     Args:
-        size: how many rows there are.
-        rate: the probability of each, in (0, 1].
+        size: the number of rows.
+        rate: the probability with which each row joins, in (0, 1].
 
     >>> BernoulliSampler(size=3, rate=1.0).draw().tolist()
     [True, True, True]
@@ -96,16 +99,16 @@ class BernoulliSampler:
             raise ValueError(f"rate={self.rate}: a sampling rate lies in (0, 1].")
 
     def draw(self) -> np.ndarray:
-        """Return fresh booleans `[size]`."""
+        """Return a fresh draw, booleans `[size]`. SENSITIVE."""
         if self.rate == 1:
             return np.ones(self.size, dtype=bool)
-        # A 64-bit uniform below floor(rate * 2**64): never more likely than `rate`, and less by under 2**-64.
+        # A uniform 64-bit number lies below this with a probability of at most `rate`, and less by under 2**-64.
         threshold = np.uint64(int(self.rate * 2**64))
         return np.frombuffer(os.urandom(8 * self.size), dtype=np.uint64) < threshold
 
 
 def choose_subset(count: int, size: int) -> list[int]:
-    """Choose `size` of the numbers below `count`, secretly, each set of them equally likely.
+    """Choose `size` of the numbers below `count`, secretly, so that each subset is equally likely.
 
     >>> sorted(choose_subset(3, 3))
     [0, 1, 2]

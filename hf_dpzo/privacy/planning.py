@@ -1,6 +1,6 @@
-"""What a plan costs, and how that changes with its steps, its batch size, its noise or its target.
+"""The privacy cost of a plan, and how it changes with the plan's steps, batch size, noise or target.
 
-Pure accounting: no data, no model. A curve is made of points, each of them computed as for a single plan.
+This is pure accounting, without data or a model. Each point of a curve is computed as a single plan would be.
 """
 
 import math
@@ -24,30 +24,34 @@ from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, GaussianQuery, LaplaceQuery, Releases
 
 
-# Whole numbers among the fields of a plan.
+# The fields of a curve that take whole numbers only.
 WHOLE = ("max_steps", "expected_batch_size")
 
 
-# How far to both sides a curve reaches by default: by this factor.
+# The factor by which a curve reaches, by default, to both sides of the plan's own value.
 DEFAULT_REACH = {"max_steps": 10.0, "expected_batch_size": 10.0, "noise_multiplier": 4.0, "target_epsilon": 4.0}
 
 
-# To calibrate takes seconds a point.
-DEFAULT_POINTS, DEFAULT_CALIBRATED_POINTS, MAX_POINTS = 13, 7, 200
+# Curves of calibrated noise have fewer points, because calibration takes seconds for each.
+DEFAULT_POINTS, DEFAULT_CALIBRATED_POINTS = 13, 7
 
 
-# More than any run takes.
-_MOST_STEPS = 10**9
+MAX_POINTS = 200
+
+
+# More steps than any run takes.
+_MAX_STEPS = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that is planned: how often it releases what, from how many rows.
+    """The plan of a run: what each step releases, how often, and from how many rows.
 
     Args:
         noise: `gaussian` or `laplace`.
         noise_multiplier: the noise's scale over the sensitivity; `None` for the least that meets `target_epsilon`.
-        target_epsilon: the target at `target_delta`, for Laplace noise at delta 0; `None` where the noise is given.
+        target_epsilon: the largest epsilon allowed, at `target_delta`, or for Laplace noise at delta 0; `None` where
+            `noise_multiplier` is given.
         target_delta: the delta at which epsilon is stated.
         num_rows: the number of rows of training data.
         expected_batch_size: the mean number of rows in a batch.
@@ -89,9 +93,10 @@ class Plan:
 
     @property
     def query(self) -> GaussianQuery | LaplaceQuery:
-        """What one step releases. Raises `ValueError` where no noise meets the target."""
-        given = 1.0 if self.noise_multiplier is None else self.noise_multiplier
-        query = QUERIES[self.noise](noise_multiplier=given, sampling_rate=self.expected_batch_size / self.num_rows)
+        """The release of one step. Raises `ValueError` where no noise meets the target."""
+        noise_multiplier = 1.0 if self.noise_multiplier is None else self.noise_multiplier
+        sampling_rate = self.expected_batch_size / self.num_rows
+        query = QUERIES[self.noise](noise_multiplier=noise_multiplier, sampling_rate=sampling_rate)
         if self.target_epsilon is None:
             return query
         return calibrate_query(
@@ -101,12 +106,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """A plan, what each of its steps releases, and the guarantee for all of them.
+    """A plan, the release of each of its steps, and the guarantee for all of them.
 
     Args:
         plan: the plan, with its noise or its target.
-        query: what one step releases, with the noise that the plan gives or that meets its target.
-        guarantee: upper bounds on the epsilon of all steps.
+        query: the release of one step, with the noise that the plan gives or that meets its target.
+        guarantee: the upper bounds on the epsilon of all steps.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
     >>> compute_curve(plan, "max_steps", [500]).plan_point.as_row()["noise_multiplier"]
@@ -119,20 +124,25 @@ class CurvePoint:
 
     @property
     def releases(self) -> Releases:
-        """All that the plan releases."""
+        """The releases of all steps."""
         return ((self.query, self.plan.max_steps),)
 
     def group_epsilon(self, rows_per_person: int) -> float:
-        """Return epsilon, at the plan's delta, for a person with so many rows; for Laplace noise at delta 0.
+        """Return an upper bound on epsilon for a person with several rows, at the plan's delta.
+
+        For Laplace noise it holds at delta 0. It is infinite where no bound is known.
+
+        Args:
+            rows_per_person: the largest number of rows that one person has.
 
         Raises:
-            ValueError: there are too many rows to account for, or none.
+            ValueError: `rows_per_person` is not a whole number from 1 to 64.
         """
         check_group(rows_per_person)
         return account_for_group(self.releases, size=rows_per_person, delta=self.guarantee.delta)
 
     def as_row(self) -> dict[str, str | float | None]:
-        """The point as a line of a table. Bounds are rounded up, and `None` where an accountant does not apply."""
+        """Return the point as a row of a table. Bounds are rounded up; `None` where an accountant does not apply."""
         bounds = {
             "epsilon": self.guarantee.epsilon,
             "epsilon_pld": self.guarantee.pld,
@@ -155,17 +165,17 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What changes if one field of a plan does.
+    """The trade-off of a plan: how its noise or its guarantee changes with one field.
 
     Args:
-        against: the name of the field.
+        against: the name of the field that changes.
         plan_point: the plan's own point.
-        points: the points in the order of the field, `plan_point` among them.
+        points: the points in increasing order of the field, `plan_point` among them.
         num_left_out: the number of values of the field for which no epsilon can be stated.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
-    >>> found = compute_curve(plan, "max_steps", [500])
-    >>> [found.value_at(point) for point in found.points]
+    >>> curve = compute_curve(plan, "max_steps", [500])
+    >>> [curve.value_at(point) for point in curve.points]
     [500, 1000]
     """
 
@@ -175,18 +185,18 @@ class Curve:
     num_left_out: int
 
     def value_at(self, point: CurvePoint) -> float:
-        """The value of the field at `point`."""
+        """Return the value of the field at `point`."""
         return getattr(point.plan, self.against)
 
 
 def check_group(rows_per_person: int) -> None:
-    """Raise `ValueError` where a person can not have so many rows, or has more than are accounted for."""
+    """Raise `ValueError` unless `rows_per_person` is a whole number from 1 to `MAX_GROUP_SIZE`."""
     if not (isinstance(rows_per_person, Integral) and 1 <= rows_per_person <= MAX_GROUP_SIZE):
         raise ValueError(f"rows_per_person={rows_per_person}: it must lie between 1 and {MAX_GROUP_SIZE}.")
 
 
 def account_for_plan(plan: Plan) -> CurvePoint:
-    """Account for `plan`, or raise `ValueError` where no epsilon can be stated for it.
+    """Return `plan` with its query and its guarantee, or raise `ValueError` where no epsilon can be stated for it.
 
     >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
     >>> round(account_for_plan(plan).guarantee.epsilon, 3)
@@ -201,24 +211,25 @@ def account_for_plan(plan: Plan) -> CurvePoint:
 def choose_values(
     plan: Plan, against: str, *, low: float | None = None, high: float | None = None, points: int | None = None
 ) -> tuple[float, ...]:
-    """Return values of the field `against` in equal ratios from `low` to `high`, with the plan's own one among them.
+    """Return values of the field `against` in equal ratios from `low` to `high`, with the plan's own among them.
 
-    By default they reach by the factor `DEFAULT_REACH` to both sides. They are rounded to six digits, and steps and
-    rows to whole numbers, so that there may be fewer than `points`.
+    By default, they reach to both sides of the plan's own value by the factor in `DEFAULT_REACH`. They are rounded to
+    six digits, and steps and rows to whole numbers, so there may be fewer than `points`.
 
     >>> plan = Plan(noise_multiplier=1.0, target_delta=1e-5, num_rows=5000, expected_batch_size=50, max_steps=1000)
     >>> choose_values(plan, "max_steps", low=10, points=4)
     (10, 100, 1000, 10000)
     """
-    asked = getattr(plan, against)
-    ends = {"max_steps": _MOST_STEPS, "expected_batch_size": plan.num_rows, "noise_multiplier": MAX_NOISE_MULTIPLIER}
-    smallest, largest = 1 if against in WHOLE else 0, ends.get(against, math.inf)
-    low = max(smallest, asked / DEFAULT_REACH[against]) if low is None else low
-    high = min(largest, asked * DEFAULT_REACH[against]) if high is None else high
-    if not (0 < low < high < math.inf and smallest <= low <= asked <= high <= largest):
+    own_value = getattr(plan, against)
+    limits = {"max_steps": _MAX_STEPS, "expected_batch_size": plan.num_rows, "noise_multiplier": MAX_NOISE_MULTIPLIER}
+    smallest = 1 if against in WHOLE else 0
+    largest = limits.get(against, math.inf)
+    low = max(smallest, own_value / DEFAULT_REACH[against]) if low is None else low
+    high = min(largest, own_value * DEFAULT_REACH[against]) if high is None else high
+    if not (0 < low < high < math.inf and smallest <= low <= own_value <= high <= largest):
         raise ValueError(
             f"from={low:g}, to={high:g}: {against} lies between {smallest:g} and {largest:g}, and its own value, "
-            f"{asked:g}, is on the curve; choose a range that holds it."
+            f"{own_value:g}, is on the curve; choose a range that holds it."
         )
     if points is None:
         points = DEFAULT_POINTS if plan.target_epsilon is None else DEFAULT_CALIBRATED_POINTS
@@ -227,45 +238,46 @@ def choose_values(
     values = [float(f"{value:.6g}") for value in np.geomspace(low, high, points)]
     if against in WHOLE:
         values = [round(value) for value in values]
-    return tuple(sorted({asked, *(value for value in values if not math.isclose(value, asked, rel_tol=1e-5))}))
+    return tuple(sorted({own_value, *(value for value in values if not math.isclose(value, own_value, rel_tol=1e-5))}))
 
 
 def compute_curve(plan: Plan, against: str, values: Sequence[float]) -> Curve:
     """Account for `plan` with each of `values` in place of its field `against`, and return the trade-off.
 
-    Values for which no epsilon can be stated are left out: those that would cost more than 1000, and targets that no
-    noise meets.
+    A value is left out where no epsilon can be stated for it: epsilon would exceed 1000, or no noise meets the target.
 
     Args:
-        plan: the plan; its own point is on the curve, too.
+        plan: the plan, whose own point is on the curve too.
         against: the name of the field that changes: `max_steps`, `expected_batch_size`, `noise_multiplier` or
             `target_epsilon`.
         values: the values of the field.
 
     Raises:
-        ValueError: an epsilon can be stated for none of the values, or not for the plan itself.
+        ValueError: no epsilon can be stated for the plan itself, or for any other of the values.
 
     >>> plan = Plan(noise_multiplier=1.2, target_delta=1e-5, num_rows=5000, expected_batch_size=64, max_steps=1000)
     >>> [round(point.guarantee.epsilon, 2) for point in compute_curve(plan, "max_steps", [250, 4000]).points]
     [0.87, 1.7, 3.56]
     """
-    asked = account_for_plan(plan)
-    place = getattr(plan, against)
-    lower = list(_compute_points(plan, against, sorted((value for value in values if value < place), reverse=True)))
-    higher = list(_compute_points(plan, against, sorted(value for value in values if value > place)))
+    plan_point = account_for_plan(plan)
+    own_value = getattr(plan, against)
+    lower = list(_compute_points(plan, against, sorted((value for value in values if value < own_value), reverse=True)))
+    higher = list(_compute_points(plan, against, sorted(value for value in values if value > own_value)))
     if not lower and not higher:
         raise ValueError(
-            f"against={against}: an epsilon can be stated for {place:g} alone; choose other values with from and to."
+            f"against={against}: an epsilon can be stated for {own_value:g} alone; "
+            "choose other values with from and to."
         )
-    points = (*reversed(lower), asked, *higher)
-    return Curve(against=against, plan_point=asked, points=points, num_left_out=len({place, *values}) - len(points))
+    points = (*reversed(lower), plan_point, *higher)
+    num_left_out = len({own_value, *values}) - len(points)
+    return Curve(against=against, plan_point=plan_point, points=points, num_left_out=num_left_out)
 
 
 def _compute_points(plan: Plan, against: str, values: Sequence[float]) -> Iterator[CurvePoint]:
-    """The points of `values`, which lead away from the plan, up to the first for which no epsilon can be stated.
+    """Yield the points of `values`, which lead away from the plan's, until no epsilon can be stated for one.
 
-    What all depends on is monotone, so none can be stated beyond it either; and to find out there, where privacy loss
-    distributions are wide, takes minutes.
+    The guarantee, and the noise for a target, are monotone in the field. So no epsilon can be stated beyond that value
+    either, and finding that out takes minutes, because privacy loss distributions are wide there.
     """
     for value in values:
         try:

@@ -1,4 +1,4 @@
-"""The facts of one release of data, and the event as which dp-accounting knows it."""
+"""Queries: the facts that determine what one release costs, and the events that dp-accounting knows them as."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,13 +8,13 @@ from typing import ClassVar
 import dp_accounting
 
 
-# The scale of the noise must be an integer below 2**53, in steps of 2**-40 clip norms.
+# The scale of the noise must be an integer below 2**53, in lattice steps of 2**-40 clip norms.
 MAX_NOISE_MULTIPLIER = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledQuery(ABC):
-    """One release of a sum with noise, over a batch that each unit joins independently.
+    """One release of a noisy sum over a batch that each unit joins independently.
 
     Args:
         noise_multiplier: the noise's scale over the sensitivity of the sum.
@@ -42,7 +42,7 @@ class SampledQuery(ABC):
 
     @property
     def event(self) -> dp_accounting.DpEvent:
-        """The release as dp-accounting describes it."""
+        """The release as an event of dp-accounting."""
         if self.sampling_rate == 1:
             return self._noise_event
         return dp_accounting.PoissonSampledDpEvent(self.sampling_rate, self._noise_event)
@@ -50,14 +50,14 @@ class SampledQuery(ABC):
     @property
     @abstractmethod
     def _noise_event(self) -> dp_accounting.DpEvent:
-        """The release, if all units were in the batch."""
+        """The release as an event, if every unit were in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianQuery(SampledQuery):
-    """A release with Gaussian noise; `noise_multiplier` is its standard deviation over the L2 sensitivity.
+    """One release with Gaussian noise.
 
-    The discrete Gaussian on a lattice of 2**40 steps is accounted as the continuous one: it satisfies the same zCDP,
+    The discrete Gaussian on a lattice of 2**40 steps is accounted as the continuous one. It satisfies the same zCDP,
     and the densities differ by a relative 1e-25.
 
     Args:
@@ -65,7 +65,7 @@ class GaussianQuery(SampledQuery):
         sampling_rate: the probability with which each unit joins the batch; 1 for all of the data.
 
     Raises:
-        ValueError: the rate is no probability above 0, or the multiplier is not between 0 and 8192.
+        ValueError: `sampling_rate` is not in (0, 1], or `noise_multiplier` is not between 0 and 8192.
 
     >>> GaussianQuery(noise_multiplier=1, sampling_rate=0.01).event
     PoissonSampledDpEvent(sampling_probability=0.01, event=GaussianDpEvent(noise_multiplier=1.0))
@@ -80,14 +80,14 @@ class GaussianQuery(SampledQuery):
 
 @dataclass(frozen=True, kw_only=True)
 class LaplaceQuery(SampledQuery):
-    """A release with Laplace noise; `noise_multiplier` is its scale over the L1 sensitivity.
+    """One release with Laplace noise.
 
     Args:
         noise_multiplier: Laplace's b over the L1 sensitivity of the sum.
         sampling_rate: the probability with which each unit joins the batch; 1 for all of the data.
 
     Raises:
-        ValueError: the rate is no probability above 0, or the multiplier is not between 0 and 8192.
+        ValueError: `sampling_rate` is not in (0, 1], or `noise_multiplier` is not between 0 and 8192.
 
     >>> round(LaplaceQuery(noise_multiplier=4.4734, sampling_rate=0.016).pure_epsilon(1000), 2)
     4.0
@@ -96,11 +96,13 @@ class LaplaceQuery(SampledQuery):
     min_pld_noise: ClassVar[float] = 0.05
 
     def pure_epsilon(self, steps: int) -> float:
-        """What `steps` releases cost with delta 0: amplified by sampling (Balle et al. 2018), then added up."""
-        loss, q = 1 / self.noise_multiplier, self.sampling_rate
+        """Return epsilon at delta 0 for `steps` releases: amplified by sampling (Balle et al. 2018), then added up."""
+        loss = 1 / self.noise_multiplier
+        q = self.sampling_rate
         if loss < 1:
             return steps * math.log1p(q * math.expm1(loss))
-        return steps * (loss + math.log(q + (1 - q) * math.exp(-loss)))  # The same, where exp(loss) may overflow.
+        # The same, written so that exp cannot overflow.
+        return steps * (loss + math.log(q + (1 - q) * math.exp(-loss)))
 
     @property
     def _noise_event(self) -> dp_accounting.DpEvent:
@@ -109,7 +111,7 @@ class LaplaceQuery(SampledQuery):
 
 @dataclass(frozen=True, kw_only=True)
 class NonPrivateQuery:
-    """One release without noise: no epsilon describes it.
+    """One release without noise, which no epsilon describes.
 
     >>> from hf_dpzo.privacy import Budget
     >>> Budget(query=NonPrivateQuery(), planned_steps=10, delta=None).private
@@ -118,7 +120,7 @@ class NonPrivateQuery:
 
     @property
     def event(self) -> dp_accounting.DpEvent:
-        """The release as dp-accounting describes it."""
+        """The release as an event of dp-accounting."""
         return dp_accounting.NonPrivateDpEvent()
 
 

@@ -1,7 +1,7 @@
-"""The questions of a planner, asked in Python: how much noise, what it guarantees, and to a person with several rows.
+"""The questions of a planner, in Python: how much noise, what it guarantees, and what a person with several rows gets.
 
-Each function describes one run and follows the path of `hf-dpzo calibrate` and `hf-dpzo epsilon`: a checked `Plan`, and
-the `CurvePoint` that `state` accounts for.
+Each function describes one run, and computes what `hf-dpzo calibrate` and `hf-dpzo epsilon` do: it checks a `Plan`, and
+has `account_for_plan` account for it.
 """
 
 from hf_dpzo.privacy.accounting import Guarantee
@@ -18,21 +18,21 @@ def calibrate(
     max_steps: int,
     noise: str = "gaussian",
 ) -> GaussianQuery | LaplaceQuery:
-    """Find the least noise with which a run meets a target, and return it as the query that each step makes.
+    """Find the least noise with which a run meets a target, and return it as the release of one step.
 
-    The noise multiplier is the query's `noise_multiplier`, in units of the sensitivity: clip norms, and for zoso and
-    zopo sqrt(K) of them. Gaussian noise is found with the Rényi accountant and tightened with privacy loss
-    distributions, Laplace noise by a closed form.
+    The `noise_multiplier` of the result is in units of the sensitivity: the clip norm, or for zoso and zopo sqrt(K)
+    clip norms. Gaussian noise is found with the Rényi accountant and lowered with privacy loss distributions. Laplace
+    noise follows from a closed form.
 
     Args:
-        target_epsilon: the largest epsilon allowed, at `target_delta`; for Laplace noise at delta 0.
+        target_epsilon: the largest epsilon allowed, at `target_delta`, or for Laplace noise at delta 0.
         target_delta: the delta of the guarantee, well below one over `num_rows`.
         num_rows: the number of rows of training data.
         expected_batch_size: the mean number of rows in a batch; each row joins a batch independently of the others.
         max_steps: the number of steps of the whole run.
         noise: `gaussian` or `laplace`.
 
-    Guarantee: `guarantee` of the returned noise multiplier is at most the target, for adding or removing one row.
+    Guarantee: `guarantee` gives the returned noise an epsilon of at most the target, for adding or removing one row.
 
     Raises:
         ValueError: no run could have this plan, no noise meets the target, or the target promises nothing.
@@ -66,8 +66,8 @@ def guarantee(
     """Account for all the steps of a run, and return upper bounds on its epsilon.
 
     Args:
-        noise_multiplier: the noise's scale over the sensitivity: a standard deviation, or Laplace's b, in clip norms;
-            for zoso and zopo in sqrt(K) clip norms.
+        noise_multiplier: the noise's standard deviation, or Laplace's b, over the sensitivity: in clip norms, or for
+            zoso and zopo in sqrt(K) clip norms.
         target_delta: the delta of the guarantee, well below one over `num_rows`.
         num_rows: the number of rows of training data.
         expected_batch_size: the mean number of rows in a batch; each row joins a batch independently of the others.
@@ -106,10 +106,10 @@ def group_epsilon(
     max_steps: int,
     noise: str = "gaussian",
 ) -> float:
-    """Account for a run as somebody sees it who has several of its rows, and return an upper bound on epsilon.
+    """Account for a run from the view of a person who has several of its rows, and return an upper bound on epsilon.
 
-    The rows of a person join batches independently, so a batch holds a binomial number of them (Ganesh 2024). For
-    Laplace noise the bound holds with delta 0.
+    The rows of a person join a batch independently, so the batch holds a binomial number of them (Ganesh 2024). For
+    Laplace noise, the bound holds at delta 0.
 
     Args:
         rows_per_person: the largest number of rows that one person has, between 1 and 64.
@@ -121,7 +121,7 @@ def group_epsilon(
         noise: `gaussian` or `laplace`.
 
     Guarantee: the run is (epsilon, `target_delta`)-differentially private for adding or removing all rows of a person.
-    Infinite where no bound is known.
+    Epsilon is infinite where no bound is known.
 
     Raises:
         ValueError: no run could have this plan, or the epsilon of one row is so large that it promises nothing.

@@ -1,4 +1,4 @@
-"""Chooses the form of a run's steps: a whole or a split model, one process or points shared by several."""
+"""Chooses the form of a run's steps: a whole or a sharded model, one process or probe points spread over several."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,17 +25,17 @@ def assemble_estimate(
     device: torch.device,
     capacity: int | None,
 ) -> StepEstimate:
-    """Return what evaluates the batches of a run.
+    """Return the estimate that evaluates the batches of a run.
 
     Args:
-        model: the model to be trained, whole or split over processes.
+        model: the model to be trained, whole or sharded over processes.
         processes: the run's processes.
-        loss: as in `BatchLosses`, like `collator`, `prepare` and `device`.
-        collator: cuts batches into micro-batches.
-        prepare: moves inputs to the model.
+        loss: the loss of a micro-batch.
+        collator: the collator that cuts batches into micro-batches.
+        prepare: a function that moves inputs to the model's device.
         device: the device of the losses.
-        capacity: the number of rows that a batch has room for where all processes have the same batch and share out its
-            probe points; `None` where each has a share of the batch.
+        capacity: the number of rows that a batch has room for, if all processes have the same batch and divide its
+            probe points; `None` if each process has a share of the batch.
     """
     parts = {"loss": loss, "collator": collator, "prepare": prepare, "device": device}
     if is_sharded(model.parameters()):

@@ -1,4 +1,4 @@
-"""The losses of a logical batch, wherever the parameters are. SENSITIVE."""
+"""The losses of a logical batch, at the point where the parameters are. SENSITIVE."""
 
 import functools
 from collections import deque
@@ -16,14 +16,14 @@ from hf_dpzo.losses.per_example import PerExampleLoss
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLosses:
-    """Evaluates a logical batch, wherever the parameters are. SENSITIVE.
+    """Evaluates a logical batch at the point where the parameters are. SENSITIVE.
 
     Args:
-        loss: of a micro-batch.
-        collator: made the micro-batches, and can take one apart.
-        prepare: moves inputs to where the model is.
-        device: where an empty batch's losses are.
-        tail: the shape of what the loss returns for each row: nothing, or a number of probe points.
+        loss: the loss of a micro-batch.
+        collator: the collator that built the micro-batches, and can split one into its rows.
+        prepare: a function that moves inputs to the model's device.
+        device: the device of the losses.
+        tail: the shape of what the loss returns for each row: `()`, or `(points,)` for several probe points at once.
     """
 
     loss: PerExampleLoss
@@ -34,15 +34,19 @@ class BatchLosses:
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
-        waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
+        """Return one loss for each row, float32 `[rows, *tail]`; NaN for a row whose loss could not be computed."""
+        waiting = deque(batch.micro_batches)
+        losses = [torch.empty((0, *self.tail), device=self.device)]
         while waiting:
-            losses += self._of_next(model, waiting)
+            losses += self._evaluate_next(model, waiting)
         return torch.cat(losses)
 
     @torch.no_grad()
     def of_public(self, model: torch.nn.Module, rows: Sequence[Any]) -> torch.Tensor:
-        """The losses of public `rows`, in their order, made as those of private ones are; but errors are shown."""
+        """Return the losses of public `rows`, in their order, float32 `[rows, *tail]`.
+
+        They are computed as those of private rows are, but errors are raised.
+        """
         numbered = [FetchedRow(unit=unit, row=row, slot=unit) for unit, row in enumerate(rows)]
         batch = self.collator(numbered)["batch"]
         losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
@@ -50,26 +54,29 @@ class BatchLosses:
             if micro_batch.inputs is None:
                 self.collator.raise_collation_error([rows[row.unit] for row in micro_batch.rows])
             units = [row.unit for row in micro_batch.rows]
-            evaluated = run_without_randomness("per_example_loss", functools.partial(self._checked, model, micro_batch))
+            evaluated = run_without_randomness("per_example_loss", functools.partial(self._compute, model, micro_batch))
             losses[units] = evaluated[: len(units)].float()
         return losses
 
-    def _of_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
-        """The losses of the first that waits; NaN for a row that fails alone. Several that fail wait one by one."""
+    def _evaluate_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
+        """Return the losses of the next micro-batch, NaN for a row that fails alone.
+
+        If several rows fail together, return nothing, and put them back as micro-batches of one row.
+        """
         micro_batch = waiting.popleft()
         try:
-            return [self._evaluated(model, micro_batch)]
+            return [self._evaluate_sealed(model, micro_batch)]
         except WithheldError:
             if len(micro_batch.rows) == 1:
                 return [torch.full((1, *self.tail), torch.nan, device=self.device)]
             waiting.extendleft(reversed(self.collator.split_into_rows(micro_batch)))
             return []
 
-    def _evaluated(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        losses = run_sealed("per_example_loss", lambda: self._checked(model, micro_batch))
+    def _evaluate_sealed(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        losses = run_sealed("per_example_loss", lambda: self._compute(model, micro_batch))
         return losses[: len(micro_batch.rows)].float()
 
-    def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+    def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         losses = self.loss(model, self.prepare(micro_batch.inputs))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")

@@ -1,7 +1,7 @@
 """Several probe points in one forward pass, for adapters.
 
-The frozen weights are read once for all points, and layers below the first adapter are computed once. What it costs is
-memory: activations of that many batches. `torch.func.vmap` keeps the points apart.
+The frozen weights are read once for all points, and layers below the first adapter are computed once. The price is
+memory for the activations at all points. `torch.func.vmap` keeps the points apart.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,35 +18,36 @@ from hf_dpzo.step.batch_losses import BatchLosses
 
 @dataclass(frozen=True, kw_only=True)
 class BatchedPointsLoss:
-    """A loss at several values of the trained parameters at once. Its plain twin evaluates one after the other.
+    """A loss at several values of the trained parameters at once.
 
     Args:
-        loss: of a micro-batch, at one point.
-        parameters: the values by the names of the parameters, `[points, *shape]` each.
+        loss: the loss of a micro-batch at one point.
+        parameters: the values of each parameter by its name, `[points, *shape]`.
     """
 
     loss: PerExampleLoss
     parameters: Mapping[str, torch.Tensor]
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """One loss for each row at each point, `[batch, points]`."""
-        module = _AsModule(model, self.loss)
+        """Return one loss for each row at each point, `[batch, points]`."""
+        module = _LossModule(model, self.loss)
         named = {f"model.{name}": values for name, values in self.parameters.items()}
 
-        def at(one: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return torch.func.functional_call(module, one, (inputs,))
+        def evaluate_at(point: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return torch.func.functional_call(module, point, (inputs,))
 
         with _batched_attention(next(iter(named.values())).device):
-            return torch.func.vmap(at, out_dims=1)(named)
+            return torch.func.vmap(evaluate_at, out_dims=1)(named)
 
 
-class _AsModule(torch.nn.Module):
-    """A loss as a module, so that torch can exchange its model's parameters for the time of a call."""
+class _LossModule(torch.nn.Module):
+    """A loss as a module, so that `functional_call` can exchange the model's parameters."""
 
     def __init__(self, model: torch.nn.Module, loss: PerExampleLoss) -> None:
         super().__init__()
         self.training = model.training
-        self.model, self._loss = model, loss
+        self.model = model
+        self._loss = loss
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         return self._loss(self.model, inputs)
@@ -54,7 +55,10 @@ class _AsModule(torch.nn.Module):
 
 @contextmanager
 def _batched_attention(device: torch.device) -> Iterator[None]:
-    """On a CPU the plain kernel: torch 2.13 has no batching rule for the other one. Remove when it has."""
+    """Use the plain attention kernel on a CPU.
+
+    torch 2.13 has no batching rule for the fused one. Remove when it has.
+    """
     if device.type != "cpu":
         yield
         return
@@ -63,13 +67,13 @@ def _batched_attention(device: torch.device) -> Iterator[None]:
 
 
 def at_stacks(losses: BatchLosses, model: torch.nn.Module, stacks: Mapping[torch.Tensor, torch.Tensor]) -> BatchLosses:
-    """Return what evaluates a batch at several values of the trained parameters at once.
+    """Return `losses` in a form that evaluates a batch at several values of the trained parameters at once.
 
     Args:
-        losses: evaluates it at one point.
+        losses: the losses at one point.
         model: the model to which the parameters belong.
         stacks: the values of each trained parameter, `[points, *shape]`.
     """
-    named = {name: stacks[one] for name, one in model.named_parameters() if one in stacks}
+    named = {name: stacks[parameter] for name, parameter in model.named_parameters() if parameter in stacks}
     points = len(next(iter(stacks.values())))
     return replace(losses, loss=BatchedPointsLoss(loss=losses.loss, parameters=named), tail=(points,))

@@ -1,7 +1,7 @@
-"""The public half of a step: everything that moves parameters, none of which looks at data.
+"""The public half of a step: everything that moves parameters. None of it looks at data.
 
-Training and replay both go through here. What training adds are losses at each stop of the walk, and the door that
-they leave by.
+Training and replay share this code. Training adds the losses at each stop of the walk, and the door through which they
+are released.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from hf_dpzo.zo.spsa import FiniteDifference
 from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, StackingWalk, Walk
 
 
-# Trainable sets up to this share of the model are restored from a copy, exactly; larger ones by walking back.
+# Trained parameters up to this share of the model are restored from a copy, exactly; more of them by walking back.
 COPIED_SHARE = 0.1
 
 
@@ -26,10 +26,10 @@ class Descent:
     """Moves the parameters of `optimizer` as `method` says.
 
     Args:
-        model: what the parameters belong to.
-        optimizer: it applies what was released.
-        method: the parts and their parameters.
-        planned_steps: how many steps the whole run has; stages depend on it.
+        model: the model to which the parameters belong.
+        optimizer: the optimizer that applies released coefficients.
+        method: the method, which says what a step consists of.
+        planned_steps: the number of steps of the whole run, on which stages depend.
     """
 
     model: torch.nn.Module
@@ -38,45 +38,45 @@ class Descent:
     planned_steps: int
 
     def begin(self, step: int) -> Stage:
-        """Begin the stage that `step` belongs to, unless it has begun, and return it."""
+        """Return the stage of `step`, after beginning it if the step before was in another one."""
         stage = self.method.stage(step, self.planned_steps)
         if self.optimizer.stage != stage.number:
-            mask = self._mask(stage.number)
+            mask = self._choose_mask(stage.number)
             self.optimizer.begin_stage(number=stage.number, rate_factor=stage.rate_factor, mask=mask)
         return stage
 
     def walk(self, step: int, *, points_per_pass: int | None = None) -> AbstractContextManager[Walk]:
-        """Return the walk through the probe points of `step`, in its stage, as a context.
+        """Return the walk through the probe points of `step`, as a context manager.
 
-        Parameters of which no copy is made stay at the last point: the optimizer goes on from there. A replay makes the
-        same walk and looks at nothing.
+        Parameters that are not copied stay at the last point, from which the optimizer moves on. A replay makes the
+        same walk without evaluating anything.
 
         Args:
             step: the step, from 0.
             points_per_pass: the number of points that one forward pass evaluates, without moving a parameter; `None`
-                for one, to which the parameters move.
+                for one point, to which the parameters move.
         """
-        given = {"step": step, "points": self.estimator(step).points}
+        settings = {"step": step, "points": self.estimator(step).points}
         parameters, directions = self.optimizer.parameters(), self.optimizer.directions
         if points_per_pass is not None:
-            walk = StackingWalk(parameters, directions, **given, points_per_stop=points_per_pass)
+            walk = StackingWalk(parameters, directions, **settings, points_per_stop=points_per_pass)
         elif is_copied(self.model, parameters):
-            walk = CopyingWalk(parameters, directions, **given)
+            walk = CopyingWalk(parameters, directions, **settings)
         else:
-            walk = AddingWalk(parameters, directions, **given)
+            walk = AddingWalk(parameters, directions, **settings)
         return self.optimizer.follow(walk, step=step)
 
     def estimator(self, step: int) -> FiniteDifference:
-        """Return what compares the losses of `step`, with the smoothing of its stage."""
+        """Return the estimator that compares the losses of `step`, with the smoothing of its stage."""
         return replace(self.method.estimator, smoothing=self.begin(step).smoothing)
 
     @property
     def mask_fingerprint(self) -> int:
-        """Which coordinates may move, in this stage; 0 where all may."""
+        """The fingerprint of the mask of the present stage; 0 if all coordinates may move."""
         mask = self.optimizer.directions.mask
         return 0 if mask is None else mask.fingerprint
 
-    def _mask(self, stage: int) -> Mask | None:
+    def _choose_mask(self, stage: int) -> Mask | None:
         pruning = self.method.pruning(stage)
         if pruning is None:
             return self.optimizer.directions.mask
@@ -89,7 +89,7 @@ class Descent:
         )
 
     def _outputs(self) -> torch.Tensor:
-        """The model's first output for one made-up token."""
+        """Return the model's first output for one made-up token."""
         device = next(self.model.parameters()).device
         try:
             return self.model(torch.ones((1, 1), dtype=torch.long, device=device))[0]
@@ -101,5 +101,5 @@ class Descent:
 
 
 def is_copied(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> bool:
-    """Whether what is trained is a small enough share of `model` to be restored from a copy."""
+    """Return whether the `trained` parameters are a small enough share of `model` to be restored from a copy."""
     return sum(p.numel() for p in trained) <= COPIED_SHARE * sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""The secret half of a step: what it learns from its batch."""
+"""The secret half of a step: the losses of its batch, and the coefficients computed from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class StepEstimate:
     """Evaluates a batch at each stop of a walk, and compares the losses. SENSITIVE.
 
     Args:
-        losses: evaluates a logical batch where the parameters are.
+        losses: the losses of a logical batch, at the point where the parameters are.
     """
 
     losses: BatchLosses
@@ -31,12 +31,12 @@ class StepEstimate:
     def coefficients(
         self, losses: Sequence[torch.Tensor], batch: LogicalBatch, estimator: FiniteDifference
     ) -> torch.Tensor:
-        """Return the coefficients of each unit of privacy in this process' share, float64 `[units, K]`.
+        """Return the coefficients of each unit of privacy in this process' share of the batch, float64 `[units, K]`.
 
         Args:
-            losses: those of all stops, in the order of the walk.
-            batch: the batch that they are of.
-            estimator: compares them.
+            losses: the losses at all stops, in the order of the walk, each `[rows, points]`.
+            batch: the batch to which the losses belong.
+            estimator: the estimator that compares the losses of a row.
         """
-        compared = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
-        return average_by_unit(compared, batch.row_units, batch.num_units)
+        row_coefficients = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
+        return average_by_unit(row_coefficients, batch.row_units, batch.num_units)

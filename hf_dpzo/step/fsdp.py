@@ -1,8 +1,8 @@
-"""A model that is split over processes: each forward pass gathers its weights, for which every process is needed.
+"""The losses of a model that is sharded over processes. Each forward pass gathers weights, which needs every process.
 
-So all are at the same point at any time, and make the same number of passes. How many micro-batches a process has is
-secret, and so is whether somebody's code fails on one of them: one that has nothing to evaluate, or could not, joins in
-what the others gather.
+All processes are therefore at the same point at any time, and make the same number of passes. How many micro-batches a
+process has is secret, and so is whether a user's code fails on one of them. So a process that has nothing to evaluate,
+or fails at it, still takes part in what the others gather.
 """
 
 import traceback
@@ -23,23 +23,29 @@ from hf_dpzo.step.batch_losses import BatchLosses
 
 
 class GatherOrder:
-    """The order in which passes through `model` gather the weights of its modules; the same in all processes.
+    """The order in which passes through a model gather the weights of its modules, the same in all processes.
 
-    It is learned from a pass that every process makes. A pass that would gather something else fails before it does,
-    and one that ends early gathers the rest.
+    It is learned from a pass that every process makes. A later pass fails before it gathers in another order. One that
+    ends early gathers the rest.
+
+    Args:
+        model: the model, sharded by `fully_shard`.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._roots, self._run = find_fsdp_roots(model), set()
+        self._roots = find_fsdp_roots(model)
+        self._called: set[FSDPModule] = set()
         self._own_parameters = {
             module: _find_own_parameters(module) for module in model.modules() if isinstance(module, FSDPModule)
         }
         self._order: list[FSDPModule] | None = None
-        # Of the present pass: what it has gathered, where the last one may have failed; and how much surely.
+        # What the present pass has begun to gather; `None` outside a pass.
         self._gathered: list[FSDPModule] | None = None
-        self._sure = 0
+        # The number of these that are gathered for certain. The last one may have failed.
+        self._num_certain = 0
         for root in self._roots:
-            # Else the weights of the outermost modules stay whole after a pass, and do not show that parts have moved.
+            # By default the weights of the outermost modules stay whole after a pass, and the next pass would not see
+            # that their shards have moved.
             root.set_reshard_after_forward(True)
         for module in self._own_parameters:
             module.reshard()
@@ -47,23 +53,25 @@ class GatherOrder:
             module.register_forward_pre_hook(self._after)
 
     def forget(self) -> None:
-        """Learn the order from the next pass."""
+        """Forget the order, so that the next pass sets it."""
         self._order = None
 
     @contextmanager
     def complete_pass(self) -> Iterator[None]:
-        """Within, what is gathered is what a whole pass does, whatever happens.
+        """Ensure that everything that a whole pass gathers is gathered inside the context, whatever happens there.
 
         Raises:
-            OutOfSyncError: it can not be, and the other processes have to be told by the end of this one.
+            OutOfSyncError: gathering fails, so this process must end for the others to notice.
         """
-        self._gathered, self._sure = [], 0
+        self._gathered = []
+        self._num_certain = 0
         try:
             yield
-        except KeyboardInterrupt:  # The others have it too.
+        except KeyboardInterrupt:  # The other processes are interrupted too.
             raise
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # They hold what was computed, and memory is needed.
+            # The frames hold activations, and gathering needs their memory.
+            traceback.clear_frames(error.__traceback__)
             self._end_pass()
             raise
         if self._order is None:
@@ -71,7 +79,7 @@ class GatherOrder:
         self._end_pass()
 
     def _before(self, module: FSDPModule, args: Any) -> None:
-        self._run.add(module)
+        self._called.add(module)
         if self._gathered is None or not self._is_sharded(module):
             return
         place = len(self._gathered)
@@ -82,20 +90,21 @@ class GatherOrder:
         self._gathered.append(module)
 
     def _after(self, module: FSDPModule, args: Any) -> None:
-        self._sure = len(self._gathered or ())
+        self._num_certain = len(self._gathered or ())
 
     def _is_sharded(self, module: FSDPModule) -> bool:
         return any(is_sharded([getattr(inner, name)]) for inner, name in self._own_parameters[module])
 
     def _end_pass(self) -> None:
-        made, self._gathered = self._gathered, None
-        if len(made) > self._sure and self._is_sharded(made[-1]):  # It failed before it was gathered.
-            made = made[:-1]
+        gathered, self._gathered = self._gathered, None
+        # The last module is still sharded if the pass failed before its weights were gathered.
+        if len(gathered) > self._num_certain and self._is_sharded(gathered[-1]):
+            gathered = gathered[:-1]
         try:
-            for root in self._run.intersection(self._roots):
-                # Also where nothing failed: without a backward pass FSDP never forgets the order of forward passes.
+            for root in self._called.intersection(self._roots):
+                # Needed after every pass: without a backward pass FSDP never forgets the order of forward passes.
                 root.reset_iter_state()
-            for module in (self._order or [])[len(made) :]:
+            for module in (self._order or [])[len(gathered) :]:
                 module.unshard()
                 module.reshard()
         except Exception as error:
@@ -106,22 +115,23 @@ class GatherOrder:
 
 
 def _find_own_parameters(module: FSDPModule) -> list[tuple[torch.nn.Module, str]]:
-    """Where the parameters are that FSDP gathers when `module` is called, and not one inside of it."""
-    own, inside = [], [module]
-    while inside:
-        one = inside.pop()
-        own += [(one, name) for name, _ in one.named_parameters(recurse=False)]
-        inside += [child for child in one.children() if not isinstance(child, FSDPModule)]
+    """Return where the parameters are that FSDP gathers when `module` itself is called: each one's owner and name."""
+    own = []
+    waiting = [module]
+    while waiting:
+        inner = waiting.pop()
+        own += [(inner, name) for name, _ in inner.named_parameters(recurse=False)]
+        waiting += [child for child in inner.children() if not isinstance(child, FSDPModule)]
     return own
 
 
 @dataclass(frozen=True, kw_only=True)
 class FSDPLosses(BatchLosses):
-    """Evaluates this process' share of a batch, in as many passes as the other ones. SENSITIVE.
+    """Evaluates this process' share of a batch, in as many passes as the other processes make. SENSITIVE.
 
     Args:
-        processes: of the run.
-        gather_order: of the model.
+        processes: the run's processes.
+        gather_order: the order in which a pass gathers the model's weights.
     """
 
     processes: Processes
@@ -129,22 +139,24 @@ class FSDPLosses(BatchLosses):
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """One loss for each row, float32 `[rows]`; NaN for those whose loss could not be computed."""
-        waiting, losses = deque(batch.micro_batches), [torch.empty((0, *self.tail), device=self.device)]
+        """Return one loss for each row, float32 `[rows]`; NaN for a row whose loss could not be computed."""
+        waiting = deque(batch.micro_batches)
+        losses = [torch.empty((0, *self.tail), device=self.device)]
         while self.processes.all_reduce_max(float(len(waiting) > 0)):
             if waiting:
-                losses += self._of_next(model, waiting)
+                losses += self._evaluate_next(model, waiting)
             else:
                 with self.gather_order.complete_pass():
                     pass
         return torch.cat(losses)
 
     def learn_gather_order(self, model: torch.nn.Module, rows: Sequence[Any]) -> None:
-        """Make passes over public `rows` in all processes, from which the order of what is gathered is known."""
-        for _ in range(2):  # The first time the loss may find out, by passes of its own, what the architecture allows.
+        """Learn the order of gathering from passes over public `rows`, which all processes must make."""
+        # Twice, because at its first call a loss may make passes of its own to try what the architecture allows.
+        for _ in range(2):
             self.gather_order.forget()
             self.of_public(model, rows)
 
-    def _checked(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+    def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         with self.gather_order.complete_pass():
-            return super()._checked(model, micro_batch)
+            return super()._compute(model, micro_batch)

@@ -1,6 +1,7 @@
 """Probe points spread over processes: all have the same batch, and each evaluates it at some of the points.
 
-What is sent has the same shape in each step, for how many rows a batch has is secret, and a backend may print shapes.
+What processes send has the same shape in every step. The number of rows in a batch is secret, and a backend may print
+shapes.
 """
 
 from collections.abc import Sequence
@@ -19,20 +20,20 @@ from hf_dpzo.zo.walk import Stop
 class PointParallelEstimate(StepEstimate):
     """Evaluates a batch at this process' share of the stops. SENSITIVE.
 
-    Every process makes the whole walk, which is what leaves the weights at the same bits in each. Losses are put where
-    their rows were drawn, for a process may fail on a row on which others do not.
+    Every process makes the whole walk, so the weights end at the same bits in each. Losses are placed by the slots of
+    their rows, because a process may fail on a row on which others succeed.
 
     Args:
-        losses: as in `StepEstimate`.
+        losses: the losses of a logical batch, at the point where the parameters are.
         processes: the run's processes.
-        capacity: the number of rows that there is room for.
+        capacity: the number of slots, which is the number of rows that a batch has room for.
     """
 
     processes: Processes
     capacity: int
 
     def evaluate(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """Return the losses, float64 `[capacity, 1]`, NaN where there is no row; zeros at another process' stop."""
+        """Return the losses, float64 `[capacity, 1]`: NaN in a slot without a row, zeros at another process' stop."""
         if stop.index % self.processes.size != self.processes.rank:
             return torch.zeros((self.capacity, 1), dtype=torch.float64)
         losses = torch.full((self.capacity, 1), torch.nan, dtype=torch.float64)
@@ -44,7 +45,7 @@ class PointParallelEstimate(StepEstimate):
     ) -> torch.Tensor:
         """Return the coefficients of all units in the first process, and of none in the others.
 
-        A number plus zeros is itself, to the last bit, and not finite where a loss was not.
+        The sum over processes adds zeros to each loss, which keeps it to the last bit, and keeps NaN.
         """
         total = self.processes.reduce_sum(torch.cat(losses, dim=1).numpy())
         if total is None:

@@ -1,4 +1,4 @@
-"""`ZOTrainer`: five classes, each a layer on the stock Trainer.
+"""`ZOTrainer`: seven classes, each a layer on the stock Trainer.
 
 Imports everything from `io` to `arguments`.
 """

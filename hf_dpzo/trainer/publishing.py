@@ -1,23 +1,19 @@
-"""The durable Trainer, made to publish: whatever it saves or pushes carries its guarantee and its log."""
+"""The durable Trainer, made to publish: whatever it saves carries its guarantee and its log."""
 
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo
 from peft import PeftModel
-from transformers.trainer_utils import HubStrategy, SaveStrategy, TrainOutput
-from transformers.utils.hub import PushInProgress
+from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.auditing.audit import Audit
 from hf_dpzo.card.declarations import Declarations, collect_versions
 from hf_dpzo.card.model_card import read_metadata, write_card
-from hf_dpzo.card.upload import Destination, Snapshot, copy_log
-from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded, refuse_sharded_push
+from hf_dpzo.card.upload import copy_log
+from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.isolation.bound import worse_isolation
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.unwrap import unwrap_optimizer
@@ -25,20 +21,16 @@ from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
 
-logger = logging.getLogger(__name__)
-
-
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
 
 
 class PublishingTrainer(ResumableTrainer):
-    """A durable Trainer whose every save and every commit holds card, `privacy.json` and log.
+    """A durable Trainer whose every save holds card, `privacy.json` and log.
 
     Subclasses set what an audit found.
     """
 
     _audit: Audit | None
-    push_in_progress: PushInProgress | None = None  # As stock has it where it pushes.
     # What `create_model_card` and `push_to_hub` were told about the model.
     _metadata: Mapping[str, Any] = {}
     _dataset: Sequence[str] = ()
@@ -48,8 +40,6 @@ class PublishingTrainer(ResumableTrainer):
     _evaluations_before_best: int | None = None
     # The fingerprint of the weights that training left.
     _final_fingerprint: str | None = None
-
-    # ---- Saving ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As stock, with the guarantee written beside the weights: `README.md`, `privacy.json` and the log.
@@ -213,85 +203,6 @@ class PublishingTrainer(ResumableTrainer):
         """As stock. The weights are no longer those of the last step."""
         super()._load_best_model()
         self._best_step, self._evaluations_before_best = self.state.best_global_step, len(self._list_evaluations())
-
-    # ---- Pushing ----
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future | None:
-        """As stock, in one commit: weights, or with `push_trajectory` none; card, `privacy.json` and log.
-
-        Args:
-            commit_message: of the commit.
-            blocking: whether to wait for it.
-            token: that may write.
-            revision: the branch.
-            private: whether a repository that is made is private.
-            kwargs: what `create_model_card` takes.
-
-        Raises:
-            ValueError: nothing was trained.
-        """
-        if not self._is_trained:
-            raise ValueError("push_to_hub: nothing was trained, so there is no guarantee to publish; call train().")
-        refuse_sharded_push(unwrap_optimizer(self.optimizer).parameters())
-        if not self.is_world_process_zero():
-            return None
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self._save_weights()
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        snapshot = self._take_snapshot()
-        to = Destination(repository=self.hub_model_id, revision=revision or self.args.hub_revision, token=token)
-        return snapshot.upload(to, message=commit_message, wait=blocking)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As stock; but what is pushed is saved anew, for other things may lie in the checkpoint's folder."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if self._is_pushing and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        snapshot = self._take_snapshot()
-        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
-        when = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {self.state.global_step}"
-        to = Destination(repository=self.hub_model_id, revision=self.args.hub_revision)
-        self._report_pushes()
-        job = snapshot.upload(to, message=f"Training in progress, {when}", wait=False)
-        jobs = self.push_in_progress.jobs if self._is_pushing else []
-        self.push_in_progress = PushInProgress([*jobs, job])
-
-    def _finish_current_push(self) -> None:
-        """As stock; then say which pushes failed, which stock never looks at."""
-        super()._finish_current_push()
-        self._report_pushes()
-        self.push_in_progress = None
-
-    def _report_pushes(self) -> None:
-        # Not where they happen: what is logged while private rows are evaluated is dropped.
-        for job in [] if self.push_in_progress is None else self.push_in_progress.jobs:
-            if job.done() and job.exception() is not None:
-                logger.warning("A push to the Hub failed, and the next one will make up for it: %s", job.exception())
-
-    def _take_snapshot(self) -> Snapshot:
-        """What to push, in a folder that steps that follow do not change, and where nothing was before."""
-        snapshot = Snapshot(Path(self.args.output_dir))
-        if not self.args.push_trajectory:
-            self.save_model(str(snapshot.folder), _internal_call=True)
-        self._write_card(snapshot.folder, self._fingerprint())
-        return snapshot
-
-    @property
-    def _is_pushing(self) -> bool:
-        return self.push_in_progress is not None and not self.push_in_progress.is_done()
 
 
 def _merge_names(*given: str | list[str] | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The publishing Trainer, made to search: each trial is a run of its own, and every card counts all of them."""
+"""The pushing Trainer, made to search: each trial is a run of its own, and every card counts all of them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers.trainer_utils import BestRun, TrainOutput
 
-from hf_dpzo.arguments.training_args import PLANNED_FLAGS
+from hf_dpzo.arguments.plan import PLANNED_FLAGS
 from hf_dpzo.data.units import Units
 from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.privacy.ledger import Budget, BudgetExceededError
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trainer.checks import refuse_trained_model
-from hf_dpzo.trainer.publishing import PublishingTrainer
+from hf_dpzo.trainer.pushing import PushingTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
@@ -37,8 +37,8 @@ COUNTED = (
 FIXED_FLAGS = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
 
 
-class SearchingTrainer(PublishingTrainer):
-    """A publishing Trainer that plans its run, and in a search each trial anew, in a folder of its own.
+class SearchingTrainer(PushingTrainer):
+    """A pushing Trainer that plans its run, and in a search each trial anew, in a folder of its own.
 
     Subclasses set the units of privacy.
 

@@ -20,7 +20,8 @@ from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import SealedRows, batch_capacity, build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
-from hf_dpzo.losses.per_example import PerExampleLoss, as_loss
+from hf_dpzo.losses.heads import as_loss
+from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up

@@ -1,4 +1,4 @@
-"""Checks what a published model says against its log, its base model and its weights.
+"""Checks what a published model claims against its log, its base model and its weights.
 
 Imports everything from `io` to `card`.
 """

@@ -1,16 +1,16 @@
-"""What one check of a verification found."""
+"""The result of one check of a verification."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Args:
-        name: what was checked.
-        holds: whether it is as it should be; `None` where that could not be told.
-        detail: one sentence.
+        name: the name of what was checked.
+        holds: whether it is as it should be; `None` where the check could not decide.
+        detail: one sentence that says what was found.
     """
 
     name: str

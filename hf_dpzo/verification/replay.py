@@ -1,4 +1,4 @@
-"""Are a published model's weights those to which its log leads from its base model?"""
+"""Checks that a published model's weights are those that its log leads to from its base model."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,14 +26,14 @@ from hf_dpzo.verification.weights import MAX_DRIFT, WeightDrift, compare_configu
 def check_replay(
     source: Source, folder: Path, log: Trajectory, statement: Mapping[str, Any] | None, base: str | None
 ) -> Iterator[Finding]:
-    """Load the base model, replay the log, and compare.
+    """Replay the log onto the base model, and yield findings on the base model, the weights and the configuration.
 
     Args:
-        source: of the published files.
-        folder: with the log, and the initial values that belong to it.
-        log: of the run.
-        statement: what `privacy.json` says; `None` where it says nothing that can be read.
-        base: where the base model is; `None` for where the log says.
+        source: the published files.
+        folder: the folder that holds the log, and the initial values that belong to it.
+        log: the run's log.
+        statement: the content of `privacy.json`; `None` where it cannot be read.
+        base: the base model's name or folder; `None` for the one that the log names.
     """
     try:
         name, revision = (base, None) if base is not None else locate_base_model(log.header)
@@ -55,8 +55,8 @@ def check_replay(
         detail = f"what is trained did not begin from the values in {name}: it was swapped, or changed"
         yield Finding(name="base model", holds=False, detail=detail)
         return
-    own = f"; {INITIAL_FILE} gives what is new" if INITIAL_FILE in source.sizes else ""
-    yield Finding(name="base model", holds=True, detail=f"{name} is what the log began from{own}")
+    supplement = f"; {INITIAL_FILE} gives what is new" if INITIAL_FILE in source.sizes else ""
+    yield Finding(name="base model", holds=True, detail=f"{name} is what the log began from{supplement}")
     yield from _check_weights(source, model, log, statement)
 
 
@@ -69,10 +69,10 @@ def _check_weights(
         detail = f"they are those after {steps} steps, and the log holds {len(log.records)}"
         yield Finding(name="weights", holds=False, detail=detail)
         return
-    here = replays_bitwise(log, next(model.parameters()).device)
+    bitwise = replays_bitwise(log, next(model.parameters()).device)
     replay_onto(model, log, at_step=steps, anywhere=True)
-    found = fingerprint_values(select_trained_parameters(log, model).values())
-    if here and declared is not None and declared["sha256"] != found:
+    fingerprint = fingerprint_values(select_trained_parameters(log, model).values())
+    if bitwise and declared is not None and declared["sha256"] != fingerprint:
         detail = f"those after {steps} steps of the log have another SHA-256 than {STATEMENT_FILE} says"
         yield Finding(name="weights", holds=False, detail=detail)
         return
@@ -80,29 +80,29 @@ def _check_weights(
         detail = f"there are none; {steps} steps of the log lead to those whose SHA-256 is stated"
         if declared is None:
             detail = "there are none, and no SHA-256 of any is stated: there is nothing to compare"
-        elif not here:
+        elif not bitwise:
             detail = f"there are none, and the log replays to the last bit on {log.header['replays_on']} alone"
-        yield Finding(name="weights", holds=True if declared is not None and here else None, detail=detail)
+        yield Finding(name="weights", holds=True if declared is not None and bitwise else None, detail=detail)
         return
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         try:
-            yield _build_weights_finding(compare_weights(source, Path(scratch)), log, steps, here=here)
-            named = log.header["base"]
-            lines = compare_configurations(source, Path(scratch), base=named["name"], revision=named["revision"])
+            yield _build_weights_finding(compare_weights(source, Path(scratch)), log, steps, bitwise=bitwise)
+            base = log.header["base"]
+            lines = compare_configurations(source, Path(scratch), base=base["name"], revision=base["revision"])
             yield _build_configuration_finding(lines)
         except SourceError as error:
             yield Finding(name="weights", holds=False, detail=str(error))
 
 
-def _build_weights_finding(found: WeightDrift | None, log: Trajectory, steps: int, *, here: bool) -> Finding:
-    if found is None:
+def _build_weights_finding(drift: WeightDrift | None, log: Trajectory, steps: int, *, bitwise: bool) -> Finding:
+    if drift is None:
         return Finding(name="weights", holds=True, detail=f"bit for bit those that {steps} steps of the log lead to")
-    if here or found.relative_drift > MAX_DRIFT:
-        detail = f"{found.tensor}: {found.detail} from what the log leads to"
+    if bitwise or drift.relative_drift > MAX_DRIFT:
+        detail = f"{drift.tensor}: {drift.detail} from what the log leads to"
         return Finding(name="weights", holds=False, detail=detail)
     detail = (
-        f"those that {steps} steps of the log lead to, up to {found.relative_drift:.2g} of a tensor's largest entry: "
+        f"those that {steps} steps of the log lead to, up to {drift.relative_drift:.2g} of a tensor's largest entry: "
         f"this run replays to the last bit on {log.header['replays_on']} alone"
     )
     return Finding(name="weights", holds=True, detail=detail)

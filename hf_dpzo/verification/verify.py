@@ -1,8 +1,8 @@
-"""Is it true what a published model says of its privacy? Without trust in any of its files.
+"""Verifies what a published model says of its privacy, without trust in any of its files.
 
-What is shown: that claim and card are what the log says, that the base model is the one that was named, and that the
-weights are those to which the log leads from there. What can not be shown from outside is that the log is of a run of
-this library on the rows that were counted. But noise that is not there at all would show in the log.
+The checks show that claim and card follow from the log, that the base model is the one that was named, and that the log
+leads from there to the weights. They cannot show, from outside, that this library ran on the rows that were counted
+and wrote the log. But noise that is missing altogether would show in the log.
 """
 
 import json
@@ -34,22 +34,22 @@ from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.replay import check_replay
 
 
-# Of honest logs, one in a million has so little noise.
+# The probability, at most, that an honest log fails the check of its noise, for each of the shares below.
 CHANCE = 1e-6
 
 
-# What the claim follows from and what it says; the rest of a statement describes the run.
+# The fields that state the claim and what it follows from. The rest of a statement describes the run.
 CLAIM_FIELDS = ("status", "claim", "meaning", "accounting")
 
 
 CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIG_FILES}
 
 
-# Of a run's own folder, and of the Hub. Nothing is loaded from them.
+# Files of a run's own folder and of the Hub. Nothing is loaded from them.
 HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
 
 
-# How many of the values that noise alone makes lie that close to zero, and in how few of its scale.
+# The check of noise counts the released values that lie as close to zero as these shares of pure noise do.
 CLOSE_SHARES = (0.05, 0.5)
 
 
@@ -59,23 +59,27 @@ def verify(
     """Check everything that a published model says of its privacy.
 
     Args:
-        name: a folder, or a repository on the Hub, of which one commit is looked at.
-        base: where the base model is; by default where the log says, if that is on the Hub or in a Python package.
-        revision: branch, tag or commit of the repository.
-        weights: whether to load the base model, and replay the weights.
+        name: a folder, or a repository on the Hub, of which one commit is checked.
+        base: the base model's name or folder; by default the one that the log names, if that is on the Hub or in a
+            Python package.
+        revision: the repository's branch, tag or commit.
+        weights: whether to load the base model and replay the weights.
+
+    Returns:
+        the findings, in the order in which the files depend on each other.
 
     Raises:
         SourceError: there is nothing to verify.
     """
     source = open_source(name, revision)
-    return tuple(_findings(source, base, weights))
+    return tuple(_run_checks(source, base, weights))
 
 
-def _findings(source: Source, base: str | None, weights: bool) -> Iterator[Finding]:
+def _run_checks(source: Source, base: str | None, weights: bool) -> Iterator[Finding]:
     try:
-        said = check_statement(source.read_json(STATEMENT_FILE))
+        statement = check_statement(source.read_json(STATEMENT_FILE))
     except (SourceError, StatementError) as error:
-        said = None
+        statement = None
         yield Finding(name=STATEMENT_FILE, holds=False, detail=str(error))
     try:
         folder = fetch_log(source)
@@ -84,19 +88,20 @@ def _findings(source: Source, base: str | None, weights: bool) -> Iterator[Findi
     except (SourceError, TrajectoryError, ValueError) as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return
-    yield _check_log(log, folder, said)
-    yield _noise(log, run)
-    if said is not None:
-        follows = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(said))))
-        yield from _compare_statement(said, follows)
-        yield _check_card(follows, source)
+    yield _check_log(log, folder, statement)
+    yield _check_noise(log, run)
+    if statement is not None:
+        expected = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(statement))))
+        yield from _compare_statement(statement, expected)
+        yield _check_card(expected, source)
     if weights:
-        yield from check_replay(source, folder, log, said, base)
+        yield from check_replay(source, folder, log, statement, base)
     yield _check_other_files(source)
 
 
 def _check_log(log: Trajectory, folder: Path, statement: Mapping[str, Any] | None) -> Finding:
-    steps, torn = len(log.records), " and a torn one, which counts as spent" if log.torn_bytes else ""
+    steps = len(log.records)
+    torn = " and a torn one, which counts as spent" if log.torn_bytes else ""
     if (
         statement is not None
         and statement["reproducibility"]["log"]["sha256"] != describe_file(folder / LOG_FILE)["sha256"]
@@ -109,15 +114,18 @@ def _check_log(log: Trajectory, folder: Path, statement: Mapping[str, Any] | Non
     return Finding(name="log", holds=True, detail=f"intact: a chain of {steps} steps{torn}")
 
 
-def _noise(log: Trajectory, run: LoggedRun) -> Finding:
-    """Whether what was released is as seldom near zero as noise alone is. Sums only move it away (Anderson 1955)."""
+def _check_noise(log: Trajectory, run: LoggedRun) -> Finding:
+    """Check that released values lie near zero no more often than noise alone would.
+
+    The sums that noise is added to only move them away from zero (Anderson 1955).
+    """
     if not run.budget.private:
         return Finding(name="noise", holds=True, detail="none, and none is claimed")
     released = [abs(integer) for record in log.records if not record.void for integer in record.integers]
-    noise = stats.laplace if isinstance(run.budget.query, LaplaceQuery) else stats.norm
+    distribution = stats.laplace if isinstance(run.budget.query, LaplaceQuery) else stats.norm
     for share in CLOSE_SHARES:
-        within = run.method.mechanism.noise_scale * noise.ppf((1 + share) / 2)
-        close = sum(value < within for value in released)
+        bound = run.method.mechanism.noise_scale * distribution.ppf((1 + share) / 2)
+        close = sum(value < bound for value in released)
         if close > stats.binom.isf(CHANCE, len(released), share):
             detail = (
                 f"{close} of {len(released)} released values are closer to zero than {share:.0%} of the noise that is "
@@ -130,7 +138,7 @@ def _noise(log: Trajectory, run: LoggedRun) -> Finding:
 
 
 def _compare_statement(statement: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the statement says, against what follows from the log and from what it declares."""
+    """Compare the statement with what follows from the log and from the statement's own declarations."""
     parts = {
         "claim": [name for name in statement if name in CLAIM_FIELDS],
         "description": [name for name in statement if name not in CLAIM_FIELDS],
@@ -150,47 +158,52 @@ def _compare_statement(statement: Mapping[str, Any], expected: Mapping[str, Any]
 
 
 def _check_card(expected: Mapping[str, Any], source: Source) -> Finding:
-    """The card is what would be written anew."""
+    """Check that the card is the one that would be written from scratch."""
     try:
         card = parse_card(source.read_text(CARD_FILE))
         data = card.data.to_dict()
     except ValueError as error:
         return Finding(name="card", holds=False, detail=f"{error!s:.200}")
-    wanted = render_card(expected, source.sizes)
-    for number, (there, here) in enumerate(zip_longest(_lines(card), _lines(wanted), fillvalue=""), start=1):
-        if there != here:
-            return _build_edited_finding(expected, number, there, here)
+    wanted_card = render_card(expected, source.sizes)
+    lines = zip_longest(_split_lines(card), _split_lines(wanted_card), fillvalue="")
+    for number, (published, wanted) in enumerate(lines, start=1):
+        if published != wanted:
+            return _build_edited_finding(expected, number, published, wanted)
     claimed = None if expected["claim"] is None else summarize_claim(expected)
-    # PEFT takes the tag away when it saves a loaded adapter, which claims nothing.
+    # PEFT drops the tag when it saves a loaded adapter. A card without the tag claims nothing by it.
     if data.get("differential_privacy") != claimed or (claimed is None and PRIVATE_TAG in data.get("tags", ())):
         return Finding(name="card", holds=False, detail="its metadata claim something else than its text")
-    own = wanted.data.to_dict()
-    if data.get("model-index") != own.get("model-index") or data.get("pipeline_tag") != own.get("pipeline_tag"):
+    wanted_data = wanted_card.data.to_dict()
+    if any(data.get(key) != wanted_data.get(key) for key in ("model-index", "pipeline_tag")):
         return Finding(
             name="card", holds=False, detail="its metadata have another task, or other results, than its text"
         )
-    # PEFT names a base model also where it is in a folder.
-    if data.get("base_model") not in (None, own.get("base_model"), expected["reproducibility"]["base_model"]["name"]):
+    # PEFT names the base model even if it was loaded from a folder.
+    if data.get("base_model") not in (
+        None,
+        wanted_data.get("base_model"),
+        expected["reproducibility"]["base_model"]["name"],
+    ):
         return Finding(name="card", holds=False, detail=f"its base_model is {data['base_model']!s:.100}")
     return Finding(name="card", holds=True, detail="it says what the log says; other metadata are its owner's")
 
 
-def _build_edited_finding(follows: Mapping[str, Any], number: int, there: str, here: str) -> Finding:
-    version = follows["versions"].get("hf_dpzo")
-    detail = f"line {number} is {there!r:.100}, and the log asks for {here!r:.100}"
+def _build_edited_finding(expected: Mapping[str, Any], number: int, published: str, wanted: str) -> Finding:
+    version = expected["versions"].get("hf_dpzo")
+    detail = f"line {number} is {published!r:.100}, and the log asks for {wanted!r:.100}"
     if version != __version__:
         detail += f"; it was written by hf_dpzo {version}, and this is {__version__}: check it with that version"
     return Finding(name="card", holds=False, detail=detail)
 
 
-def _lines(card: ModelCard) -> list[str]:
-    """What PEFT adds when it saves an adapter again says nothing."""
+def _split_lines(card: ModelCard) -> list[str]:
+    """Split the card's text into lines, without the version that PEFT adds when it saves an adapter again."""
     lines = card.text.strip().replace("\r\n", "\n").split("\n")
     return [line for line in lines if not re.fullmatch(r"- PEFT \d[\w.+]*", line)]
 
 
 def _check_other_files(source: Source) -> Finding:
-    """Files beside those that were looked at."""
+    """Check that no file which was not looked at could run code or hold other weights."""
     suspect = [name for name in source.sizes if not _is_known(name)]
     if suspect:
         detail = f"{', '.join(suspect[:3])}: what may run code, or hold other weights, was not opened"

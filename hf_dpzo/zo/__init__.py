@@ -1,4 +1,4 @@
-"""Zeroth-order optimization: public directions, probe points, updates. Knows no noise and no accounting.
+"""Zeroth-order optimization: public directions, probe points, updates. It knows nothing of noise or accounting.
 
 Imports `distributed`, and never `privacy`.
 """

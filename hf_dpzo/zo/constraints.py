@@ -1,6 +1,6 @@
-"""Where the parameters may go: what an update does besides moving along directions.
+"""Constraints on where the parameters may go: what a step does besides moving along directions.
 
-A constraint looks at the parameters and at where a stage began, never at data.
+A constraint sees the parameters and where a stage or the run began, never the data.
 """
 
 import math
@@ -14,36 +14,47 @@ from hf_dpzo.zo.philox import CHUNK_SIZE
 
 
 class Constraint:
-    """No constraint, unless a subclass says otherwise."""
+    """Limits where the parameters may go; by default, nowhere."""
 
-    # Whether it looks at parameters of before.
+    # Whether the constraint depends on earlier parameters.
     is_stateful = False
-    # Whether it moves them before an update.
+    # Whether it moves the parameters before an update.
     has_pull = False
 
     def capture_origin(
         self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
     ) -> list[torch.Tensor]:
-        """Return what to remember when a stage begins: copies that nothing else writes to, or nothing.
+        """Return the tensors to remember when a stage begins, as copies that nothing else writes to; by default none.
 
         Args:
-            parameters: where they are now.
-            previous: what was remembered of the stage before; `None` at the beginning of the run.
+            parameters: the parameters as the stage begins.
+            previous: the tensors that were remembered for the stage before; `None` when the run begins.
         """
         return []
 
     def pull_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]) -> None:
-        """Take the step of a regularizer's gradient, before the update, with the learning rate of each parameter."""
+        """Take a step along a regularizer's gradient, before the update; by default none.
+
+        Args:
+            parameters: the parameters, changed in place.
+            origin: the tensors that `capture_origin` returned.
+            rates: the learning rate of each parameter.
+        """
 
     def project_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor]) -> None:
-        """Bring the parameters back to where they may be, after the update."""
+        """Bring the parameters back to where they may be, after the update; by default leave them.
+
+        Args:
+            parameters: the parameters, changed in place.
+            origin: the tensors that `capture_origin` returned.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticAnchor(Constraint):
-    """The gradient of `strength / 2 * ||theta - theta_s||**2`, where theta_s is where the stage began.
+    """Pulls towards where the stage began, by the gradient of `strength / 2 * ||theta - theta_s||**2`.
 
-    Costs a copy of the trained parameters.
+    Here theta_s are the parameters as the stage began. Costs a copy of the trained parameters.
 
     Args:
         strength: rho (Liu et al. 2025).
@@ -64,23 +75,23 @@ class QuadraticAnchor(Constraint):
     def capture_origin(
         self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
     ) -> list[torch.Tensor]:
-        """Where the stage begins."""
+        """Return copies of the parameters as the stage begins."""
         return [parameter.detach().clone() for parameter in parameters]
 
     def pull_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor], rates: Sequence[float]) -> None:
-        """Go a share `rate * strength` of the way back."""
+        """Move each parameter by the share `rate * strength` of its way back to `origin`."""
         for parameter, start, rate in zip(parameters, origin, rates, strict=True):
             parameter.lerp_(start, rate * self.strength)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ball(Constraint):
-    """Projection onto the ball of `radius` around the initial parameters, all of them as one vector.
+    """Projects onto the L2 ball around the initial parameters, taken together as one vector.
 
     Costs a copy of the trained parameters.
 
     Args:
-        radius: in units of the parameters, L2.
+        radius: the ball's radius, in units of the parameters.
 
     >>> theta = [torch.tensor([0.0]), torch.tensor([0.0])]
     >>> ball = Ball(radius=5.0)
@@ -97,18 +108,18 @@ class Ball(Constraint):
     def capture_origin(
         self, parameters: Sequence[torch.Tensor], previous: list[torch.Tensor] | None
     ) -> list[torch.Tensor]:
-        """Where the run began."""
+        """Return copies of the parameters as the run begins, and the same copies at each later stage."""
         return [parameter.detach().clone() for parameter in parameters] if previous is None else previous
 
     def project_(self, parameters: Sequence[torch.Tensor], origin: Sequence[torch.Tensor]) -> None:
-        """Scale the way from the origin down to `radius`, if it is longer."""
-        distance = math.sqrt(sum(_squares(p, start) for p, start in zip(parameters, origin, strict=True)))
+        """Shorten the vector from `origin` to the parameters to `radius`, if it is longer."""
+        distance = math.sqrt(sum(_squared_distance(p, start) for p, start in zip(parameters, origin, strict=True)))
         if distance > self.radius:
             for parameter, start in zip(parameters, origin, strict=True):
                 parameter.lerp_(start, 1 - self.radius / distance)
 
 
-def _squares(parameter: torch.Tensor, start: torch.Tensor) -> float:
-    """The squared distance between two tensors, chunk by chunk."""
+def _squared_distance(parameter: torch.Tensor, start: torch.Tensor) -> float:
+    """Return the squared L2 distance between two tensors, computed chunk by chunk."""
     chunks = zip(parameter.detach().view(-1).split(CHUNK_SIZE), start.view(-1).split(CHUNK_SIZE), strict=True)
     return sum(sum_of_squares((a.double() - b.double()).cpu()) for a, b in chunks)

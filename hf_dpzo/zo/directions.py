@@ -1,10 +1,10 @@
 """Public random directions, added to parameters in place.
 
-A direction z is a function of (run seed, step, direction number, parameter number, coordinate) and of nothing else:
-it need not be stored, any slice of it can be drawn at any time, and whoever knows the seed can replay it. It says
-nothing about the data, and must never be counted on to hide them.
+A direction z is a function of (run seed, step, direction number, parameter number, coordinate) and of nothing else. It
+need not be stored: any slice of it can be drawn again at any time, and everyone who knows the seed can replay it. It is
+public, so it must never be counted on to hide the data.
 
-The work is done in chunks that fit a core's cache, so that no tensor of a parameter's size is made.
+The work is done in chunks that fit a core's cache, so no temporary tensor is as large as a parameter.
 """
 
 import functools
@@ -22,11 +22,11 @@ from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Streams, SweepAddress
 
 
-# How many chunks are sent to another device at once: so few copies that they cost little, and so little memory.
+# The number of chunks sent to another device in one copy: enough to make copies rare, few enough to use little memory.
 CHUNKS_PER_BLOCK = 64
 
 
-# For how many coordinates Numba is loaded, which takes a second and 160 MiB: fewer cost a step some milliseconds.
+# Loading Numba takes a second and 160 MiB. With fewer coordinates than this it would save a step only milliseconds.
 MIN_COORDINATES_TO_COMPILE = 20_000_000
 
 
@@ -34,12 +34,12 @@ _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 
 
 
 class Directions(ABC):
-    """The directions z of a run, one for each (step, direction) pair.
+    """The directions z of a run, one for each pair of a step and a direction number.
 
     Args:
         seed: the run's public seed.
-        sizes: number of coordinates of each parameter, in order.
-        mask: the coordinates that the directions have; the others are zero. By default all.
+        sizes: the number of coordinates of each parameter, in order.
+        mask: the coordinates at which directions are not zero; by default all.
     """
 
     def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
@@ -52,25 +52,30 @@ class Directions(ABC):
 
     @property
     def dimension(self) -> int:
-        """How many coordinates the directions have."""
+        """The number of coordinates at which directions are not zero."""
         return sum(self.sizes) if self.mask is None else self.mask.count
 
     @torch.no_grad()
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """Add `sum_k weights[k] * z_k` to `parameter`, the `index`-th one, in place.
 
-        Of a parameter that is split over processes, the part that is here. Each coordinate is rounded once, after the
-        sum over k has been taken in float32. On a CPU as many threads do it
-        as torch uses, and how many they are changes no bit.
+        Of a sharded parameter, only this process' shard is changed. Each coordinate is rounded once, after the sum over
+        k has been taken in float32. On a CPU the work uses as many threads as torch does; their number changes no bit.
+
+        Args:
+            parameter: the parameter, of any shape and floating-point type.
+            index: the parameter's number in `sizes`.
+            step: the step, from 0.
+            weights: the weight of each direction, by its number.
         """
-        part, start = get_local_shard(parameter)
-        flat = part.detach().view(-1)
+        shard, start = get_local_shard(parameter)
+        flat = shard.detach().view(-1)
         if flat.numel() < self.sizes[index]:
-            self._add_part(flat, start, (index, step), weights)
+            self._add_to_shard(flat, start, (index, step), weights)
             return
         chunks = range(math.ceil(flat.numel() / CHUNK_SIZE))
         if flat.device.type == "cpu":
-            # NumPy adds in place a third faster than torch does on a CPU, and rounds the same.
+            # On a CPU NumPy adds in place a third faster than torch does, with the same rounding.
             self._streams.run_in_threads(
                 functools.partial(self._add_chunks, flat.numpy(), (index, step), weights), chunks
             )
@@ -80,7 +85,7 @@ class Directions(ABC):
             piece.add_(self._combine_on_device(piece.device, block, (index, step), weights))
 
     def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return coordinates `start` to `stop` of one direction, float32.
+        """Return the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
 
         >>> z = Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0)
         >>> z.tolist() == Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0).tolist(), z.abs().tolist()
@@ -92,14 +97,14 @@ class Directions(ABC):
         offset = (start // CHUNK_SIZE) * CHUNK_SIZE
         return whole[start - offset : stop - offset]
 
-    def _add_part(self, part: torch.Tensor, start: int, sweep: SweepAddress, weights: Mapping[int, float]) -> None:
-        """Add to consecutive coordinates, the first of which is number `start`."""
-        stop = start + len(part)
+    def _add_to_shard(self, shard: torch.Tensor, start: int, sweep: SweepAddress, weights: Mapping[int, float]) -> None:
+        """Add to the coordinates of a shard, the first of which is number `start`."""
+        stop = start + len(shard)
         for chunk in range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE)):
             first, last = max(start, chunk * CHUNK_SIZE), min(stop, (chunk + 1) * CHUNK_SIZE)
-            added = self._combine_chunk(chunk, sweep, weights, self._streams.main)
-            added = torch.from_numpy(added[first - chunk * CHUNK_SIZE : last - chunk * CHUNK_SIZE])
-            part[first - start : last - start].add_(added.to(part.device))
+            combined = self._combine_chunk(chunk, sweep, weights, self._streams.main)
+            overlap = torch.from_numpy(combined[first - chunk * CHUNK_SIZE : last - chunk * CHUNK_SIZE])
+            shard[first - start : last - start].add_(overlap.to(shard.device))
 
     def _add_chunks(
         self, target: np.ndarray, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream, chunks: range
@@ -111,7 +116,7 @@ class Directions(ABC):
     def _combine_on_device(
         self, device: torch.device, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]
     ) -> torch.Tensor:
-        """`sum_k weights[k] * z_k` on consecutive chunks, float32, where a parameter is that is not on a CPU."""
+        """Return `sum_k weights[k] * z_k` on consecutive chunks, float32, on a `device` other than the CPU."""
         return torch.from_numpy(self._combine_chunks(chunks, sweep, weights)).to(device)
 
     def _combine_chunks(self, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]) -> np.ndarray:
@@ -122,7 +127,7 @@ class Directions(ABC):
         self, chunk: int, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream
     ) -> np.ndarray:
         index, step = sweep
-        size = self._size(chunk, index)
+        size = self._count_coordinates(chunk, index)
         total = None
         for direction, weight in weights.items():
             scaled = self._draw_scaled(weight, size, (chunk, index, direction, step), stream)
@@ -131,7 +136,7 @@ class Directions(ABC):
             return np.zeros(size, dtype=np.float32)
         return total if self.mask is None else total * self.mask.unpack_chunk(index, chunk)
 
-    def _size(self, chunk: int, index: int) -> int:
+    def _count_coordinates(self, chunk: int, index: int) -> int:
         return min(CHUNK_SIZE, self.sizes[index] - chunk * CHUNK_SIZE)
 
     @abstractmethod
@@ -140,7 +145,7 @@ class Directions(ABC):
 
 
 class Rademacher(Directions):
-    """Independent fair signs (Spall 1992): `||z||**2` is exactly the number of coordinates.
+    """Directions of independent fair signs (Spall 1992): `||z||**2` is exactly the number of coordinates.
 
     The signs are the bits of Philox's output, in order, so they are the same on every device.
     """
@@ -150,20 +155,20 @@ class Rademacher(Directions):
         self._words = SignWords(self.sizes)
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
-        """As in `Directions`."""
-        self._kernel()  # Compiled before several threads ask for it.
+        """See `Directions.add_`."""
+        self._choose_kernel()  # Compiles it before several threads ask for it.
         with self._words.sweep(index, step, weights):
             super().add_(parameter, index=index, step=step, weights=weights)
 
     def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
         words = stream.seek(address).random_raw(math.ceil(size / 64))
         # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
-        return _signed_weights(weight).take(_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
+        return _build_sign_table(weight).take(_as_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
 
     def _add_chunks(
         self, target: np.ndarray, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream, chunks: range
     ) -> None:
-        kernel = self._kernel()
+        kernel = self._choose_kernel()
         if kernel is None or not weights or target.dtype != np.float32:
             super()._add_chunks(target, sweep, weights, stream, chunks)
             return
@@ -172,29 +177,29 @@ class Rademacher(Directions):
             piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
             kernel(piece, self._words.draw_chunk(chunk, sweep, weights, stream), scales)
 
-    def _kernel(self) -> Kernel | None:
-        """The compiled way to add, where it pays and there is one."""
+    def _choose_kernel(self) -> Kernel | None:
+        """Return the compiled kernel if there is one and it pays; otherwise NumPy does the work."""
         return compile_kernel() if self.mask is None and sum(self.sizes) >= MIN_COORDINATES_TO_COMPILE else None
 
     def _combine_on_device(
         self, device: torch.device, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]
     ) -> torch.Tensor:
-        """As in `Directions`, but what crosses to the device is one bit a coordinate."""
+        """See `Directions`; here only one bit for each coordinate crosses to the device."""
         if self.mask is not None or not weights:
             return super()._combine_on_device(device, chunks, sweep, weights)
         words = [self._words.draw_chunk(chunk, sweep, weights, self._streams.main) for chunk in chunks]
         total = None
         for row, weight in zip(np.concatenate(words, axis=1), weights.values(), strict=True):
-            table = torch.from_numpy(_signed_weights(weight)).to(device)
-            scaled = table.index_select(0, torch.from_numpy(_bytes(row)).to(device).int())
+            table = torch.from_numpy(_build_sign_table(weight)).to(device)
+            scaled = table.index_select(0, torch.from_numpy(_as_bytes(row)).to(device).int())
             total = scaled if total is None else total.add_(scaled)
         return total.view(-1)[: self.sizes[sweep[0]] - chunks.start * CHUNK_SIZE]
 
 
 class Gaussian(Directions):
-    """Independent standard normal coordinates, as in MeZO (Malladi et al. 2023).
+    """Directions of independent standard normal coordinates, as in MeZO (Malladi et al. 2023).
 
-    Each chunk is drawn by NumPy from the chunk's own Philox stream.
+    NumPy draws each chunk from the chunk's own place in the Philox stream.
     """
 
     def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
@@ -203,15 +208,15 @@ class Gaussian(Directions):
 
 
 class Sphere(Gaussian):
-    """Uniform on the sphere of radius `sqrt(d)` over all d coordinates of all parameters, as in DPZero's theory."""
+    """Directions uniform on the sphere of radius `sqrt(d)`, over all d coordinates, as in DPZero's theory."""
 
     def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
         super().__init__(seed=seed, sizes=sizes, mask=mask)
         self._stretch = lru_cache(maxsize=256)(self._compute_stretch)
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
-        """As in `Directions`."""
-        for direction in weights:  # Once, before several threads ask for it.
+        """See `Directions.add_`."""
+        for direction in weights:  # Computed once, before several threads ask for it.
             self._stretch(direction, step)
         super().add_(parameter, index=index, step=step, weights=weights)
 
@@ -220,29 +225,32 @@ class Sphere(Gaussian):
         return super()._draw_scaled(weight * self._stretch(direction, step), size, address, stream)
 
     def _compute_stretch(self, direction: int, step: int) -> float:
-        """What takes the Gaussian vector of a direction to the sphere."""
+        """Return the factor that takes a direction's Gaussian vector to the sphere."""
         squares, stream = 0.0, Stream(self.seed)
         for index, numel in enumerate(self.sizes):
             for chunk in range(math.ceil(numel / CHUNK_SIZE)):
-                piece = super()._draw_scaled(1.0, self._size(chunk, index), (chunk, index, direction, step), stream)
+                size = self._count_coordinates(chunk, index)
+                piece = super()._draw_scaled(1.0, size, (chunk, index, direction, step), stream)
                 piece = piece if self.mask is None else piece * self.mask.unpack_chunk(index, chunk)
                 squares += sum_of_squares(torch.from_numpy(piece))
         return math.sqrt(self.dimension / squares)
 
 
 @lru_cache(maxsize=256)
-def _signed_weights(weight: float) -> np.ndarray:
-    """For each byte the eight signed weights that its bits stand for, `[256, 8]`."""
+def _build_sign_table(weight: float) -> np.ndarray:
+    """Return the eight signed weights that the bits of each byte stand for, float32 `[256, 8]`."""
     return _SIGNS_OF_BYTE * np.float32(weight)
 
 
-def _bytes(words: np.ndarray) -> np.ndarray:
-    """The bytes of words, the low one first on any machine."""
+def _as_bytes(words: np.ndarray) -> np.ndarray:
+    """Return the bytes of `words`, the low one first on any machine."""
     return words.astype("<u8", copy=False).view(np.uint8)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:
-    """The sum of squares in float64, added up by NumPy, whose order no number of threads changes. So a replay agrees.
+    """Return the sum of squares of `values`, in float64.
+
+    NumPy adds in an order that does not depend on the number of threads, so a replay gets the same bits.
 
     >>> sum_of_squares(torch.tensor([3.0, 4.0]))
     25.0

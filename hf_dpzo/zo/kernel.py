@@ -1,6 +1,6 @@
-"""Adding signs to parameters in one pass over memory, by a function that Numba compiles, where it is installed.
+"""A kernel that adds signs to parameters in one pass over memory, compiled by Numba where it is installed.
 
-NumPy needs two passes: one makes the signs, another one adds them. It is the reference: the bits are the same.
+NumPy needs two passes: one builds the signs, the other adds them. It is the reference, and the kernel's bits are equal.
 """
 
 from collections.abc import Callable
@@ -9,24 +9,24 @@ from functools import lru_cache
 import numpy as np
 
 
-# (target, words, weights) -> None; see `add_signs`.
+# The signature of `add_signs`: (target, words, weights) -> None.
 Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @lru_cache
 def compile_kernel() -> Kernel | None:
-    """Return `add_signs` compiled, which takes a third of a second; `None` where Numba is not to be had."""
+    """Return `add_signs` compiled, which takes a third of a second, or `None` if Numba cannot be imported."""
     try:
         import numba
-    except ImportError:  # Also what Numba raises next to a NumPy that is too new for it.
+    except ImportError:  # Numba raises it too if NumPy is too new for it.
         return None
     return numba.njit("void(float32[::1], uint64[:, ::1], float32[::1])", nogil=True)(add_signs)
 
 
 def add_signs(target: np.ndarray, words: np.ndarray, weights: np.ndarray) -> None:
-    """Add `sum_k weights[k] * z_k` to `target`, where bit j of `words[k, i]` says that `z_k[64 i + j]` is minus one.
+    """Add `sum_k weights[k] * z_k` to `target`, where bit j of `words[k, i]` is set if `z_k[64 i + j]` is minus one.
 
-    The sum over k is taken in float32, in the order of k, and rounded into the target once.
+    The sum over k is taken in float32, in the order of k. Adding it rounds the target once.
 
     Args:
         target: float32 `[size]`, changed in place.
@@ -48,7 +48,7 @@ def add_signs(target: np.ndarray, words: np.ndarray, weights: np.ndarray) -> Non
             for j in range(64):
                 total[j] += -weight if (bits >> np.uint64(j)) & np.uint64(1) else weight
         start = 64 * word
-        if start + 64 <= target.size:  # A loop of known length is compiled to vector instructions.
+        if start + 64 <= target.size:  # A loop of constant length compiles to vector instructions.
             for j in range(64):
                 target[start + j] += total[j]
         else:

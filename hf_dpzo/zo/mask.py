@@ -1,4 +1,4 @@
-"""Which coordinates of the parameters may move."""
+"""A mask says which coordinates of the parameters may move."""
 
 import hashlib
 import math
@@ -11,10 +11,10 @@ from hf_dpzo.zo.philox import CHUNK_SIZE
 
 
 class Mask:
-    """Which coordinates of the parameters may move; one bit for each.
+    """The coordinates of the parameters that may move, as one bit for each coordinate.
 
     Args:
-        selected: booleans for each parameter, in order.
+        selected: a boolean array for each parameter, in order: true where a coordinate may move.
 
     >>> mask = Mask([np.array([True, False, True])])
     >>> mask.count, mask.unpack_chunk(0, 0).tolist(), mask.coordinates(0, limit=1).tolist()
@@ -22,10 +22,10 @@ class Mask:
     """
 
     def __init__(self, selected: Sequence[np.ndarray]) -> None:
-        self._sizes = tuple(one.size for one in selected)
-        self._bits = [np.packbits(one.reshape(-1), bitorder="little") for one in selected]
-        self.count = int(sum(np.count_nonzero(one) for one in selected))
-        # Other than 0, which stands for no mask.
+        self._sizes = tuple(array.size for array in selected)
+        self._bits = [np.packbits(array.reshape(-1), bitorder="little") for array in selected]
+        self.count = int(sum(np.count_nonzero(array) for array in selected))
+        # Never 0, because 0 stands for no mask.
         self.fingerprint = int.from_bytes(hashlib.sha256(b"".join(self._bits)).digest()[:8], "little") | 1
 
     def unpack_chunk(self, index: int, number: int) -> np.ndarray:

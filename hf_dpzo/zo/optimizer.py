@@ -1,4 +1,4 @@
-"""The update, as a real `torch.optim.Optimizer` that the stock training loop can step."""
+"""The zeroth-order optimizer: a real `torch.optim.Optimizer`, which the stock training loop can step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ from hf_dpzo.zo.walk import THETA, ProbePoint, Walk
 class ZOOptimizer(torch.optim.Optimizer):
     """Moves parameters along replayed directions: `theta -= lr * (sum_k coefficient_k z_k + weight_decay * theta)`.
 
-    There is no backpropagation. The training step hands over the coefficients that were released, and `step()` applies
-    them once, in the way of `update` and within `constraint`. Weight decay is decoupled from the update.
+    There is no backpropagation. The training step hands over the released coefficients by `receive()`, and `step()`
+    applies them once, in the way of `update` and within `constraint`. Weight decay is decoupled from the update.
 
     Args:
-        params: parameters or parameter groups. Their order is the order of the directions' parameter numbers.
+        params: the parameters or parameter groups. Their order gives the directions' parameter numbers.
         directions: the class of the directions.
         seed: the run's public seed.
-        lr: learning rate, per unit of coefficient.
-        weight_decay: how much of theta is added to the estimated gradient, as in MeZO.
-        update: what becomes of the coefficients.
-        constraint: where the parameters may go.
+        lr: the learning rate, per unit of a coefficient.
+        weight_decay: the factor by which theta is added to the estimated gradient, as in MeZO.
+        update: the way that coefficients move the parameters; by default `SGD`.
+        constraint: the limits to where the parameters may go; by default none.
 
     >>> from hf_dpzo.zo.directions import Rademacher
     >>> theta = torch.nn.Parameter(torch.zeros(3))
@@ -52,50 +52,67 @@ class ZOOptimizer(torch.optim.Optimizer):
         constraint: Constraint | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self._directions_class, self._seed = directions, seed
-        self._update, self._constraint = update or SGD(), constraint or Constraint()
+        self._directions_class = directions
+        self._seed = seed
+        self._update = update or SGD()
+        self._constraint = constraint or Constraint()
         self._origin: list[torch.Tensor] | None = None
         self._pending: tuple[int, Sequence[float]] | None = None
         self._logged_rates: list[float] = []
+        # The step and the probe point at which a walk has left the parameters; `None` at theta.
         self._displacement: tuple[int, ProbePoint] | None = None
-        # Whether the parameters may be where no whole number of steps has led them, if only by rounding.
+        # Whether the parameters may differ from what a whole number of steps gives, if only by rounding.
         self.is_midstep = False
         self.stage: int | None = None
         self.rate_factor = 1.0
         self._set_mask(None)
 
     def parameters(self) -> list[torch.Tensor]:
-        """The parameters in the order of the directions. Read anew each time: wrappers exchange the objects."""
+        """Return the parameters in the order of the directions.
+
+        They are read from the groups each time, because wrappers replace the tensors.
+        """
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
     def begin_stage(self, *, number: int = 0, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
-        """Begin a stage, and the first one too, with its own learning rate, mask and anchor. Moments start anew.
+        """Begin a stage, which has its own learning rate, mask and anchor. Moments start again from zero.
+
+        Call it before the first step too, even if the run has only one stage.
 
         Args:
-            number: of the stage, from 0.
-            rate_factor: what the learning rate is multiplied by.
+            number: the stage's number, from 0.
+            rate_factor: the factor on the learning rate.
             mask: the coordinates that may move; by default all.
         """
-        self.stage, self.rate_factor = number, rate_factor
+        self.stage = number
+        self.rate_factor = rate_factor
         self._set_mask(mask)
         self._origin = self._constraint.capture_origin(self.parameters(), self._origin)
 
     @property
     def pending_coefficients(self) -> Sequence[float]:
-        """The coefficients that wait for the next `step()`; empty when there are none."""
+        """The coefficients that wait for the next `step()`, one for each direction; empty if none do."""
         return () if self._pending is None else self._pending[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The parameter groups alone. Moments follow from the log of the run."""
+        """Return the parameter groups alone, because moments follow from the run's log."""
         return {**super().state_dict(), "state": {}}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, so that a copy goes on as this one would; torch leaves out what subclasses add."""
+        """Return all attributes, so that a copy goes on as this one would; torch leaves out those of subclasses."""
         return self.__dict__.copy()
 
     def receive(self, *, step: int, coefficients: Sequence[float]) -> None:
-        """Keep the released coefficients of `step`, one for each direction, for the next `step()`."""
+        """Keep the released coefficients of a step until the next `step()`.
+
+        Args:
+            step: the step that released them, from 0.
+            coefficients: one for each direction.
+
+        Raises:
+            RuntimeError: the coefficients of an earlier step were never applied.
+        """
         if self._pending is not None:
             raise RuntimeError(f"step={step}: the coefficients of step {self._pending[0]} were never applied.")
         self._pending = (step, tuple(coefficients))
@@ -103,10 +120,14 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def follow(self, walk: Walk, *, step: int) -> Iterator[Walk]:
-        """Within, the parameters are where `walk` leads them; afterwards at theta, or at the walk's last point.
+        """Enter `walk` for the body of a `with` statement, and remember where it leaves the parameters.
 
-        From there `step()` goes on: walking back and the update are one sweep, which is rounded once. Where the body
-        raises, the parameters go back to theta, up to rounding.
+        That is theta, or the walk's last point. From the last point, `step()` does the way back and the update in one
+        sweep, which rounds once. If the body raises, the parameters go back to theta, up to rounding.
+
+        Args:
+            walk: the walk, through the probe points of `step`.
+            step: the step, from 0.
         """
         self.is_midstep = True
         try:
@@ -127,30 +148,43 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Bring the parameters back to theta, if a walk left them at a probe point."""
         if self._displacement is None:
             return
-        (step, point), self._displacement = self._displacement, None
+        step, point = self._displacement
+        self._displacement = None
         for index, parameter in enumerate(self.parameters()):
             self.directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
 
     def finish(self) -> None:
-        """End what a step has begun: apply what was received, or go back to theta, up to rounding."""
+        """End a step that was interrupted.
+
+        Apply the coefficients that were received, or else go back to theta, up to rounding.
+        """
         if self._pending is not None and self._rates_are_logged:
             self.step()
         else:
             self.settle()
 
     def read_settled(self, index: int, coordinates: torch.Tensor) -> torch.Tensor:
-        """Return where some coordinates of the `index`-th parameter are once the parameters are back at theta."""
-        found = gather_full_tensor(self.parameters()[index].detach()).view(-1)[coordinates]
+        """Return the values that coordinates of a parameter have at theta, wherever a walk has left the parameters.
+
+        Args:
+            index: the parameter's number.
+            coordinates: the numbers of the coordinates, int64 `[coordinates]`.
+        """
+        values = gather_full_tensor(self.parameters()[index].detach()).view(-1)[coordinates]
         if self._displacement is not None:
             step, point = self._displacement
             stop = int(coordinates.max()) + 1 if len(coordinates) else 0
             z = self.directions.values(index=index, step=step, direction=point.direction, stop=stop)
-            found.add_(z[coordinates.cpu()].mul_(-point.position).to(found.device))
-        return found
+            values.add_(z[coordinates.cpu()].mul_(-point.position).to(values.device))
+        return values
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Apply what was received."""
+        """Apply the coefficients that were received, once.
+
+        Raises:
+            RuntimeError: none were received, no stage has begun, or the learning rate changed in between.
+        """
         if self._pending is None:
             raise RuntimeError("nothing was received: a zeroth-order optimizer steps after ZOTrainer.training_step.")
         if self.stage is None:
@@ -161,8 +195,9 @@ class ZOOptimizer(torch.optim.Optimizer):
                 "has the one before; change it in on_step_end."
             )
         self.is_midstep = True
-        (step, coefficients), self._pending = self._pending, None
-        rates = [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        step, coefficients = self._pending
+        self._pending = None
+        rates = [self._compute_rate(group) for group in self.param_groups for _ in group["params"]]
         if not self._is_pure_move or (self._displacement is not None and self._displacement[0] != step):
             self.settle()
         self._constraint.pull_(self.parameters(), self._origin, rates)
@@ -188,11 +223,11 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     @property
     def _is_pure_move(self) -> bool:
-        """Whether nothing but a move along the directions stands between a walk and its update."""
+        """Whether `step()` only moves along the directions, so that a walk's way back can be part of the move."""
         decays = any(group["lr"] * group["weight_decay"] for group in self.param_groups)
         return self._inner is None and not decays and not self._constraint.has_pull
 
-    def _rate(self, group: dict[str, Any]) -> float:
+    def _compute_rate(self, group: dict[str, Any]) -> float:
         return group["lr"] * self.rate_factor
 
     def _apply_weight_decay_(self, rates: Sequence[float]) -> None:
@@ -207,7 +242,8 @@ class ZOOptimizer(torch.optim.Optimizer):
                     piece.sub_(piece * mask, alpha=share)
 
     def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
-        displacement, self._displacement = self._displacement, None
+        displacement = self._displacement
+        self._displacement = None
         for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):
             weights = {k: -rate * coefficient for k, coefficient in enumerate(coefficients)}
             if displacement is not None:
@@ -221,7 +257,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             parameter.grad = torch.zeros_like(parameter)
             self.directions.add_(parameter.grad, index=index, step=step, weights=weights)
         for own, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
-            inner["params"], inner["lr"] = own["params"], self._rate(own)
+            inner["params"], inner["lr"] = own["params"], self._compute_rate(own)
         self._inner.step()
         for parameter in self.parameters():
             parameter.grad = None

@@ -1,4 +1,4 @@
-"""Philox at any place of a run's public directions, chunk by chunk, on as many threads as torch uses."""
+"""Random access to the Philox streams behind a run's public directions, chunk by chunk and in several threads."""
 
 import itertools
 import math
@@ -12,40 +12,45 @@ import numpy as np
 import torch
 
 
-# Coordinates a chunk. Two float32 buffers of it (512 KiB) fit a second-level cache. Part of the format: the Gaussian
-# directions are drawn chunk by chunk.
+# The number of coordinates in a chunk. Two float32 buffers of a chunk (512 KiB) fit a second-level cache. The number is
+# part of the log's format, because Gaussian directions are drawn chunk by chunk.
 CHUNK_SIZE = 1 << 16
 
 
-# How many chunks a thread does at least: fewer take less time than handing them over.
+# With fewer chunks than this for each thread, handing them over takes longer than the work.
 MIN_CHUNKS_PER_THREAD = 4
 
 
-# What a chunk of a direction is drawn for: chunk, parameter, direction, step; and what all chunks of a sum share.
+# The numbers of a chunk, its parameter, the direction and the step.
 ChunkAddress = tuple[int, int, int, int]
 
 
+# The numbers of a parameter and a step, which all chunks of a sweep share.
 SweepAddress = tuple[int, int]
 
 
-# A step, and one of its directions.
+# The numbers of a step and one of its directions.
 DirectionLabel = tuple[int, int]
 
 
-# Keys the streams of this library apart from anybody else's use of Philox with the same seed.
+# Half of the Philox key, so that other code which uses Philox with the same seed draws other numbers.
 _DOMAIN = int.from_bytes(b"hf_dpzo", "big")
 
 
 class Stream:
-    """The counter-based generator of a run, at any place of it. For one thread at a time."""
+    """A run's counter-based generator, which can seek any chunk. Not for several threads at once.
+
+    Args:
+        seed: the run's public seed.
+    """
 
     def __init__(self, seed: int) -> None:
-        # Made once: making one asks the operating system for entropy, which a given key leaves unused.
+        # Created only once: NumPy asks the operating system for entropy each time, even though the key replaces it.
         self._generator = np.random.Philox(key=np.array([seed, _DOMAIN], dtype=np.uint64))
         self._fresh = self._generator.state
 
     def seek(self, address: ChunkAddress) -> np.random.Philox:
-        """The generator at a chunk's place: each chunk owns 2**32 counts, far more than it uses."""
+        """Return the generator, set to the start of a chunk. Each chunk owns 2**32 counts, far more than it uses."""
         chunk, index, direction, step = address
         self._fresh["state"]["counter"] = np.array([chunk << 32, index, direction, step], dtype=np.uint64)
         self._generator.state = self._fresh
@@ -53,18 +58,28 @@ class Stream:
 
 
 class Streams:
-    """The streams of one seed, one for each thread."""
+    """The streams of one seed, one for each thread.
+
+    Args:
+        seed: the run's public seed.
+    """
 
     def __init__(self, seed: int) -> None:
-        self._seed, self._streams = seed, [Stream(seed)]
+        self._seed = seed
+        self._streams = [Stream(seed)]
 
     @property
     def main(self) -> Stream:
-        """One for work that is not shared out."""
+        """The stream for work that is not divided among threads."""
         return self._streams[0]
 
     def run_in_threads(self, work: Callable[[Stream, range], None], chunks: range) -> None:
-        """Have each thread do its share of the chunks, with a stream of its own."""
+        """Divide `chunks` among as many threads as torch uses, and wait for them.
+
+        Args:
+            work: does a consecutive share of the chunks, with a stream of its own.
+            chunks: the numbers of the chunks.
+        """
         threads = max(1, min(torch.get_num_threads(), len(chunks) // MIN_CHUNKS_PER_THREAD))
         if threads == 1:
             work(self.main, chunks)
@@ -74,55 +89,56 @@ class Streams:
         bounds = [len(chunks) * thread // threads for thread in range(threads + 1)]
         shares = [chunks[first:last] for first, last in itertools.pairwise(bounds)]
         pool = _get_thread_pool(torch.get_num_threads())
-        running = [pool.submit(work, stream, share) for stream, share in zip(self._streams, shares, strict=False)]
+        futures = [pool.submit(work, stream, share) for stream, share in zip(self._streams, shares, strict=False)]
         try:
-            for one in running:
-                one.result()
+            for future in futures:
+                future.result()
         finally:
-            wait(running)  # Whatever comes next over the same memory must not meet a thread that is late.
+            wait(futures)  # Even after an error: no thread may still write to memory that the caller goes on to use.
 
 
 class SignWords:
-    """The random words of signs, 64 in each. Those of the last direction of a sweep are kept for the next sweep.
+    """Draws random words of 64 signs each, and keeps those of a sweep's last direction for the next sweep.
 
     With central differences along one direction, a step sweeps three times: to one probe point, to the other, and for
-    the update. What is kept is one bit a coordinate, a thirty-second of the parameters.
+    the update. It draws only once. The words take one bit for each coordinate, 1/32 of the size of float32 parameters.
 
     Args:
-        sizes: number of coordinates of each parameter.
+        sizes: the number of coordinates of each parameter, in order.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        self._kept: dict[int, np.ndarray] = {}
-        # Of which step and direction the words are that are kept of a parameter.
-        self._labels: dict[int, DirectionLabel] = {}
-        # Those that this sweep began with, and whether it asked for any.
+        # For each parameter the words that are kept, and the step and direction that they belong to.
+        self._kept_words: dict[int, np.ndarray] = {}
+        self._kept_labels: dict[int, DirectionLabel] = {}
+        # The label of the words that were kept when the current sweep began, and whether it has drawn any chunk.
         self._label: DirectionLabel | None = None
-        self._asked = False
+        self._has_drawn = False
 
     @contextmanager
     def sweep(self, index: int, step: int, directions: Iterable[int]) -> Iterator[None]:
-        """A sweep over all of the `index`-th parameter. One that ends in an error leaves nothing to rely on."""
-        if index not in self._kept:
-            self._kept[index] = np.empty(math.ceil(self._sizes[index] / 64), dtype=np.uint64)
-        self._label, self._asked = self._labels.pop(index, None), False
+        """Open a sweep over all of the `index`-th parameter. After one that ends in an error, words are drawn again."""
+        if index not in self._kept_words:
+            self._kept_words[index] = np.empty(math.ceil(self._sizes[index] / 64), dtype=np.uint64)
+        self._label = self._kept_labels.pop(index, None)
+        self._has_drawn = False
         yield
-        if self._asked:
-            self._labels[index] = (step, list(directions)[-1])
+        if self._has_drawn:
+            self._kept_labels[index] = (step, list(directions)[-1])
 
     def draw_chunk(self, chunk: int, sweep: SweepAddress, directions: Collection[int], stream: Stream) -> np.ndarray:
-        """Return the words of a chunk, uint64 `[directions, words]`, within a sweep."""
-        self._asked = True
+        """Return the words of a chunk, uint64 `[directions, words]`. To be called within a sweep."""
+        self._has_drawn = True
         index, step = sweep
-        kept = self._kept[index][chunk * CHUNK_SIZE // 64 : (chunk + 1) * CHUNK_SIZE // 64]
-        found = [self._one((chunk, index, direction, step), kept, stream) for direction in directions]
-        rows = np.stack(found) if len(found) > 1 else found[0][None]
-        if found[-1] is not kept:
-            kept[:] = found[-1]
-        return rows
+        kept = self._kept_words[index][chunk * CHUNK_SIZE // 64 : (chunk + 1) * CHUNK_SIZE // 64]
+        rows = [self._draw_row((chunk, index, direction, step), kept, stream) for direction in directions]
+        words = np.stack(rows) if len(rows) > 1 else rows[0][None]
+        if rows[-1] is not kept:
+            kept[:] = rows[-1]
+        return words
 
-    def _one(self, address: ChunkAddress, kept: np.ndarray, stream: Stream) -> np.ndarray:
+    def _draw_row(self, address: ChunkAddress, kept: np.ndarray, stream: Stream) -> np.ndarray:
         _, _, direction, step = address
         return kept if (step, direction) == self._label else stream.seek(address).random_raw(len(kept))
 
@@ -132,5 +148,5 @@ def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="hf_dpzo")
 
 
-# A process that is forked off has none of the pool's threads.
+# A forked process inherits the pool without its threads.
 os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)

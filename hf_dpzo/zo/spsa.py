@@ -1,6 +1,6 @@
 """Zeroth-order estimation (SPSA): the probe points of a step, and the comparison of each example's losses there.
 
-What comes out is SENSITIVE: one row of numbers for each example, on its way to `Mechanism.release` and nowhere else.
+The coefficients are SENSITIVE: one row for each example, which may go to `Mechanism.release` and nowhere else.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +13,11 @@ from hf_dpzo.zo.walk import THETA, ProbePoint
 
 @dataclass(frozen=True, kw_only=True)
 class FiniteDifference(ABC):
-    """The coefficients of n-SPSA (Spall 1992; Malladi et al. 2023, definition 1), for each example by itself.
+    """Estimates each example's gradient along K directions, by n-SPSA (Spall 1992; Malladi et al. 2023, definition 1).
 
     Args:
         smoothing: mu, the distance from theta to a probe point, in units of z.
-        num_directions: K.
+        num_directions: K, the number of directions.
     """
 
     smoothing: float
@@ -35,9 +35,12 @@ class FiniteDifference(ABC):
 
     @abstractmethod
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """Return coefficients, float64 `[rows, K]`, from the losses at all points, float64 `[rows, points]`. SENSITIVE.
+        """Return each example's coefficients, float64 `[rows, K]`. SENSITIVE.
 
-        The sum over k of coefficient times z_k is the estimated gradient of an example's loss.
+        The estimated gradient of an example's loss is `sum_k coefficients[k] * z_k`.
+
+        Args:
+            losses: each example's loss at all points, float64 `[rows, points]`. SENSITIVE.
         """
 
     @property
@@ -48,45 +51,49 @@ class FiniteDifference(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CentralDifference(FiniteDifference):
-    """`(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`. The curvature along z_k cancels. 2K points."""
+    """Compares both sides of theta: `(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`.
+
+    Costs 2K forward passes. The curvature along z_k cancels.
+    """
 
     @property
     def span(self) -> float:
-        """`2 mu`."""
+        """The distance `2 mu` between the two sides of theta."""
         return 2 * self.smoothing
 
     @property
     def points(self) -> tuple[ProbePoint, ...]:
-        """Both sides of theta along each direction."""
+        """The points `theta + mu z_k` and `theta - mu z_k`, direction by direction."""
         sides = (+self.smoothing, -self.smoothing)
         return tuple(ProbePoint(direction=k, position=side) for k in range(self.num_directions) for side in sides)
 
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """As in `FiniteDifference`."""
+        """Return `(loss(theta + mu z_k) - loss(theta - mu z_k)) / (2 mu K)`. See `FiniteDifference.coefficients`."""
         return (losses[:, ::2] - losses[:, 1::2]) / (self.span * self.num_directions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardDifference(FiniteDifference):
-    """`(loss(theta + mu z_k) - loss(theta)) / (mu K)`: all K share one loss, which halves the cost of large K.
+    """Compares one side of theta with theta itself: `(loss(theta + mu z_k) - loss(theta)) / (mu K)`.
 
-    K + 1 points. The price is a bias of `mu / 2 * z_k' H z_k` in each quotient, where H is the Hessian. For small mu it
-    is small, but so is the difference then, and float32 has about seven digits of each loss.
+    Costs K + 1 forward passes, because all directions share the loss at theta: half the cost for large K. The price is
+    a bias of `mu / 2 * z_k' H z_k` in each quotient, where H is the Hessian. A small mu makes the bias small, but the
+    difference of losses too, and float32 holds about seven digits of each loss.
     """
 
     @property
     def span(self) -> float:
-        """`mu`."""
+        """The distance `mu` from theta to a point beside it."""
         return self.smoothing
 
     @property
     def points(self) -> tuple[ProbePoint, ...]:
-        """Theta itself, and one point along each direction."""
+        """Theta itself, then `theta + mu z_k` for each direction."""
         along = (ProbePoint(direction=k, position=self.smoothing) for k in range(self.num_directions))
         return (THETA, *along)
 
     def coefficients(self, losses: torch.Tensor) -> torch.Tensor:
-        """As in `FiniteDifference`."""
+        """Return `(loss(theta + mu z_k) - loss(theta)) / (mu K)`. See `FiniteDifference.coefficients`."""
         return (losses[:, 1:] - losses[:, :1]) / (self.span * self.num_directions)
 
 

@@ -1,6 +1,6 @@
-"""What becomes of released coefficients: the update that they make.
+"""Updates: the ways to move the parameters by released coefficients.
 
-Released values are public. Momentum, Adam, dividing by their spread: all of it is post-processing, and free.
+Released values are public. So momentum, Adam and division by their spread are post-processing, and cost no privacy.
 """
 
 import statistics
@@ -11,39 +11,39 @@ import torch
 
 
 class Update:
-    """Descent as plain as it is, unless a subclass says otherwise."""
+    """Turns a step's released coefficients into a move of the parameters; by default, plain descent."""
 
-    # The fewest directions a step that it can work with.
+    # The fewest directions per step that the update works with.
     min_directions = 1
-    # Whether it depends on coefficients received before.
+    # Whether the update depends on the coefficients of earlier steps.
     is_stateful = False
 
     def scale(self, coefficients: Sequence[float]) -> list[float]:
-        """Return the coefficients to move along, given the released ones of a step."""
+        """Return the coefficients to move by, one for each direction, given those that a step released."""
         return list(coefficients)
 
     def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer | None:
-        """Return an optimizer that takes the estimated gradient as a dense one, or `None` to add directions in place.
+        """Return an optimizer that steps on a dense estimated gradient, or `None` to add directions in place.
 
         Args:
-            groups: the parameter groups; the learning rate is set before each step.
+            groups: the parameter groups, without a learning rate, which is set before each step.
         """
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Update):
-    """`theta -= lr * sum_k c_k z_k`. Keeps nothing."""
+    """Plain descent: `theta -= lr * sum_k c_k z_k`. Keeps no state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(Update):
-    """Heavy-ball momentum, torch's: `v = momentum * v + sum_k c_k z_k; theta -= lr * v`.
+    """Heavy-ball momentum, as torch defines it: `v = momentum * v + sum_k c_k z_k; theta -= lr * v`.
 
     Keeps one number for each trained parameter, so it is for adapters.
 
     Args:
-        momentum: how much of the velocity a step keeps.
+        momentum: the share of the velocity v that a step keeps.
     """
 
     is_stateful = True
@@ -51,19 +51,19 @@ class Momentum(Update):
     momentum: float = 0.9
 
     def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
-        """`torch.optim.SGD`."""
+        """Return a `torch.optim.SGD` with momentum."""
         return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Update):
-    """Adam (Kingma and Ba 2015) on the estimated gradient `sum_k c_k z_k`; MeZO-Adam, for any method.
+    """Adam (Kingma and Ba 2015) on the estimated gradient `sum_k c_k z_k`: MeZO-Adam, for any method.
 
     Keeps two numbers for each trained parameter, so it is for adapters.
 
     Args:
-        betas: decay of the two moments.
-        epsilon: added to the root of the second.
+        betas: the decay rates of the first and the second moment.
+        epsilon: the number added to the root of the second moment.
     """
 
     is_stateful = True
@@ -72,7 +72,7 @@ class Adam(Update):
     epsilon: float = 1e-8
 
     def build_inner_optimizer(self, groups: Sequence[dict]) -> torch.optim.Optimizer:
-        """`torch.optim.Adam`."""
+        """Return a `torch.optim.Adam`."""
         return torch.optim.Adam(groups, lr=0.0, betas=self.betas, eps=self.epsilon)
 
 
@@ -80,8 +80,8 @@ class Adam(Update):
 class NormalizedSGD(Update):
     """Descent with coefficients in units of their own spread: `theta -= lr * sum_k (c_k / std_j c_j) z_k`.
 
-    The idea is that of Dang et al. 2026 (FZOO), who divide by the spread of the losses; that is a function of the data
-    which nobody has released. This is the spread of the K coefficients that were released, noise included.
+    Dang et al. 2026 (FZOO) divide by the spread of the losses, which is a function of the data that is never released.
+    This divides by the spread of the K released coefficients instead, noise included. Needs two directions or more.
 
     >>> NormalizedSGD().scale([3.0, 1.0, 2.0])
     [3.0, 1.0, 2.0]
@@ -92,7 +92,7 @@ class NormalizedSGD(Update):
     min_directions = 2
 
     def scale(self, coefficients: Sequence[float]) -> list[float]:
-        """Divide by the sample standard deviation; where there is none, stay."""
+        """Return the coefficients over their sample standard deviation, or zeros if it is zero."""
         spread = statistics.stdev(coefficients)
         return [coefficient / spread if spread > 0 else 0.0 for coefficient in coefficients]
 

@@ -1,4 +1,4 @@
-"""The walk through a step's probe points: each forward pass finds the parameters at the next of them."""
+"""The walk through a step's probe points. Each stop of it is one forward pass."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,12 @@ from hf_dpzo.zo.directions import Directions
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePoint:
-    """The point `theta + position * z` along one direction."""
+    """The point `theta + position * z_k` along one direction.
+
+    Args:
+        direction: k, the number of the direction, from 0.
+        position: the signed distance from theta, in units of z.
+    """
 
     direction: int
     position: float
@@ -24,13 +29,13 @@ THETA = ProbePoint(direction=0, position=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """The probe points that one forward pass evaluates.
+    """What one forward pass evaluates: a probe point, or several.
 
     Args:
-        index: the number of the stop within its step, from 0.
-        points: one point, or several where the parameters are stacked.
-        stacks: for each parameter its values at the points, `[points, *shape]`; empty where the parameters themselves
-            have moved to the one point.
+        index: the stop's number within its step, from 0.
+        points: the one point that the parameters have moved to, or the several points of `stacks`.
+        stacks: the values of each parameter at the points, `[points, *shape]`; empty if the parameters themselves have
+            moved.
     """
 
     index: int
@@ -39,9 +44,9 @@ class Stop:
 
 
 class Walk(AbstractContextManager):
-    """Leads the parameters through the probe points of one step; iterating makes the stops.
+    """Leads the parameters through the probe points of one step. Iterate over it to reach stop after stop.
 
-    A walk starts at theta. It is a context, which must be left even where what happens at a stop raises.
+    A walk starts at theta. Use it as a context manager, so that it ends properly even if a stop's evaluation raises.
 
     Args:
         parameters: the trainable parameters, in the order of `directions.sizes`.
@@ -53,7 +58,10 @@ class Walk(AbstractContextManager):
     def __init__(
         self, parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[ProbePoint]
     ) -> None:
-        self._parameters, self._directions, self._step, self._points = parameters, directions, step, points
+        self._parameters = parameters
+        self._directions = directions
+        self._step = step
+        self._points = points
         # The point at which the parameters are.
         self.at = THETA
 
@@ -67,7 +75,7 @@ class Walk(AbstractContextManager):
 
 
 class MovingWalk(Walk):
-    """A walk that moves the parameters themselves, to one point after the other."""
+    """A walk that moves the parameters themselves from point to point."""
 
     def __iter__(self) -> Iterator[Stop]:
         for index, point in enumerate(self._points):
@@ -84,20 +92,20 @@ class MovingWalk(Walk):
 
 
 class AddingWalk(MovingWalk):
-    """Moves in one sweep over the parameters, keeps no copy, and stays at the last point.
+    """A walk that makes each move in one sweep over the parameters, keeps no copy, and stays at the last point.
 
-    Each move rounds, so theta changes by about one unit in the last place. By how much depends on public values alone:
-    a replay that makes the same moves ends at the same bits. That is why an empty batch is walked too: whether a batch
-    was empty is not public.
+    Each move rounds, so theta changes by about one unit in the last place. The rounding depends on public values alone,
+    so a replay that makes the same moves ends at the same bits. Even an empty batch is walked: skipping the moves would
+    show in the weights, and whether a batch was empty is not public.
     """
 
     is_exact = False
 
     def __exit__(self, *_: object) -> None:
-        """Stay at the last point."""
+        """Leave the parameters at the last point."""
 
     def move_to(self, point: ProbePoint) -> None:
-        """Move there from the point before, in one sweep."""
+        """Move the parameters from where they are to `point`, in one sweep."""
         weights = {self.at.direction: -self.at.position}
         weights[point.direction] = weights.get(point.direction, 0.0) + point.position
         weights = {direction: weight for direction, weight in weights.items() if weight != 0.0}
@@ -107,7 +115,10 @@ class AddingWalk(MovingWalk):
 
 
 class CopyingWalk(MovingWalk):
-    """Starts each move from a copy, and so ends at exactly theta. For small trainable sets, such as adapters."""
+    """A walk that starts each move from a copy of theta, and so ends at exactly theta.
+
+    The copy is as large as the parameters, so it is for small sets of them, such as adapters.
+    """
 
     is_exact = True
 
@@ -116,12 +127,12 @@ class CopyingWalk(MovingWalk):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Go back to theta."""
+        """Move the parameters back to theta."""
         self.move_to(THETA)
 
     @torch.no_grad()
     def move_to(self, point: ProbePoint) -> None:
-        """Move there from the copy."""
+        """Set the parameters to their copy, and move them from there to `point`."""
         for parameter, copy in zip(self._parameters, self._copies, strict=True):
             parameter.copy_(copy)
         self.at = THETA
@@ -131,15 +142,17 @@ class CopyingWalk(MovingWalk):
 
 
 class StackingWalk(Walk):
-    """Moves nothing: each stop stacks copies of the parameters at several points, for one pass through a small adapter.
+    """A walk that moves nothing: each stop stacks the parameters' values at several points, for one forward pass.
+
+    A stack holds a copy of the parameters for each of its points, so it is for small sets of them, such as adapters.
 
     Args:
-        parameters: as in `Walk`.
-        directions: as in `Walk`.
-        step: as in `Walk`.
-        points: as in `Walk`.
-        points_per_stop: the height of each stack. The last one repeats the last point until it is as high, so that all
-            passes have the same shape.
+        parameters: the trainable parameters, in the order of `directions.sizes`.
+        directions: the source of the directions.
+        step: the step, from 0.
+        points: the probe points, in the order of the walk.
+        points_per_stop: the height of each stack. The last stack is filled up with the last point, so that all passes
+            have the same shape.
     """
 
     is_exact = True
@@ -157,7 +170,7 @@ class StackingWalk(Walk):
         self._height = points_per_stop
 
     def __exit__(self, *_: object) -> None:
-        """Nothing has moved."""
+        """Do nothing, because no parameter has moved."""
 
     def __iter__(self) -> Iterator[Stop]:
         padded = [*self._points, *self._points[-1:] * self._height]
@@ -170,8 +183,8 @@ class StackingWalk(Walk):
 def stack(
     parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[ProbePoint]
 ) -> dict[torch.Tensor, torch.Tensor]:
-    """Return each parameter's values at `points`, `[points, *shape]`, to the bit those to which a walk moves it."""
-    stacks = {one: one.detach().expand(len(points), *one.shape).clone() for one in parameters}
+    """Return each parameter's values at `points`, `[points, *shape]`, with the bits that a `CopyingWalk` gives them."""
+    stacks = {parameter: parameter.detach().expand(len(points), *parameter.shape).clone() for parameter in parameters}
     for row, point in enumerate(points):
         for index, values in enumerate(stacks.values() if point.position else ()):
             directions.add_(values[row], index=index, step=step, weights={point.direction: point.position})

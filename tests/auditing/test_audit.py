@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.auditing.audit import Roc, _GaussianClaim, _LaplaceClaim, audit
+from hf_dpzo.auditing.audit import Roc, audit
+from hf_dpzo.auditing.claims import GaussianClaim, LaplaceClaim
 from hf_dpzo.auditing.roc import draw_roc
 from hf_dpzo.methods import DPZO, ZOSO, AggZO, DPZero, PrivateMethod, Projected
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
@@ -423,7 +424,7 @@ def test_noise_that_directions_share_is_caught():
 # ---- Curves and pictures ----
 
 
-@pytest.mark.parametrize(("claim", "noise"), [(_GaussianClaim, "normal"), (_LaplaceClaim, "laplace")])
+@pytest.mark.parametrize(("claim", "noise"), [(GaussianClaim, "normal"), (LaplaceClaim, "laplace")])
 @pytest.mark.parametrize("multiplier", [0.4, 1.0, 3.0])
 def test_curves_are_those_of_the_best_tests(claim, noise, multiplier):
     """Against counting: a threshold on the noise has the detections that the curve allows, and the curve's strength."""

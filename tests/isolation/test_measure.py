@@ -21,7 +21,8 @@ from transformers import (
 
 from hf_dpzo.isolation.probe import CoupledRowsError, probe_isolation
 from hf_dpzo.isolation.synthetic_rows import generate_probe_rows
-from hf_dpzo.losses.per_example import CausalLMLoss, as_loss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.unwrap import drop_labels
 

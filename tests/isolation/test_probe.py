@@ -13,7 +13,7 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.probe import CoupledRowsError
-from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 
 from support.models import causal_lm, classifier, with_lora
 from support.rows import labelled_rows

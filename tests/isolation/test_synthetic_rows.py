@@ -7,7 +7,7 @@ from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
 from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows
-from hf_dpzo.losses.per_example import build_head_loss
+from hf_dpzo.losses.heads import build_head_loss
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
 from support.rows import labelled_rows

@@ -22,8 +22,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.output_layer import POSITIONS_PER_CHUNK, OutputLayer, find_output_layer
-from hf_dpzo.losses.per_example import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
 from support.models import causal_lm, llama_config, masked_lm

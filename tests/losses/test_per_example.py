@@ -13,7 +13,8 @@ from transformers import (
     LlamaModel,
 )
 
-from hf_dpzo.losses.per_example import CausalLMLoss, FunctionLoss, SequenceClassificationLoss, build_head_loss
+from hf_dpzo.losses import CausalLMLoss, FunctionLoss, SequenceClassificationLoss
+from hf_dpzo.losses.heads import build_head_loss
 from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora

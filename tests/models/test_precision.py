@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TorchAoCo
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli.main import main
 from hf_dpzo.isolation.probe import CoupledRowsError
-from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.models.checks import refuse_model
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
 from hf_dpzo.models.precision import (

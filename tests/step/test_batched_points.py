@@ -6,7 +6,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo import Trajectory, ZOTrainer
-from hf_dpzo.losses.per_example import build_head_loss
+from hf_dpzo.losses.heads import build_head_loss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 from hf_dpzo.step.batched_points import BatchedPointsLoss
 from hf_dpzo.zo.directions import DIRECTIONS

@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_dpzo import Prompt, ZOTrainer
 from hf_dpzo.data.sealed import GlobalRandomnessError
-from hf_dpzo.losses.per_example import CausalLMLoss
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
 from hf_dpzo.privacy.mechanism import IntegerSum

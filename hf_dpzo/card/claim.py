@@ -1,0 +1,95 @@
+"""What a run claims: under which conditions, and what that means for its rows."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.isolation.bound import MAX_ISOLATION_BOUND
+from hf_dpzo.privacy.accounting import MAX_EPSILON, NEIGHBORING_RELATION, account_for_group, replace_one_epsilon
+from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
+from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.trajectory.run import LoggedRun
+
+
+FALSE_ALARMS = 0.01
+
+
+# Rows of one person, where the unit is a row.
+GROUPS = (2, 4)
+
+
+def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What must hold of a run that is called private."""
+    budget, bound = run.budget, isolation["bound_in_clip_norms"]
+    small = budget.private and budget.delta < 1 / run.num_units
+    promised = small and budget.guarantee().epsilon <= MAX_EPSILON
+    held = {
+        "every release holds noise": budget.private,
+        "no step was taken beyond the plan": len(budget.ledger) <= budget.planned_steps,
+        f"epsilon is at most {MAX_EPSILON:g}": promised,
+        f"delta is below one over the number of {run.unit_name}s": small,
+        f"rows of a batch move each other by at most {MAX_ISOLATION_BOUND} clip norms": isolation["status"]
+        != "not measured"
+        and bound <= MAX_ISOLATION_BOUND,
+        "no attack that was made on the mechanism found more than is claimed": declarations.audit is None
+        or declarations.audit["passed"],
+    }
+    return [{"condition": condition, "held": bool(value)} for condition, value in held.items()]
+
+
+def build_claim(run: LoggedRun) -> dict[str, Any]:
+    """Return what `run` claims, with all terms of the claim."""
+    budget = run.budget
+    return {
+        "definition": "(epsilon, delta)-differential privacy",
+        "epsilon": round_up(budget.guarantee().epsilon),
+        "delta": budget.delta,
+        "unit": run.unit_description,
+        "neighboring_relation": NEIGHBORING_RELATION.name,
+        "setting": "central: whoever trains sees the data, and is trusted with them",
+        "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
+        "steps_taken": len(budget.ledger),
+        "steps_claimed": sum(count for _, count in budget.claimed_releases),
+        **({"trials": budget.trials} if budget.trials > 1 else {}),
+        "groups": _groups(run),
+        "also": _list_other_guarantees(run),
+    }
+
+
+def build_meaning(run: LoggedRun) -> dict[str, Any]:
+    """Return what the claim means for an attacker who guesses whether a unit took part."""
+    releases, delta = run.budget.claimed_releases, run.budget.delta
+    detected = detection_rate(releases, delta=delta, false_alarms=FALSE_ALARMS)
+    return {
+        "best_membership_accuracy": min(1.0, round_up(membership_accuracy(releases, delta=delta))),
+        "detection_rate": {"false_alarms": FALSE_ALARMS, "detected": min(1.0, round_up(detected))},
+        "privacy_curve": [
+            {"delta": at, "epsilon": round_up(epsilon)} for at, epsilon in privacy_curve(releases, delta=delta)
+        ],
+    }
+
+
+def _groups(run: LoggedRun) -> list[dict[str, Any]]:
+    """What holds for people with several rows, where the unit is a row."""
+    if run.unit_column is not None:
+        return []
+    budget = run.budget
+    found = {size: account_for_group(budget.claimed_releases, size=size, delta=budget.delta) for size in GROUPS}
+    return [{"rows": size, "epsilon": round_up(epsilon)} for size, epsilon in found.items() if math.isfinite(epsilon)]
+
+
+def _list_other_guarantees(run: LoggedRun) -> list[dict[str, Any]]:
+    """What the same run guarantees in other terms."""
+    budget, found = run.budget, []
+    pure = budget.guarantee().pure
+    if pure is not None:
+        found.append(("pure epsilon-differential privacy", pure, 0, NEIGHBORING_RELATION.name))
+    if run.method.covers_replace_one:
+        epsilon = replace_one_epsilon(budget.claimed_releases, delta=budget.delta)
+        if math.isfinite(epsilon):
+            found.append(("(epsilon, delta)-differential privacy", epsilon, budget.delta, "REPLACE_ONE"))
+    return [
+        {"definition": definition, "epsilon": round_up(epsilon), "delta": delta, "neighboring_relation": relation}
+        for definition, epsilon, delta, relation in found
+    ]
