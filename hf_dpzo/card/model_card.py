@@ -82,7 +82,7 @@ def render_card(
     name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
     title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
     text = _template().render(
-        build_card_data=build_card_data(statement, title, metadata or {}).to_yaml(),
+        card_data=build_card_data(statement, title, metadata or {}).to_yaml(),
         statement=sanitize_text(statement),
         title=sanitize_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,

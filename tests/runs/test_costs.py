@@ -209,7 +209,7 @@ def test_evaluations_while_training_make_and_measure_nothing_again(make_args, co
 
     without = counts_of()
     assert counts_of(eval_strategy="steps", eval_steps=1) == without
-    assert (without["prepare_model"], without["probe"]) == (1, 1)
+    assert (without["prepare_model"], without["probe_isolation"]) == (1, 1)
 
 
 def test_each_row_is_tokenized_once_however_often_it_is_evaluated(write_recipe, counted):

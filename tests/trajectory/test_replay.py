@@ -293,7 +293,7 @@ def test_replays_do_not_depend_on_the_number_of_threads(train, settings, tmp_pat
     code = (
         "import sys, torch; torch.set_num_threads(int(sys.argv[1]));"
         "from hf_dpzo.trajectory.replay import rebuild_model;"
-        "rebuild(sys.argv[2], sys.argv[3]).save_pretrained(sys.argv[4])"
+        "rebuild_model(sys.argv[2], sys.argv[3]).save_pretrained(sys.argv[4])"
     )
     arguments = ["2", str(tmp_path / "base"), trainer.args.output_dir, str(tmp_path / "again")]
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, *arguments], check=True, timeout=120)

@@ -230,7 +230,7 @@ def swept() -> list[float]:
 
 def test_a_forked_process_sweeps_with_threads_of_its_own(threads):
     threads(2)
-    Streams(0).share(lambda *_: time.sleep(0.1), range(2 * MIN_CHUNKS_PER_THREAD))  # Both are there, and idle.
+    Streams(0).run_in_threads(lambda *_: time.sleep(0.1), range(2 * MIN_CHUNKS_PER_THREAD))  # Both are there, and idle.
     here = swept()
     with get_context("fork").Pool(1) as forked:
         assert forked.apply_async(swept).get(timeout=20) == here
