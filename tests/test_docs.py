@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
+
 PAGES = [
     page
     for pattern in ("*.md", "docs/*.md", "recipes/*.md", "benchmarks/*.md", "hf_dpzo/methods/*.md")
@@ -31,8 +32,20 @@ def test_sections_that_a_page_links_to_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tests_that_a_page_names_exist(page):
-    for path, name in re.findall(r"`(tests/\w+\.py)::(\w+)", page.read_text(encoding="utf-8")):
-        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+    named = re.findall(r"\b(tests/[\w/]*\w\.py)(?:::(\w+))?", page.read_text(encoding="utf-8"))
+    missing = [f"{path}::{name}" for path, name in named if not defines(ROOT / path, name)]
+    assert not missing
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether there is such a file, and a test of that name in it, if one is given."""
+    return file.is_file() and (not name or f"\ndef {name}(" in file.read_text(encoding="utf-8"))
+
+
+def test_a_name_that_no_test_has_would_be_found():
+    assert defines(Path(__file__), "test_a_name_that_no_test_has_would_be_found")
+    assert not defines(Path(__file__), "test_that_nobody_wrote")
+    assert not defines(Path(__file__).parent / "nowhere.py", "")
 
 
 def test_every_known_failure_has_a_test_or_a_reason():

@@ -12,8 +12,9 @@ import yaml
 
 import hf_dpzo
 
+from support.paths import ROOT
 
-ROOT = Path(hf_dpzo.__file__).parent.parent
+
 LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "out", "outputs")
 BUILD = "from setuptools import build_meta as build; build.build_sdist('dist'); build.build_wheel('dist')"
 

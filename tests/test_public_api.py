@@ -11,17 +11,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import hf_dpzo
 from hf_dpzo.cli.main import main
 from hf_dpzo.privacy import Budget, Plan, calibrate, group_epsilon, guarantee
 from hf_dpzo.privacy.ledger import round_up
 
+from support.paths import ROOT
 
-ROOT = Path(hf_dpzo.__file__).parent.parent
+
 PUBLIC = ("hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses")
 NAMES = {package: importlib.import_module(package).__all__ for package in PUBLIC}
 OBJECTS = {

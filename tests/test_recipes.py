@@ -3,15 +3,15 @@
 import ast
 import re
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_dpzo.recipe.recipe import parse_recipe
 
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
+
 PLACES = ("*.md", "docs/*.md", "recipes/*.md", "benchmarks/*.md", "model_cards/**/*.md", "hf_dpzo/methods/*.md")
 PAGES = sorted(page for pattern in PLACES for page in ROOT.glob(pattern))
 SCRIPTS = sorted(ROOT.glob("benchmarks/**/*.py"))

@@ -223,8 +223,13 @@ def _pure_epsilon(releases: Releases) -> float | None:
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
-    return float(accountant.compose(compose_events(releases)).get_epsilon(delta))
+    return float(_build_rdp_accountant(releases).get_epsilon(delta))
+
+
+@lru_cache(maxsize=8)
+def _build_rdp_accountant(releases: Releases) -> RdpAccountant:
+    """Return the Rényi divergences of `releases`, which take long and answer for every delta."""
+    return RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(compose_events(releases))
 
 
 @lru_cache(maxsize=8)

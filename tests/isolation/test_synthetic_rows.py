@@ -1,0 +1,235 @@
+"""Made-up rows have a data set's format, and nothing of its content."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
+from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
+
+from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows
+from hf_dpzo.losses.heads import build_head_loss
+
+from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
+from support.rows import labelled_rows
+
+
+TOKENS = {"input_ids": [7, 7], "attention_mask": [1, 1]}
+
+
+class Rows(torch.utils.data.Dataset):
+    """A data set that is none of `datasets`."""
+
+    def __init__(self, *rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def one(dataset, model=None, **settings):
+    return generate_rows(dataset, model or classifier(), count=1, length=6, **settings)[0]
+
+
+def test_rows_have_the_length_and_the_columns_that_are_asked_for():
+    rows = generate_rows(labelled_rows(3), classifier(), count=4, length=6)
+    assert len(rows) == 4
+    for row in rows:
+        assert set(row) == {"input_ids", "attention_mask", "labels"}
+        assert len(row["input_ids"]) == 6
+        assert row["attention_mask"] == [1] * 6
+        assert all(0 < token < 64 for token in row["input_ids"])  # Zero is the padding token.
+        assert row["labels"] in (0, 1)
+
+
+def test_a_loss_can_be_computed_of_them(tokenizer):
+    model = with_lora(classifier()).eval()
+    inputs = DataCollatorWithPadding(tokenizer)(generate_probe_rows(labelled_rows(2), model))
+    assert build_head_loss(model)(model, inputs).isfinite().all()
+
+
+def test_rows_are_the_same_each_time_and_draw_from_no_global_generator():
+    model, dataset = classifier(), Rows({**TOKENS, "weight": 0.5, "labels": 1})
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first, again = (generate_rows(dataset, model, count=3, length=6) for _ in range(2))
+    assert first == again
+    assert generate_rows(dataset, model, count=2, length=6) == first[:2]
+    assert len({tuple(row["input_ids"]) for row in first}) == 3
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]
+
+
+def test_other_rows_of_the_same_types_make_no_difference():
+    model = classifier()
+    secret, other = (
+        Rows({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label})
+        for ids, label in (([5, 6, 7], 1), ([9] * 20, 0))
+    )
+    assert generate_rows(secret, model, count=3, length=6) == generate_rows(other, model, count=3, length=6)
+
+
+def test_features_are_enough_and_no_row_is_read():
+    dataset = labelled_rows(3)
+    empty = dataset.select([])
+    assert generate_rows(empty, classifier(), count=3, length=6) == generate_rows(
+        dataset, classifier(), count=3, length=6
+    )
+
+
+def test_probe_rows_are_five_of_a_length_a_shorter_and_a_longer_one():
+    rows = generate_probe_rows(labelled_rows(2), classifier())
+    assert [len(row["input_ids"]) for row in rows] == [11] * 5 + [5, 22]
+    assert len({tuple(row["input_ids"][:5]) for row in rows}) == 7
+
+
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_a_torch_dataset_keeps_its_containers(as_tensors):
+    row = {**TOKENS, "position_ids": [0, 1], "token_type_ids": [0, 1], "labels": 1}
+    row = {name: torch.tensor(value) for name, value in row.items()} if as_tensors else row
+    made = one(Rows(row))
+    assert [type(made[name]) for name in row] == [type(value) for value in row.values()]
+    if as_tensors:
+        assert [(made[name].dtype, made[name].ndim) for name in row] == [(v.dtype, v.ndim) for v in row.values()]
+        made = {name: value.tolist() for name, value in made.items()}
+    assert made["position_ids"] == [0, 1, 2, 3, 4, 5]
+    assert made["token_type_ids"] == [0] * 6
+
+
+def test_numpy_rows_keep_their_dtypes():
+    made = one(Rows({"input_ids": np.array([3, 4], dtype=np.int32), "labels": np.int64(1), "weight": np.float32(2)}))
+    assert made["input_ids"].dtype == np.int32
+    assert isinstance(made["labels"], np.int64)
+    assert isinstance(made["weight"], np.float32)
+
+
+def test_a_formatted_dataset_keeps_its_format():
+    made = one(labelled_rows(2).with_format("torch", columns=["input_ids", "labels"]))
+    assert set(made) == {"input_ids", "labels"}
+    assert made["input_ids"].dtype == torch.int64
+    assert made["labels"].shape == ()
+
+
+def test_rows_that_a_function_makes_are_known_by_the_first():
+    dataset = Dataset.from_list([{"text": "a secret"}]).with_transform(
+        lambda batch: {"input_ids": [[5, 6, 7] for _ in batch["text"]], "labels": [1 for _ in batch["text"]]}
+    )
+    assert set(one(dataset)) == {"input_ids", "labels"}
+
+
+# ---- Labels ----
+
+
+def regression(**changes):
+    return LlamaForSequenceClassification(llama_config(**changes))
+
+
+def test_language_models_are_asked_for_their_own_tokens():
+    for model in (causal_lm(), masked_lm()):
+        made = one(Rows({**TOKENS, "labels": [1, 2]}), model)
+        assert made["labels"] == made["input_ids"]
+
+
+def test_regression_has_floats():
+    assert isinstance(one(Rows({**TOKENS, "labels": 0.5}), regression(num_labels=1))["labels"], float)
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0.0], [1, 0], torch.tensor([1.0, 0.0, 0.0])])
+def test_many_labels_have_one_number_each(labels):
+    model = regression(num_labels=5, problem_type="multi_label_classification")
+    assert len(one(Rows({**TOKENS, "labels": labels}), model)["labels"]) == 5
+
+
+def test_tokens_have_classes_where_the_head_is_of_tokens():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForTokenClassification(BertConfig(vocab_size=64, num_labels=3, **sizes))
+    labels = one(Rows({**TOKENS, "labels": [2, 2]}), model)["labels"]
+    assert len(labels) == 6
+    assert set(labels) <= {0, 1, 2}
+
+
+def test_a_head_of_one_label_has_no_second_class():
+    rows = generate_rows(labelled_rows(1), regression(num_labels=1), count=8, length=4)
+    assert {row["labels"] for row in rows} == {0}
+
+
+# ---- Other columns ----
+
+
+def test_columns_are_made_up_by_their_type():
+    features = Features(
+        {
+            "input_ids": List(Value("int32")),
+            "label": ClassLabel(names=["a", "b", "c"]),
+            "pixel_values": Array3D(shape=(3, 2, 2), dtype="float32"),
+            "word_mask": List(Value("float32")),
+            "weight": Value("float64"),
+            "kept": Value("bool"),
+            "pair": List(Value("int64"), length=2),
+        }
+    )
+    made = one(Dataset.from_dict({name: [] for name in features}, features=features))
+    assert made["label"] in (0, 1)
+    assert np.shape(made["pixel_values"]) == (3, 2, 2)
+    assert made["word_mask"] == [1.0] * 6
+    assert 0 < made["weight"] < 1
+    assert made["kept"] is True
+    assert made["pair"] == [1, 1]
+
+
+def test_a_length_that_the_features_fix_is_kept():
+    features = Features({"input_ids": List(Value("int64"), length=16), "labels": Value("int64")})
+    rows = generate_probe_rows(Dataset.from_dict({"input_ids": [], "labels": []}, features=features), classifier())
+    assert {len(row["input_ids"]) for row in rows} == {16}
+    assert len({tuple(row["input_ids"]) for row in rows}) == 7
+
+
+def test_columns_that_never_reach_the_collator_are_left_out():
+    dataset = Dataset.from_list([{**TOKENS, "labels": 1, "text": "a secret"}])
+    assert set(one(dataset, kept_columns={"input_ids", "labels"})) == {"input_ids", "labels"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**TOKENS, "text": "a secret"}, r"column=text: values of type str can not be made up; pass probe_rows"),
+        ({**TOKENS, "texts": ["a secret"]}, r"column=texts: values of type str in 1 dimensions"),
+        ({**TOKENS, "labels": None}, r"column=labels: values of type NoneType"),
+        ({"pixel_values": torch.zeros(3, 4, 5)}, r"column=pixel_values: values of type float in 3 dimensions"),
+        ({"input_ids": torch.zeros(1, 4).long()}, r"column=input_ids: values of type int in 2 dimensions"),
+        (([5, 6], 1), r"train_dataset: its first rows fail, or are no mappings from columns to values; try"),
+    ],
+)
+def test_what_can_not_be_made_up_is_refused_without_showing_it(row, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        one(Rows(row))
+    assert "secret" not in str(caught.value)
+
+
+def test_features_that_can_not_be_made_up_are_refused():
+    with pytest.raises(ValueError, match=r"column=text: values of type str"):
+        one(Dataset.from_list([{**TOKENS, "text": "a secret"}]))
+    with pytest.raises(ValueError, match=r"column=pair: values of type dict"):
+        one(Dataset.from_list([{**TOKENS, "pair": {"a": 1}}]))
+
+
+def test_a_model_without_a_vocabulary_has_no_tokens():
+    with pytest.raises(
+        ValueError, match=r"column=input_ids: the model says of no token that it knows it; pass probe_rows"
+    ):
+        one(labelled_rows(1), torch.nn.Linear(2, 2))
+
+
+def test_an_error_of_the_dataset_is_withheld():
+    with pytest.raises(ValueError, match=r"train_dataset: its first rows fail, .* on public rows") as caught:
+        one(Rows())
+    assert caught.value.__context__ is None
+
+
+def test_no_single_row_decides_what_types_rows_have():
+    rows = [{**TOKENS, "labels": 1} for _ in range(4)]
+    expected = one(rows)
+    for place in range(4):
+        for bad in (None, {}, {**TOKENS, "labels": None}, {"input_ids": "text", "labels": 0.5}, (1, 2)):
+            assert one([*rows[:place], bad, *rows[place + 1 :]]) == expected

@@ -1,0 +1,201 @@
+"""Several probe points in one forward pass: the same losses as one after the other, kept apart as well."""
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import DataCollatorWithPadding
+
+from hf_dpzo import Trajectory, ZOTrainer
+from hf_dpzo.losses.heads import build_head_loss
+from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.step.batched_points import BatchedPointsLoss
+from hf_dpzo.zo.directions import DIRECTIONS
+from hf_dpzo.zo.spsa import DIFFERENCES
+from hf_dpzo.zo.walk import CopyingWalk, ProbePoint, StackingWalk, stack
+
+from support.models import causal_lm, classifier, masked_lm, one_layer, with_lora
+from support.rows import few_public_rows, labelled_rows
+from support.walks import compare_along
+
+
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    """With no adapter matrix at zero, so that every point differs."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def masked():
+    config = LoraConfig(r=2, target_modules=["query", "value"])
+    model = get_peft_model(masked_lm(), config)
+    return model, MaskedWordLoss(words=[5, 6], mask_token_id=3, model=model)
+
+
+def of_head(model, task):
+    model = with_lora(model, task)
+    return model, build_head_loss(model)
+
+
+def next_word():
+    model = with_lora(causal_lm(), TaskType.CAUSAL_LM)
+    return model, NextWordLoss(words=[5, 6], model=model)
+
+
+LOSSES = {
+    "classifier": lambda: of_head(classifier(), TaskType.SEQ_CLS),
+    "language model": lambda: of_head(causal_lm(), TaskType.CAUSAL_LM),
+    "next word": next_word,
+    "masked word": masked,
+}
+
+
+def inputs_for(name: str) -> dict[str, torch.Tensor]:
+    ids = torch.randint(4, 60, (3, 7))
+    ids[:, -2] = 3
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    labels = ids.masked_fill(mask == 0, -100) if name == "language model" else torch.tensor([0, 1, 0])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("kind", sorted(DIRECTIONS))
+def test_a_stack_holds_the_bits_that_a_walk_goes_through(kind):
+    theta = [torch.randn(6, 5), torch.randn(11)]
+    directions = DIRECTIONS[kind](seed=0, sizes=[30, 11])
+    points = [ProbePoint(direction=direction, position=at) for direction, at in ((1, 0.3), (0, 0.0), (0, -0.3))]
+    stacks = stack(theta, directions, step=2, points=points)
+    with CopyingWalk(theta, directions, step=2, points=points) as walk:
+        for stop in walk:
+            assert all(torch.equal(values[stop.index], one) for one, values in stacks.items())
+    assert len(stacks) == len(theta)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@torch.no_grad()
+def test_losses_are_those_of_one_point_after_the_other(name):
+    model, loss = LOSSES[name]()
+    filled(model).eval()
+    inputs = inputs_for(name)
+    trained = {key: one for key, one in model.named_parameters() if one.requires_grad}
+    before = loss(model, inputs)
+    stacks = {key: torch.stack([one + 0.1 * n for n in range(3)]) for key, one in trained.items()}
+    found = BatchedPointsLoss(loss=loss, parameters=stacks)(model, inputs)
+    assert torch.equal(loss(model, inputs), before)
+    for n in range(3):
+        for key, one in trained.items():
+            one.copy_(stacks[key][n])
+        torch.testing.assert_close(found[:, n], loss(model, inputs), rtol=1e-5, atol=1e-5)
+    assert (found[:, 0] - found[:, 2]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("points_per_pass", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("name", sorted(DIFFERENCES))
+def test_the_last_pass_is_filled_up_and_changes_nothing(name, points_per_pass):
+    theta = [torch.randn(4, dtype=torch.float64)]
+    data = torch.randn(3, 4, dtype=torch.float64)
+    directions = DIRECTIONS["rademacher"](seed=0, sizes=[4])
+    estimator, sizes = DIFFERENCES[name](smoothing=0.1, num_directions=4), []
+
+    losses, given = [], {"step": 0, "points": estimator.points}
+    with StackingWalk(theta, directions, **given, points_per_stop=points_per_pass) as walk:
+        for stop in walk:
+            sizes.append(len(stop.points))
+            losses.append(torch.sin(data @ stop.stacks[theta[0]].T))
+    found = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
+    one_by_one = compare_along(CopyingWalk(theta, directions, **given), estimator, lambda: torch.sin(data @ theta[0]))
+    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-12)
+    assert set(sizes) == {points_per_pass} and len(sizes) == -(-estimator.forward_passes // points_per_pass)
+
+
+def trained(make_args, tokenizer, *, loss=None, model=None, rows=24, **changes):
+    torch.manual_seed(0)
+    model = filled(with_lora(classifier() if model is None else model))
+    args = make_args(method="aggzo", num_directions=3, expected_batch_size=rows, clip_norm=50.0, **changes)
+    trainer = ZOTrainer(
+        model=model,
+        args=args,
+        train_dataset=labelled_rows(rows),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        per_example_loss=loss,
+        probe_rows=few_public_rows(),
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("difference", sorted(DIFFERENCES))
+def test_a_run_releases_what_the_plain_one_releases(difference, sums, make_args, tokenizer):
+    plain = trained(make_args, tokenizer, difference=difference, max_steps=1)
+    together = trained(make_args, tokenizer, difference=difference, max_steps=1, points_per_pass=4)
+    one, other = (torch.tensor(each, dtype=torch.float64) / 2**40 for each in sums)
+    assert one.abs().min() > 1e-4
+    torch.testing.assert_close(other, one, rtol=0, atol=24 * 1e-4 / 50)  # Rounding of 24 losses over the span.
+    assert together.budget.guarantee() == plain.budget.guarantee()
+
+
+def test_weights_follow_from_the_log(make_args, tokenizer):
+    trainer = trained(make_args, tokenizer, points_per_pass=6)
+    log = Trajectory.read(trainer.args.output_dir)
+    assert len(log.records) == 4 and log.header["rows"]["points_per_pass"] == 6
+    descent = trainer._build_descent()
+    after = [one.detach().clone() for one in descent.optimizer.parameters()]
+    with descent.walk(3) as walk:
+        assert len(list(walk)) == 6
+    assert all(torch.equal(one, two) for one, two in zip(after, descent.optimizer.parameters(), strict=True))
+
+
+def test_an_empty_batch_is_noise_alone(make_args, tokenizer, monkeypatch):
+    monkeypatch.setattr(
+        "hf_dpzo.privacy.noise.BernoulliSampler.draw", lambda mask: torch.zeros(mask.size).bool().numpy()
+    )
+    assert len(trained(make_args, tokenizer, points_per_pass=6).budget.ledger) == 4
+
+
+def failing(way, marked):
+    def loss(model, inputs):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        losses = torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+        width = min(len(marked), inputs["input_ids"].shape[1])
+        hit = (inputs["input_ids"][:, :width] == torch.tensor(marked)[:width]).all(dim=1)
+        if way == "raise" and hit.any():
+            raise IndexError(marked)
+        return torch.where(hit, torch.nan, losses)
+
+    return loss
+
+
+def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, make_args, tokenizer):
+    """Its whole micro-batch fails; the others are evaluated one by one, at all points at once."""
+    rows = labelled_rows(24)["input_ids"]
+    marked = next(ids for ids in rows if rows.count(ids) == 1)
+
+    for way in ("raise", "nan"):
+        trained(make_args, tokenizer, loss=failing(way, marked), max_steps=1, points_per_pass=6)
+    one, other = (torch.tensor(each, dtype=torch.float64) / 2**40 for each in sums)
+    torch.testing.assert_close(one, other, rtol=0, atol=24 * 1e-4 / 50)
+
+
+def test_more_than_an_adapter_is_refused(make_args, tokenizer):
+    with pytest.raises(ValueError, match=r"^points_per_pass=2: more than a tenth .* train an adapter\.$"):
+        ZOTrainer(
+            model=one_layer(),
+            args=make_args(points_per_pass=2),
+            train_dataset=labelled_rows(16),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+
+
+def test_a_loss_that_needs_one_point_is_refused(make_args, tokenizer):
+    def loss(model, inputs):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return torch.tensor([row.sum().item() for row in logits])
+
+    with pytest.raises(ValueError, match=r"^points_per_pass=2: .* fails, or joins rows \(ValueError\); remove it\.$"):
+        trained(make_args, tokenizer, loss=loss, points_per_pass=2)
+
+
+@pytest.mark.parametrize("points_per_pass", [0, -1, 1.5, "many"])
+def test_no_number_of_points_is_refused(points_per_pass, make_args):
+    with pytest.raises(ValueError, match=f"^points_per_pass={points_per_pass}:"):
+        make_args(points_per_pass=points_per_pass)
