@@ -201,7 +201,7 @@ def inside_the_append(patch, count: int) -> None:
 
     def append(writer, record):
         if record.step == count:
-            writer._file.write(writer._layout.pack(record, writer._before)[:30])
+            writer._file.write(writer._layout.pack(record, writer._checksum)[:30])
             die()
         append_whole(writer, record)
 
