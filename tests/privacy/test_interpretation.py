@@ -1,4 +1,4 @@
-"""What an epsilon means in plain numbers: against exact values, and against attackers that can be written down."""
+"""What an epsilon means in plain numbers, compared with exact values and with attackers that can be written down."""
 
 import math
 
@@ -23,24 +23,24 @@ def laplace(noise_multiplier: float, sampling_rate: float = 1.0, count: int = 1)
 def test_detection_rate_of_one_gaussian_release_is_that_of_the_best_test(noise, false_alarms):
     """The likelihood ratio test between N(0, s) and N(1, s): no other detects more (Neyman and Pearson)."""
     best = stats.norm.cdf(stats.norm.ppf(false_alarms) + 1 / noise)
-    found = detection_rate(gaussian(noise), delta=1e-5, false_alarms=false_alarms)
-    assert best <= found <= best + max(2e-3, 0.02 * best)
+    stated = detection_rate(gaussian(noise), delta=1e-5, false_alarms=false_alarms)
+    assert best <= stated <= best + max(2e-3, 0.02 * best)
 
 
-def test_detection_rate_of_other_noise_would_be_another():
+def test_detection_rate_of_wrong_noise_is_told_apart():
     best = stats.norm.cdf(stats.norm.ppf(0.01) + 1 / 1.25)
     for wrong in (2 / 3, 3 / 2):
         assert abs(detection_rate(gaussian(1.25 * wrong), delta=1e-5) - best) > 0.01
 
 
 @pytest.mark.parametrize("noise", [1.0, 3.0])
-def test_detection_rate_of_one_laplace_release(noise):
-    """Of a location shift by 1, whoever accuses above a threshold detects exp(1 / b) times as many, for few alarms."""
+def test_detection_rate_of_one_laplace_release_is_that_of_a_threshold(noise):
+    """For a shift by 1 and few alarms, a threshold detects exp(1 / b) times as many rows as it falsely accuses."""
     best = 0.01 * math.exp(1 / noise)
     assert best <= detection_rate(laplace(noise), delta=1e-5) <= best * 1.01
 
 
-def test_sampling_and_fewer_steps_hide_more():
+def test_sampling_and_fewer_steps_lower_the_detection_rate():
     rates = [detection_rate(gaussian(1.0, q, n), delta=1e-5) for q, n in ((0.01, 100), (0.01, 1000), (0.1, 1000))]
     assert 0.01 < rates[0] < rates[1] < rates[2] < 1
 
@@ -51,7 +51,7 @@ def test_detection_rate_is_no_more_than_epsilon_and_delta_allow():
     assert detection_rate(releases, delta=1e-5) <= 0.01 * math.exp(epsilon) + 1e-5
 
 
-def test_nothing_released_is_nothing_detected():
+def test_zero_releases_leave_an_attacker_with_chance():
     assert detection_rate((), delta=1e-5) == 0.01
     assert membership_accuracy((), delta=1e-5) == 0.5
 

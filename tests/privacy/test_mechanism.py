@@ -1,4 +1,4 @@
-"""The one door, without a model: exact sensitivity, noise of the stated scale, and nothing else coming through."""
+"""The one door, without a model: exact sensitivity, noise of the stated scale, and nothing else passes."""
 
 import math
 from fractions import Fraction
@@ -37,7 +37,7 @@ def mechanism(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=8) -> Gau
 
 
 def random_rows(batch, directions, seed=0) -> torch.Tensor:
-    """Rows of very different lengths, some of them awkward."""
+    """Return rows of very different lengths, with awkward values in some of them."""
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(batch, directions)) * 10.0 ** draw.integers(-6, 7, size=(batch, 1))
     rows[draw.random(rows.shape) < 0.1] = draw.choice(AWKWARD + NOT_FINITE)
@@ -73,7 +73,7 @@ def test_no_row_is_longer_than_the_clip_norm_in_exact_arithmetic(directions):
         assert sum(integer * integer for integer in integers) <= SENSITIVITY**2
 
 
-def test_rows_at_the_clip_norm_are_not_carried_beyond_it():
+def test_rows_at_the_clip_norm_are_not_rounded_beyond_it():
     """3-4-5 triangles and equal entries, whose norms float64 rounds up as often as down."""
     draw = np.random.default_rng(0)
     rows = np.concatenate([draw.choice([3, 4, 5, 12, 13, 1], size=(2000, 4)), np.ones((10, 4))])
@@ -94,7 +94,7 @@ def test_non_finite_values_count_as_zero(value):
     assert clip_to_lattice(torch.tensor([[value, 0.5]]), 1.0).tolist() == [[0, SENSITIVITY // 2]]
 
 
-def test_huge_values_are_clipped_and_not_lost():
+def test_huge_values_are_clipped_and_do_not_count_as_zero():
     assert clip_to_lattice(torch.tensor([[1.7e308], [-1e200]], dtype=torch.float64), 1e-3).tolist() == [
         [SENSITIVITY - 1],
         [1 - SENSITIVITY],
@@ -106,7 +106,7 @@ def test_overflowing_losses_count_as_zero():
     assert clip_to_lattice((overflow / 1e-3).double().unsqueeze(1), 1.0).tolist() == [[0]]
 
 
-def test_sum_ignores_order_and_grouping(no_noise):
+def test_sum_does_not_depend_on_order_or_grouping(no_noise):
     rows = random_rows(30, 4)
     whole = mechanism().release(rows).integers
     assert mechanism().release(rows.flip(0)).integers == whole
@@ -118,16 +118,16 @@ def test_sum_ignores_order_and_grouping(no_noise):
 @pytest.mark.parametrize("seed", range(20))
 def test_neighbours_differ_by_at_most_the_clip_norm(no_noise, seed):
     rows = random_rows(12, 5, seed=seed)
-    everybody = mechanism().release(rows).integers
+    whole = mechanism().release(rows).integers
     for left_out in range(len(rows)):
         others = mechanism().release(torch.cat([rows[:left_out], rows[left_out + 1 :]])).integers
-        squares = sum((a - b) ** 2 for a, b in zip(everybody, others, strict=True))
+        squares = sum((a - b) ** 2 for a, b in zip(whole, others, strict=True))
         assert squares <= SENSITIVITY**2
 
 
 @pytest.mark.parametrize("value", [1.0, 1e30])
-def test_the_bound_is_reached(no_noise, value):
-    """A looser clip would waste privacy: one row does move the sum by a clip norm, less one part in 2**40."""
+def test_a_row_can_move_the_sum_by_a_whole_clip_norm(no_noise, value):
+    """A tighter clip would waste privacy: one row does move the sum by a clip norm, less one part in 2**40."""
     with_row, without = (mechanism().release(rows).integers for rows in (torch.tensor([[value]]), torch.zeros(0, 1)))
     assert with_row[0] - without[0] == SENSITIVITY - 1
 
@@ -138,7 +138,7 @@ def released(rows: torch.Tensor, count: int, **settings) -> np.ndarray:
 
 @pytest.mark.parametrize("directions", [1, 8])
 def test_noise_of_a_release_is_noise_multiplier_times_clip_norm_over_expected_batch(directions):
-    """In the same units whatever K is; two thirds and three halves of it are told apart."""
+    """The unit does not depend on K; two thirds and three halves of the scale are rejected."""
     values = released(torch.zeros(5, directions), 3000 // directions, clip_norm=3.0, noise_multiplier=0.7)
     standard = values.flatten() / (0.7 * 3.0 / 8)
     assert stats.kstest(standard, "norm").pvalue > 1e-4
@@ -146,17 +146,17 @@ def test_noise_of_a_release_is_noise_multiplier_times_clip_norm_over_expected_ba
         assert stats.kstest(standard / wrong, "norm").pvalue < 1e-9
 
 
-def test_empty_batch_is_noise_alone():
+def test_an_empty_batch_releases_noise_alone():
     values = released(torch.zeros(0, 1), 2000).flatten() * 8
     assert stats.kstest(values, "norm").pvalue > 1e-4
 
 
-def test_scale_does_not_depend_on_how_many_rows_there_are(no_noise):
+def test_scale_does_not_depend_on_the_number_of_rows(no_noise):
     one, many = (mechanism().release(torch.full((rows, 1), 0.5)).coefficients[0] for rows in (1, 40))
     assert many == pytest.approx(40 * one)
 
 
-def test_release_is_integers_for_every_input():
+def test_a_release_holds_integers_for_every_input():
     for rows in (torch.zeros(0, 3), random_rows(9, 3)):
         assert all(type(integer) is int for integer in mechanism().release(rows).integers)
 
@@ -165,7 +165,7 @@ def test_two_releases_of_the_same_rows_differ():
     assert mechanism().release(torch.zeros(1, 1)).integers != mechanism().release(torch.zeros(1, 1)).integers
 
 
-def test_stated_noise_is_the_drawn_one():
+def test_stated_noise_is_the_noise_that_is_drawn():
     stated = mechanism(noise_multiplier=0.1).query(0.5)
     assert stated == GaussianQuery(noise_multiplier=math.ceil(0.1 * SENSITIVITY) / SENSITIVITY, sampling_rate=0.5)
     assert stated.noise_multiplier >= 0.1
@@ -191,7 +191,7 @@ def test_coefficients_are_integers_times_unit():
     assert Release(integers=(4, -8), unit=0.5).coefficients == [2.0, -4.0]
 
 
-# ---- Coefficients that are clipped one by one ----
+# ---- Separately clipped coefficients ----
 
 
 def separate(directions, noise_multiplier=1.0, clip_norm=1.0) -> SeparateGaussianSum:
@@ -200,7 +200,7 @@ def separate(directions, noise_multiplier=1.0, clip_norm=1.0) -> SeparateGaussia
     )
 
 
-def test_separate_clipping_is_clipping_of_each_coefficient(no_noise):
+def test_separate_clipping_clips_each_coefficient(no_noise):
     rows = random_rows(30, 4)
     kept = torch.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0).clamp(-0.3, 0.3)
     released = separate(4, clip_norm=0.3).release(rows).coefficients
@@ -227,7 +227,7 @@ def test_noise_of_separate_coefficients_is_at_least_what_is_stated(directions, n
 
 
 def test_epsilon_of_separate_coefficients_counts_every_release():
-    """P coefficients a step, T steps: as P * T releases of one coefficient with the noise that each of them gets."""
+    """P coefficients in each of T steps cost as much as P * T releases of one coefficient with the same noise."""
     mechanism = separate(4, noise_multiplier=3.0)
     each = GaussianQuery(noise_multiplier=mechanism._noise.scale / SENSITIVITY, sampling_rate=1.0)
     together = account(((mechanism.query(1.0), 10),), delta=1e-5).epsilon
@@ -237,7 +237,7 @@ def test_epsilon_of_separate_coefficients_counts_every_release():
     assert together > 1.9 * as_published
 
 
-def test_rows_of_another_length_are_refused():
+def test_rows_with_a_wrong_number_of_coefficients_are_refused():
     with pytest.raises(ValueError, match="num_directions=3: a row has 2 coefficients"):
         separate(3).release(torch.zeros(1, 2))
 
@@ -272,8 +272,8 @@ def test_laplace_noise_of_a_release_is_noise_multiplier_times_clip_norm(directio
 
 
 @pytest.mark.parametrize(("scale", "sensitivity"), [(1, 1), (3, 2), (2, 7), (40, 16), (5, 64)])
-def test_discrete_laplace_is_dominated_by_what_it_is_accounted_as(scale, sensitivity):
-    """By direct summation: for every epsilon, delta is at most the continuous one for two more steps of sensitivity."""
+def test_discrete_laplace_is_dominated_by_the_noise_that_it_is_accounted_as(scale, sensitivity):
+    """Sum directly: for every epsilon, delta is at most the continuous one for two more steps of sensitivity."""
     a = math.exp(-1 / scale)
     support = np.arange(-60 * scale, 60 * scale + sensitivity)
     mass = lambda centre: (1 - a) / (1 + a) * a ** np.abs(support - centre)  # noqa: E731
@@ -283,7 +283,7 @@ def test_discrete_laplace_is_dominated_by_what_it_is_accounted_as(scale, sensiti
         assert discrete <= continuous + 1e-12
 
 
-def test_stated_laplace_noise_is_the_drawn_one():
+def test_stated_laplace_noise_is_the_noise_that_is_drawn():
     mechanism = laplace(0.1)
     stated = mechanism.query(0.5)
     assert stated == LaplaceQuery(noise_multiplier=mechanism._noise.scale / (SENSITIVITY + 2), sampling_rate=0.5)

@@ -1,4 +1,4 @@
-"""Secret randomness: exact in distribution, and a function of nothing that anybody could know."""
+"""Secret randomness: exact in distribution, and determined by nothing that an attacker could know."""
 
 import ast
 import inspect
@@ -24,7 +24,7 @@ def test_noise_has_the_stated_scale_and_no_other(scale):
     assert stats.kstest(standard, "norm", args=(0, 3 / 2)).pvalue < 1e-9
 
 
-def test_small_noise_is_the_discrete_gaussian_itself():
+def test_noise_of_scale_one_follows_the_discrete_gaussian():
     """At scale 1 the lattice shows: compare with the exact probabilities, proportional to exp(-x**2 / 2)."""
     values = draws(1, 20000)
     support = np.arange(-3, 4)
@@ -52,7 +52,7 @@ def test_no_seed_reaches_the_noise():
     assert seeded() != seeded()
 
 
-def test_no_seed_reaches_the_membership():
+def test_no_seed_reaches_the_choice_of_rows():
     def seeded() -> bytes:
         torch.manual_seed(1)
         np.random.seed(1)
@@ -67,7 +67,7 @@ def test_draws_for_several_directions_are_independent():
     assert abs(np.corrcoef(pairs[1:, 0], pairs[:-1, 0])[0, 1]) < 0.1
 
 
-def test_noise_does_not_correlate_with_what_public_seeds_give():
+def test_noise_does_not_correlate_with_draws_from_public_seeds():
     noises = draws(1 << 40, 2000)
     public = [torch.randn(1, generator=torch.Generator().manual_seed(seed)).item() for seed in range(2000)]
     assert abs(np.corrcoef(noises, public)[0, 1]) < 0.1
@@ -79,19 +79,19 @@ def test_noise_module_takes_no_seed():
 
 
 @pytest.mark.parametrize("scale", [0, -1, 2**53])
-def test_impossible_scale_is_refused(scale):
+def test_invalid_scale_is_refused(scale):
     with pytest.raises(ValueError, match=f"scale={scale}"):
         DiscreteGaussian(scale=scale)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
-def test_each_row_joins_at_the_rate(rate):
+def test_rows_are_drawn_at_the_sampling_rate(rate):
     taken = sum(BernoulliSampler(size=50_000, rate=rate).draw().sum() for _ in range(4))
     assert abs(taken - 200_000 * rate) <= 5 * np.sqrt(200_000 * rate * (1 - rate)) + 1e-9
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])
-def test_impossible_rate_is_refused(rate):
+def test_invalid_rate_is_refused(rate):
     with pytest.raises(ValueError, match="rate="):
         BernoulliSampler(size=3, rate=rate)
 
@@ -104,7 +104,7 @@ def test_laplace_noise_has_the_stated_scale_and_no_other(scale):
     assert stats.kstest(standard, "laplace", args=(0, 3 / 2)).pvalue < 1e-9
 
 
-def test_small_laplace_noise_is_the_discrete_laplace_itself():
+def test_laplace_noise_of_scale_one_follows_the_discrete_laplace():
     """At scale 1 the lattice shows: probabilities proportional to exp(-|x|)."""
     values = np.array(DiscreteLaplace(scale=1).add([0] * 20000))
     support = np.arange(-4, 5)
@@ -116,6 +116,6 @@ def test_small_laplace_noise_is_the_discrete_laplace_itself():
 
 @pytest.mark.parametrize("kind", [DiscreteGaussian, DiscreteLaplace])
 @pytest.mark.parametrize("scale", [0, -1, 2**53])
-def test_scales_that_float64_does_not_hold_exactly_are_refused(kind, scale):
+def test_scales_that_are_not_positive_and_exact_in_float64_are_refused(kind, scale):
     with pytest.raises(ValueError, match=f"scale={scale}: the noise needs an integer scale"):
         kind(scale=scale)
