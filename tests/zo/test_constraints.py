@@ -1,4 +1,4 @@
-"""Anchors pull, balls hold, and what is remembered is a copy."""
+"""Anchors pull back, balls confine, and the remembered origin is a copy."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def move(optimizer, step, coefficient) -> None:
 
 
 def test_anchor_does_not_alias_the_weights():
-    """The published code's does, so that its regularizer is always zero."""
+    """In the published code it does, so its regularizer is always zero."""
     theta = torch.nn.Parameter(torch.randn(50))
     start = theta.detach().clone()
     origin = QuadraticAnchor(strength=1.0).capture_origin([theta], None)
@@ -52,20 +52,20 @@ def test_a_new_stage_has_a_new_anchor():
     assert torch.equal(theta.detach(), middle)
 
 
-def test_ball_holds_all_parameters_as_one_vector():
+def test_ball_confines_all_parameters_as_one_vector():
     parameters = [torch.randn(7, 3), torch.randn(100_000)]
     ball = Ball(radius=0.5)
     origin = ball.capture_origin(parameters, None)
-    ways = [torch.randn_like(p) for p in parameters]
-    for parameter, way in zip(parameters, ways, strict=True):
-        parameter.add_(way)
+    displacements = [torch.randn_like(p) for p in parameters]
+    for parameter, displacement in zip(parameters, displacements, strict=True):
+        parameter.add_(displacement)
     ball.project_(parameters, origin)
-    length = torch.cat([way.flatten() for way in ways]).norm()
-    for parameter, start, way in zip(parameters, origin, ways, strict=True):
-        torch.testing.assert_close(parameter, start + way * 0.5 / length, rtol=1e-4, atol=1e-6)
+    length = torch.cat([displacement.flatten() for displacement in displacements]).norm()
+    for parameter, start, displacement in zip(parameters, origin, displacements, strict=True):
+        torch.testing.assert_close(parameter, start + displacement * 0.5 / length, rtol=1e-4, atol=1e-6)
 
 
-def test_within_the_ball_nothing_moves():
+def test_nothing_is_projected_within_the_ball():
     parameters = [torch.randn(10)]
     origin = Ball(radius=100.0).capture_origin(parameters, None)
     parameters[0].add_(1.0)

@@ -1,4 +1,4 @@
-"""Public directions: the same for any slice, order and chunk, right in distribution, and made without a second copy."""
+"""Public directions: the same for any slice, order and chunk, correctly distributed, and added without a copy."""
 
 import tracemalloc
 
@@ -15,13 +15,13 @@ KINDS = sorted(DIRECTIONS)
 
 
 def dense(kind, sizes, seed, step, direction):
-    """The whole direction of each parameter, asked for at once."""
+    """Return the whole direction of each parameter, each requested at once."""
     directions = DIRECTIONS[kind](seed=seed, sizes=sizes)
     return [directions.values(index=i, step=step, direction=direction) for i in range(len(sizes))]
 
 
 def philox_signs(seed, index, step, direction, size):
-    """The plain twin of Rademacher: the bits of Philox, chunk by chunk, low bit first; 1 means minus."""
+    """Return the signs from the plain twin: the bits of Philox, chunk by chunk, low bit first; 1 means minus."""
     signs = []
     for chunk in range(0, size, CHUNK_SIZE):
         key = np.array([seed, _DOMAIN], dtype=np.uint64)
@@ -49,7 +49,7 @@ def test_any_slice_is_a_slice_of_the_whole(kind, start, stop):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_directions_do_not_depend_on_the_order_of_asking(kind):
+def test_directions_do_not_depend_on_the_order_of_requests(kind):
     sizes = [300, 20]
     first = [dense(kind, sizes, 0, step, k) for step in range(2) for k in range(2)]
     backwards = [dense(kind, sizes, 0, step, k) for step in (1, 0) for k in (1, 0)][::-1]
@@ -57,7 +57,7 @@ def test_directions_do_not_depend_on_the_order_of_asking(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_part_of_the_address_matters(kind):
+def test_every_part_of_the_address_changes_the_direction(kind):
     base = DIRECTIONS[kind](seed=0, sizes=[64, 64])
     values = base.values(index=0, step=0, direction=0)
     others = [
@@ -83,21 +83,21 @@ def test_adding_agrees_with_the_dense_direction(kind):
 
 
 def test_adding_signs_rounds_once():
-    """So a log replayed on another device, where addition is correctly rounded too, ends at the same bits."""
+    """A log replayed on another device, where addition is correctly rounded too, therefore ends at the same bits."""
     parameter = torch.randn(1000)
     expected = parameter + philox_signs(0, 0, 0, 0, 1000) * np.float32(1e-3)
     Rademacher(seed=0, sizes=[1000]).add_(parameter, index=0, step=0, weights={0: 1e-3})
     assert torch.equal(parameter, expected)
 
 
-def test_no_weights_leave_the_parameter_alone():
+def test_empty_weights_leave_the_parameter_unchanged():
     parameter = torch.ones(5)
     Rademacher(seed=0, sizes=[5]).add_(parameter, index=0, step=0, weights={})
     assert torch.equal(parameter, torch.ones(5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_global_generators_are_left_alone(kind):
+def test_global_generators_are_left_unchanged(kind):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     dense(kind, [1000], 0, 0, 0)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -126,7 +126,7 @@ def test_sphere_has_radius_root_d_over_all_parameters():
         assert squares == pytest.approx(sum(sizes), rel=1e-6)
 
 
-def test_sphere_is_the_gaussian_direction_stretched():
+def test_sphere_is_the_rescaled_gaussian_direction():
     sizes = [40, 60]
     gaussian = torch.cat([Gaussian(seed=0, sizes=sizes).values(index=i, step=0, direction=0) for i in range(2)])
     sphere = torch.cat([Sphere(seed=0, sizes=sizes).values(index=i, step=0, direction=0) for i in range(2)])
@@ -134,8 +134,8 @@ def test_sphere_is_the_gaussian_direction_stretched():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_tensor_of_the_parameters_size_is_made(kind):
-    """NumPy's buffers are traced; torch's would show in the resident size, and are chunks of the same size."""
+def test_no_tensor_as_large_as_the_parameter_is_allocated(kind):
+    """NumPy's buffers are seen by tracemalloc, and torch's by its profiler."""
     parameter = torch.zeros(64 * CHUNK_SIZE)
     directions = DIRECTIONS[kind](seed=0, sizes=[parameter.numel()])
     address = parameter.data_ptr()
@@ -150,6 +150,6 @@ def test_no_tensor_of_the_parameters_size_is_made(kind):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_impossible_seed_is_refused(seed):
+def test_invalid_seed_is_refused(seed):
     with pytest.raises(ValueError, match="seed="):
         Rademacher(seed=seed, sizes=[1])

@@ -1,4 +1,4 @@
-"""The fast ways to add directions: their bits are those of the plain way, which NumPy goes in one thread."""
+"""The fast ways to add directions end at the bits of the plain way, which is NumPy in one thread."""
 
 import contextlib
 import time
@@ -21,7 +21,7 @@ WEIGHTS = [{0: 1e-3}, {0: 1e-3, 1: -2e-3}, {k: (-1) ** k * 10.0 ** -(k % 5) for 
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Adds by NumPy alone."""
+    """A function that adds directions with NumPy alone."""
 
     def add(
         parameter: torch.Tensor, directions: perturbation.Directions, weights: dict[int, float], *, step: int = 3
@@ -56,7 +56,7 @@ def test_compiled_sweep_ends_at_the_bits_of_numpy(size, weights, plain):
     assert torch.equal(parameter, expected)
 
 
-def test_compiled_sweep_is_taken_where_numba_is_installed(monkeypatch):
+def test_compiled_sweep_is_used_where_numba_is_installed(monkeypatch):
     pytest.importorskip("numba")
     sizes, kernel = [], compile_kernel()
 
@@ -89,7 +89,7 @@ def test_python_twin_of_the_compiled_function_agrees_with_numpy(plain):
     assert torch.equal(parameter, expected)
 
 
-def test_masked_and_64_bit_parameters_go_the_plain_way(plain):
+def test_masked_and_64_bit_parameters_take_the_plain_way(plain):
     mask = Mask([np.arange(100) % 3 == 0])
     for directions, dtype in (
         (Rademacher(seed=1, sizes=[100], mask=mask), torch.float32),
@@ -119,8 +119,8 @@ def test_number_of_threads_changes_no_bit(kind, count, fast, plain, threads):
     assert torch.equal(*ends)
 
 
-def test_words_that_are_kept_change_no_bit(monkeypatch):
-    """Sweeps in any order: over two parameters, along the same direction, others, or many, of this step or another."""
+def test_cached_words_change_no_bit(monkeypatch):
+    """Sweep in any order: over two parameters, along the same direction, others, or many, of this step or another."""
     if compile_kernel() is None:
         monkeypatch.setattr(perturbation, "compile_kernel", lambda: add_signs)
     sizes = [70, CHUNK_SIZE // 64 * 3]
@@ -140,7 +140,7 @@ def test_words_that_are_kept_change_no_bit(monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[int]:
-    """For each chunk that was drawn, the direction that it was drawn for."""
+    """The directions for which chunks were drawn, one for each chunk."""
     seen, at = [], Stream.seek
     monkeypatch.setattr(perturbation, "compile_kernel", lambda: lambda target, words, weights: None)
     monkeypatch.setattr(Stream, "seek", lambda self, address: seen.append(address[2]) or at(self, address))
@@ -163,7 +163,7 @@ def test_a_walk_over_many_directions_draws_each_once_and_all_but_one_again_for_t
     assert drawn == [0, 1, 2, 0, 1]
 
 
-def test_words_of_a_sweep_that_failed_are_not_relied_on(monkeypatch, plain):
+def test_words_of_a_failed_sweep_are_not_reused(monkeypatch, plain):
     size = 2 * CHUNK_SIZE
     directions, calls = Rademacher(seed=0, sizes=[size]), []
 
@@ -183,7 +183,7 @@ def test_words_of_a_sweep_that_failed_are_not_relied_on(monkeypatch, plain):
         assert torch.equal(parameter[chunk : chunk + 64], expected[chunk : chunk + 64])
 
 
-def test_threads_share_all_chunks_out_and_use_no_stream_twice(threads):
+def test_threads_divide_all_chunks_and_share_no_stream(threads):
     threads(3)
     seen = []
     Streams(0).run_in_threads(
@@ -193,7 +193,7 @@ def test_threads_share_all_chunks_out_and_use_no_stream_twice(threads):
     assert sorted(chunk for _, chunks in seen for chunk in chunks) == list(range(3 * MIN_CHUNKS_PER_THREAD + 1))
 
 
-def test_error_of_a_thread_is_raised(threads):
+def test_an_error_in_a_thread_is_raised(threads):
     threads(2)
 
     def broken(stream: Stream, chunks: range) -> None:
@@ -203,8 +203,8 @@ def test_error_of_a_thread_is_raised(threads):
         Streams(0).run_in_threads(broken, range(100))
 
 
-def test_no_thread_goes_on_after_an_error(threads):
-    """Or it would meet the sweep that goes back."""
+def test_an_error_is_raised_only_after_all_threads_have_ended(threads):
+    """A thread that was still running would interfere with the sweep that walks back."""
     threads(2)
     ended = []
 
@@ -219,10 +219,10 @@ def test_no_thread_goes_on_after_an_error(threads):
     assert len(ended) == 1
 
 
-def swept() -> list[float]:
+def sweep_and_read_the_end() -> list[float]:
     parameter = np.zeros(
         2 * MIN_CHUNKS_PER_THREAD * CHUNK_SIZE, dtype=np.float32
-    )  # torch's own threads survive no fork.
+    )  # torch's own threads do not survive a fork.
     directions = Rademacher(seed=0, sizes=[parameter.size])
     directions.add_(torch.from_numpy(parameter), index=0, step=0, weights={0: 1.0})
     return parameter[-5:].tolist()
@@ -230,17 +230,19 @@ def swept() -> list[float]:
 
 def test_a_forked_process_sweeps_with_threads_of_its_own(threads):
     threads(2)
-    Streams(0).run_in_threads(lambda *_: time.sleep(0.1), range(2 * MIN_CHUNKS_PER_THREAD))  # Both are there, and idle.
-    here = swept()
+    Streams(0).run_in_threads(
+        lambda *_: time.sleep(0.1), range(2 * MIN_CHUNKS_PER_THREAD)
+    )  # Both threads exist, and are idle.
+    own = sweep_and_read_the_end()
     with get_context("fork").Pool(1) as forked:
-        assert forked.apply_async(swept).get(timeout=20) == here
+        assert forked.apply_async(sweep_and_read_the_end).get(timeout=20) == own
 
 
 @pytest.mark.parametrize("mask", [None, 3])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-def test_what_is_sent_to_another_device_is_the_same_sum(kind, weights, mask, plain):
-    """The branch for other devices, on this one: blocks of chunks, of which signs cross as bits."""
+def test_pieces_for_another_device_add_up_to_the_same_sum(kind, weights, mask, plain):
+    """Run the branch for other devices on this one: it sends blocks of chunks, and signs as bits."""
     size = 2 * CHUNK_SIZE + 77
     mask = None if mask is None else Mask([np.arange(size) % mask == 0])
     directions, parameter = DIRECTIONS[kind](seed=4, sizes=[size], mask=mask), torch.randn(size)
@@ -254,7 +256,7 @@ def test_what_is_sent_to_another_device_is_the_same_sum(kind, weights, mask, pla
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-def test_on_a_gpu_the_bits_are_those_of_the_cpu(kind, plain):
+def test_a_gpu_ends_at_the_bits_of_the_cpu(kind, plain):
     size = (CHUNKS_PER_BLOCK + 1) * CHUNK_SIZE + 77
     directions, parameter = DIRECTIONS[kind](seed=4, sizes=[size]), torch.randn(size)
     expected, moved = plain(parameter.clone(), directions, {0: 1e-3, 1: 2e-3}), parameter.cuda()

@@ -1,4 +1,4 @@
-"""The update, against the dense formula."""
+"""The update, compared with the dense formula."""
 
 import contextlib
 import copy
@@ -83,7 +83,7 @@ def test_a_release_is_applied_once():
         optimizer.step()
 
 
-def test_exchanged_parameters_are_found():
+def test_parameters_exchanged_in_the_groups_are_updated():
     """accelerate exchanges the tensors in the groups for sharded ones."""
     old, new = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
     optimizer = make([old])
@@ -100,7 +100,7 @@ def test_no_state_is_kept():
 
 
 def displaced(parameters, *, at=0.25, step=3, direction=1, **settings) -> ZOOptimizer:
-    """An optimizer whose parameters a walk has left at a probe point."""
+    """Return an optimizer whose parameters a walk has left at a probe point."""
     optimizer = make(parameters, **settings)
     points = [ProbePoint(direction=direction, position=at)]
     walk = AddingWalk(parameters, optimizer.directions, step=step, points=points)
@@ -110,20 +110,20 @@ def displaced(parameters, *, at=0.25, step=3, direction=1, **settings) -> ZOOpti
 
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-def test_walking_back_and_the_update_are_one_sum_that_is_rounded_once(kind):
+def test_walking_back_and_the_update_are_one_sum_rounded_once(kind):
     parameters = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(5))]
     before = [p.detach().clone() for p in parameters]
     optimizer = displaced(parameters, directions=DIRECTIONS[kind])
-    stood = [p.detach().clone() for p in parameters]
+    displaced_values = [p.detach().clone() for p in parameters]
     optimizer.receive(step=3, coefficients=[2.0, -1.0])
     optimizer.step()
-    for index, (old, there, new) in enumerate(zip(before, stood, parameters, strict=True)):
+    for index, (old, expected, new) in enumerate(zip(before, displaced_values, parameters, strict=True)):
         z = [optimizer.directions.values(index=index, step=3, direction=k).view(old.shape) for k in (0, 1)]
         torch.testing.assert_close(new.detach(), old - 0.1 * (2 * z[0] - z[1]), rtol=1e-6, atol=1e-6)
-        optimizer.directions.add_(there, index=index, step=3, weights={0: -0.1 * 2.0, 1: 0.1 - 0.25})
-        assert torch.equal(new.detach(), there)
-    optimizer.settle()  # Nothing is left to be done.
-    assert all(torch.equal(new.detach(), there) for there, new in zip(stood, parameters, strict=True))
+        optimizer.directions.add_(expected, index=index, step=3, weights={0: -0.1 * 2.0, 1: 0.1 - 0.25})
+        assert torch.equal(new.detach(), expected)
+    optimizer.settle()  # Nothing is left to do.
+    assert all(torch.equal(new.detach(), expected) for expected, new in zip(displaced_values, parameters, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_walking_back_and_the_update_are_one_sum_that_is_rounded_once(kind):
     [{"weight_decay": 0.5}, {"constraint": QuadraticAnchor(strength=0.5)}, {"update": Adam()}],
     ids=["decay", "anchor", "adam"],
 )
-def test_what_looks_at_theta_before_an_update_sees_theta(settings):
+def test_decay_anchors_and_adam_see_theta_instead_of_a_probe_point(settings):
     ends = []
     for walked in (False, True):
         parameter = torch.nn.Parameter(torch.linspace(-1, 1, 50))
@@ -151,7 +151,7 @@ def test_a_walk_of_another_step_is_walked_back():
     torch.testing.assert_close(parameter.detach(), -0.2 * z, rtol=0, atol=1e-6)
 
 
-def test_settling_goes_back_once():
+def test_settling_walks_back_once():
     parameter = torch.nn.Parameter(torch.randn(9))
     before = parameter.detach().clone()
     optimizer = displaced([parameter])
@@ -162,7 +162,7 @@ def test_settling_goes_back_once():
         torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
 
 
-def test_finishing_applies_what_was_received_or_goes_back():
+def test_finishing_applies_what_was_received_or_walks_back():
     for received in (True, False):
         parameter = torch.nn.Parameter(torch.randn(9))
         before = parameter.detach().clone()
@@ -188,7 +188,7 @@ def walks(parameters, optimizer):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("name", ["adding", "copying", "stacking"])
-def test_only_a_walk_that_adds_leaves_the_parameters_where_no_whole_step_has_led_them(name, fails):
+def test_only_an_adding_walk_leaves_the_parameters_at_a_probe_point(name, fails):
     parameter = torch.nn.Parameter(torch.randn(9))
     before, optimizer = parameter.detach().clone(), make([parameter])
     with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():  # noqa: SIM117
@@ -212,7 +212,7 @@ def test_a_walk_that_fails_is_walked_back_at_once():
     torch.testing.assert_close(parameter.detach(), before, rtol=0, atol=1e-6)
 
 
-def test_finishing_takes_no_step_with_another_rate_than_the_logged_one():
+def test_finishing_takes_no_step_at_a_rate_other_than_the_logged_one():
     parameter = torch.nn.Parameter(torch.randn(9))
     before = parameter.detach().clone()
     optimizer = displaced([parameter])
@@ -223,10 +223,10 @@ def test_finishing_takes_no_step_with_another_rate_than_the_logged_one():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_a_copy_goes_on_as_the_optimizer_itself(copied):
+def test_a_copy_continues_like_the_optimizer_itself(copied):
     optimizer = displaced([torch.nn.Parameter(torch.linspace(-1, 1, 9))])
     optimizer.receive(step=3, coefficients=[1.0, 2.0])
     twin = copied(optimizer)
-    for one in (optimizer, twin):
-        one.step()
-    assert torch.equal(*[one.parameters()[0] for one in (optimizer, twin)])
+    for each in (optimizer, twin):
+        each.step()
+    assert torch.equal(*[each.parameters()[0] for each in (optimizer, twin)])

@@ -1,4 +1,4 @@
-"""The data-free mask: exact in size, a function of weights and public seed, and really kept to."""
+"""The data-free mask: exact in size, a function of the weights and the public seed, and obeyed by each update."""
 
 import copy
 import functools
@@ -41,7 +41,7 @@ def sizes_of(model) -> list[int]:
 
 @torch.no_grad()
 def textbook_scores(model, smoothing=1e-3) -> torch.Tensor:
-    """prune.py of Liu et al. with one query, on dense vectors: |theta| in place of theta; g1, a step along it, g2."""
+    """Follow prune.py of Liu et al. with one query, on dense vectors: |theta| for theta; g1, a step along it, g2."""
     linear = copy.deepcopy(model)
     for p in linear.parameters():
         p.abs_()
@@ -81,14 +81,14 @@ def test_mask_keeps_the_lowest_textbook_scores(make):
 
 @pytest.mark.parametrize("ratio", [0.01, 0.4, 1.0])
 @pytest.mark.parametrize("lora", [False, True])
-def test_mask_has_exactly_its_share(ratio, lora):
-    """Also where half of the scores are equal: the B matrices of a new adapter are zero."""
+def test_mask_keeps_exactly_its_share_of_coordinates(ratio, lora):
+    """This holds even where half of the scores are equal: the B matrices of a new adapter are zero."""
     model = with_lora(classifier()) if lora else classifier()
     mask = mask_of(model, ratio)
     assert mask.count == max(1, int(ratio * sum(sizes_of(model)))) == int(dense(mask, sizes_of(model)).sum())
 
 
-def test_weights_come_back_to_the_last_bit():
+def test_weights_are_restored_to_the_last_bit():
     model = classifier()
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = -0.0
@@ -98,7 +98,7 @@ def test_weights_come_back_to_the_last_bit():
         assert torch.equal(old.view(torch.int32), new.detach().view(torch.int32))
 
 
-def test_weights_come_back_after_an_error():
+def test_weights_are_restored_after_an_error():
     model = classifier()
     before = [p.detach().clone() for p in model.parameters()]
 
@@ -127,7 +127,7 @@ def test_mask_is_a_function_of_weights_seed_and_stage():
 
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-def test_masked_direction_is_the_direction_where_it_may_move(kind):
+def test_a_masked_direction_is_the_rescaled_direction_within_the_mask(kind):
     sizes = [CHUNK_SIZE + 70, 9]
     draw = np.random.default_rng(0)
     selected = [draw.random(size) < 0.3 for size in sizes]
@@ -147,7 +147,7 @@ def test_masked_direction_is_the_direction_where_it_may_move(kind):
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_masked_out_coordinates_never_move(kind, update, lora, make_args, tokenizer):
-    """The published code moves none at all: its masked updates edit copies. Here the others do move."""
+    """The published code moves none at all: its masked updates edit copies. Here the other coordinates do move."""
     base = classifier()
     args = make_args(
         method="zopo", mask=kind, update=update, pruning_ratio=0.1, num_stages=2, max_steps=6, weight_decay=0.1,
@@ -178,7 +178,7 @@ def test_masked_out_coordinates_never_move(kind, update, lora, make_args, tokeni
     assert torch.equal(masks[0], masks[-1]) == (kind == "static")
 
 
-def test_a_model_that_no_mask_can_be_made_for_is_refused_before_data_are_touched(make_args, tokenizer, monkeypatch):
+def test_a_model_that_pruning_cannot_run_is_refused_before_data_are_touched(make_args, tokenizer, monkeypatch):
     model, fetched = classifier(), []
     trainer = ZOTrainer(
         model=model,
@@ -189,10 +189,10 @@ def test_a_model_that_no_mask_can_be_made_for_is_refused_before_data_are_touched
     forward = model.forward
 
     @functools.wraps(forward)
-    def of_batches_alone(*given, **named):
+    def forward_of_batches_only(*given, **named):
         return forward(*given, **named) if named else 1 / 0
 
-    monkeypatch.setattr(model, "forward", of_batches_alone)
+    monkeypatch.setattr(model, "forward", forward_of_batches_only)
     monkeypatch.setattr(SealedRows, "__getitems__", lambda rows, drawn: fetched.append(drawn))
     with pytest.raises(ValueError, match=r"pruning: the model can not be run on one token \(ZeroDivisionError\)"):
         trainer.train()

@@ -1,4 +1,4 @@
-"""Momentum, Adam and the spread, against their formulas on dense directions."""
+"""Momentum, Adam and the normalized step, compared with their formulas on dense directions."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ RATE = 0.05
 
 
 def run(update, kind="gaussian") -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Return where it began, where it ended, and the dense estimated gradients."""
+    """Return the initial weights, the final weights, and the dense estimated gradients."""
     parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)), torch.nn.Parameter(torch.ones(5))]
     start = torch.cat([p.detach().flatten() for p in parameters])
     optimizer = ZOOptimizer(parameters, directions=DIRECTIONS[kind], seed=3, lr=RATE, update=update)
@@ -39,7 +39,7 @@ def test_momentum_is_heavy_ball():
     torch.testing.assert_close(end, theta)
 
 
-def test_adam_is_kingma_and_bas():
+def test_adam_follows_kingma_and_ba():
     theta, end, gradients = run(Adam(betas=(0.8, 0.95), epsilon=1e-6))
     m, v = torch.zeros_like(theta), torch.zeros_like(theta)
     for t, gradient in enumerate(gradients, start=1):
@@ -55,7 +55,7 @@ def test_normalized_step_is_in_units_of_the_spread():
     torch.testing.assert_close(end, theta)
 
 
-def test_normalized_step_without_a_spread_stays():
+def test_a_normalized_step_without_a_spread_is_zero():
     assert NormalizedSGD().scale([1.0, 1.0]) == [0.0, 0.0]
 
 
@@ -69,8 +69,8 @@ def after_one_step(name, size) -> tuple[torch.nn.Parameter, ZOOptimizer]:
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
-def test_moments_start_anew_with_a_stage(name):
-    """Else a coordinate that a new mask leaves out would go on moving."""
+def test_moments_are_reset_at_each_stage(name):
+    """Otherwise a coordinate that a new mask leaves out would keep moving."""
     theta, optimizer = after_one_step(name, 40)
     selected = torch.arange(40) < 10
     optimizer.begin_stage(mask=Mask([selected.numpy()]))
@@ -81,7 +81,7 @@ def test_moments_start_anew_with_a_stage(name):
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
-def test_moments_are_kept_and_not_saved(name):
+def test_moments_are_kept_in_memory_and_not_saved(name):
     """They follow from the log of the run."""
     theta, optimizer = after_one_step(name, 4)
     assert len(optimizer.state) == 1

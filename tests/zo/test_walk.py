@@ -11,7 +11,7 @@ from support.walks import compare_along
 
 
 class AddingAndBack(AddingWalk):
-    """An `AddingWalk` that is brought back, as an optimizer does it."""
+    """An `AddingWalk` that ends where it began, as an optimizer arranges it."""
 
     def __exit__(self, *_: object) -> None:
         self._add({self.at.direction: -self.at.position})
@@ -33,7 +33,7 @@ def rows(count=4, width=41) -> torch.Tensor:
 
 
 def estimate(kind, walk, theta, data, *, smoothing=1e-2, num_directions=3, step=0):
-    """Coefficients for the losses `sin(x . theta)`, one for each row x."""
+    """Return the coefficients for the losses `sin(x . theta)`, one for each row x, and the dense directions."""
     directions = DIRECTIONS[kind](seed=0, sizes=[p.numel() for p in theta])
     estimator = CentralDifference(smoothing=smoothing, num_directions=num_directions)
     along = walk(theta, directions, step=step, points=estimator.points)
@@ -91,7 +91,7 @@ def test_adding_walk_ends_within_rounding_of_where_it_began():
 
 @pytest.mark.parametrize(("name", "moves"), [("central", 6), ("forward", 3)])
 def test_adding_walk_goes_from_point_to_point_in_one_sweep_and_stays_at_the_last(name, moves, monkeypatch):
-    """The way between two directions is one sweep, along both."""
+    """Moving from one direction to the next is one sweep along both."""
     theta, sweeps = parameters(), []
     before, add = flat(theta), Rademacher.add_
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
@@ -108,8 +108,8 @@ def test_adding_walk_goes_from_point_to_point_in_one_sweep_and_stays_at_the_last
     torch.testing.assert_close(flat(theta), before + last.position * z, rtol=0, atol=1e-6)
 
 
-def test_adding_walk_leaves_the_same_bits_whatever_the_data_are():
-    """Empty batches are walked too: what is left in the weights must not tell that a batch was empty."""
+def test_adding_walk_leaves_the_same_bits_for_any_data():
+    """Empty batches are walked too: the rounding left in the weights must not reveal that a batch was empty."""
     ends = []
     for data in (rows(count=0), rows(count=1), rows(count=9)):
         torch.manual_seed(1)
@@ -126,7 +126,7 @@ def test_empty_batch_has_no_rows_and_all_columns():
 
 
 @pytest.mark.parametrize("walk", WALKS)
-def test_an_error_at_a_probe_point_brings_the_parameters_back(walk):
+def test_an_error_at_a_probe_point_restores_the_parameters(walk):
     theta = parameters()
     before = flat(theta)
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
@@ -156,7 +156,7 @@ def test_forward_coefficients_agree_with_dense_directions(kind, walk):
 
 
 @pytest.mark.parametrize(("name", "passes"), [("central", 8), ("forward", 5)])
-def test_forward_passes_are_counted_as_they_are_made(name, passes):
+def test_the_stated_number_of_forward_passes_is_the_number_of_calls(name, passes):
     theta, calls = parameters(), []
     directions = Rademacher(seed=0, sizes=[p.numel() for p in theta])
     estimator = DIFFERENCES[name](smoothing=1e-2, num_directions=4)
@@ -171,12 +171,12 @@ def test_bias_of_forward_differences_is_half_the_curvature_times_mu():
     curvature = torch.arange(1.0, 7.0, dtype=torch.float64)
     directions = DIRECTIONS["gaussian"](seed=0, sizes=[6])
     z = directions.values(index=0, step=0, direction=0).double()
-    found = {}
+    coefficients = {}
     for name, difference in DIFFERENCES.items():
         estimator = difference(smoothing=0.1, num_directions=1)
         walk = CopyingWalk(theta, directions, step=0, points=estimator.points)
-        found[name] = compare_along(
+        coefficients[name] = compare_along(
             walk, estimator, lambda: (theta[0] + curvature * theta[0] ** 2 / 2).sum().reshape(1)
         )
-    assert found["central"].item() == pytest.approx(float(z.sum()))
-    assert found["forward"].item() == pytest.approx(float(z.sum() + 0.1 / 2 * (curvature * z**2).sum()))
+    assert coefficients["central"].item() == pytest.approx(float(z.sum()))
+    assert coefficients["forward"].item() == pytest.approx(float(z.sum() + 0.1 / 2 * (curvature * z**2).sum()))
