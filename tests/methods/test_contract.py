@@ -1,4 +1,4 @@
-"""What every method keeps, for every distribution of directions, for all parameters and for an adapter."""
+"""The contract of every method, for every distribution of directions, for all parameters and for an adapter."""
 
 import copy
 
@@ -28,7 +28,7 @@ from support.sweeps import each_with_each
 ROWS, STEPS = 6, 3
 
 
-def test_every_method_is_swept():
+def test_every_method_has_a_case():
     assert {case["method"] for case in CASES.values()} == set(METHODS)
 
 
@@ -58,7 +58,7 @@ def make_trainer(make_args, tokenizer):
 
 @pytest.fixture
 def sums(monkeypatch) -> list[list[int]]:
-    """The sums that noise would be added to. There is none."""
+    """The sums of each release; no noise is added to them."""
     seen = []
     for noise in (DiscreteGaussian, DiscreteLaplace):
         monkeypatch.setattr(noise, "add", lambda one, values: seen.append(values) or values)
@@ -66,7 +66,7 @@ def sums(monkeypatch) -> list[list[int]]:
 
 
 def norm(moved: list[int], mechanism) -> float:
-    """The length of a difference of sums, in sensitivities of that mechanism."""
+    """Return the length of a difference of sums, in sensitivities of the mechanism."""
     values = np.array(moved, dtype=float) / SENSITIVITY
     if isinstance(mechanism, LaplaceSum):
         return float(np.abs(values).sum())
@@ -76,7 +76,7 @@ def norm(moved: list[int], mechanism) -> float:
 
 @each_with_each(PRIVATE, sorted(DIRECTIONS))
 def test_one_row_moves_a_release_by_at_most_the_sensitivity(name, kind, lora, make_trainer, sums, monkeypatch):
-    """The whole program on neighbours, with everybody in each batch and with the noise left out."""
+    """Run the whole program on neighbouring data sets, with all rows in each batch and without noise."""
     monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.ones(mask.size, dtype=bool))
     for count in (ROWS, ROWS - 1):
         rows = labelled_rows(ROWS).select(range(count))
@@ -94,14 +94,14 @@ def test_adversarial_rows_move_a_release_by_at_most_the_sensitivity(name, seed, 
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(20, method.num_directions)) * 10.0 ** draw.integers(-9, 200, size=(20, 1))
     rows[0, 0], rows[1, -1], rows[2] = np.nan, -np.inf, 1.7e308
-    everybody = np.array(method.mechanism.release(torch.tensor(rows)).integers)
+    whole = np.array(method.mechanism.release(torch.tensor(rows)).integers)
     for left_out in range(len(rows)):
         others = np.array(method.mechanism.release(torch.tensor(np.delete(rows, left_out, axis=0))).integers)
-        assert norm((everybody - others).tolist(), method.mechanism) <= 1
+        assert norm((whole - others).tolist(), method.mechanism) <= 1
 
 
 @each_with_each(PRIVATE, sorted(DIRECTIONS))
-def test_empty_batch_is_noise_alone(name, kind, lora, make_trainer, monkeypatch):
+def test_an_empty_batch_releases_noise_alone(name, kind, lora, make_trainer, monkeypatch):
     for noise in (DiscreteGaussian, DiscreteLaplace):
         monkeypatch.setattr(noise, "add", lambda one, values: [value + 7 * one.scale for value in values])
     monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.zeros(mask.size, dtype=bool))
@@ -116,8 +116,8 @@ def test_empty_batch_is_noise_alone(name, kind, lora, make_trainer, monkeypatch)
 
 
 @each_with_each(CASES, sorted(DIRECTIONS))
-def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_trainer):
-    """From the initial weights, the public seed and the released values alone, without data. The frozen ones stay."""
+def test_replaying_the_releases_gives_the_same_bits(name, kind, lora, make_trainer):
+    """Replay needs the initial weights, the public seed and the released values, and no data. Frozen weights stay."""
     trainer = make_trainer(name, kind=kind, lora=lora, lr_scheduler_type="linear")
     initial = copy.deepcopy(trainer.model)
     before = {n: p.detach().clone() for n, p in initial.named_parameters()}
@@ -155,11 +155,11 @@ def test_replaying_what_was_released_gives_the_same_bits(name, kind, lora, make_
     assert any(not torch.equal(parameter, before[n]) for n, parameter in trainer.model.named_parameters())
 
 
-# What follows is settled by the plan, which neither directions nor models enter.
+# The tests below depend on the plan alone, in which directions and models play no part.
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_accountant_knows_the_event(name, make_trainer):
+def test_accountant_supports_the_event(name, make_trainer):
     budget = make_trainer(name).budget
     assert PLDAccountant(NEIGHBORING_RELATION).supports(budget.query.event)
     assert 0 < budget.guarantee().epsilon < float("inf")

@@ -1,7 +1,7 @@
-"""Each method against its textbook twin, written with dense vectors, through the Trainer.
+"""Each method, run through the Trainer, agrees with its textbook twin, which is written with dense vectors.
 
-From the papers' equations where they were at hand; dpzo, zoso, zopo and projected from what methods/README.md makes of
-them.
+The twins follow the papers' equations where these were at hand; those of dpzo, zoso, zopo and projected follow
+methods/README.md.
 """
 
 import copy
@@ -32,12 +32,12 @@ LAST_SMOOTHING, ANCHOR = 5e-3, 5.0
 
 
 class Frozen:
-    """The batches and the noise of a run, decided beforehand."""
+    """The batches and the noise of a run, fixed beforehand."""
 
     def __init__(self, monkeypatch, directions):
         draw = np.random.default_rng(0)
         self.masks = [draw.random(ROWS) < EXPECTED / ROWS for _ in range(STEPS + 1)]
-        self.masks[1][:] = False  # An empty batch, too.
+        self.masks[1][:] = False  # One batch is empty.
         self.noise = [[int(x) for x in draw.normal(size=directions) * 2**40] for _ in range(STEPS)]
         masks, noise = iter(self.masks * 100), iter(self.noise)
         monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: next(masks))
@@ -58,7 +58,7 @@ def set_flat(parameters, vector) -> None:
 
 
 def in_order_of_the_optimizer(trainer, model) -> list[torch.Tensor]:
-    """The trainable parameters of `model`, in the order in which `trainer` numbers them."""
+    """Return the trainable parameters of `model`, in the order in which `trainer` numbers them."""
     decayed = set(trainer.get_decay_parameter_names(model))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return [p for name, p in named if name in decayed] + [p for name, p in named if name not in decayed]
@@ -66,7 +66,7 @@ def in_order_of_the_optimizer(trainer, model) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def losses_at(model, parameters, theta, rows, collate) -> torch.Tensor:
-    """One loss for each row, evaluated one row at a time."""
+    """Return one loss for each row, evaluated one row at a time."""
     set_flat(parameters, theta)
     losses = []
     for row in rows:
@@ -78,7 +78,7 @@ def losses_at(model, parameters, theta, rows, collate) -> torch.Tensor:
 
 @dataclasses.dataclass
 class Setting:
-    """What a textbook step is told: u are dense directions, f gives one loss for each row at a dense theta."""
+    """The inputs of a textbook step: u are dense directions, f gives one loss for each row at a dense theta."""
 
     u: list[torch.Tensor]
     f: Callable
@@ -138,14 +138,14 @@ def textbook_zoso(theta, s):
     """Liu et al. 2025: stages of 1, 2, ... shares of the steps; g_p = (sum_i clip_C(d_ip) + n_p) / B for each p;
     theta <- theta - lr_s (mean_p g_p z_p + rho (theta - theta_s)), lr_s = lr / 2**s, and mu_s on its way to the last.
     """
-    stage = 0 if s.t < 1 else 1  # Of three steps, one and two.
+    stage = 0 if s.t < 1 else 1  # Of three steps, the stages have one and two.
     mu, rate, rho = (SMOOTHING, LAST_SMOOTHING)[stage], RATE / 2**stage, ANCHOR
     if s.t in (0, 1):
         s.memory["anchor"] = theta.clone()
     gradient = rho * (theta - s.memory["anchor"]).double()
     for z, noise in zip(s.u, s.noise, strict=True):
         differences = (s.f(theta + mu * z, s.rows) - s.f(theta - mu * z, s.rows)) / (2 * mu)
-        # The noise of a coefficient, which is a quotient over P.
+        # The noise is that of a coefficient, and each coefficient is divided by P.
         gradient += (differences.clamp(-CLIP, CLIP).sum() + noise) / EXPECTED / len(s.u) * z.double()
     return theta - (rate * gradient).float()
 
@@ -153,8 +153,8 @@ def textbook_zoso(theta, s):
 def textbook_projected(theta, s):
     """x <- Proj(x - eta g), onto the ball around the first x; g as in Bao et al."""
     start = s.memory.setdefault("start", theta.clone())
-    way = textbook_aggzo(theta, s) - start
-    return start + way * min(1.0, s.radius / float(way.norm()))
+    displacement = textbook_aggzo(theta, s) - start
+    return start + displacement * min(1.0, s.radius / float(displacement.norm()))
 
 
 STAGES = {"num_stages": 2, "final_smoothing": LAST_SMOOTHING, "anchor_strength": ANCHOR}
@@ -224,13 +224,13 @@ def test_run_agrees_with_the_textbook(name, lora, kind, tokenizer, make_args, mo
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_method_says_where_it_is_from(method):
+def test_a_method_cites_its_paper_and_describes_its_parameters(method):
     assert all(dataclasses.asdict(method.paper).values())
     assert method.__doc__ and "Args:" in method.__doc__
     assert all(re.search(rf"^ +{name}:", method.__doc__, re.MULTILINE) for name in list_parameters(method))
 
 
-def test_one_direction_of_aggzo_is_dpzero():
+def test_aggzo_with_one_direction_is_dpzero():
     shared = {"noise_multiplier": 1.0, "expected_batch_size": 8, "smoothing": 0.1, "clip_norm": 2.0}
     one, other = METHODS["aggzo"](**shared, num_directions=1), METHODS["dpzero"](**shared)
     assert one.estimator == other.estimator
