@@ -1,4 +1,4 @@
-"""Poisson batches: who joins them."""
+"""Poisson batches: which rows are drawn for them."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def batches(size, rate, count):
     sampler = PoissonBatchSampler(units=Units(num_rows=size), sampling_rate=rate)
     drawn = []
     while len(drawn) < count:
-        drawn += [[one.row for one in batch] for batch in sampler]
+        drawn += [[fetched.row for fetched in batch] for batch in sampler]
     return drawn[:count]
 
 
@@ -39,7 +39,7 @@ def test_empty_batches_are_yielded():
     assert [] in batches(2, 0.05, 200)
 
 
-def test_two_passes_differ_whatever_is_seeded():
+def test_two_passes_differ_even_with_the_same_seeds():
     sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.2)
     passes = []
     for _ in range(2):

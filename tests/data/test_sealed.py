@@ -1,4 +1,4 @@
-"""Work on private rows says nothing, and draws nothing from global generators."""
+"""Sealed work on private rows prints, logs and raises no secret, and draws nothing from global generators."""
 
 import logging
 import random
@@ -42,8 +42,8 @@ def _as_before():
 
 @pytest.mark.parametrize("waiting", [False, True])
 @pytest.mark.parametrize("name", DRAWS)
-def test_every_draw_from_a_global_generator_is_seen_and_taken_back(name, waiting):
-    """Also where the second of a pair of normal numbers waits in NumPy's generator, which is drawn without a trace."""
+def test_every_draw_from_a_global_generator_is_detected_and_undone(name, waiting):
+    """This holds even where the draw is the second of a pair of normal numbers, which NumPy returns without a trace."""
     np.random.seed(0)
     if waiting:
         np.random.randn()
@@ -54,13 +54,13 @@ def test_every_draw_from_a_global_generator_is_seen_and_taken_back(name, waiting
     assert (numpy_state(), torch.get_rng_state().tolist(), random.getstate()) == before
 
 
-def test_draws_between_two_seals_are_nobodys():
+def test_draws_between_two_seals_are_allowed():
     for draw in DRAWS.values():
         draw()
         assert run_sealed("nothing", lambda: 5) == 5
 
 
-def test_draws_are_seen_with_another_kind_of_generator():
+def test_draws_from_another_kind_of_bit_generator_are_detected():
     own = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(0))
     try:
@@ -73,7 +73,7 @@ def test_draws_are_seen_with_another_kind_of_generator():
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING, logging.CRITICAL, 99])
-def test_what_is_logged_is_dropped_at_any_level(level):
+def test_log_messages_are_dropped_at_any_level(level):
     logger, seen = logging.getLogger("of_a_collator"), []
     handler = logging.Handler()
     handler.emit = seen.append
@@ -97,7 +97,7 @@ def test_loggers_without_handlers_stay_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_printed_or_warned_of_is_dropped(capsys):
+def test_output_and_warnings_are_dropped(capsys):
     def work() -> None:
         sys.stdout.write("row 7")
         sys.stderr.buffer.write(b"row 7")
@@ -108,7 +108,7 @@ def test_what_is_printed_or_warned_of_is_dropped(capsys):
 
 
 @pytest.mark.parametrize("error", [SystemExit, GeneratorExit, BaseException])
-def test_code_that_would_end_the_program_ends_nothing_and_says_nothing(error):
+def test_an_error_that_would_end_the_program_is_withheld(error):
     def work() -> None:
         raise error("a secret")
 
@@ -118,7 +118,7 @@ def test_code_that_would_end_the_program_ends_nothing_and_says_nothing(error):
     assert withheld.value.__context__ is None
 
 
-def test_who_stops_a_run_stops_it():
+def test_a_keyboard_interrupt_is_raised():
     def work() -> None:
         raise KeyboardInterrupt
 
@@ -126,10 +126,10 @@ def test_who_stops_a_run_stops_it():
         run_sealed("data_collator", work)
 
 
-def test_a_seal_leaves_what_loggers_remember():
+def test_a_seal_keeps_the_caches_of_loggers():
     """`logging.disable` empties the cache of each logger of the process, of which there are hundreds."""
     logger = logging.getLogger("of_nobody")
     logger.isEnabledFor(logging.ERROR)
-    remembered = dict(logger._cache)
+    cached = dict(logger._cache)
     run_sealed("nothing", int)
-    assert remembered and logger._cache == remembered
+    assert cached and logger._cache == cached

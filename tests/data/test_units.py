@@ -1,4 +1,4 @@
-"""All rows of a user are one unit: they join together, and move a release by one clip norm together."""
+"""All rows of a user are one unit: they are drawn together, and move a release by at most one clip norm together."""
 
 import json
 import math
@@ -26,56 +26,61 @@ def with_users(users=USERS) -> Dataset:
     return labelled_rows(len(users)).add_column("user", users)
 
 
-def test_users_join_batches_together():
+def test_all_rows_of_a_user_are_drawn_together():
     units = Units.from_users(USERS, max_rows=8)
     assert len(units) == 4
     for batch in list(PoissonBatchSampler(units=units, sampling_rate=0.4)) * 50:
-        rows = {one.row for one in batch}
+        rows = {fetched.row for fetched in batch}
         for user in set(USERS):
             own = {row for row, other in enumerate(USERS) if other == user}
             assert own <= rows or not own & rows
-        assert {one.unit for one in batch} == set(range(len({USERS[one.row] for one in batch})))
+        assert {fetched.unit for fetched in batch} == set(range(len({USERS[fetched.row] for fetched in batch})))
         assert (
-            all(len({USERS[one.row] for one in batch if one.unit == unit}) == 1 for unit in range(4) if batch) or True
+            all(
+                len({USERS[fetched.row] for fetched in batch if fetched.unit == unit}) == 1
+                for unit in range(4)
+                if batch
+            )
+            or True
         )
 
 
-def test_users_are_drawn_equally_often_whatever_they_bring():
+def test_users_are_drawn_equally_often_whatever_their_number_of_rows():
     units, counts = Units.from_users(USERS, max_rows=8), np.zeros(4)
     sampler, batches = PoissonBatchSampler(units=units, sampling_rate=0.25), 4000
     drawn = [batch for _ in range(batches // len(sampler)) for batch in sampler]
     for batch in drawn:
-        for user in {USERS[one.row] for one in batch}:
+        for user in {USERS[fetched.row] for fetched in batch}:
             counts[["ann", "bob", "cyd", "dan"].index(user)] += 1
     assert np.abs(counts / len(drawn) - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / len(drawn))
 
 
-def test_of_many_rows_a_fresh_choice_joins():
+def test_a_user_of_many_rows_brings_a_new_choice_of_them_each_time():
     units = Units.from_users(["ann"] * 10, max_rows=3)
     choices = [tuple(sorted(units.draw_rows(0))) for _ in range(60)]
     assert all(len(set(choice)) == 3 for choice in choices)
     assert set().union(*choices) == set(range(10))
 
 
-def test_rows_without_a_user_are_one_users_rows():
-    """A name that is missing does not make a unit of each row."""
+def test_rows_without_a_user_are_one_unit():
+    """A missing name does not make each row a unit of its own."""
     units = Units.from_users(["ann", None, math.nan, "ann", None], max_rows=8)
     assert [units.draw_rows(unit) for unit in range(len(units))] == [[0, 3], [1, 2, 4]]
 
 
 @pytest.mark.parametrize("kind", [None, "torch", "numpy", "pandas"])
 def test_users_are_the_same_in_every_format(kind):
-    """A tensor is not the number in it: two with the same number are two objects."""
+    """Tensors are hashed by identity: two with the same number are two objects."""
     rows = Dataset.from_list([{"user": i % 3, "input_ids": [5]} for i in range(9)]).with_format(kind)
     assert len(Units.from_column(rows, "user", max_rows=8)) == 3
 
 
-def test_users_in_tensors_are_told_by_what_is_in_them():
+def test_users_in_tensors_are_distinguished_by_value():
     rows = [{"user": torch.tensor(i % 3)} for i in range(9)]
     assert len(Units.from_column(rows, "user", max_rows=8)) == 3
 
 
-def test_what_is_no_name_names_nobody():
+def test_rows_with_values_that_are_no_names_are_one_unit():
     units = Units.from_users(["ann", ["a", "list"], {"a": 1}, torch.tensor([1, 2]), object()], max_rows=8)
     assert [units.draw_rows(unit) for unit in range(len(units))] == [[0], [1, 2, 3, 4]]
 
@@ -111,7 +116,7 @@ def test_one_user_moves_a_release_by_at_most_the_sensitivity(removed, make_train
     assert 0 < abs(sums[0][0] - sums[1][0]) <= SENSITIVITY
 
 
-def test_users_are_what_is_counted_and_sampled(make_trainer):
+def test_users_are_counted_and_sampled_instead_of_rows(make_trainer):
     trainer = make_trainer()
     assert trainer.args.sampling_rate(4) == trainer.budget.query.sampling_rate == 0.5
     trainer.train()
@@ -122,12 +127,12 @@ def test_card_says_that_users_are_protected(make_trainer):
     trainer = make_trainer(max_rows_per_unit=3)
     trainer.train()
     trainer.save_model()
-    said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
-    assert said["claim"]["unit"] == (
+    stated = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
+    assert stated["claim"]["unit"] == (
         "all rows of one user (column user), of which a batch holds at most 3, as one clipped mean"
     )
-    assert said["claim"]["groups"] == []
-    assert (said["sampling"]["num_units"], said["sampling"]["num_rows"]) == (4, 8)
+    assert stated["claim"]["groups"] == []
+    assert (stated["sampling"]["num_units"], stated["sampling"]["num_rows"]) == (4, 8)
     text = (Path(trainer.args.output_dir) / "README.md").read_text()
     assert "adding or removing all rows of one user" in text
     assert "2 of 4 users expected in a batch" in text
@@ -135,22 +140,22 @@ def test_card_says_that_users_are_protected(make_trainer):
     assert "one row" not in text
 
 
-def test_column_of_users_does_not_reach_the_collator(make_trainer):
+def test_the_column_of_users_does_not_reach_the_collator(make_trainer):
     trainer = make_trainer(remove_unused_columns=False)
     trainer.train()
     assert trainer.state.global_step == 4
 
 
-def test_a_column_that_is_not_there_is_refused(make_trainer):
+def test_a_missing_column_of_users_is_refused(make_trainer):
     with pytest.raises(ValueError, match="privacy_unit_column=person: not all rows of train_dataset have it"):
         make_trainer(privacy_unit_column="person")
 
 
-def test_more_users_in_a_batch_than_there_are_is_refused(make_trainer):
+def test_a_batch_of_more_users_than_there_are_is_refused(make_trainer):
     with pytest.raises(ValueError, match="expected_batch_size=5: the training data have 4 users; lower it"):
         make_trainer(expected_batch_size=5)
 
 
-def test_rows_of_a_unit_without_users_are_refused(make_args):
+def test_a_limit_on_rows_per_unit_without_users_is_refused(make_args):
     with pytest.raises(ValueError, match="max_rows_per_unit=3: each row is its own unit; set privacy_unit_column too"):
         make_args(max_rows_per_unit=3)
