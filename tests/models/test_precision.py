@@ -48,7 +48,7 @@ ROWS = Dataset.from_list(
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weights are int8, by a kernel of torch itself that has no derivative."""
+    """A linear layer whose weights are int8, computed by a kernel of torch that has no derivative."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Int8Linear(nn.Module):
 
 
 def int8(model: nn.Module) -> nn.Module:
-    """`model` with MLPs that are quantized."""
+    """Return `model` with its MLPs quantized."""
     for layer in model.model.layers:
         for name, linear in list(layer.mlp.named_children()):
             if isinstance(linear, nn.Linear):
@@ -97,8 +97,8 @@ def make_trainer(make_args, tokenizer):
     return make
 
 
-def made(name: str) -> nn.Module:
-    """Each time the same."""
+def build_adapted(name: str) -> nn.Module:
+    """Return a base under an adapter, with the same weights each time."""
     torch.manual_seed(0)
     return adapted(BASES[name]())
 
@@ -112,20 +112,20 @@ FIXED = [{"padded_lengths": [8, 16]}, {"per_device_train_batch_size": 1}]
 @pytest.mark.parametrize("fixed", FIXED, ids=["padded", "alone"])
 @pytest.mark.parametrize("base", BASES)
 def test_a_base_that_is_not_float32_trains_under_a_float32_adapter(base, fixed, make_trainer, tmp_path):
-    trainer = make_trainer(made(base), smoothing=0.1, **fixed)
+    trainer = make_trainer(build_adapted(base), smoothing=0.1, **fixed)
     trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
     trainer.train()
     trainer.save_model()
     assert any(not torch.equal(p, trainer.model.get_parameter(name)) for name, p in trained.items())
-    said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
-    assert said["validity_checks"]["numerical_isolation"]["status"] == "bitwise"
-    again = made(base)
-    replay_onto(again, Trajectory.read(trainer.args.output_dir))
-    assert all(torch.equal(p, trainer.model.get_parameter(name)) for name, p in again.named_parameters())
+    stated = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
+    assert stated["validity_checks"]["numerical_isolation"]["status"] == "bitwise"
+    replayed = build_adapted(base)
+    replay_onto(replayed, Trajectory.read(trainer.args.output_dir))
+    assert all(torch.equal(p, trainer.model.get_parameter(name)) for name, p in replayed.named_parameters())
 
 
-def test_a_base_that_backpropagation_can_not_cross_trains(make_trainer):
+def test_a_base_without_a_backward_pass_trains(make_trainer):
     model = adapted(int8(causal_lm()))
     tokens = torch.tensor([[5, 6, 7]])
     with pytest.raises(RuntimeError, match="derivative for aten::_weight_int8pack_mm is not implemented"):
@@ -142,7 +142,7 @@ class Inference:
         quant_method = "of inference"
 
 
-def test_quantizers_without_a_backward_pass_are_taken(make_trainer):
+def test_quantizers_that_the_stock_trainer_refuses_are_accepted(make_trainer):
     """Fails when the stock Trainer no longer refuses them, and the patch can go."""
     model = adapted(int8(causal_lm()))
     model.get_base_model().is_quantized, model.get_base_model().hf_quantizer = True, Inference()
@@ -153,22 +153,22 @@ def test_quantizers_without_a_backward_pass_are_taken(make_trainer):
     assert transformers.trainer.validate_quantization_for_training is check
 
 
-def test_a_run_on_a_16_bit_base_is_resumed_and_ends_as_if_nothing_had_happened(make_trainer, make_args):
+def test_a_resumed_run_on_a_16_bit_base_ends_at_the_same_weights(make_trainer, make_args):
     args = make_args(padded_lengths=[16], smoothing=0.1, save_strategy="steps", save_steps=2)
-    first = make_trainer(made("bfloat16"), args=args)
+    first = make_trainer(build_adapted("bfloat16"), args=args)
     first.train()
-    second = make_trainer(made("bfloat16"), args=args)
+    second = make_trainer(build_adapted("bfloat16"), args=args)
     second.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
-    trained = [[p for p in one.model.parameters() if p.requires_grad] for one in (first, second)]
+    trained = [[p for p in trainer.model.parameters() if p.requires_grad] for trainer in (first, second)]
     assert fingerprint_values(trained[0]) == fingerprint_values(trained[1])
 
 
-def test_a_base_in_another_type_does_not_go_on_with_a_log(make_trainer, make_args):
+def test_a_base_in_another_dtype_cannot_continue_a_log(make_trainer, make_args):
     args = make_args(padded_lengths=[16], smoothing=0.1)
-    make_trainer(made("bfloat16"), args=args).train()
-    again = make_trainer(adapted(causal_lm()), args=args)
+    make_trainer(build_adapted("bfloat16"), args=args).train()
+    other = make_trainer(adapted(causal_lm()), args=args)
     with pytest.raises(TrajectoryError, match=r'base\.dtype="bfloat16" there and null here'):
-        again.train(resume_from_checkpoint=True)
+        other.train(resume_from_checkpoint=True)
 
 
 # ---- What is refused ----
@@ -177,21 +177,21 @@ def test_a_base_in_another_type_does_not_go_on_with_a_log(make_trainer, make_arg
 @pytest.mark.parametrize("base", BASES)
 def test_shapes_that_depend_on_the_batch_are_refused(base, make_trainer):
     with pytest.raises(ValueError, match=r"by its shape; set padded_lengths or per_device_train_batch_size=1, or load"):
-        make_trainer(made(base))
+        make_trainer(build_adapted(base))
 
 
-def test_a_run_without_privacy_needs_no_shapes(make_trainer):
+def test_a_run_without_privacy_needs_no_fixed_shapes(make_trainer):
     without = {"noise_multiplier": "absent", "target_delta": "absent", "method": "mezo"}
-    make_trainer(made("bfloat16"), **without).train()
+    make_trainer(build_adapted("bfloat16"), **without).train()
 
 
-def test_a_new_head_on_a_16_bit_base_is_refused_for_it_would_be_trained_in_16_bits():
+def test_a_new_head_that_would_be_trained_in_16_bits_is_refused():
     with pytest.raises(ValueError, match=r"score\S*: it is trained in torch\.bfloat16, where walking"):
         refuse_model(with_lora(classifier().bfloat16()), private=True)
 
 
 class Joined(nn.Module):
-    """Joins the rows of a batch behind a layer, in one of several ways."""
+    """A layer whose subclasses join the rows of a batch in several ways."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Joined(nn.Module):
 
 
 class QuantizedByTheBatch(Joined):
-    """Activations in 8 bits, with one scale for the whole tensor, as dynamic quantization has it."""
+    """Rounds activations to 8 bits with one scale for the whole tensor, as dynamic quantization does."""
 
     def forward(self, x):
         scale = x.abs().amax() / 127
@@ -207,7 +207,7 @@ class QuantizedByTheBatch(Joined):
 
 
 class OutlierColumns(Joined):
-    """Columns in which any row has a large entry stay as they are; the others are rounded, as LLM.int8 has it."""
+    """Keeps columns in which any row has a large entry and rounds the others, as LLM.int8 does."""
 
     def forward(self, x):
         scale = x.abs().amax(dim=-1, keepdim=True) / 7
@@ -216,7 +216,7 @@ class OutlierColumns(Joined):
 
 
 class ByPlace(Joined):
-    """Rounds the rows in the last places of a batch otherwise, as the edge of a kernel's tiles may."""
+    """Rounds the last rows of a batch differently, as a kernel may at the edge of its tiles."""
 
     def forward(self, x):
         x = self.layer(x)
@@ -229,7 +229,7 @@ def test_rows_joined_in_a_fixed_shape_are_caught(kind, base, make_trainer):
     model = BASES[base]()
     mlp = model.model.layers[0].mlp
     mlp.down_proj = kind(mlp.down_proj)
-    for layer in model.model.layers:  # So that what it does can be seen.
+    for layer in model.model.layers:  # Makes the effect of the layer visible.
         layer.post_attention_layernorm.weight.data.mul_(60)
     trainer = make_trainer(adapted(model), smoothing=0.1, padded_lengths=[16])
     with pytest.raises(ValueError, match=r"float32\.$") as caught:
@@ -239,13 +239,13 @@ def test_rows_joined_in_a_fixed_shape_are_caught(kind, base, make_trainer):
 
 
 def by_last_bit(model, inputs):
-    """Losses that depend in their last bits on a row's place in the batch."""
+    """Return losses whose last bits depend on a row's place in the batch."""
     losses = CausalLMLoss(model)(model, inputs)
     return torch.cat([losses[:2], losses[2:] * (1 + 2**-20)])
 
 
-def test_rounding_that_float32_bounds_is_refused_in_16_bits(make_trainer):
-    """What is far below coupling, and one bit too much where losses must be equal to the last."""
+def test_rounding_that_is_allowed_in_float32_is_refused_in_16_bits(make_trainer):
+    """It is far below coupling, but too much where losses must be equal to the last bit."""
     with pytest.raises(ValueError, match=r"bfloat16, .* move each other's losses by \S+ even in a fixed"):
         make_trainer(adapted(causal_lm().bfloat16()), loss=by_last_bit, padded_lengths=[16]).train()
 
@@ -262,7 +262,7 @@ def with_scaled_activations(granularity: str) -> nn.Module:
 
 
 class Linear8bitLt(nn.Linear):
-    """Of bitsandbytes, by its name."""
+    """A layer with the name of one of bitsandbytes."""
 
 
 def with_outliers() -> nn.Module:
@@ -301,7 +301,7 @@ def test_quantizers_that_join_rows_are_refused_by_name(make, message):
         lambda: configured(quant_method="gptq"),
     ],
 )
-def test_quantizers_of_weights_are_left_to_the_probe(make):
+def test_quantizers_of_weights_alone_are_left_to_the_probe(make):
     refuse_shared_scales(make())
 
 
@@ -315,13 +315,13 @@ def test_dynamic_quantization_of_torch_is_refused_by_name():
         refuse_shared_scales(model)
 
 
-# ---- What is known of a base ----
+# ---- What is recorded about a base ----
 
 
-def test_float32_is_not_reduced_and_anything_less_is():
+def test_float32_is_full_precision_and_anything_less_is_reduced():
     assert describe_reduced_precision(causal_lm()) is None
     assert describe_reduced_precision(adapted(causal_lm())) is None
-    assert {name: describe_reduced_precision(made(name)).split(": ")[1] for name in BASES} == {
+    assert {name: describe_reduced_precision(build_adapted(name)).split(": ")[1] for name in BASES} == {
         "bfloat16": "it is torch.bfloat16",
         "float16": "it is torch.float16",
         "int8": "it is quantized",
@@ -333,9 +333,12 @@ def test_float32_is_not_reduced_and_anything_less_is():
     assert describe_reduced_precision(buffered) == "packed: it is torch.uint8"
 
 
-def test_logs_name_what_a_base_was_loaded_as():
-    named = {name: describe_base_model(made(name)) for name in BASES}
-    kept = {name: {key: one[key] for key in ("dtype", "quantization") if key in one} for name, one in named.items()}
+def test_logs_name_the_dtype_and_quantization_of_a_base():
+    descriptions = {name: describe_base_model(build_adapted(name)) for name in BASES}
+    kept = {
+        name: {key: base[key] for key in ("dtype", "quantization") if key in base}
+        for name, base in descriptions.items()
+    }
     assert kept == {
         "bfloat16": {"dtype": "bfloat16"},
         "float16": {"dtype": "float16"},
@@ -345,8 +348,8 @@ def test_logs_name_what_a_base_was_loaded_as():
     assert not {"dtype", "quantization"} & set(describe_base_model(causal_lm()))
 
 
-def test_a_fingerprint_follows_every_part_of_a_quantized_tensor():
-    """Packed bits, scales and zero points, also of tensors within tensors."""
+def test_a_fingerprint_changes_with_every_part_of_a_quantized_tensor():
+    """The parts are packed bits, scales and zero points, also of tensors within tensors."""
     parts = [torch.arange(4).to(torch.int8), torch.ones(4, dtype=torch.int8), torch.zeros(4, dtype=torch.int8)]
 
     def quantized() -> nn.Module:
@@ -355,14 +358,14 @@ def test_a_fingerprint_follows_every_part_of_a_quantized_tensor():
         model.weight = nn.Parameter(TwoTensor(TwoTensor(parts[0].clone(), parts[0].clone()), inner), False)
         return model
 
-    found = {fingerprint_frozen(quantized(), [])}
-    assert fingerprint_frozen(quantized(), []) in found
+    fingerprints = {fingerprint_frozen(quantized(), [])}
+    assert fingerprint_frozen(quantized(), []) in fingerprints
     for part in range(4):
         model = quantized()
         list(inner_tensors(model.weight.data))[part][1] += 1
-        assert fingerprint_frozen(model, []) not in found
-        found.add(fingerprint_frozen(model, []))
-    assert len(found) == 5
+        assert fingerprint_frozen(model, []) not in fingerprints
+        fingerprints.add(fingerprint_frozen(model, []))
+    assert len(fingerprints) == 5
 
 
 # ---- Recipes, replays, verification ----
@@ -395,11 +398,11 @@ def test_a_recipe_in_bfloat16_trains_replays_and_verifies(write, workplace, caps
     ],
     ids=str,
 )
-def test_bad_precisions_get_one_sentence(write, capsys, changes, message):
+def test_invalid_precisions_are_refused_in_one_sentence(write, capsys, changes, message):
     assert re.search(message, refused(capsys, "train", write(**changes)))
 
 
-def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer, tmp_path):
+def test_a_base_that_a_log_cannot_name_is_not_rebuilt(make_trainer, tmp_path):
     causal_lm().save_pretrained(tmp_path / "base")
     trainer = make_trainer(adapted(int8(causal_lm())), padded_lengths=[16], smoothing=0.1)
     trainer.train()
@@ -407,10 +410,10 @@ def test_a_base_that_a_log_can_not_name_is_made_by_whoever_replays(make_trainer,
         rebuild_model(str(tmp_path / "base"), trainer.args.output_dir)
 
 
-def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
+def test_a_log_with_an_unknown_dtype_or_quantization_is_at_fault(make_trainer, tmp_path):
     from hf_dpzo.io.strict_json import find_fault
 
-    trainer = make_trainer(made("bfloat16"), padded_lengths=[16], smoothing=0.1)
+    trainer = make_trainer(build_adapted("bfloat16"), padded_lengths=[16], smoothing=0.1)
     trainer.train()
     header = copy.deepcopy(dict(Trajectory.read(trainer.args.output_dir).header))
     for name, value in (("dtype", "float64"), ("dtype", 1), ("quantization", "int4"), ("quantization", None)):
@@ -421,7 +424,7 @@ def test_a_log_may_ask_for_no_other_type(make_trainer, tmp_path):
 # ---- The measurement ----
 
 
-def test_stochastic_rounding_is_right_on_average_and_stays_between_neighbours(monkeypatch):
+def test_stochastic_rounding_is_unbiased_and_yields_a_neighbouring_number(monkeypatch):
     monkeypatch.syspath_prepend(str(MEASUREMENTS))
     import precision
 
@@ -450,13 +453,13 @@ def test_a_recipe_in_int8_trains_replays_and_verifies(torchao, write, workplace,
     log = Trajectory.read(workplace / "out")
     assert log.header["base"]["quantization"] == "int8"
     base = str(workplace / "causal")
-    again = rebuild_model(base, workplace / "out")
-    assert any(list(inner_tensors(p)) != [p] for p in again.parameters())
+    rebuilt = rebuild_model(base, workplace / "out")
+    assert any(list(inner_tensors(p)) != [p] for p in rebuilt.parameters())
     assert all(finding.holds for finding in verify(workplace / "out", base=base))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchao_dynamic_quantization_by_tensor_is_refused_and_by_token_is_not(torchao, workplace):
+def test_torchao_dynamic_quantization_is_refused_by_tensor_and_accepted_by_token(torchao, workplace):
     from torchao.quantization.granularity import PerRow, PerTensor
 
     for granularity, joins in ((PerTensor(), True), (PerRow(), False)):
@@ -471,8 +474,8 @@ def test_torchao_dynamic_quantization_by_tensor_is_refused_and_by_token_is_not(t
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["Int8DynamicActivationInt8WeightConfig", "IntxWeightOnlyConfig"])
-def test_torchao_bases_that_the_stock_trainer_can_not_train_are_trained(kind, torchao, workplace, make_trainer):
-    """One has kernels without derivatives, of the other the stock Trainer says that it is not to be trained."""
+def test_torchao_bases_that_the_stock_trainer_cannot_train_are_trained(kind, torchao, workplace, make_trainer):
+    """One has kernels without derivatives, and the stock Trainer refuses to train on the other."""
     quantized = TorchAoConfig(getattr(torchao, kind)())
     model = adapted(AutoModelForCausalLM.from_pretrained(workplace / "causal", quantization_config=quantized))
     tokens = torch.tensor([[5, 6, 7]])
@@ -485,34 +488,34 @@ def test_torchao_bases_that_the_stock_trainer_can_not_train_are_trained(kind, to
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_fingerprint_follows_every_part_of_a_tensor_of_torchao(torchao):
+def test_a_fingerprint_changes_with_every_part_of_a_torchao_tensor(torchao):
     def quantized() -> nn.Module:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(32, 8))
         torchao.quantize_(model, torchao.IntxWeightOnlyConfig())
         return model
 
-    found = {fingerprint_frozen(quantized(), [])}
+    fingerprints = {fingerprint_frozen(quantized(), [])}
     parts = len(list(inner_tensors(quantized()[0].weight.data)))
     for part in range(parts):
         model = quantized()
         list(inner_tensors(model[0].weight.data))[part].flatten()[:1].add_(1)
-        found.add(fingerprint_frozen(model, []))
-    assert fingerprint_frozen(quantized(), []) in found
+        fingerprints.add(fingerprint_frozen(model, []))
+    assert fingerprint_frozen(quantized(), []) in fingerprints
     assert parts == 3
-    assert len(found) == 1 + parts
+    assert len(fingerprints) == 1 + parts
 
 
-def test_quantizations_ask_for_what_makes_them(monkeypatch):
+def test_quantization_without_torchao_is_refused_with_a_remedy(monkeypatch):
     monkeypatch.setattr("hf_dpzo.models.precision.is_torchao_available", lambda: False)
     with pytest.raises(ValueError, match="quantization=int8: torchao makes it, and is not there; pip install torchao"):
         build_loading_options("float32", "int8")
     assert build_loading_options("bfloat16", None) == {"dtype": torch.bfloat16}
 
 
-def test_public_rows_decide_for_16_bits_too(make_trainer, make_args, tokenizer):
+def test_a_16_bit_base_may_be_probed_with_given_public_rows(make_trainer, make_args, tokenizer):
     trainer = ZOTrainer(
-        model=made("bfloat16"),
+        model=build_adapted("bfloat16"),
         args=make_args(padded_lengths=[16], smoothing=0.1),
         train_dataset=ROWS,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
@@ -522,7 +525,7 @@ def test_public_rows_decide_for_16_bits_too(make_trainer, make_args, tokenizer):
 
 
 class LinearActivationQuantizedTensor(torch.Tensor):
-    """As older versions of torchao name it."""
+    """A tensor with the name that older versions of torchao used."""
 
 
 def test_tensors_that_do_not_say_how_activations_are_scaled_are_refused():
