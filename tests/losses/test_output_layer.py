@@ -1,4 +1,4 @@
-"""The output layer is evaluated in parts, to the same losses, and only where that is what the model computes."""
+"""The output layer is evaluated in parts to the same losses, and only where the model computes nothing more."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ MASKED = ("bert", "roberta", "distilbert")
 WHOLE = ("gemma2", "cohere")
 
 
-def made(name, wrap="plain", **changes):
+def build_model(name, wrap="plain", **changes):
     model = MODELS[name](**changes)
     if wrap == "lora":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=LORA[name], fan_in_fan_out=name == "gpt2"))
@@ -93,14 +93,14 @@ def made(name, wrap="plain", **changes):
         model = get_peft_model(model, LoraConfig(r=2, target_modules=[*LORA[name], HEADS[name]]))
     if wrap == "saved head":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=LORA[name], modules_to_save=[HEADS[name]]))
-    for parameter in model.parameters():  # An adapter is nothing at first, and a new model nearly so.
+    for parameter in model.parameters():  # A new adapter is zero, and a new model nearly so.
         if parameter.requires_grad:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
 def batch(rows=4):
-    """Left-padded rows with a mask near their end, and a target for the last tokens of all but the first."""
+    """Return left-padded rows with a mask near their end, and targets at the last tokens of all but the first row."""
     ids = torch.randint(4, 40, (rows, TOKENS))
     ids[:, -3] = MASK
     mask = torch.ones_like(ids)
@@ -112,7 +112,7 @@ def batch(rows=4):
 
 
 def losses_of(name, model):
-    """Each loss that fits the model, with its inputs."""
+    """Return each loss that fits the model, with its inputs."""
     inputs, classes = batch(), torch.tensor([0, 1, 1, 0])
     prompted = {**inputs, "labels": classes}
     if name in MASKED:
@@ -120,8 +120,8 @@ def losses_of(name, model):
     return [(NextWordLoss(words=WORDS, model=model), prompted), (CausalLMLoss(model), inputs)]
 
 
-def in_whole(loss, model, inputs, monkeypatch):
-    """By all logits of all positions."""
+def from_all_logits(loss, model, inputs, monkeypatch):
+    """Return losses computed from all logits of all positions."""
     with monkeypatch.context() as patch:
         patch.setattr(OutputLayer, "supports", lambda layer, model: False)
         return loss(model, inputs)
@@ -133,10 +133,10 @@ CASES += [(name, wrap) for name in HEADS for wrap in ("lora on the head", "saved
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "wrap"), CASES)
-def test_losses_in_parts_are_those_of_all_logits(name, wrap, monkeypatch):
-    model = made(name, wrap)
+def test_losses_in_parts_equal_those_from_all_logits(name, wrap, monkeypatch):
+    model = build_model(name, wrap)
     for loss, inputs in losses_of(name, model):
-        expected = in_whole(loss, model, inputs, monkeypatch)
+        expected = from_all_logits(loss, model, inputs, monkeypatch)
         torch.testing.assert_close(loss(model, inputs), expected, rtol=1e-5, atol=1e-5)
         assert loss._output_layer.supports(model) == (name not in WHOLE)
 
@@ -145,18 +145,18 @@ def test_losses_in_parts_are_those_of_all_logits(name, wrap, monkeypatch):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_weights_are_read_when_they_are_used(name, tied, monkeypatch):
-    model = made(name, tie_word_embeddings=tied)
+    model = build_model(name, tie_word_embeddings=tied)
     assert (find_output_layer(model).weight is model.get_input_embeddings().weight) == tied
     for loss, inputs in losses_of(name, model):
         before = loss(model, inputs)
         model.get_input_embeddings().weight.add_(0.5 * torch.randn_like(model.get_input_embeddings().weight))
         after = loss(model, inputs)
         assert not torch.allclose(before, after, rtol=1e-3)
-        torch.testing.assert_close(after, in_whole(loss, model, inputs, monkeypatch), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after, from_all_logits(loss, model, inputs, monkeypatch), rtol=1e-5, atol=1e-5)
 
 
-def shapes_made(loss, model, inputs):
-    """Of what the output layer is called with, and what the model returns."""
+def record_logit_shapes(loss, model, inputs):
+    """Return the shapes of what the output layer and the model return."""
     seen = []
     handles = [
         find_output_layer(model).register_forward_hook(lambda layer, args, output: seen.append(output.shape)),
@@ -170,26 +170,26 @@ def shapes_made(loss, model, inputs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_the_model_makes_no_logits(name):
-    model = made(name)
+def test_the_model_computes_no_logits(name):
+    model = build_model(name)
     for loss, inputs in losses_of(name, model):
         loss(model, inputs)  # Finds out.
-        assert shapes_made(loss, model, inputs) == [(4, 0, 64), (4, 0, 64)]
+        assert record_logit_shapes(loss, model, inputs) == [(4, 0, 64), (4, 0, 64)]
         assert not find_output_layer(model)._forward_pre_hooks
 
 
 @torch.no_grad()
 def test_evaluation_returns_all_logits():
-    model, inputs = made("llama"), batch()
+    model, inputs = build_model("llama"), batch()
     losses, scores = CausalLMLoss(model).evaluate(model, inputs)
     assert scores.shape == (4, TOKENS, 64)
     torch.testing.assert_close(losses, CausalLMLoss(model)(model, inputs), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_target_losses_of_equal_hidden_states_are_equal_to_the_bit_in_any_company():
+def test_target_losses_do_not_depend_on_other_rows_by_a_single_bit():
     """A product of many positions may round differently from one of few."""
-    model = made("llama")
+    model = build_model("llama")
     whole = batch(8)
     # No row is moved by its neighbours' padding; what is left is the output layer.
     layer = OutputLayer(lambda model, inputs: model(inputs_embeds=inputs["hidden"]).logits)
@@ -203,42 +203,44 @@ def test_target_losses_of_equal_hidden_states_are_equal_to_the_bit_in_any_compan
 
 
 @torch.no_grad()
-def test_rows_longer_than_what_is_made_at_once(monkeypatch):
-    model = made("llama", max_position_embeddings=512)
+def test_rows_longer_than_a_chunk_have_the_losses_from_all_logits(monkeypatch):
+    model = build_model("llama", max_position_embeddings=512)
     ids = torch.randint(4, 40, (2, 2 * POSITIONS_PER_CHUNK + 3))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     loss = CausalLMLoss(model)
-    torch.testing.assert_close(loss(model, inputs), in_whole(loss, model, inputs, monkeypatch), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        loss(model, inputs), from_all_logits(loss, model, inputs, monkeypatch), rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("label", [64, -5])
-def test_a_target_that_is_no_word_raises_as_it_does_for_all_logits(label, monkeypatch):
-    model, inputs = made("llama"), batch()
+def test_a_target_outside_the_vocabulary_raises_as_it_does_with_all_logits(label, monkeypatch):
+    model, inputs = build_model("llama"), batch()
     loss = CausalLMLoss(model)
     assert torch.isfinite(loss(model, inputs)).all()
     inputs["labels"][2, -1] = label
-    for evaluate in (loss, lambda *given: in_whole(loss, *given, monkeypatch)):
+    for evaluate in (loss, lambda *given: from_all_logits(loss, *given, monkeypatch)):
         with pytest.raises(IndexError, match="out of bounds"):
             evaluate(model, inputs)
 
 
 @torch.no_grad()
-def test_virtual_tokens_in_front_are_left_out(monkeypatch):
+def test_virtual_tokens_in_front_have_no_losses(monkeypatch):
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     model = get_peft_model(causal_lm(), config).eval()
     for loss, inputs in losses_of("llama", model):
-        expected = in_whole(loss, model, inputs, monkeypatch)
+        expected = from_all_logits(loss, model, inputs, monkeypatch)
         torch.testing.assert_close(loss(model, inputs), expected, rtol=1e-5, atol=1e-5)
         assert loss._output_layer.supports(model)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_sixteen_bits_are_computed_in_their_own_dtype(name, monkeypatch):
-    model = made(name).to(torch.bfloat16)
+def test_16_bit_models_have_float32_losses_close_to_those_from_all_logits(name, monkeypatch):
+    model = build_model(name).to(torch.bfloat16)
     for loss, inputs in losses_of(name, model):
-        expected = in_whole(loss, model, inputs, monkeypatch)
+        expected = from_all_logits(loss, model, inputs, monkeypatch)
         assert loss._output_layer.supports(model)
         assert loss(model, inputs).dtype == torch.float32
         torch.testing.assert_close(loss(model, inputs), expected, rtol=0.02, atol=0.02)
@@ -248,7 +250,7 @@ def test_sixteen_bits_are_computed_in_their_own_dtype(name, monkeypatch):
 
 
 class Joined(torch.nn.Linear):
-    """A head in which each row gets something of all rows."""
+    """A head that adds to each row the mean over all rows."""
 
     def forward(self, hidden):
         logits = super().forward(hidden)
@@ -256,14 +258,14 @@ class Joined(torch.nn.Linear):
 
 
 class Shifted(torch.nn.Linear):
-    """A head in which each token gets something of the one before."""
+    """A head that adds to each token the logits of the one before."""
 
     def forward(self, hidden):
         return super().forward(hidden) + (super().forward(hidden.roll(1, dims=1)) if hidden.ndim == 3 else 0)
 
 
 class Recentred(LlamaForCausalLM):
-    """Logits that have the mean over the batch taken away, behind the head."""
+    """A model that subtracts the mean over the batch from its logits, behind the head."""
 
     def forward(self, **inputs):
         outputs = super().forward(**inputs)
@@ -297,24 +299,24 @@ def with_head(kind):
     ],
     ids=["rows joined in the head", "tokens joined in the head", "rows joined behind the head", "logits looked at"],
 )
-def test_where_logits_are_more_than_the_head_of_one_position_all_are_computed(model, monkeypatch):
+def test_all_logits_are_computed_where_they_depend_on_more_than_one_position(model, monkeypatch):
     model, inputs = model(), batch()
     loss = CausalLMLoss(model)
-    assert torch.equal(loss(model, inputs), in_whole(loss, model, inputs, monkeypatch))
+    assert torch.equal(loss(model, inputs), from_all_logits(loss, model, inputs, monkeypatch))
     assert not loss._output_layer.supports(model)
 
 
 @torch.no_grad()
-def test_another_head_is_looked_at_anew(monkeypatch):
+def test_a_replaced_head_is_examined_again(monkeypatch):
     model, inputs = causal_lm(), batch()
     loss = CausalLMLoss(model)
     loss(model, inputs)
     model.lm_head = Joined(16, 64, bias=False)
-    assert torch.equal(loss(model, inputs), in_whole(loss, model, inputs, monkeypatch))
+    assert torch.equal(loss(model, inputs), from_all_logits(loss, model, inputs, monkeypatch))
 
 
-def test_finding_out_draws_nothing_and_leaves_the_modes():
-    model = made("llama", attention_dropout=0.5).train()
+def test_examining_a_model_draws_nothing_and_keeps_its_modes():
+    model = build_model("llama", attention_dropout=0.5).train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
     before = torch.get_rng_state()
@@ -349,7 +351,7 @@ def attending(name, attention):
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_several_adapters_at_once_have_the_losses_that_each_has_alone(name, attention, head):
+def test_several_adapters_at_once_have_the_losses_of_each_alone(name, attention, head):
     targets = [*LORA[name], HEADS[name]] if head else LORA[name]
     model = get_peft_model(attending(name, attention), LoraConfig(r=2, target_modules=targets)).eval()
     for loss, inputs in losses_of(name, model):
@@ -357,8 +359,8 @@ def test_several_adapters_at_once_have_the_losses_that_each_has_alone(name, atte
         whole = Evaluated(loss, model)
         trained = {key: value for key, value in whole.named_parameters() if value.requires_grad}
         several = {key: value + 0.2 * torch.randn(3, *value.shape) for key, value in trained.items()}
-        found = vmap(lambda one: functional_call(whole, one, (inputs,)))(several)  # noqa: B023
+        together = vmap(lambda adapter: functional_call(whole, adapter, (inputs,)))(several)  # noqa: B023
         for index in range(3):
             for key, value in trained.items():
                 value.copy_(several[key][index])
-            torch.testing.assert_close(found[index], loss(model, inputs), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(together[index], loss(model, inputs), rtol=1e-5, atol=1e-5)

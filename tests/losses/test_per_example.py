@@ -1,4 +1,4 @@
-"""One loss for each row, that of the row alone, equal to the model's own loss on a batch of one."""
+"""Each row has a loss of its own, equal to the model's own loss on a batch of one."""
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ def padded(tokenizer, texts=TEXTS, labels=(0, 1, 1, 0)):
     return DataCollatorWithPadding(tokenizer)(rows).data
 
 
-def one(inputs, row):
-    """Row `row` by itself, without its padding."""
+def select_row(inputs, row):
+    """Return row `row` by itself, without its padding."""
     mask = inputs["attention_mask"][row].bool()
     parts = {name: inputs[name][row][mask][None] for name in ("input_ids", "attention_mask")}
     return {
@@ -44,7 +44,7 @@ def one(inputs, row):
 
 
 def each_alone(model, inputs):
-    return torch.stack([model(**one(inputs, row)).loss for row in range(len(inputs["labels"]))])
+    return torch.stack([model(**select_row(inputs, row)).loss for row in range(len(inputs["labels"]))])
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_other_problem_types_have_their_own_loss(tokenizer, problem, num_labels,
 
 
 def causal_batch(tokenizer):
-    """The first tokens of each row are given, the others are learned."""
+    """Return rows of which the first token is given and the others are targets."""
     rows = []
     for text in ["w1 w2 w3", "w4 w5 w6 w7 w8 w9", "w10 w11"]:
         ids = tokens(text, tokenizer)
@@ -87,7 +87,7 @@ def test_causal_loss_is_the_mean_over_a_rows_own_targets(tokenizer):
 
 
 @torch.no_grad()
-def test_more_targets_in_one_row_do_not_change_another(tokenizer):
+def test_targets_of_one_row_do_not_change_the_loss_of_another(tokenizer):
     model, inputs = causal_lm(), causal_batch(tokenizer)
     before = CausalLMLoss(model)(model, inputs)
     inputs["labels"][1] = -100
@@ -115,7 +115,7 @@ def test_left_padding_does_not_move_absolute_positions(tokenizer, head):
     torch.testing.assert_close(build_head_loss(model)(model, inputs), each_alone(model, inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_any_function_is_a_loss(tokenizer):
+def test_any_function_can_be_a_loss(tokenizer):
     loss = FunctionLoss(lambda model, inputs: inputs["labels"] * 2.0)
     assert loss(None, padded(tokenizer)).tolist() == [0.0, 2.0, 2.0, 0.0]
 
@@ -219,12 +219,12 @@ def test_a_template_longer_than_max_length_is_refused(tokenizer):
         ("{text}", ("bad", "bad"), "a word of its own"),
     ],
 )
-def test_impossible_prompts_are_refused(template, words, message):
+def test_invalid_prompts_are_refused(template, words, message):
     with pytest.raises(ValueError, match=message):
         Prompt(template=template, label_words=words)
 
 
-def test_several_tokens_do_not_fit_a_mask(tokenizer):
+def test_label_words_of_several_tokens_are_refused_for_a_mask(tokenizer):
     with pytest.raises(ValueError, match="one token of this model"):
         Prompt(template="{text} {mask}", label_words=("very bad", "good")).loss(masked_lm(), tokenizer)
 
