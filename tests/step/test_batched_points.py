@@ -1,4 +1,4 @@
-"""Several probe points in one forward pass: the same losses as one after the other, kept apart as well."""
+"""Several probe points in one forward pass: their losses are those of one after the other, and rows stay separate."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from support.walks import compare_along
 
 
 def filled(model: torch.nn.Module) -> torch.nn.Module:
-    """With no adapter matrix at zero, so that every point differs."""
+    """Fill the trained matrices with normal numbers, so that every point differs."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -60,51 +60,53 @@ def inputs_for(name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", sorted(DIRECTIONS))
-def test_a_stack_holds_the_bits_that_a_walk_goes_through(kind):
+def test_a_stack_holds_the_bits_of_each_point_of_a_walk(kind):
     theta = [torch.randn(6, 5), torch.randn(11)]
     directions = DIRECTIONS[kind](seed=0, sizes=[30, 11])
     points = [ProbePoint(direction=direction, position=at) for direction, at in ((1, 0.3), (0, 0.0), (0, -0.3))]
     stacks = stack(theta, directions, step=2, points=points)
     with CopyingWalk(theta, directions, step=2, points=points) as walk:
         for stop in walk:
-            assert all(torch.equal(values[stop.index], one) for one, values in stacks.items())
+            assert all(torch.equal(values[stop.index], parameter) for parameter, values in stacks.items())
     assert len(stacks) == len(theta)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 @torch.no_grad()
-def test_losses_are_those_of_one_point_after_the_other(name):
+def test_losses_of_a_stack_equal_those_of_one_point_at_a_time(name):
     model, loss = LOSSES[name]()
     filled(model).eval()
     inputs = inputs_for(name)
-    trained = {key: one for key, one in model.named_parameters() if one.requires_grad}
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     before = loss(model, inputs)
-    stacks = {key: torch.stack([one + 0.1 * n for n in range(3)]) for key, one in trained.items()}
-    found = BatchedPointsLoss(loss=loss, parameters=stacks)(model, inputs)
+    stacks = {key: torch.stack([parameter + 0.1 * n for n in range(3)]) for key, parameter in trained.items()}
+    losses = BatchedPointsLoss(loss=loss, parameters=stacks)(model, inputs)
     assert torch.equal(loss(model, inputs), before)
     for n in range(3):
-        for key, one in trained.items():
-            one.copy_(stacks[key][n])
-        torch.testing.assert_close(found[:, n], loss(model, inputs), rtol=1e-5, atol=1e-5)
-    assert (found[:, 0] - found[:, 2]).abs().min() > 1e-4
+        for key, parameter in trained.items():
+            parameter.copy_(stacks[key][n])
+        torch.testing.assert_close(losses[:, n], loss(model, inputs), rtol=1e-5, atol=1e-5)
+    assert (losses[:, 0] - losses[:, 2]).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize("points_per_pass", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("name", sorted(DIFFERENCES))
-def test_the_last_pass_is_filled_up_and_changes_nothing(name, points_per_pass):
+def test_filling_up_the_last_pass_changes_no_coefficient(name, points_per_pass):
     theta = [torch.randn(4, dtype=torch.float64)]
     data = torch.randn(3, 4, dtype=torch.float64)
     directions = DIRECTIONS["rademacher"](seed=0, sizes=[4])
     estimator, sizes = DIFFERENCES[name](smoothing=0.1, num_directions=4), []
 
-    losses, given = [], {"step": 0, "points": estimator.points}
-    with StackingWalk(theta, directions, **given, points_per_stop=points_per_pass) as walk:
+    losses, settings = [], {"step": 0, "points": estimator.points}
+    with StackingWalk(theta, directions, **settings, points_per_stop=points_per_pass) as walk:
         for stop in walk:
             sizes.append(len(stop.points))
             losses.append(torch.sin(data @ stop.stacks[theta[0]].T))
-    found = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
-    one_by_one = compare_along(CopyingWalk(theta, directions, **given), estimator, lambda: torch.sin(data @ theta[0]))
-    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-12)
+    filled_up = estimator.coefficients(torch.cat(losses, dim=1)[:, : len(estimator.points)])
+    one_by_one = compare_along(
+        CopyingWalk(theta, directions, **settings), estimator, lambda: torch.sin(data @ theta[0])
+    )
+    torch.testing.assert_close(filled_up, one_by_one, rtol=0, atol=1e-12)
     assert set(sizes) == {points_per_pass} and len(sizes) == -(-estimator.forward_passes // points_per_pass)
 
 
@@ -125,27 +127,29 @@ def trained(make_args, tokenizer, *, loss=None, model=None, rows=24, **changes):
 
 
 @pytest.mark.parametrize("difference", sorted(DIFFERENCES))
-def test_a_run_releases_what_the_plain_one_releases(difference, sums, make_args, tokenizer):
+def test_a_batched_run_releases_the_sums_of_a_plain_one(difference, sums, make_args, tokenizer):
     plain = trained(make_args, tokenizer, difference=difference, max_steps=1)
-    together = trained(make_args, tokenizer, difference=difference, max_steps=1, points_per_pass=4)
+    batched = trained(make_args, tokenizer, difference=difference, max_steps=1, points_per_pass=4)
     one, other = (torch.tensor(each, dtype=torch.float64) / 2**40 for each in sums)
     assert one.abs().min() > 1e-4
-    torch.testing.assert_close(other, one, rtol=0, atol=24 * 1e-4 / 50)  # Rounding of 24 losses over the span.
-    assert together.budget.guarantee() == plain.budget.guarantee()
+    torch.testing.assert_close(other, one, rtol=0, atol=24 * 1e-4 / 50)  # The rounding of 24 losses over the span.
+    assert batched.budget.guarantee() == plain.budget.guarantee()
 
 
-def test_weights_follow_from_the_log(make_args, tokenizer):
+def test_the_log_states_the_points_and_a_walk_over_them_keeps_the_weights(make_args, tokenizer):
     trainer = trained(make_args, tokenizer, points_per_pass=6)
     log = Trajectory.read(trainer.args.output_dir)
     assert len(log.records) == 4 and log.header["rows"]["points_per_pass"] == 6
     descent = trainer._build_descent()
-    after = [one.detach().clone() for one in descent.optimizer.parameters()]
+    before = [parameter.detach().clone() for parameter in descent.optimizer.parameters()]
     with descent.walk(3) as walk:
         assert len(list(walk)) == 6
-    assert all(torch.equal(one, two) for one, two in zip(after, descent.optimizer.parameters(), strict=True))
+    assert all(
+        torch.equal(parameter, two) for parameter, two in zip(before, descent.optimizer.parameters(), strict=True)
+    )
 
 
-def test_an_empty_batch_is_noise_alone(make_args, tokenizer, monkeypatch):
+def test_steps_with_empty_batches_are_counted(make_args, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "hf_dpzo.privacy.noise.BernoulliSampler.draw", lambda mask: torch.zeros(mask.size).bool().numpy()
     )
@@ -165,7 +169,7 @@ def failing(way, marked):
     return loss
 
 
-def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, make_args, tokenizer):
+def test_a_failing_row_contributes_nothing_and_the_others_keep_their_part(sums, make_args, tokenizer):
     """Its whole micro-batch fails; the others are evaluated one by one, at all points at once."""
     rows = labelled_rows(24)["input_ids"]
     marked = next(ids for ids in rows if rows.count(ids) == 1)
@@ -176,7 +180,7 @@ def test_a_row_that_fails_contributes_nothing_and_the_others_what_they_do(sums, 
     torch.testing.assert_close(one, other, rtol=0, atol=24 * 1e-4 / 50)
 
 
-def test_more_than_an_adapter_is_refused(make_args, tokenizer):
+def test_training_more_than_an_adapter_is_refused(make_args, tokenizer):
     with pytest.raises(ValueError, match=r"^points_per_pass=2: more than a tenth .* train an adapter\.$"):
         ZOTrainer(
             model=one_layer(),
@@ -186,7 +190,7 @@ def test_more_than_an_adapter_is_refused(make_args, tokenizer):
         )
 
 
-def test_a_loss_that_needs_one_point_is_refused(make_args, tokenizer):
+def test_a_loss_that_cannot_be_batched_over_points_is_refused(make_args, tokenizer):
     def loss(model, inputs):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         return torch.tensor([row.sum().item() for row in logits])
@@ -196,6 +200,6 @@ def test_a_loss_that_needs_one_point_is_refused(make_args, tokenizer):
 
 
 @pytest.mark.parametrize("points_per_pass", [0, -1, 1.5, "many"])
-def test_no_number_of_points_is_refused(points_per_pass, make_args):
+def test_an_invalid_number_of_points_per_pass_is_refused(points_per_pass, make_args):
     with pytest.raises(ValueError, match=f"^points_per_pass={points_per_pass}:"):
         make_args(points_per_pass=points_per_pass)
