@@ -35,7 +35,7 @@ TEXTS = Dataset.from_list([{"input_ids": [5], "attention_mask": [1], "labels": [
 
 
 def pipeline(model, collate, loss=None, micro_batch_size=64):
-    """From rows to losses, as training does it."""
+    """Return a function from rows to losses, as training has it."""
     loss = as_loss(loss, model)
 
     def evaluate(rows):
@@ -84,8 +84,8 @@ def test_sound_models_move_by_rounding_alone(tokenizer, name, micro_batch_size):
     assert isolation.is_bitwise or micro_batch_size > 1
 
 
-def test_fixed_physical_shapes_are_equal_to_the_last_bit(tokenizer):
-    """All rows padded to one public length, and each micro-batch filled up with dummy rows."""
+def test_fixed_physical_shapes_keep_losses_equal_to_the_last_bit(tokenizer):
+    """All rows are padded to one public length, and each micro-batch is filled up with dummy rows."""
     model = classifier()
     collate = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=24)
     evaluate = pipeline(model, collate, micro_batch_size=4)
@@ -129,14 +129,14 @@ class CentredInPlace(nn.Module):
 
 
 class AlwaysBatchStatistics(nn.BatchNorm1d):
-    """Not a BatchNorm by its exact type, and the same in both modes."""
+    """A layer whose exact type is not BatchNorm1d, and which does the same in both modes."""
 
     def forward(self, x):
         return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True)
 
 
 class OfTokens(nn.Module):
-    """A normalization of `[batch, features, tokens]`, for `[batch, tokens, features]`."""
+    """Applies a normalization of `[batch, features, tokens]` to `[batch, tokens, features]`."""
 
     def __init__(self, norm):
         super().__init__()
@@ -147,7 +147,7 @@ class OfTokens(nn.Module):
 
 
 class QuantizedByTheBatch(nn.Module):
-    """Activations in 3 bits, with one scale for the whole tensor."""
+    """Rounds activations to 3 bits with one scale for the whole tensor."""
 
     def forward(self, x):
         scale = x.abs().amax() / 3
@@ -165,7 +165,7 @@ class RunningMean(nn.Module):
 
 
 class Counter(nn.Module):
-    """Moves no loss, and yet tells how many rows there were."""
+    """Moves no loss, and yet reveals the number of rows."""
 
     def __init__(self):
         super().__init__()
@@ -177,7 +177,7 @@ class Counter(nn.Module):
 
 
 def classifier_with(layer):
-    """A classifier with another layer behind its first MLP, and a head that is large enough to show it."""
+    """Return a classifier with `layer` behind its first MLP, and a head that is large enough to show its effect."""
     model = classifier()
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, layer)
     nn.init.normal_(model.score.weight)
@@ -209,7 +209,7 @@ def test_running_statistics_join_no_rows(tokenizer):
     assert probed(classifier_with(OfTokens(nn.BatchNorm1d(16))), tokenizer).loss_change < 1e-5
 
 
-def test_coupling_between_micro_batches_of_one_row_is_none(tokenizer):
+def test_micro_batches_of_one_row_are_not_coupled(tokenizer):
     assert probed(classifier_with(Centred()), tokenizer, micro_batch_size=1).is_bitwise
 
 
@@ -246,7 +246,7 @@ def gpt2():
 
 
 def last_token_loss(model, inputs):
-    """Calls the model without positions, which then count left padding."""
+    """Call the model without positions, which then count left padding."""
     logits = model(**drop_labels(inputs)).logits[:, -2]
     return nn.functional.cross_entropy(logits, inputs["labels"][:, -1], reduction="none")
 
@@ -282,7 +282,7 @@ def the_models_own(model, inputs):
 
 
 def over_all_tokens(model, inputs):
-    """Divides by the number of targets of the batch."""
+    """Divide by the number of targets of the batch."""
     targets = (inputs["labels"] != -100).sum(dim=1)
     return CausalLMLoss(model)(model, inputs) * targets / targets.sum()
 
@@ -294,7 +294,7 @@ def test_a_loss_that_joins_rows_is_caught(tokenizer, loss):
         probed(model, tokenizer, loss, dataset=TEXTS, side="right")
 
 
-def test_a_loss_by_the_place_in_the_batch_is_caught(tokenizer):
+def test_a_loss_that_depends_on_the_place_in_the_batch_is_caught(tokenizer):
     model = classifier()
     evaluate = pipeline(model, DataCollatorWithPadding(tokenizer))
     with pytest.raises(CoupledRowsError, match="permuting a batch"):
@@ -345,7 +345,7 @@ def test_nan_in_the_embeddings_of_other_rows_is_caught(tokenizer):
         probed(classifier_with(NanIsShared()), tokenizer)
 
 
-# ---- What else the probe must keep ----
+# ---- What else the probe guarantees ----
 
 
 def fails(model, inputs):
@@ -367,7 +367,7 @@ def not_finite(model, inputs):
         (not_finite, "a public row has the loss .*inf; pass probe_rows"),
     ],
 )
-def test_a_loss_that_fails_on_public_rows_says_how(tokenizer, loss, message):
+def test_a_loss_that_fails_on_public_rows_is_reported_with_a_remedy(tokenizer, loss, message):
     with pytest.raises(ValueError, match=message) as caught:
         probed(classifier(), tokenizer, loss)
     assert not isinstance(caught.value, CoupledRowsError)
@@ -381,18 +381,18 @@ def test_one_loss_for_a_batch_is_refused(tokenizer):
 
 
 @pytest.mark.parametrize("loss", [None, fails])
-def test_the_model_the_rows_and_the_generator_are_left_as_they_were(tokenizer, loss):
+def test_the_model_the_rows_and_the_generator_stay_unchanged(tokenizer, loss):
     model = classifier().train()
     model.model.norm.eval()
     rows = generate_probe_rows(CLASSES, model)
     given, state = copy.deepcopy(rows), torch.get_rng_state()
     evaluate = pipeline(model, DataCollatorWithPadding(tokenizer), loss)
 
-    def taking_fields_out(some):
+    def taking_fields_out(batch):
         assert not model.training
         assert not torch.is_grad_enabled()
-        losses = evaluate(some)
-        for row in some:
+        losses = evaluate(batch)
+        for row in batch:
             row.clear()
         return losses
 

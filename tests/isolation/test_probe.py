@@ -83,8 +83,8 @@ class Gated(torch.nn.Module):
         return x + self.gate * x.mean(dim=0)
 
 
-def test_what_joins_rows_behind_a_closed_gate_is_refused(make_trainer):
-    """No step is taken at the initial weights, so what is zero there says nothing."""
+def test_a_branch_that_joins_rows_behind_a_closed_gate_is_refused(make_trainer):
+    """Steps evaluate probe points and not the initial weights, so a gate that is zero there proves nothing."""
     model = classifier()
     model.score = Gated(model.score)
     with pytest.raises(CoupledRowsError, match=r"in module score \(Gated\)"):
@@ -92,8 +92,8 @@ def test_what_joins_rows_behind_a_closed_gate_is_refused(make_trainer):
     assert model.score.gate.item() == 0.0
 
 
-def test_what_joins_rows_within_a_new_adapter_is_refused(make_trainer):
-    """PEFT begins with one matrix of two at zero."""
+def test_a_layer_that_joins_rows_within_a_new_adapter_is_refused(make_trainer):
+    """PEFT initializes one of the two matrices to zero."""
     model = with_lora(classifier())
     branch = model.base_model.model.model.layers[0].self_attn.q_proj.lora_A
     branch["default"] = Joined(branch["default"])
@@ -102,7 +102,7 @@ def test_what_joins_rows_within_a_new_adapter_is_refused(make_trainer):
 
 
 class Joined(torch.nn.Module):
-    """Subtracts from each row what the rows have in common."""
+    """Subtracts from each row the mean of all rows."""
 
     def __init__(self, linear: torch.nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Joined(torch.nn.Module):
         return x - x.mean(dim=0)
 
 
-def test_layers_of_running_statistics_are_not_refused(make_trainer):
+def test_layers_with_running_statistics_are_accepted(make_trainer):
     model = classifier()
     model.score = normalized()(model.score)
     make_trainer(model).train()
@@ -138,8 +138,8 @@ def test_padded_lengths_make_runs_bitwise(lora, make_trainer, tokenizer):
     rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 20)
     parts = {"train_dataset": rows, "data_collator": DataCollatorForSeq2Seq(tokenizer)}
     model = with_lora(causal_lm(), TaskType.CAUSAL_LM) if lora else causal_lm()
-    said = isolation(make_trainer(model, parts=parts, padded_lengths=[8, 16]))
-    assert said == {"status": "bitwise", "bound_in_clip_norms": 0.0}
+    stated = isolation(make_trainer(model, parts=parts, padded_lengths=[8, 16]))
+    assert stated == {"status": "bitwise", "bound_in_clip_norms": 0.0}
 
 
 def test_public_rows_are_used_where_they_are_given(make_trainer):
@@ -156,7 +156,7 @@ def test_public_rows_are_used_where_they_are_given(make_trainer):
 
 
 def test_public_rows_lose_the_columns_that_private_rows_lose(make_trainer):
-    """Else a loss that reads such a column would pass the probe, and fail on each private row."""
+    """Otherwise a loss that reads such a column would pass the probe and fail on each private row."""
     rows = labelled_rows(20).add_column("weight", [0.5] * 20)
 
     def weighted(model, inputs):
@@ -201,8 +201,8 @@ def test_every_public_shape_is_probed(make_trainer):
     assert shapes == {(4, 5), (4, 12)}
 
 
-def test_a_bound_that_would_count_is_refused(make_trainer):
-    """A tiny smoothing makes much of rounding, which the logits of a whole batch have."""
+def test_a_bound_that_is_not_negligible_is_refused(make_trainer):
+    """A tiny smoothing magnifies rounding, which depends on the batch where all its logits are computed at once."""
     parts = {**texts(), "per_example_loss": lambda model, inputs: CausalLMLoss(model).evaluate(model, inputs)[0]}
     with pytest.raises(ValueError, match=r"isolation: rounding lets rows .* raise smoothing or clip_norm"):
         make_trainer(causal_lm(), parts=parts, smoothing=1e-6, clip_norm=1e-3).train()
@@ -224,8 +224,8 @@ def collated(rows):
     }
 
 
-def test_rows_of_a_tokenizer_are_rows_like_others(make_trainer, tokenizer):
-    """It returns mappings that are no dicts."""
+def test_rows_from_a_tokenizer_are_accepted(make_trainer, tokenizer):
+    """A tokenizer returns mappings that are not dicts."""
     shapes = set()
 
     class Tokenized(torch.utils.data.Dataset):
@@ -245,7 +245,7 @@ def test_rows_of_a_tokenizer_are_rows_like_others(make_trainer, tokenizer):
     assert shapes <= {(4, 8), (4, 16)}
 
 
-def test_what_can_not_be_made_up_is_asked_for(make_trainer):
+def test_a_column_that_cannot_be_made_up_is_refused_with_a_remedy(make_trainer):
     rows = labelled_rows(20).add_column("text", ["a"] * 20)
     trainer = make_trainer(classifier(), parts={"train_dataset": rows}, remove_unused_columns=False)
     with pytest.raises(ValueError, match=r"column=text: .* pass probe_rows"):
@@ -260,7 +260,7 @@ def test_errors_on_public_rows_are_shown(make_trainer):
         make_trainer(classifier(), parts={"per_example_loss": wrong}).train()
 
 
-def test_a_loss_that_draws_is_refused(make_trainer):
+def test_a_loss_that_draws_random_numbers_is_refused(make_trainer):
     def drawing(model, inputs):
         return torch.rand(len(inputs["labels"]))
 
@@ -273,5 +273,5 @@ def test_left_padding_is_no_target_of_a_language_model(make_trainer, tokenizer):
     rows = Dataset.from_list([{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": [5, 6, 7]}] * 20)
     parts = {"train_dataset": rows, "data_collator": DataCollatorForSeq2Seq(tokenizer)}
     assert tokenizer.padding_side == "left"
-    said = isolation(make_trainer(causal_lm(), parts=parts))
-    assert said["bound_in_clip_norms"] < 1e-2
+    stated = isolation(make_trainer(causal_lm(), parts=parts))
+    assert stated["bound_in_clip_norms"] < 1e-2

@@ -1,4 +1,4 @@
-"""Made-up rows have a data set's format, and nothing of its content."""
+"""Made-up rows have a data set's format and none of its content."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TOKENS = {"input_ids": [7, 7], "attention_mask": [1, 1]}
 
 
 class Rows(torch.utils.data.Dataset):
-    """A data set that is none of `datasets`."""
+    """A data set that is not one of the package `datasets`."""
 
     def __init__(self, *rows):
         self.rows = rows
@@ -29,11 +29,11 @@ class Rows(torch.utils.data.Dataset):
         return self.rows[index]
 
 
-def one(dataset, model=None, **settings):
+def generate_row(dataset, model=None, **settings):
     return generate_rows(dataset, model or classifier(), count=1, length=6, **settings)[0]
 
 
-def test_rows_have_the_length_and_the_columns_that_are_asked_for():
+def test_rows_have_the_requested_length_and_columns():
     rows = generate_rows(labelled_rows(3), classifier(), count=4, length=6)
     assert len(rows) == 4
     for row in rows:
@@ -44,7 +44,7 @@ def test_rows_have_the_length_and_the_columns_that_are_asked_for():
         assert row["labels"] in (0, 1)
 
 
-def test_a_loss_can_be_computed_of_them(tokenizer):
+def test_a_loss_can_be_computed_for_them(tokenizer):
     model = with_lora(classifier()).eval()
     inputs = DataCollatorWithPadding(tokenizer)(generate_probe_rows(labelled_rows(2), model))
     assert build_head_loss(model)(model, inputs).isfinite().all()
@@ -61,7 +61,7 @@ def test_rows_are_the_same_each_time_and_draw_from_no_global_generator():
     assert np.random.get_state()[1].tolist() == states[1]
 
 
-def test_other_rows_of_the_same_types_make_no_difference():
+def test_the_content_of_the_data_makes_no_difference():
     model = classifier()
     secret, other = (
         Rows({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label})
@@ -78,7 +78,7 @@ def test_features_are_enough_and_no_row_is_read():
     )
 
 
-def test_probe_rows_are_five_of_a_length_a_shorter_and_a_longer_one():
+def test_probe_rows_are_five_of_one_length_a_shorter_and_a_longer_one():
     rows = generate_probe_rows(labelled_rows(2), classifier())
     assert [len(row["input_ids"]) for row in rows] == [11] * 5 + [5, 22]
     assert len({tuple(row["input_ids"][:5]) for row in rows}) == 7
@@ -88,34 +88,38 @@ def test_probe_rows_are_five_of_a_length_a_shorter_and_a_longer_one():
 def test_a_torch_dataset_keeps_its_containers(as_tensors):
     row = {**TOKENS, "position_ids": [0, 1], "token_type_ids": [0, 1], "labels": 1}
     row = {name: torch.tensor(value) for name, value in row.items()} if as_tensors else row
-    made = one(Rows(row))
-    assert [type(made[name]) for name in row] == [type(value) for value in row.values()]
+    generated = generate_row(Rows(row))
+    assert [type(generated[name]) for name in row] == [type(value) for value in row.values()]
     if as_tensors:
-        assert [(made[name].dtype, made[name].ndim) for name in row] == [(v.dtype, v.ndim) for v in row.values()]
-        made = {name: value.tolist() for name, value in made.items()}
-    assert made["position_ids"] == [0, 1, 2, 3, 4, 5]
-    assert made["token_type_ids"] == [0] * 6
+        assert [(generated[name].dtype, generated[name].ndim) for name in row] == [
+            (v.dtype, v.ndim) for v in row.values()
+        ]
+        generated = {name: value.tolist() for name, value in generated.items()}
+    assert generated["position_ids"] == [0, 1, 2, 3, 4, 5]
+    assert generated["token_type_ids"] == [0] * 6
 
 
 def test_numpy_rows_keep_their_dtypes():
-    made = one(Rows({"input_ids": np.array([3, 4], dtype=np.int32), "labels": np.int64(1), "weight": np.float32(2)}))
-    assert made["input_ids"].dtype == np.int32
-    assert isinstance(made["labels"], np.int64)
-    assert isinstance(made["weight"], np.float32)
+    generated = generate_row(
+        Rows({"input_ids": np.array([3, 4], dtype=np.int32), "labels": np.int64(1), "weight": np.float32(2)})
+    )
+    assert generated["input_ids"].dtype == np.int32
+    assert isinstance(generated["labels"], np.int64)
+    assert isinstance(generated["weight"], np.float32)
 
 
 def test_a_formatted_dataset_keeps_its_format():
-    made = one(labelled_rows(2).with_format("torch", columns=["input_ids", "labels"]))
-    assert set(made) == {"input_ids", "labels"}
-    assert made["input_ids"].dtype == torch.int64
-    assert made["labels"].shape == ()
+    generated = generate_row(labelled_rows(2).with_format("torch", columns=["input_ids", "labels"]))
+    assert set(generated) == {"input_ids", "labels"}
+    assert generated["input_ids"].dtype == torch.int64
+    assert generated["labels"].shape == ()
 
 
-def test_rows_that_a_function_makes_are_known_by_the_first():
+def test_rows_of_a_transformed_dataset_have_the_columns_of_its_output():
     dataset = Dataset.from_list([{"text": "a secret"}]).with_transform(
         lambda batch: {"input_ids": [[5, 6, 7] for _ in batch["text"]], "labels": [1 for _ in batch["text"]]}
     )
-    assert set(one(dataset)) == {"input_ids", "labels"}
+    assert set(generate_row(dataset)) == {"input_ids", "labels"}
 
 
 # ---- Labels ----
@@ -125,31 +129,31 @@ def regression(**changes):
     return LlamaForSequenceClassification(llama_config(**changes))
 
 
-def test_language_models_are_asked_for_their_own_tokens():
+def test_labels_for_language_models_are_their_own_tokens():
     for model in (causal_lm(), masked_lm()):
-        made = one(Rows({**TOKENS, "labels": [1, 2]}), model)
-        assert made["labels"] == made["input_ids"]
+        generated = generate_row(Rows({**TOKENS, "labels": [1, 2]}), model)
+        assert generated["labels"] == generated["input_ids"]
 
 
-def test_regression_has_floats():
-    assert isinstance(one(Rows({**TOKENS, "labels": 0.5}), regression(num_labels=1))["labels"], float)
+def test_labels_for_regression_are_floats():
+    assert isinstance(generate_row(Rows({**TOKENS, "labels": 0.5}), regression(num_labels=1))["labels"], float)
 
 
 @pytest.mark.parametrize("labels", [[1.0, 0.0], [1, 0], torch.tensor([1.0, 0.0, 0.0])])
-def test_many_labels_have_one_number_each(labels):
+def test_multi_label_rows_have_one_number_for_each_label(labels):
     model = regression(num_labels=5, problem_type="multi_label_classification")
-    assert len(one(Rows({**TOKENS, "labels": labels}), model)["labels"]) == 5
+    assert len(generate_row(Rows({**TOKENS, "labels": labels}), model)["labels"]) == 5
 
 
-def test_tokens_have_classes_where_the_head_is_of_tokens():
+def test_rows_for_token_classification_have_a_class_for_each_token():
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = BertForTokenClassification(BertConfig(vocab_size=64, num_labels=3, **sizes))
-    labels = one(Rows({**TOKENS, "labels": [2, 2]}), model)["labels"]
+    labels = generate_row(Rows({**TOKENS, "labels": [2, 2]}), model)["labels"]
     assert len(labels) == 6
     assert set(labels) <= {0, 1, 2}
 
 
-def test_a_head_of_one_label_has_no_second_class():
+def test_classes_for_a_head_of_one_label_are_all_zero():
     rows = generate_rows(labelled_rows(1), regression(num_labels=1), count=8, length=4)
     assert {row["labels"] for row in rows} == {0}
 
@@ -157,7 +161,7 @@ def test_a_head_of_one_label_has_no_second_class():
 # ---- Other columns ----
 
 
-def test_columns_are_made_up_by_their_type():
+def test_columns_are_made_up_from_their_types():
     features = Features(
         {
             "input_ids": List(Value("int32")),
@@ -169,13 +173,13 @@ def test_columns_are_made_up_by_their_type():
             "pair": List(Value("int64"), length=2),
         }
     )
-    made = one(Dataset.from_dict({name: [] for name in features}, features=features))
-    assert made["label"] in (0, 1)
-    assert np.shape(made["pixel_values"]) == (3, 2, 2)
-    assert made["word_mask"] == [1.0] * 6
-    assert 0 < made["weight"] < 1
-    assert made["kept"] is True
-    assert made["pair"] == [1, 1]
+    generated = generate_row(Dataset.from_dict({name: [] for name in features}, features=features))
+    assert generated["label"] in (0, 1)
+    assert np.shape(generated["pixel_values"]) == (3, 2, 2)
+    assert generated["word_mask"] == [1.0] * 6
+    assert 0 < generated["weight"] < 1
+    assert generated["kept"] is True
+    assert generated["pair"] == [1, 1]
 
 
 def test_a_length_that_the_features_fix_is_kept():
@@ -187,7 +191,7 @@ def test_a_length_that_the_features_fix_is_kept():
 
 def test_columns_that_never_reach_the_collator_are_left_out():
     dataset = Dataset.from_list([{**TOKENS, "labels": 1, "text": "a secret"}])
-    assert set(one(dataset, kept_columns={"input_ids", "labels"})) == {"input_ids", "labels"}
+    assert set(generate_row(dataset, kept_columns={"input_ids", "labels"})) == {"input_ids", "labels"}
 
 
 @pytest.mark.parametrize(
@@ -201,35 +205,35 @@ def test_columns_that_never_reach_the_collator_are_left_out():
         (([5, 6], 1), r"train_dataset: its first rows fail, or are no mappings from columns to values; try"),
     ],
 )
-def test_what_can_not_be_made_up_is_refused_without_showing_it(row, message):
+def test_values_that_cannot_be_made_up_are_refused_without_showing_them(row, message):
     with pytest.raises(ValueError, match=message) as caught:
-        one(Rows(row))
+        generate_row(Rows(row))
     assert "secret" not in str(caught.value)
 
 
-def test_features_that_can_not_be_made_up_are_refused():
+def test_features_that_cannot_be_made_up_are_refused():
     with pytest.raises(ValueError, match=r"column=text: values of type str"):
-        one(Dataset.from_list([{**TOKENS, "text": "a secret"}]))
+        generate_row(Dataset.from_list([{**TOKENS, "text": "a secret"}]))
     with pytest.raises(ValueError, match=r"column=pair: values of type dict"):
-        one(Dataset.from_list([{**TOKENS, "pair": {"a": 1}}]))
+        generate_row(Dataset.from_list([{**TOKENS, "pair": {"a": 1}}]))
 
 
-def test_a_model_without_a_vocabulary_has_no_tokens():
+def test_tokens_for_a_model_without_a_vocabulary_are_refused():
     with pytest.raises(
         ValueError, match=r"column=input_ids: the model says of no token that it knows it; pass probe_rows"
     ):
-        one(labelled_rows(1), torch.nn.Linear(2, 2))
+        generate_row(labelled_rows(1), torch.nn.Linear(2, 2))
 
 
 def test_an_error_of_the_dataset_is_withheld():
     with pytest.raises(ValueError, match=r"train_dataset: its first rows fail, .* on public rows") as caught:
-        one(Rows())
+        generate_row(Rows())
     assert caught.value.__context__ is None
 
 
-def test_no_single_row_decides_what_types_rows_have():
+def test_no_single_row_decides_the_types_of_columns():
     rows = [{**TOKENS, "labels": 1} for _ in range(4)]
-    expected = one(rows)
+    expected = generate_row(rows)
     for place in range(4):
         for bad in (None, {}, {**TOKENS, "labels": None}, {"input_ids": "text", "labels": 0.5}, (1, 2)):
-            assert one([*rows[:place], bad, *rows[place + 1 :]]) == expected
+            assert generate_row([*rows[:place], bad, *rows[place + 1 :]]) == expected
