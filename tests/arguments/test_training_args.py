@@ -27,7 +27,7 @@ from support.models import causal_lm, classifier, with_lora
 from support.rows import labelled_rows
 
 
-def test_target_epsilon_is_met_by_the_plan(make_args):
+def test_the_plan_meets_the_target_epsilon(make_args):
     args = make_args(noise_multiplier="absent", target_epsilon=2.0, max_steps=50)
     method, budget = args.plan(num_units=1000)
     assert 1.9 < budget.guarantee().epsilon <= 2.0
@@ -35,7 +35,7 @@ def test_target_epsilon_is_met_by_the_plan(make_args):
     assert method.noise_multiplier <= budget.query.noise_multiplier < method.noise_multiplier * (1 + 1e-9)
 
 
-def test_given_noise_multiplier_is_kept(make_args):
+def test_a_given_noise_multiplier_is_kept(make_args):
     method, budget = make_args(noise_multiplier=0.9, max_steps=50).plan(num_units=1000)
     assert method.noise_multiplier == 0.9
     assert budget.guarantee() == account(((budget.query, 50),), delta=1e-4)
@@ -48,7 +48,7 @@ def test_trials_are_planned_together(make_args):
     assert budget.guarantee() == account(((alone.query, 150),), delta=1e-4)
 
 
-def test_target_epsilon_is_that_of_all_trials(make_args):
+def test_the_target_epsilon_covers_all_trials(make_args):
     target = {"noise_multiplier": "absent", "target_epsilon": 2.0}
     one, together = make_args(**target, max_steps=150), make_args(**target, max_steps=50, trials=3)
     assert together.plan(num_units=1000)[0].noise_multiplier == one.plan(num_units=1000)[0].noise_multiplier
@@ -157,14 +157,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[str(changes) for changes, _ in REFUSED])
-def test_refused_arguments(make_args, changes, message):
+def test_unsupported_arguments_are_refused(make_args, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_args(**changes)
     assert "\n" not in str(caught.value)
 
 
 def test_mixed_precision_from_the_environment_is_refused(make_args, monkeypatch):
-    """accelerate launch sets it."""
+    """`accelerate launch` sets it there."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="mixed_precision=bf16: autocast rounds"):
         make_args()
@@ -196,7 +196,7 @@ def test_packing_is_refused_in_configurations_that_have_it(make_args):
 
 
 def test_deepspeed_and_fsdp_are_refused(make_args, monkeypatch):
-    """Their plugins want libraries and devices that are not here, so the flags are set on finished arguments."""
+    """Their plugins need libraries and devices that tests lack, so the flags are set on finished arguments."""
     from hf_dpzo.arguments.unsupported import refuse_arguments
 
     for name, value in (("deepspeed", {"zero_optimization": {"stage": 2}}), ("fsdp", True), ("fp16", True)):
@@ -219,7 +219,7 @@ def test_data_that_do_not_fit_the_plan_are_refused(make_args, rows, message):
         make_args().plan(num_units=rows)
 
 
-# ---- What the trainer is given ----
+# ---- Parts that a user passes to the trainer ----
 
 
 def refused_part(make_args, message, **parts):
@@ -236,7 +236,7 @@ def test_flattening_collators_are_refused(make_args):
     refused_part(make_args, "DataCollatorWithFlattening: it joins", data_collator=DataCollatorWithFlattening())
 
 
-def test_random_masks_are_refused(make_args, tokenizer):
+def test_collators_that_mask_at_random_are_refused(make_args, tokenizer):
     refused_part(make_args, "its random masks", data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=True))
 
 
@@ -251,7 +251,7 @@ def test_batch_losses_are_refused(make_args):
     refused_part(make_args, "pass per_example_loss", compute_loss_func=lambda *_: 0)
 
 
-def test_optimizers_are_refused(make_args):
+def test_optimizers_of_the_users_own_are_refused(make_args):
     refused_part(make_args, "optimizers: the update is made by", optimizers=(object(), None))
 
 
@@ -268,17 +268,17 @@ def test_plain_training_arguments_are_refused():
 # ---- Models ----
 
 
-def test_nothing_to_train_is_refused(make_args):
+def test_a_model_with_nothing_to_train_is_refused(make_args):
     refused_part(make_args, "none of its parameters requires grad", model=classifier().requires_grad_(False))
 
 
-def test_parameters_on_meta_are_refused():
+def test_parameters_on_the_meta_device_are_refused():
     with pytest.raises(ValueError, match="it is on the meta device"):
         refuse_model(classifier().to("meta"), private=True)
 
 
 def test_a_model_that_is_partly_on_disk_is_refused(make_args, tmp_path):
-    """Its weights come back from there for each forward pass, whatever was added to them."""
+    """Its weights are loaded from there again for each forward pass, so changes to them are lost."""
     classifier().save_pretrained(tmp_path / "base")
     placed = {"device_map": {"model": "cpu", "score": "disk"}, "offload_folder": tmp_path / "offloaded"}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **placed)
@@ -330,7 +330,7 @@ def test_quantized_models_are_refused():
         refuse_model(model, private=True)
 
 
-def test_rounded_products_are_refused():
+def test_reduced_matmul_precision_is_refused():
     torch.set_float32_matmul_precision("medium")
     try:
         with pytest.raises(ValueError, match="float32_matmul_precision=medium"):
@@ -377,7 +377,7 @@ def test_laplace_noise_is_calibrated_for_pure_epsilon(make_args):
     assert stated.epsilon < stated.pure
 
 
-def test_updates_take_their_flags(make_args):
+def test_update_rules_are_built_from_their_flags(make_args):
     assert make_args(update="momentum", momentum=0.5).update_rule == Momentum(momentum=0.5)
     assert make_args(update="momentum").update_rule == Momentum()
     adam = make_args(update="adam", adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6).update_rule
@@ -425,6 +425,6 @@ def test_tokens_are_refused_without_being_shown(make_args):
         ({"privacy_unit_column": "user", "max_rows_per_unit": 0}, "max_rows_per_unit=0"),
     ],
 )
-def test_units_and_lengths_that_can_not_be_are_refused(make_args, settings, message):
+def test_invalid_units_and_lengths_are_refused(make_args, settings, message):
     with pytest.raises(ValueError, match=message):
         make_args(**settings)
