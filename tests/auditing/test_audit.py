@@ -1,4 +1,4 @@
-"""The audit passes what is sound and catches bugs that others have had, planted here one by one."""
+"""The audit passes sound mechanisms and catches bugs known from other code, planted here one by one."""
 
 import itertools
 import json
@@ -28,13 +28,13 @@ SYSTEM = random.SystemRandom()
 CLIP_NORM, BATCH = 2.0, 8
 SETTINGS = {"clip_norm": CLIP_NORM, "noise_multiplier": 0.5, "expected_batch_size": BATCH}
 ATTACKS = {"a row alone", "a row beside 3 others"}
-# So many releases let an attack see a factor of two, missing it less than once in a million; other checks need fewer.
+# With 1000 releases, an attack misses a factor of two less than once in a million; other checks need fewer.
 ENOUGH, FEW = 1000, 300
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked(PrivateMethod):
-    """A method with the mechanism that it is given."""
+    """A method whose mechanism is given."""
 
     planted: Mechanism
     num_directions: int = 1
@@ -45,14 +45,14 @@ class Attacked(PrivateMethod):
 
 
 def failures(planted: Mechanism, directions: int = 1, releases: int = FEW) -> set[str]:
-    """The names of the checks that failed."""
+    """Return the names of the checks that failed."""
     method = Attacked(planted=planted, num_directions=directions, noise_multiplier=0.5, expected_batch_size=BATCH)
-    found = audit(method, seed=SEED, releases=releases)
-    assert found.passed == all(check.passed for check in found.checks)
-    return {check.name for check in found.checks if not check.passed}
+    result = audit(method, seed=SEED, releases=releases)
+    assert result.passed == all(check.passed for check in result.checks)
+    return {check.name for check in result.checks if not check.passed}
 
 
-# ---- What is sound ----
+# ---- Sound mechanisms ----
 
 SOUND = {
     "joint": DPZero(**SETTINGS),
@@ -71,45 +71,45 @@ def sound(request):
 
 
 def test_sound_mechanisms_pass(sound):
-    _, found = sound
-    assert found.passed, [check for check in found.checks if not check.passed]
+    _, result = sound
+    assert result.passed, [check for check in result.checks if not check.passed]
 
 
-def test_bound_on_mu_lies_below_the_claim_and_is_of_use(sound):
-    name, found = sound
-    assert found.releases == ENOUGH
+def test_bound_on_mu_lies_below_the_claim_and_is_informative(sound):
+    name, result = sound
+    assert result.releases == ENOUGH
     if name == "laplace":
-        assert found.mu_claimed is None
+        assert result.mu_claimed is None
         return
-    assert found.mu_claimed == pytest.approx(1 / SOUND[name].mechanism.query(1.0).noise_multiplier)
-    assert found.mu_lower <= found.mu_claimed
-    if found.mu_claimed == pytest.approx(2):
-        assert found.mu_lower > 1
+    assert result.mu_claimed == pytest.approx(1 / SOUND[name].mechanism.query(1.0).noise_multiplier)
+    assert result.mu_lower <= result.mu_claimed
+    if result.mu_claimed == pytest.approx(2):
+        assert result.mu_lower > 1
 
 
 def test_roc_runs_from_no_alarm_to_all(sound):
-    _, found = sound
-    for curve in (found.roc.false_alarms, found.roc.detections):
+    _, result = sound
+    for curve in (result.roc.false_alarms, result.roc.detections):
         assert list(curve) == sorted(curve)
         assert (curve[0], curve[-1]) == (0.0, 1.0)
-    assert len(found.roc.false_alarms) == len(found.roc.detections) == len(found.roc.allowed) <= 200
-    reached, allowed = (np.trapezoid(y, found.roc.false_alarms) for y in (found.roc.detections, found.roc.allowed))
-    assert reached < allowed + 0.06  # Six standard errors of the area under a curve of so many releases.
+    assert len(result.roc.false_alarms) == len(result.roc.detections) == len(result.roc.allowed) <= 200
+    reached, allowed = (np.trapezoid(y, result.roc.false_alarms) for y in (result.roc.detections, result.roc.allowed))
+    assert reached < allowed + 0.06  # Six standard errors of the area under a curve of 1000 releases.
 
 
-def test_audit_is_json(sound):
-    _, found = sound
-    loaded = json.loads(json.dumps(found.as_json(), allow_nan=False))
+def test_an_audit_can_be_written_as_json(sound):
+    _, result = sound
+    loaded = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert loaded["passed"] is True
     assert loaded["checks"][0].keys() == {"name", "measured", "allowed", "passed"}
-    assert "roc" not in loaded  # Hundreds of numbers, for the picture.
+    assert "roc" not in loaded  # Its hundreds of numbers are for the picture alone.
 
 
-def test_many_directions_cost_releases():
+def test_an_audit_of_many_directions_makes_fewer_releases():
     assert audit(AggZO(**SETTINGS), seed=SEED, releases=500).releases == 200
 
 
-def test_global_generators_are_left_alone():
+def test_global_generators_are_left_unchanged():
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
@@ -118,7 +118,7 @@ def test_global_generators_are_left_alone():
     assert states() == before
 
 
-def test_a_run_without_noise_has_no_claim():
+def test_an_audit_without_noise_is_refused():
     with pytest.raises(ValueError, match="noise_multiplier=0: no noise, no claim to attack"):
         audit(Projected(radius=1.0, **{**SETTINGS, "noise_multiplier": 0.0}), seed=SEED)
 
@@ -127,7 +127,7 @@ def test_a_run_without_noise_has_no_claim():
 
 
 class Sound(GaussianSum):
-    """What bugs are planted into: noise from the operating system, too, and ten times as fast."""
+    """A sound mechanism to plant bugs into. Its noise is from the operating system too, and ten times as fast."""
 
     def _add_noise(self, sums):
         return [total + round(SYSTEM.gauss(0, self._noise.scale)) for total in sums]
@@ -153,7 +153,7 @@ class NoNoise(GaussianSum):
 
 
 class BoundedNoise(GaussianSum):
-    """Of the right standard deviation, and with nowhere to hide for what lies beyond it."""
+    """Adds noise of the right standard deviation within a bound, beyond which nothing is hidden."""
 
     def _add_noise(self, sums):
         width = math.sqrt(3) * self._noise.scale
@@ -169,11 +169,11 @@ class LessNoiseForSmallBatches(Sound):
     """Divides the noise by the number of rows that came, instead of by a constant."""
 
     def release(self, differences):
-        found = super().release(differences)
-        return replace(found, unit=found.unit / max(1, len(differences)))
+        released = super().release(differences)
+        return replace(released, unit=released.unit / max(1, len(differences)))
 
 
-def test_bugs_are_planted_into_what_is_sound():
+def test_the_mechanism_that_bugs_are_planted_into_is_sound():
     assert failures(Sound(**SETTINGS), 2, releases=ENOUGH) == set()
 
 
@@ -191,8 +191,8 @@ def test_too_little_laplace_noise_is_caught():
 
 
 def test_halved_noise_is_caught_where_no_attack_could_see_it():
-    found = failures(HalfTheNoise(**{**SETTINGS, "noise_multiplier": 100.0}))
-    assert found == {"noise scale", "sensitivity"}
+    failed = failures(HalfTheNoise(**{**SETTINGS, "noise_multiplier": 100.0}))
+    assert failed == {"noise scale", "sensitivity"}
 
 
 def test_halved_noise_is_caught_among_separate_coefficients():
@@ -215,7 +215,7 @@ def test_noise_that_does_not_centre_on_zero_is_caught():
 
 
 class PaddedBatches(Sound):
-    """Rows that are missing count as rows at the other end: only replacing a row moves the sum by a clip norm."""
+    """Counts missing rows as rows at the other end, as if only replacing a row moved the sum by a clip norm."""
 
     def _clip(self, differences):
         missing = max(0, self.expected_batch_size - len(differences))
@@ -224,7 +224,7 @@ class PaddedBatches(Sound):
 
 
 class TwiceTheRow(Sound):
-    """The diameter of what a row may be is taken for its length."""
+    """Takes the diameter of the set of clipped rows for their greatest length."""
 
     def _clip(self, differences):
         return 2 * super()._clip(differences)
@@ -243,7 +243,7 @@ class ClippedMean(Sound):
 
 
 class ClippedSum(Sound):
-    """The sum is clipped, and no row of it."""
+    """Clips the sum and none of its rows."""
 
     def _clip(self, differences):
         rows = torch.nan_to_num(differences.double(), nan=0.0).clamp(-1e30, 1e30)
@@ -251,14 +251,14 @@ class ClippedSum(Sound):
 
 
 class OneReleaseForAll(Sound):
-    """Each coefficient is clipped by itself, and all are accounted as one."""
+    """Clips each coefficient by itself, and accounts all of them as one."""
 
     def _clip(self, differences):
         return np.concatenate([super(OneReleaseForAll, self)._clip(one) for one in differences.split(1, 1)], axis=1)
 
 
 class OneNoiseForAll(SeparateGaussianSum):
-    """The same, from the other side: the noise lacks the root of K."""
+    """Has the same bug, seen from the noise: it lacks the factor root of K."""
 
     @cached_property
     def _noise(self):
@@ -274,7 +274,7 @@ class LaplaceOfL2(LaplaceSum):
 
 
 class InfiniteRowsEscape(Sound):
-    """The clip multiplies by C over the norm, which leaves infinite rows what they were made into afterwards."""
+    """Multiplies by C over the norm, which leaves infinite rows with what replaces them afterwards."""
 
     def _clip(self, differences):
         return super()._clip(differences) + torch.isinf(differences).numpy() * 5 * SENSITIVITY
@@ -298,15 +298,15 @@ def test_clipping_of_the_mean_is_caught():
 
 def test_clipping_of_the_mean_is_caught_where_one_row_is_expected():
     """An empty batch then hides it; rows on the other side show it."""
-    found = failures(ClippedMean(**{**SETTINGS, "expected_batch_size": 1}), releases=ENOUGH)
-    assert found == {"sensitivity", "a row beside 3 others"}
+    failed = failures(ClippedMean(**{**SETTINGS, "expected_batch_size": 1}), releases=ENOUGH)
+    assert failed == {"sensitivity", "a row beside 3 others"}
 
 
 def test_clipping_of_the_sum_is_caught():
     assert failures(ClippedSum(**SETTINGS), releases=ENOUGH) >= {"sensitivity", "a row beside 3 others"}
 
 
-def test_division_of_what_is_released_by_the_actual_batch_is_caught():
+def test_division_of_a_release_by_the_actual_batch_size_is_caught():
     assert "units, over batches of all sizes" in failures(LessNoiseForSmallBatches(**SETTINGS))
 
 
@@ -328,12 +328,12 @@ def test_an_excess_that_no_statistic_could_show_is_caught():
     assert failures(RowsALittleTooLong(**SETTINGS)) == {"sensitivity"}
 
 
-# ---- Noise that follows from something ----
+# ---- Noise that can be predicted ----
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicNoise(GaussianSum):
-    """Noise of the right distribution, from what `draw` makes of the step and the number of coefficients."""
+    """Adds noise of the right distribution, which `draw` computes from the step and the number of coefficients."""
 
     draw: object
     steps: itertools.count = field(init=False, default_factory=itertools.count)
@@ -412,7 +412,7 @@ def each_twice(step, count):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_noise_that_others_can_draw_is_caught(source, caught):
+def test_noise_that_an_attacker_can_draw_is_caught(source, caught):
     assert failures(PublicNoise(draw=source, **SETTINGS)) >= caught
 
 
@@ -426,8 +426,8 @@ def test_noise_that_directions_share_is_caught():
 
 @pytest.mark.parametrize(("claim", "noise"), [(GaussianClaim, "normal"), (LaplaceClaim, "laplace")])
 @pytest.mark.parametrize("multiplier", [0.4, 1.0, 3.0])
-def test_curves_are_those_of_the_best_tests(claim, noise, multiplier):
-    """Against counting: a threshold on the noise has the detections that the curve allows, and the curve's strength."""
+def test_curves_match_the_best_tests(claim, noise, multiplier):
+    """Count: a threshold on the noise reaches the detections that the curve allows, and the curve's strength."""
     draws = getattr(np.random.default_rng(0), noise)(scale=multiplier, size=400_000)
     for threshold in (-1.0, -0.2, 0.3, 0.9, 1.5):
         alarms, detections = np.mean(draws > threshold), np.mean(draws + 1 > threshold)
@@ -436,15 +436,17 @@ def test_curves_are_those_of_the_best_tests(claim, noise, multiplier):
         assert claim.strength(np.array(alarms), exact) == pytest.approx(1 / multiplier)
 
 
-def test_picture_is_written(tmp_path):
+def test_a_picture_is_written(tmp_path):
     pytest.importorskip("matplotlib")
-    found = audit(SOUND["joint"], seed=SEED, releases=200)
-    draw_roc(found, tmp_path / "roc.png")
+    result = audit(SOUND["joint"], seed=SEED, releases=200)
+    draw_roc(result, tmp_path / "roc.png")
     assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_picture_without_matplotlib_is_refused(tmp_path, monkeypatch):
+def test_a_picture_without_matplotlib_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    found = replace(audit(SOUND["joint"], seed=SEED, releases=200), roc=Roc(false_alarms=(), detections=(), allowed=()))
+    result = replace(
+        audit(SOUND["joint"], seed=SEED, releases=200), roc=Roc(false_alarms=(), detections=(), allowed=())
+    )
     with pytest.raises(ValueError, match="pip install matplotlib"):
-        draw_roc(found, tmp_path / "roc.png")
+        draw_roc(result, tmp_path / "roc.png")

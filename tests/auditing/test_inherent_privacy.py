@@ -1,4 +1,4 @@
-"""The demonstration shows what it says: directions hide nothing, noise does."""
+"""The demonstration makes its point: directions alone hide nothing, and noise does."""
 
 import math
 
@@ -10,13 +10,13 @@ from hf_dpzo.privacy.noise import DiscreteGaussian
 
 
 TRIALS = 150
-# Five standard deviations of a share of 2 * TRIALS guesses: the noise can not be seeded.
+# Five standard deviations of a share of 2 * TRIALS guesses: the noise cannot be seeded.
 CHANCE = 5 * 0.5 / math.sqrt(2 * TRIALS)
 
 
 @pytest.fixture(scope="module")
 def findings():
-    return {(one.directions, one.epsilon): one for one in attack_inherent_privacy(num_trials=TRIALS)}
+    return {(finding.directions, finding.epsilon): finding for finding in attack_inherent_privacy(num_trials=TRIALS)}
 
 
 @pytest.mark.parametrize(("kind", "least"), [("sphere", 1.0), ("rademacher", 1.0), ("gaussian", 0.85)])
@@ -34,13 +34,13 @@ def test_with_noise_the_best_attack_stays_within_what_is_allowed(findings, kind)
     assert finding.accuracy <= finding.allowed + CHANCE
 
 
-def test_the_attack_catches_noise_that_is_missing(monkeypatch):
+def test_the_attack_catches_missing_noise(monkeypatch):
     monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: values)
     for finding in attack_inherent_privacy(num_trials=20):
         assert finding.accuracy > 0.8
 
 
-def test_command_prints_a_table(capsys):
+def test_the_command_prints_a_table(capsys):
     assert main(["audit", "--demo", "inherent-privacy"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:9]] == 2 * ["rademacher", "gaussian", "sphere"]
