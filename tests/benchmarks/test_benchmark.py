@@ -1,4 +1,4 @@
-"""The benchmark's plans can be run, its twin of MeZO is MeZO, and its figures are what they are called."""
+"""The benchmark's plans can be run, its MeZO twin takes the steps of MeZO, and its figures mean what they say."""
 
 import csv
 import importlib
@@ -41,7 +41,7 @@ def recipe():
 
 
 def table(seconds: dict[tuple[int, str], float]) -> list[dict[str, str]]:
-    """The rows of results.csv for `SMALL`, with these seconds in each round of each contender."""
+    """Return the rows of results.csv for `SMALL`, with these seconds in each round of each contender."""
     empty = {"peak": "300", "libraries": "100", "preparing_peak": "1", "parameters": "9", "trained_parameters": "9"}
     rows = [{"case": "tiny/all/2x8", "round": str(n), "contender": name, "seconds": str(value), "error": "", **empty}
             for (n, name), value in seconds.items()]  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_twin_takes_the_textbook_step(recipe):
 
 
 @pytest.mark.parametrize("kind", ["floor", "ours", "mezo", "adamw"])
-def test_a_contender_is_measured_for_as_many_steps_as_it_is_told(recipe, kind):
+def test_a_contender_is_measured_for_the_requested_number_of_steps(recipe, kind):
     sizes = {"vocab_size": 64, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
     spec = {"config": {**sizes, "num_attention_heads": 2, "dropout": 0.0}, "loss": "prompt"}
     subject = recipe.subjects.build(spec, trained="all", rows=3, tokens=6, loss="prompt")
@@ -89,7 +89,7 @@ def test_a_contender_is_measured_for_as_many_steps_as_it_is_told(recipe, kind):
     assert moved == (kind != "floor")
 
 
-def test_a_peak_is_that_of_the_steps_alone(recipe):
+def test_a_peak_covers_the_steps_alone(recipe):
     meter = recipe.meter.Meter()
     torch.ones(50 << 20)  # 200 MiB, freed at once.
     meter.start()
@@ -99,12 +99,12 @@ def test_a_peak_is_that_of_the_steps_alone(recipe):
 
 def test_ratios_are_taken_within_a_round(recipe):
     ratio = recipe.findings.Results(SMALL, table(MEASURED)).ratio(SMALL["cases"][0], "ours", "seconds")
-    # 1.1 and 1.3. That of the means, 3.7 / 3, would be 1.23.
+    # The rounds have 1.1 and 1.3. The ratio of the means, 3.7 / 3, would be 1.23.
     assert (ratio.median, ratio.low, ratio.high) == pytest.approx((1.2, 1.1, 1.3))
     assert str(ratio) == "1.20 (1.10 to 1.30)"
 
 
-def test_memory_without_libraries_is_each_process_less_its_own(recipe):
+def test_memory_without_libraries_subtracts_those_of_each_process(recipe):
     rows = table(MEASURED)
     rows[1] |= {"peak": "500"}
     rows[3] |= {"peak": "500"}
@@ -112,7 +112,7 @@ def test_memory_without_libraries_is_each_process_less_its_own(recipe):
     assert results.ratio(SMALL["cases"][0], "ours", "peak", above="libraries").median == pytest.approx(2.0)
 
 
-def test_a_fitted_line_is_the_known_one(recipe):
+def test_a_fitted_line_recovers_the_known_one(recipe):
     line = recipe.findings.Line.through([1, 2, 4, 8], [0.5 + 0.25 * x for x in (1, 2, 4, 8)])
     assert (line.at_zero, line.slope, line.r_squared) == pytest.approx((0.5, 0.25, 1.0))
     assert recipe.findings.Line.through([1, 2, 3, 4], [1, 3, 2, 4]).r_squared == pytest.approx(0.64)
@@ -136,7 +136,7 @@ def test_a_contender_that_fails_is_reported_with_its_reason(recipe):
     assert "torch 2." in text and "opacus" not in text
 
 
-def test_the_page_keeps_what_is_around_the_tables(recipe):
+def test_the_page_keeps_the_text_around_the_tables(recipe):
     begin, end = recipe.steps.BEGIN, recipe.steps.END
     page = f"before\n{begin}old\n{end}after\n"
     assert recipe.steps.rewritten(page, "new\n") == f"before\n{begin}new\n{end}after\n"
@@ -151,9 +151,9 @@ def test_a_plan_can_be_run(recipe, name, make_args):
         assert recipe.jobs.baseline_of(plan, case) in case["contenders"]
         fewest = case["contenders"][recipe.jobs.baseline_of(plan, case)]
         assert all(rounds <= fewest for rounds in case["contenders"].values())
-    found = list(recipe.jobs.turns(plan))
-    assert len({row for turn in found for row in turn.rows}) == sum(len(turn.rows) for turn in found)
-    for job in (job for turn in found for job in turn.jobs):
+    planned = list(recipe.jobs.turns(plan))
+    assert len({row for turn in planned for row in turn.rows}) == sum(len(turn.rows) for turn in planned)
+    for job in (job for turn in planned for job in turn.jobs):
         assert job["kind"] in recipe.contenders.KINDS
         assert job["loss"] in recipe.subjects.LOSSES
         if job["kind"] == "ours":
@@ -162,12 +162,12 @@ def test_a_plan_can_be_run(recipe, name, make_args):
 
 def test_the_order_changes_with_the_round(recipe):
     case = {**PLANS["steps"]["cases"][0], "contenders": dict.fromkeys(("floor", "ours", "mezo"), 3)}
-    found = list(recipe.jobs.turns({**PLANS["steps"], "cases": [case]}))[:9]
-    orders = [[turn.contenders[0] for turn in found if turn.round == number] for number in range(3)]
+    planned = list(recipe.jobs.turns({**PLANS["steps"], "cases": [case]}))[:9]
+    orders = [[turn.contenders[0] for turn in planned if turn.round == number] for number in range(3)]
     assert orders == [["floor", "ours", "mezo"], ["ours", "mezo", "floor"], ["mezo", "floor", "ours"]]
 
 
-def test_the_recorded_table_is_that_of_the_recorded_results(recipe):
+def test_the_recorded_table_matches_the_recorded_results(recipe):
     with recipe.steps.TABLE.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     asked = {name: {row for turn in recipe.jobs.turns(plan) for row in turn.rows} for name, plan in PLANS.items()}

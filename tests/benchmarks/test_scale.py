@@ -1,4 +1,4 @@
-"""The model of cost says what its terms say, counts what the code does, and its table is the one that is shown."""
+"""The cost model agrees with its terms and with the code, and its table is the one on the page."""
 
 import doctest
 import importlib
@@ -62,7 +62,7 @@ def network(cost):
     return cost.Network(latency=1e-3, bandwidth=1e6)
 
 
-# ---- By hand ----
+# ---- Terms computed by hand ----
 
 
 def test_the_terms_of_a_step_are_those_computed_by_hand(cost, machine, run, network):
@@ -84,13 +84,13 @@ def test_few_tokens_take_the_time_of_reading_the_weights(cost, machine, run):
     assert cost.pass_seconds(few, machine) == pytest.approx(4e6 / 1e9)
 
 
-def test_forward_differences_take_one_pass_and_one_sweep_more_than_directions(run):
+def test_forward_differences_take_one_more_pass_and_sweep_than_directions(run):
     forward = replace(run, difference="forward")
     assert (forward.points, forward.sweeps, forward.draws) == (3, 3, 3)
 
 
 @pytest.mark.parametrize(("devices", "seconds"), [(1, 0.0), (2, 4e6 / 2 / 1e8), (4, 4e6 / 2 / 1e6)])
-def test_shards_send_each_other_weights_within_a_host_or_between(cost, machine, run, network, devices, seconds):
+def test_shards_send_weights_within_a_host_or_between_hosts(cost, machine, run, network, devices, seconds):
     assert cost.gathered_seconds(replace(run, copy_devices=devices), machine, network) == pytest.approx(seconds)
 
 
@@ -107,7 +107,7 @@ def test_one_device_sends_nothing(cost, machine, run, network):
     assert cost.collective_seconds(run, alone, network) == cost.gradient_seconds(run, alone, network) == 0
 
 
-def test_nothing_trained_is_swept_or_sent(cost, machine, run, network):
+def test_a_frozen_model_sweeps_and_sends_nothing(cost, machine, run, network):
     frozen = replace(run, trained=0)
     assert cost.sweep_seconds(frozen, machine) == cost.sign_seconds(frozen, machine) == 0
     assert cost.gradient_seconds(frozen, machine, network) == network.latency
@@ -116,7 +116,7 @@ def test_nothing_trained_is_swept_or_sent(cost, machine, run, network):
     )
 
 
-def test_what_does_not_fit_is_refused(cost, machine, run):
+def test_a_model_that_does_not_fit_is_refused(cost, machine, run):
     cost.refuse_unfit(run, machine)
     with pytest.raises(ValueError, match=r"^copy_devices=1: each would hold 0.04 GB of weights, and has 0.01 GB .*\.$"):
         cost.refuse_unfit(replace(run, parameters=1e7), machine)
@@ -127,18 +127,18 @@ def test_what_does_not_fit_is_refused(cost, machine, run):
 # ---- The busiest process ----
 
 
-def test_one_worker_has_the_rows_that_are_expected(cost, machine, run):
+def test_one_worker_has_the_expected_number_of_rows(cost, machine, run):
     alone = replace(machine, devices=1)
     assert cost.micro_batches(replace(run, micro_batch=1), alone) == pytest.approx(8)
 
 
 @pytest.mark.parametrize(("micro_batch", "fixed", "room"), [(1, False, 1), (3, False, 3), (3, True, 2), (1, True, 1)])
-def test_the_busiest_of_some_workers_has_what_draws_say(cost, machine, run, micro_batch, fixed, room):
+def test_the_load_of_the_busiest_worker_matches_simulated_draws(cost, machine, run, micro_batch, fixed, room):
     drawn = np.random.default_rng(0).poisson(8 / 4, size=(200_000, 4)).max(axis=1)
     asked = replace(run, micro_batch=micro_batch, fixed_shapes=fixed)
-    found = np.ceil(drawn / room)
-    assert cost.micro_batches(asked, machine) == pytest.approx(found.mean(), rel=5e-3)
-    paid = found if fixed else drawn / micro_batch  # Rows that are not there cost something in fixed shapes alone.
+    loads = np.ceil(drawn / room)
+    assert cost.micro_batches(asked, machine) == pytest.approx(loads.mean(), rel=5e-3)
+    paid = loads if fixed else drawn / micro_batch  # Missing rows cost something in fixed shapes alone.
     assert cost.filled(asked, machine) == pytest.approx(paid.mean(), rel=5e-3)
 
 
@@ -147,25 +147,25 @@ def test_of_64_workers_with_16_rows_each_the_busiest_has_26(cost, machine, run):
     assert cost.micro_batches(many, replace(machine, devices=64)) == pytest.approx(26.1, abs=0.05)
 
 
-# ---- Directions of change ----
+# ---- Monotonicity ----
 
 
 @pytest.mark.parametrize("field", ["parameters", "trained", "weight_bytes", "tokens", "rows", "directions"])
 @pytest.mark.parametrize("split", ["layers", "shards"])
 def test_more_of_anything_takes_longer(cost, machine, run, network, field, split):
-    least = replace(run, copy_devices=2, split=split, tokens=1)  # So few that reading weights counts, too.
+    least = replace(run, copy_devices=2, split=split, tokens=1)  # Few enough that reading the weights counts too.
     more = replace(least, **{field: 100 * getattr(least, field)})
     assert cost.step_seconds(more, machine, network) > cost.step_seconds(least, machine, network)
 
 
 @pytest.mark.parametrize("field", ["flops", "memory_bandwidth", "host_bandwidth"])
-def test_a_faster_machine_takes_less(cost, machine, run, network, field):
+def test_a_faster_machine_takes_less_time(cost, machine, run, network, field):
     split = replace(run, copy_devices=2)
     faster = replace(machine, **{field: 2 * getattr(machine, field)})
     assert cost.step_seconds(split, faster, network) < cost.step_seconds(split, machine, network)
 
 
-def test_what_crosses_the_network_does_not_grow_with_the_model(cost, machine, run, network):
+def test_network_traffic_does_not_grow_with_the_model(cost, machine, run, network):
     huge = replace(run, parameters=1e12, trained=1e12)
     assert cost.collective_seconds(huge, machine, network) == cost.collective_seconds(run, machine, network)
     assert cost.gradient_seconds(huge, machine, network) > 1e6
@@ -176,8 +176,8 @@ def test_what_crosses_the_network_does_not_grow_with_the_model(cost, machine, ru
 
 @pytest.mark.parametrize("name", sorted(DIFFERENCES))
 @pytest.mark.parametrize("directions", [1, 3])
-def test_sweeps_and_draws_are_those_of_a_step(run, monkeypatch, name, directions):
-    pytest.importorskip("numba")  # Without it nothing is kept, and more is drawn.
+def test_modelled_sweeps_and_draws_match_those_of_a_step(run, monkeypatch, name, directions):
+    pytest.importorskip("numba")  # Without it no words are cached, and more are drawn.
     monkeypatch.setattr("hf_dpzo.zo.directions.MIN_COORDINATES_TO_COMPILE", 1)
     parameter = torch.nn.Parameter(torch.zeros(100))
     optimizer = ZOOptimizer([parameter], directions=Rademacher, seed=0, lr=1e-3)
@@ -211,12 +211,14 @@ def test_two_collectives_of_eight_bytes_for_each_direction_are_sent(cost, run, d
             return self.reduce_sum(values)
 
     group = Counting()
-    found = CentralDifference(smoothing=1.0, num_directions=directions).coefficients(torch.zeros(5, 2 * directions))
-    GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4).release(found, group)
+    differences = CentralDifference(smoothing=1.0, num_directions=directions).coefficients(
+        torch.zeros(5, 2 * directions)
+    )
+    GaussianSum(clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=4).release(differences, group)
     assert group.sent == [cost.collective_bytes(replace(run, directions=directions))] * 2 == [8 * directions] * 2
 
 
-# ---- What is shown ----
+# ---- The page, the plan and the measurements ----
 
 
 def test_the_page_has_the_table_that_the_command_prints(scale, capsys):
@@ -233,17 +235,17 @@ def test_a_plan_fits_its_machine_and_all_its_fields_are_used(scale):
         list(scale.tables.steps(plan))
 
 
-def test_examples_are_right(scale):
+def test_doctests_pass(scale):
     assert doctest.testmod(scale.cost).failed == doctest.testmod(scale.tables).failed == 0
 
 
-def test_constants_are_found_and_never_negative(scale):
+def test_fitted_constants_are_the_known_ones_and_never_negative(scale):
     assert scale.scale.fitted([(1, 0), (1, 2), (1, 4)], [3, 7, 11]) == pytest.approx([3, 2])
     assert scale.scale.fitted([(1, 1), (1, 2), (1, 3)], [1, 2, 3]) == pytest.approx([0, 1], abs=1e-9)
     assert scale.scale.fitted([(1, 1), (1, 2)], [1, 3])[0] == 0
 
 
-def test_a_machine_that_can_not_limit_a_network_is_found_out(scale, monkeypatch, tmp_path):
+def test_a_machine_that_cannot_limit_a_network_is_detected(scale, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not scale.ranks.limits_work()
 

@@ -1,4 +1,4 @@
-"""The study's plan can be run, and its short cut computes what the whole model computes."""
+"""The study's plan can be run, and its shortcut computes what the whole model computes."""
 
 import csv
 import statistics
@@ -30,7 +30,7 @@ def prefix():
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_contender_is_a_recipe(name):
+def test_a_contender_is_a_valid_recipe(name):
     recipe = yaml.safe_load((FOLDER / PLAN["recipe"]).read_text(encoding="utf-8"))
     changes = {"target_epsilon": 2, "max_steps": 80, **CONTENDERS[name]}
     if name in PLAN["baselines"]:
@@ -47,7 +47,7 @@ def test_every_private_method_is_a_contender():
 
 
 @torch.no_grad()
-def test_rest_of_the_model_on_cached_layers_is_the_model(prefix, tokenizer):
+def test_the_rest_of_the_model_on_cached_layers_agrees_with_the_whole_model(prefix, tokenizer):
     model = causal_lm(num_hidden_layers=4)
     rows = [{"input_ids": [5, 6, 7], "labels": 0}, {"input_ids": [8, 9, 10, 11, 12], "labels": 1}]
     cached = prefix.outputs_of_layers(model, rows, 3)
@@ -60,7 +60,7 @@ def test_rest_of_the_model_on_cached_layers_is_the_model(prefix, tokenizer):
     assert len(model.model.layers) == 4
 
 
-def test_the_recorded_table_is_that_of_the_recorded_runs():
+def test_the_recorded_table_matches_the_recorded_runs():
     with (FOLDER / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
