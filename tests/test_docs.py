@@ -1,4 +1,4 @@
-"""What the documentation points to exists."""
+"""The files, sections and tests that the documentation points to exist."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_tests_that_a_page_names_exist(page):
 
 
 def defines(file: Path, name: str) -> bool:
-    """Whether there is such a file, and a test of that name in it, if one is given."""
+    """Return whether the file exists and, where `name` is given, defines a test of that name."""
     return file.is_file() and (not name or f"\ndef {name}(" in file.read_text(encoding="utf-8"))
 
 

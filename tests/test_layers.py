@@ -34,9 +34,9 @@ PACKAGES = {
 }
 FACES = ("__init__", "__main__", "_version")
 HEAVY = set().union(*PACKAGES.values())
-# Beside the order: the secret randomness and the public one never meet, and what a release costs is not what it draws.
+# Beyond the order: secret and public randomness never meet, and accounting never meets the drawing of noise.
 STRANGERS = [("privacy", "zo"), ("zo", "privacy"), ("privacy.accounting", "privacy.noise")]
-# Generators of one's own, and a look at the global one.
+# Calls that build a private generator, or only look at the global one.
 OWN = ("np.random.Philox", "np.random.Generator", "np.random.get_state", "np.random.set_state", "np.random.default_rng")
 SHARED_GENERATOR = {
     *("torch.manual_seed", "torch.randn", "torch.rand", "torch.normal", "torch.randint", "random.seed", "set_seed"),
@@ -65,9 +65,9 @@ MODULES = [name for name in TREES if name and package(name) not in FACES]
 IMPORTS = {name: set(imports_of(tree)) for name, tree in TREES.items()}
 
 
-def inside(module: str) -> set[str]:
-    """The modules of this library that a module imports."""
-    return {one.removeprefix("hf_dpzo.") for one in IMPORTS[module] if one.startswith("hf_dpzo.")}
+def internal_imports(module: str) -> set[str]:
+    """Return the modules of this library that a module imports."""
+    return {imported.removeprefix("hf_dpzo.") for imported in IMPORTS[module] if imported.startswith("hf_dpzo.")}
 
 
 def test_every_package_has_a_layer():
@@ -77,24 +77,24 @@ def test_every_package_has_a_layer():
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_imports_only_from_above_it(name):
     below = [*PACKAGES][[*PACKAGES].index(name) + 1 :]
-    for module in (one for one in MODULES if package(one) == name):
-        assert not {package(one) for one in inside(module)} & set(below), module
+    for module in (candidate for candidate in MODULES if package(candidate) == name):
+        assert not {package(imported) for imported in internal_imports(module)} & set(below), module
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_package_imports_no_foreign_library(name):
-    for module in (one for one in MODULES if package(one) == name):
-        assert {package(one) for one in IMPORTS[module]} & HEAVY <= PACKAGES[name], module
+def test_a_package_imports_only_its_own_heavy_libraries(name):
+    for module in (candidate for candidate in MODULES if package(candidate) == name):
+        assert {package(imported) for imported in IMPORTS[module]} & HEAVY <= PACKAGES[name], module
 
 
 @pytest.mark.parametrize(("one", "other"), STRANGERS)
-def test_strangers_never_meet(one, other):
+def test_packages_that_must_stay_apart_do_not_import_each_other(one, other):
     assert {name for name in MODULES if name.startswith(one)}
     for module in (name for name in MODULES if name.startswith(one)):
-        assert not {name for name in inside(module) if f"{name}.".startswith(f"{other}.")}, module
+        assert not {name for name in internal_imports(module) if f"{name}.".startswith(f"{other}.")}, module
 
 
-def test_a_package_says_in_two_lines_what_it_is_for_and_what_it_may_import():
+def test_a_package_states_its_purpose_and_its_imports_in_two_lines():
     for name in set(PACKAGES) - {"plots", "methods", "cli"}:
         purpose, _, imported = ast.get_docstring(TREES[name]).partition("\n\n")
         assert purpose and imported.startswith("Imports ") and "\n" not in purpose + imported, name
@@ -115,7 +115,7 @@ def test_functions_fit_a_screen(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_global_generator_is_seeded_or_drawn_from(name):
-    """Directions own their generators, and noise comes from the operating system."""
+    """Directions have generators of their own, and noise comes from the operating system."""
     called = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
     assert not called & SHARED_GENERATOR
     assert not {call for call in called if call.startswith("np.random.") and not call.startswith(OWN)}

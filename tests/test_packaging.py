@@ -1,4 +1,4 @@
-"""What is built holds what it needs: the wheel what the library reads, the sdist what the tests read."""
+"""Built archives are complete: the wheel holds what the library reads, and the sdist what the tests read."""
 
 import shutil
 import subprocess
@@ -29,19 +29,19 @@ def built(tmp_path_factory) -> Path:
 
 
 def sources(folder: Path, *parts: str) -> set[str]:
-    """The files below some parts of the sources."""
-    found = {path.relative_to(folder) for part in parts for path in (folder / part).rglob("*")}
-    return {path.as_posix() for path in found if (folder / path).is_file()}
+    """Return the files below some parts of the sources."""
+    paths = {path.relative_to(folder) for part in parts for path in (folder / part).rglob("*")}
+    return {path.as_posix() for path in paths if (folder / path).is_file()}
 
 
-def test_the_wheel_holds_the_package_and_all_that_it_reads(built):
+def test_the_wheel_holds_the_package_and_all_files_that_it_reads(built):
     (wheel,) = (built / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hf_dpzo/")}
     assert held == sources(built, "hf_dpzo")
     assert {"hf_dpzo/py.typed", "hf_dpzo/templates/model_card.md", "hf_dpzo/methods/README.md"} < held
 
 
-def test_the_sdist_holds_what_its_tests_read(built):
+def test_the_sdist_holds_all_files_that_its_tests_read(built):
     (archive,) = (built / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
         held = {member.name.partition("/")[2] for member in sdist if member.isfile()}
@@ -51,7 +51,7 @@ def test_the_sdist_holds_what_its_tests_read(built):
     assert {"CITATION.cff", "LICENSE", "SECURITY.md", "tests/conftest.py"} < held
 
 
-def test_a_citation_names_the_version_that_is_there():
+def test_the_citation_names_the_current_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == hf_dpzo.__version__

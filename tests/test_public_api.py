@@ -32,7 +32,7 @@ OBJECTS = {
 VALUES = {"hf_dpzo.__version__", "hf_dpzo.privacy.Query", "hf_dpzo.methods.METHODS"}
 FUNCTIONS = [name for name, value in OBJECTS.items() if inspect.isfunction(value)]
 CLASSES = [name for name, value in OBJECTS.items() if inspect.isclass(value)]
-# How a sentence begins that says what a thing is, in place of what a function does.
+# Beginnings of sentences that say what a thing is, instead of what a function does.
 NO_VERB = re.compile(r"(?i:the|a|an|of|one|what|whether|where|how|when|that|this|from|for|all)\b|\w+(?:ing|ed)\b")
 PLAN = {"target_delta": 1e-5, "num_rows": 5000, "expected_batch_size": 64, "max_steps": 100}
 FLAGS = [text for name, value in PLAN.items() for text in (f"--{name}", str(value))]
@@ -41,18 +41,18 @@ FLAGS = [text for name, value in PLAN.items() for text in (f"--{name}", str(valu
 # ---- Docstrings ----
 
 
-def test_a_public_name_is_a_function_a_class_or_a_value_that_is_known():
+def test_a_public_name_is_a_function_a_class_or_a_known_value():
     assert {*FUNCTIONS, *CLASSES} == set(OBJECTS) - VALUES
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_a_public_name_has_a_docstring_of_its_own_that_help_shows(name):
-    found = OBJECTS[name]
-    text = vars(found)["__doc__"] if inspect.isclass(found) else found.__doc__
+    named = OBJECTS[name]
+    text = vars(named)["__doc__"] if inspect.isclass(named) else named.__doc__
     first = text.splitlines()[0]
     assert first.endswith(".")
-    assert not text.startswith(f"{found.__name__}("), "a dataclass that nobody has described"
-    assert first in pydoc.render_doc(found, renderer=pydoc.plaintext)
+    assert not text.startswith(f"{named.__name__}("), "a dataclass that nobody has described"
+    assert first in pydoc.render_doc(named, renderer=pydoc.plaintext)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -80,12 +80,12 @@ def test_every_field_of_a_dataclass_is_described(name):
 
 
 @pytest.mark.parametrize("name", [name for name in [*FUNCTIONS, *CLASSES] if name.startswith("hf_dpzo.privacy.")])
-def test_a_name_for_planners_has_an_example(name):
+def test_a_planning_name_has_an_example(name):
     assert doctest.DocTestParser().get_examples(OBJECTS[name].__doc__)
 
 
 def description(text: str) -> set[str]:
-    """The names in a docstring's section of arguments."""
+    """Return the names in a docstring's section of arguments."""
     section = re.search(r"^ *Args:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
     return set() if section is None else set(re.findall(r"^ {8}(\w+): ", section[1], re.MULTILINE))
 
@@ -109,7 +109,7 @@ def test_the_page_lists_every_public_name_and_no_other():
     assert listed == {package: set(names) for package, names in NAMES.items()}
 
 
-def test_the_examples_of_the_page_are_true():
+def test_the_examples_of_the_page_pass():
     assert doctest.testfile(str(ROOT / "docs/python.md"), module_relative=False) == doctest.TestResults(0, 9)
 
 
@@ -134,9 +134,11 @@ def test_planning_in_python_needs_neither_torch_nor_transformers():
 def test_python_and_the_command_line_state_the_same_epsilon(noise, capsys):
     run = {"noise": noise, "noise_multiplier": 1.2, **PLAN}
     assert main(["epsilon", "--noise", noise, "--noise_multiplier", "1.2", "--rows_per_person", "3", *FLAGS]) == 0
-    said = printed(capsys)
-    assert said["epsilon"] == f"{round_up(guarantee(**run).epsilon):g}"
-    group_lines = said["epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"]
+    table = printed(capsys)
+    assert table["epsilon"] == f"{round_up(guarantee(**run).epsilon):g}"
+    group_lines = table[
+        "epsilon of 3 rows of a person" if noise == "gaussian" else "pure epsilon of 3 rows of a person"
+    ]
     assert group_lines == f"{round_up(group_epsilon(rows_per_person=3, **run)):g}"
 
 
@@ -163,7 +165,7 @@ def test_python_and_the_command_line_ask_for_the_same_noise(noise, capsys):
     ],
     ids=str,
 )
-def test_what_no_run_could_have_is_refused(change, message):
+def test_settings_that_no_run_could_have_are_refused(change, message):
     question = group_epsilon if "rows_per_person" in change else guarantee
     with pytest.raises(ValueError, match=re.escape(message)):
         question(**{"noise_multiplier": 1.2, **PLAN, **change})
@@ -179,7 +181,7 @@ def printed(capsys) -> dict[str, str]:
     return {line.split("  ")[0]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()}
 
 
-# ---- Nothing else is used ----
+# ---- Scripts, pages and docstrings use public names alone ----
 
 
 def page(name: str) -> str:
@@ -224,7 +226,7 @@ def test_examples_in_public_docstrings_use_public_names_alone(name):
         "def later():\n    from hf_dpzo.step.descent import Descent",
     ],
 )
-def test_an_internal_name_is_found(code):
+def test_an_internal_name_is_detected(code):
     assert len(internal_uses(code)) == 1
 
 
@@ -237,17 +239,17 @@ def test_an_internal_name_is_found(code):
         "from torch import nn",
     ],
 )
-def test_a_public_name_is_let_pass(code):
+def test_a_public_name_is_accepted(code):
     assert internal_uses(code) == []
 
 
 def examples_in(text: str) -> str:
-    """The code that is written as at Python's prompt, without what it answers."""
+    """Return the code of the doctest examples in a text, without their output."""
     return "".join(example.source for example in doctest.DocTestParser().get_examples(text))
 
 
 def internal_uses(code: str) -> list[str]:
-    """The names of this library in `code` that are not public."""
+    """Return the names of this library in `code` that are not public."""
     return [dotted for dotted in used_names(ast.parse(code)) if not is_public(dotted)]
 
 
@@ -264,7 +266,7 @@ def used_names(tree: ast.AST) -> Iterator[str]:
 
 
 def is_public(dotted: str) -> bool:
-    """Whether it is a public package, a public name in one, or what such a name has."""
+    """Return whether a name is a public package, a public name in one, or an attribute of such a name."""
     if dotted in PUBLIC:
         return True
     parts = dotted.split(".")

@@ -18,14 +18,14 @@ SCRIPTS = sorted(ROOT.glob("benchmarks/**/*.py"))
 PUBLIC = {"hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses"}
 PROGRAM = re.compile(r"(?:hf-dpzo|python3?|pip|accelerate|torchrun|ruff)\s")
 FOLDERS = {"benchmarks", "docs", "examples", "hf_dpzo", "model_cards", "recipes", "tests"}
-# Files of these endings are read by a command; pictures and tables it writes.
+# A command reads files with these endings; it writes pictures and tables.
 READ = (".cfg", ".md", ".py", ".toml", ".txt", ".yaml")
-# What a reader puts something else for.
+# Words that a reader replaces.
 PLACEHOLDER = re.compile(r"^recipe\.yaml$|\b[A-Z]+$")
 
 
 def commands(page: str) -> list[str]:
-    """The lines of a page's shell blocks, and what stands in its text as a command."""
+    """Return the lines of a page's shell blocks, and the commands in its text."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
     inline = [code for code in re.findall(r"`([^`\n]+)`", prose) if PROGRAM.match(code)]
@@ -33,13 +33,13 @@ def commands(page: str) -> list[str]:
 
 
 def usage(script: str) -> list[str]:
-    """The commands in the docstring of a script."""
+    """Return the commands in the docstring of a script."""
     lines = (ast.get_docstring(ast.parse(script), clean=False) or "").splitlines()
     return [line.strip() for line in lines if line.startswith("    ") and PROGRAM.match(line.strip())]
 
 
 def missing_files(command: str) -> list[str]:
-    """The files of the repository that a command names and that do not exist.
+    """Return the files of the repository that a command names and that do not exist.
 
     >>> missing_files("python benchmarks/none.py --csv out.csv && hf-dpzo train recipes/quickstart.yaml user/model")
     ['benchmarks/none.py']
@@ -50,15 +50,15 @@ def missing_files(command: str) -> list[str]:
 
 
 def private_imports(source: str) -> list[str]:
-    """The modules of hf_dpzo that a source imports and that are not public."""
-    found = []
+    """Return the modules of hf_dpzo that a source imports and that are not public."""
+    imported = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [node.module, *(name for name in inner if name.startswith("hf_dpzo.") and _is_module(name))]
-    return [name for name in found if name.split(".")[0] == "hf_dpzo" and name not in PUBLIC]
+            imported += [node.module, *(name for name in inner if name.startswith("hf_dpzo.") and _is_module(name))]
+    return [name for name in imported if name.split(".")[0] == "hf_dpzo" and name not in PUBLIC]
 
 
 def _is_module(name: str) -> bool:
@@ -69,12 +69,12 @@ def _is_module(name: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_that_a_page_s_commands_name_exist(page):
+def test_files_named_in_the_commands_of_a_page_exist(page):
     assert [name for line in commands(page.read_text("utf-8")) for name in missing_files(line)] == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT)))
-def test_files_that_a_script_s_docstring_says_to_call_exist(script):
+def test_files_named_in_the_docstring_of_a_script_exist(script):
     assert [name for line in usage(script.read_text("utf-8")) for name in missing_files(line)] == []
 
 
@@ -95,7 +95,7 @@ def test_a_command_is_found_wherever_it_is_written():
         ("hf-dpzo train recipes/quickstart.yaml  # As recipes/none.yaml did.", []),
     ],
 )
-def test_a_file_that_does_not_exist_is_found_out(command, missing):
+def test_a_missing_file_is_detected(command, missing):
     assert missing_files(command) == missing
 
 
@@ -107,7 +107,7 @@ def test_a_recipe_is_explained_with_its_command(path):
     assert f"`hf-dpzo train recipes/{path.name}`" in (ROOT / "recipes/README.md").read_text("utf-8")
 
 
-def test_the_recipe_that_is_shown_as_an_example_is_one():
+def test_the_recipe_shown_as_an_example_is_valid():
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "recipes/README.md").read_text("utf-8"), re.DOTALL)
     recipe, args = parse_recipe(yaml.safe_load(text))
     assert recipe.words == (" bad", " good")
@@ -115,7 +115,7 @@ def test_the_recipe_that_is_shown_as_an_example_is_one():
 
 
 @pytest.mark.parametrize("folder", ["recipes", "examples"])
-def test_what_users_run_imports_public_packages_alone(folder):
+def test_scripts_for_users_import_public_packages_alone(folder):
     sources = {path: private_imports(path.read_text("utf-8")) for path in ROOT.glob(f"{folder}/**/*.py")}
     assert not {str(path.relative_to(ROOT)): names for path, names in sources.items() if names}
 
@@ -131,16 +131,16 @@ def test_what_users_run_imports_public_packages_alone(folder):
         ("import torch\nfrom transformers import Trainer\nfrom . import neighbour", []),
     ],
 )
-def test_an_import_of_what_is_not_public_is_found_out(source, private):
+def test_an_import_of_an_internal_module_is_detected(source, private):
     assert private_imports(source) == private
 
 
 # ---- Measurements ----
 
 
-def test_each_measurement_is_listed_with_its_command():
+def test_every_measurement_is_listed_with_its_command():
     page = (ROOT / "benchmarks/README.md").read_text("utf-8")
     files = {path.name for path in ROOT.glob("benchmarks/*.py")} - {"shared.py"}
     folders = {f"{path.parent.name}/{path.name}" for path in SCRIPTS if path.stem == path.parent.name}
-    assert {one.split("/")[0] for one in folders} == {path.parent.name for path in SCRIPTS} - {"benchmarks"}
+    assert {script.split("/")[0] for script in folders} == {path.parent.name for path in SCRIPTS} - {"benchmarks"}
     assert all(f"| `python benchmarks/{name}" in page for name in files | folders)
