@@ -22,6 +22,7 @@ from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
 from support.models import classifier
+from support.pictures import matplotlib_is_there
 from support.rows import labelled_rows
 from support.runs import SHORT_RUN
 
@@ -74,7 +75,8 @@ def train(base, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["adapter", "all parameters"])
 def honest(request, train) -> Path:
-    return train(lora=request.param)
+    with matplotlib_is_there(True):
+        return train(lora=request.param)
 
 
 @pytest.fixture
@@ -501,7 +503,7 @@ def test_noise_of_less_than_the_claimed_scale_is_told_from_it(short, tmp_path, s
 # ---- Cards written anew ----
 
 
-def test_card_written_anew_from_disk_is_the_same(copy, base, capsys):
+def test_card_written_anew_from_disk_is_the_same(copy, base, pictures):
     before = {name: (copy / name).read_bytes() for name in ("README.md", "privacy.json", "training.png")}
     assert main(["card", str(copy)]) == 0
     assert {name: (copy / name).read_bytes() for name in before} == before
