@@ -1,61 +1,14 @@
-"""Fixtures of all tests."""
+"""Where pytest finds the fixtures."""
 
-import gc
-import itertools
+import os
 
-import numpy as np
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
-
-from hf_dpzo import ZOTrainingArguments
-from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
 
 pytest.register_assert_rewrite("support")
 
-from support.local_hub import hub  # noqa: E402, F401 - a fixture
-from support.models import word_tokenizer  # noqa: E402
-from support.recipes import workplace, write  # noqa: E402, F401 - fixtures
-from support.runs import short_args  # noqa: E402
 
-
-# Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
-torch.set_num_threads(1)
-
-
-def pytest_collection_finish() -> None:
-    """Take what is loaded by now out of garbage collection: the Trainer collects in each run, at half of its cost."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _public_seed():
-    """Weights of tiny models are the same in each test. Nothing in the library may depend on this."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return word_tokenizer()
-
-
-@pytest.fixture
-def make_args(tmp_path):
-    """Arguments of a short private run, each in a folder of its own unless told otherwise."""
-    numbers = itertools.count()
-
-    def make(**changes) -> ZOTrainingArguments:
-        return short_args(**{"output_dir": tmp_path / f"run{next(numbers)}", **changes})
-
-    return make
-
-
-@pytest.fixture
-def sums(monkeypatch) -> list[list[int]]:
-    """The sums that Gaussian noise would be added to, with everybody in each batch. There is no noise."""
-    seen = []
-    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
-    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.ones(mask.size, dtype=bool))
-    return seen
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the fixtures, but where this process only hands tests out to others, which takes seconds less."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", default=None):
+        config.pluginmanager.import_plugin("support.fixtures")

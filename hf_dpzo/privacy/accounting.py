@@ -14,9 +14,9 @@ from typing import Any
 import dp_accounting
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
+from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
-from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Releases
+from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
 
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -223,13 +223,15 @@ def _pure_epsilon(releases: Releases) -> float | None:
 
 
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
-    return float(_build_rdp_accountant(releases).get_epsilon(delta))
+    divergences = [(_build_rdp_accountant(query), count) for query, count in releases]
+    orders = divergences[0][0].orders
+    return float(compute_epsilon(orders, sum(count * one.rdp for one, count in divergences), delta)[0])
 
 
-@lru_cache(maxsize=8)
-def _build_rdp_accountant(releases: Releases) -> RdpAccountant:
-    """Return the Rényi divergences of `releases`, which take long and answer for every delta."""
-    return RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(compose_events(releases))
+@lru_cache(maxsize=64)
+def _build_rdp_accountant(query: Query) -> RdpAccountant:
+    """Return the Rényi divergences of one release, which take long. They add up, and answer for every delta."""
+    return RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(query.event)
 
 
 @lru_cache(maxsize=8)

@@ -25,6 +25,7 @@ from hf_dpzo.zo.optimizer import ZOOptimizer
 from support.method_cases import CASES, PRIVATE
 from support.models import causal_lm, one_layer, with_lora
 from support.rows import few_public_rows, labelled_rows
+from support.sweeps import sweep
 
 
 ROWS, STEPS = 10, 6
@@ -155,8 +156,7 @@ def killed_and_resumed(run, make_trainer, monkeypatch, name, place, count, **set
     return resumed
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("name", CASES)
+@sweep(name=CASES, lora=[True, False])
 def test_killed_run_ends_as_if_nothing_had_happened(
     name, lora, whole, fixed_releases, make_trainer, monkeypatch, folder
 ):
@@ -168,8 +168,7 @@ def test_killed_run_ends_as_if_nothing_had_happened(
     assert (folder / LOG).read_bytes() == log
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("count", [1, 2, 3])
+@sweep(place=PLACES, count=[1, 2, 3])
 def test_killed_anywhere_nothing_is_lost_or_counted_twice(
     place, count, whole, fixed_releases, make_trainer, monkeypatch, folder
 ):

@@ -27,6 +27,7 @@ from support.models import one_layer, with_lora
 from support.rows import labelled_rows
 
 
+pytestmark = pytest.mark.usefixtures("pictures")
 ROWS, STEPS = 16, 6
 ORDINARY = {"input_ids": [9, 8, 7, 6], "attention_mask": [1, 1, 1, 1], "labels": 0}
 # What stands in the place of one ordinary row in the neighbour.

@@ -1,8 +1,11 @@
 """A place with recipes, and what the command line says there."""
 
 import csv
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from hf_dpzo.cli.main import main
@@ -10,18 +13,25 @@ from hf_dpzo.cli.main import main
 from support.models import causal_lm, classifier, masked_lm
 
 
-@pytest.fixture
-def workplace(tmp_path, tokenizer):
-    """A folder with a model of each kind and a small labelled file."""
-    models = {"causal": causal_lm(), "classifier": classifier(), "masked": masked_lm()}
-    for name, model in models.items():
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    with (tmp_path / "rows.csv").open("w", newline="") as file:
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, tokenizer) -> Path:
+    """A folder with a model of each kind and a small labelled file. To be read alone."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    for name, model in {"causal": causal_lm(), "classifier": classifier(), "masked": masked_lm()}.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "source"])
         writer.writerows([f"w{i % 40} w{i % 7}", i % 2, "a" if i % 4 else "b"] for i in range(80))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def workplace(models, tmp_path) -> Path:
+    """The same folder, for one test."""
+    return Path(shutil.copytree(models, tmp_path, dirs_exist_ok=True))
 
 
 @pytest.fixture

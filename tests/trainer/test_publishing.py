@@ -32,7 +32,7 @@ REPO, BASE, STEPS = "tester/private", "tester/base", 4
 ALWAYS = {"README.md", "privacy.json", "trajectory.zo"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 FULL = {"config.json", "model.safetensors"}
-BESIDE = {"initial.safetensors", "tokenizer.json", "tokenizer_config.json", "training.png"}
+BESIDE = {"initial.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ def test_a_model_can_be_published_as_its_log(make_trainer, on_hub, lora):
     trainer.train()
     trainer.push_to_hub()
     for one in commits(on_hub):
-        assert set(one.files) - {".gitattributes"} == ALWAYS | {"initial.safetensors", "training.png"}
+        assert set(one.files) - {".gitattributes"} == ALWAYS | {"initial.safetensors"}
     model = hf_dpzo.from_trajectory(REPO)
     for (name, found), (_, trained) in zip(model.named_parameters(), trainer.model.named_parameters(), strict=True):
         assert torch.equal(found, trained), name
@@ -361,7 +361,7 @@ def test_command_publishes_the_log_of_a_saved_model(make_trainer, on_hub, capsys
     assert main(["push-log", trainer.args.output_dir, "tester/log", "--private"]) == 0
     assert "published" in capsys.readouterr().out
     files = on_hub.commits("tester/log")[-1].files
-    assert set(files) - {".gitattributes"} == ALWAYS | {"initial.safetensors", "training.png"}
+    assert set(files) - {".gitattributes"} == ALWAYS | {"initial.safetensors"}
     assert all(finding.holds for finding in verify("tester/log"))
     assert hf_dpzo.from_trajectory("tester/log") is not None
     assert main(["push-log", str(Path(trainer.args.output_dir).parent), "tester/log"]) == 2

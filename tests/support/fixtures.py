@@ -1,0 +1,74 @@
+"""Fixtures of all tests."""
+
+import gc
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from hf_dpzo import ZOTrainingArguments
+from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
+
+from support.local_hub import hub  # noqa: F401 - a fixture
+from support.models import word_tokenizer
+from support.pictures import matplotlib_is_there
+from support.recipes import models, workplace, write  # noqa: F401 - fixtures
+from support.runs import short_args
+
+
+# Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is loaded by now out of garbage collection: the Trainer collects in each run, at half of its cost."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _public_seed() -> None:
+    """Weights of tiny models are the same in each test. Nothing in the library may depend on this."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures() -> Iterator[None]:
+    """Runs draw nothing, as where matplotlib is missing: a picture costs as much as the run."""
+    with matplotlib_is_there(False):
+        yield
+
+
+@pytest.fixture
+def pictures() -> Iterator[None]:
+    """Runs draw pictures, as where matplotlib is installed."""
+    with matplotlib_is_there(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+@pytest.fixture
+def make_args(tmp_path) -> Callable[..., ZOTrainingArguments]:
+    """Arguments of a short private run, each in a folder of its own unless told otherwise."""
+    numbers = itertools.count()
+
+    def make(**changes) -> ZOTrainingArguments:
+        return short_args(**{"output_dir": tmp_path / f"run{next(numbers)}", **changes})
+
+    return make
+
+
+@pytest.fixture
+def sums(monkeypatch) -> list[list[int]]:
+    """The sums that Gaussian noise would be added to, with everybody in each batch. There is no noise."""
+    seen = []
+    monkeypatch.setattr(DiscreteGaussian, "add", lambda one, values: seen.append(values) or values)
+    monkeypatch.setattr(BernoulliSampler, "draw", lambda mask: np.ones(mask.size, dtype=bool))
+    return seen
