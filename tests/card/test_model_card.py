@@ -1,6 +1,7 @@
 """The card and privacy.json: what they say follows from the ledger, and survives being handled by other libraries."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 
@@ -19,28 +20,37 @@ from hf_dpzo.verification.verify import verify
 from support.models import classifier, with_lora
 from support.paths import ROOT
 from support.rows import labelled_rows
+from support.runs import short_args
+
+
+def run_in(output_dir: Path, tokenizer, *, lora=True, callbacks=None, **changes) -> tuple[ZOTrainer, Path]:
+    args = short_args(output_dir, **changes)
+    trainer = ZOTrainer(
+        model=with_lora(classifier()) if lora else classifier(),
+        args=args,
+        train_dataset=labelled_rows(40),
+        eval_dataset=labelled_rows(8, seed=1),
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_accuracy,
+        callbacks=callbacks,
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    return trainer, Path(args.output_dir)
 
 
 @pytest.fixture
-def train(make_args, tokenizer):
-    def run(*, lora=True, callbacks=None, **changes) -> tuple[ZOTrainer, Path]:
-        args = make_args(**changes)
-        trainer = ZOTrainer(
-            model=with_lora(classifier()) if lora else classifier(),
-            args=args,
-            train_dataset=labelled_rows(40),
-            eval_dataset=labelled_rows(8, seed=1),
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=compute_accuracy,
-            callbacks=callbacks,
-        )
-        trainer.train()
-        trainer.evaluate()
-        trainer.save_model()
-        return trainer, Path(args.output_dir)
+def train(tmp_path, tokenizer):
+    numbers = itertools.count()
+    return lambda **changes: run_in(tmp_path / f"run{next(numbers)}", tokenizer, **changes)
 
-    return run
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, tokenizer) -> tuple[ZOTrainer, Path]:
+    """A run as most of them are. Its folder is to be read alone."""
+    return run_in(tmp_path_factory.mktemp("plain"), tokenizer)
 
 
 def statement(folder: Path) -> dict:
@@ -78,8 +88,8 @@ def test_card_states_what_the_ledger_says(train, lora):
     assert "\n\n\n" not in text
 
 
-def test_first_line_states_the_guarantee(train):
-    _, folder = train()
+def test_first_line_states_the_guarantee(plain):
+    _, folder = plain
     first = ModelCard.load(folder / "README.md").text.strip().splitlines()[0]
     assert first.startswith(
         f"**Fine-tuned with ({statement(folder)['claim']['epsilon']}, 0.0001)-differential privacy**"
@@ -96,8 +106,8 @@ def test_first_line_of_a_run_without_noise_says_that_there_is_no_guarantee(train
     assert "ε" not in card.text
 
 
-def test_ledger_in_the_file_gives_the_claim_again(train):
-    _, folder = train()
+def test_ledger_in_the_file_gives_the_claim_again(plain):
+    _, folder = plain
     assert recomputed(statement(folder)) == statement(folder)["claim"]["epsilon"]
 
 
@@ -159,8 +169,8 @@ def test_card_says_how_rows_are_kept_apart(train):
         assert f"`{status}`: on public rows" in (folder / "README.md").read_text()
 
 
-def test_card_states_what_holds_for_several_rows_of_one_person(train):
-    trainer, folder = train()
+def test_card_states_what_holds_for_several_rows_of_one_person(plain):
+    trainer, folder = plain
     groups = statement(folder)["claim"]["groups"]
     assert [group["rows"] for group in groups] == [2, 4]
     for group in groups:
@@ -169,14 +179,14 @@ def test_card_states_what_holds_for_several_rows_of_one_person(train):
         assert f"ε = {group['epsilon']} for {group['rows']} rows" in (folder / "README.md").read_text()
 
 
-def test_card_tells_of_the_audit_where_it_was_asked_for(train, monkeypatch):
+def test_card_tells_of_the_audit_where_it_was_asked_for(train, plain, monkeypatch):
     monkeypatch.setattr("hf_dpzo.auditing.audit.audit", functools.partial(audit, releases=400))
     _, folder = train(audit=True)
     found = statement(folder)["validity_checks"]["audit"]
     assert found["passed"] and found["releases"] == 400
     assert f"| {found['checks'][0]['name']} | {found['checks'][0]['measured']} |" in (folder / "README.md").read_text()
     assert "\n\n\n" not in (folder / "README.md").read_text()
-    assert statement(train()[1])["validity_checks"]["audit"] is None
+    assert statement(plain[1])["validity_checks"]["audit"] is None
 
 
 def test_a_mechanism_that_fails_its_audit_is_not_run(train, monkeypatch):
@@ -188,8 +198,8 @@ def test_a_mechanism_that_fails_its_audit_is_not_run(train, monkeypatch):
         train(audit=True)
 
 
-def test_card_holds_no_training_loss(train):
-    _, folder = train()
+def test_card_holds_no_training_loss(plain):
+    _, folder = plain
     assert "Training Loss" not in (folder / "README.md").read_text()
     assert not {"loss", "train_loss"} & set(statement(folder))
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 
 import jsonschema
 import pytest
@@ -20,6 +21,7 @@ from hf_dpzo.trajectory.run import LoggedRun
 
 from support.models import classifier, with_lora
 from support.rows import labelled_rows
+from support.runs import short_args
 
 
 CASES = {
@@ -34,10 +36,10 @@ CASES = {
 }
 
 
-@pytest.fixture
-def train(make_args, tokenizer):
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, tokenizer):
     def run(**changes):
-        args = make_args(**changes)
+        args = short_args(tmp_path_factory.mktemp("run"), **changes)
         rows = labelled_rows(40)
         if args.privacy_unit_column:
             rows = rows.add_column("user", [number // 2 for number in range(40)])
@@ -60,9 +62,16 @@ def said_in(folder) -> dict:
         return json.load(file)
 
 
-@pytest.fixture
-def folder(train):
+@pytest.fixture(scope="module")
+def saved(train):
+    """What a run saved. To be read alone."""
     return train()
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """The same, for one test."""
+    return str(shutil.copytree(saved, tmp_path / "saved"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from hf_dpzo.cli.main import main
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.privacy.noise import DiscreteGaussian
 from hf_dpzo.recipe.recipe import Recipe, read_recipe
-from hf_dpzo.trajectory.log import Trajectory
 
 from support.paths import ROOT
 from support.recipes import refused, table
@@ -184,21 +182,6 @@ def test_python_m_runs_the_same_command():
     command = [sys.executable, "-m", "hf_dpzo", "epsilon", "--noise_multiplier", "2", *PLAN]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "noise multiplier" in result.stdout
-
-
-def test_accelerate_launches_several_processes_of_which_one_reports(write, workplace):
-    """With `--cpu` it would silently start one: see `--use_cpu` in the recipe."""
-    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launcher += " --dynamo_backend no --module hf_dpzo"
-    command = [sys.executable, "-W", "ignore", "-m", *launcher.split(), "train", write()]
-    ran = subprocess.run(
-        command, capture_output=True, text=True, timeout=90, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert table(ran.stdout)["processes"] == "2"
-    assert ran.stdout.count("epsilon") == 1
-    assert len(Trajectory.read(workplace / "out").records) == 2
-    assert main(["verify", str(workplace / "out")]) in (0, 3)  # Two steps are too few to see that their noise varies.
 
 
 def test_help_lists_every_field(capsys):

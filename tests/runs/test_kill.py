@@ -177,7 +177,7 @@ def duration(make_trainer, folder: Path) -> float:
 
 def test_killed_at_random_instants_nothing_is_lost(make_trainer, tmp_path):
     longest = duration(make_trainer, tmp_path / "timed")
-    killed_at_random(make_trainer, tmp_path / "out", 6, longest)
+    killed_at_random(make_trainer, tmp_path / "out", 3, longest)
     if (tmp_path / "out" / LOG_FILE).exists():
         check(make_trainer, tmp_path / "out")
 
