@@ -21,7 +21,7 @@ from support.processes import Here, alone, frozen
 from support.rows import labelled_rows
 from support.runs import fingerprint, released
 from support.stops import Death
-from support.sweeps import slow
+from support.sweeps import slow, sweep
 
 
 NO_CARD = {"save_strategy": "no"}
@@ -36,8 +36,7 @@ def trained_and_saved(here: Here, lora: bool, settings: dict, folder: Path) -> s
 
 
 @pytest.mark.parametrize("size", [2, *slow(3)])
-@pytest.mark.parametrize("lora", [False, True], ids=["all", "adapter"])
-@pytest.mark.parametrize("settings", [{}, {"num_directions": 2, "method": "aggzo"}], ids=["one", "two"])
+@sweep(lora=[False, True], settings=[{}, {"num_directions": 2, "method": "aggzo"}])
 def test_a_split_model_releases_the_same_integers_and_ends_at_the_same_bits(lora, settings, size, launched, tmp_path):
     one, several = tmp_path / "one", tmp_path / "several"
     end = alone(trained_and_saved, lora, settings, one)

@@ -125,7 +125,7 @@ def whole(ends, fixed_releases, make_trainer, tmp_path):
 
     def run(name="dpzero", *, lora=True) -> tuple[dict, bytes, tuple]:
         if (name, lora) not in ends:
-            trainer = make_trainer(name, lora=lora, where=tmp_path / "whole")
+            trainer = make_trainer(name, lora=lora, where=tmp_path / "whole", save_strategy="no")
             fixed_releases(trainer)
             log = (tmp_path / "whole" / LOG).read_bytes()
             ends[name, lora] = weights(trainer.model), log, trainer.budget.claimed_releases
@@ -162,7 +162,8 @@ def test_killed_run_ends_as_if_nothing_had_happened(
 ):
     """Schedule, stages, anchors, masks, moments: after a kill in step 5 all of them are what they were."""
     end, log, _ = whole(name, lora=lora)
-    resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, name, "inside the update", 5, lora=lora)
+    settings = {"lora": lora, "save_steps": 4}
+    resumed = killed_and_resumed(fixed_releases, make_trainer, monkeypatch, name, "inside the update", 5, **settings)
     assert_equal(end, weights(resumed.model))
     assert len(resumed.budget.ledger) == resumed.state.global_step == STEPS
     assert (folder / LOG).read_bytes() == log
@@ -322,7 +323,8 @@ def test_prompt_tuning_resumes_though_its_checkpoints_lack_its_encoder(make_args
         model = causal_lm()
         torch.manual_seed(len(list(folder.glob("*"))))  # Another initialization each time.
         config = PromptEncoderConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2, encoder_hidden_size=8)
-        args = make_args(output_dir=str(folder), save_strategy="steps", save_steps=1)
+        plan = {"max_steps": STEPS, "expected_batch_size": 4}
+        args = make_args(output_dir=str(folder), save_strategy="steps", save_steps=2, **plan)
         rows = labelled_rows(ROWS).remove_columns("labels")
         return ZOTrainer(
             model=get_peft_model(model, config),
@@ -341,7 +343,7 @@ def test_prompt_tuning_resumes_though_its_checkpoints_lack_its_encoder(make_args
             killed.train()
     resumed = make()
     resumed.train(resume_from_checkpoint=True)
-    assert len(resumed.budget.ledger) == 4
+    assert len(resumed.budget.ledger) == STEPS
 
 
 # ---- What may not be resumed ----
