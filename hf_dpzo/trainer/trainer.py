@@ -126,8 +126,8 @@ class ZOTrainer(CheckingTrainer):
             coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
             record = functools.partial(self._record_release, descent, step)  # On disk before any process learns of it.
             release = self.method.mechanism.release(coefficients, self._processes, record)
-        del inputs, batch, losses, coefficients  # What follows is post-processing.
-        descent.optimizer.receive(step=step, coefficients=release.coefficients)
+            del inputs, batch, losses, coefficients  # What follows is post-processing.
+            descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:

@@ -123,7 +123,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Enter `walk` for the body of a `with` statement, and remember where it leaves the parameters.
 
         That is theta, or the walk's last point. From the last point, `step()` does the way back and the update in one
-        sweep, which rounds once. If the body raises, the parameters go back to theta, up to rounding.
+        sweep, which rounds once. If the body raises, the parameters go back to theta, and count as in the middle of a
+        step: the log may hold that step by then.
 
         Args:
             walk: the walk, through the probe points of `step`.
@@ -138,10 +139,10 @@ class ZOOptimizer(torch.optim.Optimizer):
             self.settle()
             raise
         self._leave(walk, step)
+        self.is_midstep = not walk.is_exact
 
     def _leave(self, walk: Walk, step: int) -> None:
         self._displacement = None if walk.at == THETA else (step, walk.at)
-        self.is_midstep = self._displacement is not None or not walk.is_exact
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -316,6 +316,25 @@ def test_weights_that_a_step_was_stopped_in_the_middle_of_are_not_saved(make_tra
         trainer.save_model()
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_weights_without_a_step_that_the_log_holds_are_not_saved(make_trainer, on_hub, monkeypatch, lora):
+    """An adapter goes back exactly, but the log is one step ahead of it."""
+    trainer, receive = make_trainer(push_to_hub=False, lora=lora), ZOOptimizer.receive
+
+    def stopped(optimizer, *, step, coefficients):
+        if step == 1:
+            raise KeyboardInterrupt
+        receive(optimizer, step=step, coefficients=coefficients)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZOOptimizer, "receive", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    assert len(Trajectory.read(trainer.args.output_dir).records) == 2
+    with pytest.raises(ValueError, match="model: training was stopped in the middle of a step"):
+        trainer.save_model()
+
+
 def test_results_in_a_card_are_those_of_its_weights(make_trainer, on_hub):
     trainer = make_trainer(push_to_hub=False, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
