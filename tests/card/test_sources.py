@@ -46,13 +46,13 @@ def test_files_of_a_source_have_sizes_and_contents(make):
     ],
     ids=["large", "bytes", "cut", "deep", "nan", "long number"],
 )
-def test_what_can_not_be_read_gets_one_sentence(make, data, message):
+def test_unreadable_files_get_one_sentence(make, data, message):
     with pytest.raises(SourceError, match=message) as caught:
         make({"a.json": data}).read_json("a.json")
     assert len(str(caught.value)) < 250
 
 
-def test_a_file_that_is_not_there_is_told(make):
+def test_a_missing_file_is_reported(make):
     with pytest.raises(SourceError, match="b: there is no such file"):
         make({"a": b""}).fetch({"b": 1})
 

@@ -136,7 +136,7 @@ def test_wrong_values_get_one_sentence(folder, field, value):
         check_statement(said)
 
 
-def test_other_versions_are_told_from_this_one():
+def test_other_versions_are_distinguished_from_this_one():
     with pytest.raises(StatementError, match="schema=hf-dpzo/privacy@99: this version knows hf-dpzo/privacy@3"):
         check_statement({"schema": "hf-dpzo/privacy@99"})
 

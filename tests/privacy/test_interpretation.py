@@ -27,7 +27,7 @@ def test_detection_rate_of_one_gaussian_release_is_that_of_the_best_test(noise, 
     assert best <= stated <= best + max(2e-3, 0.02 * best)
 
 
-def test_detection_rate_of_wrong_noise_is_told_apart():
+def test_detection_rates_of_wrong_noise_are_rejected():
     best = stats.norm.cdf(stats.norm.ppf(0.01) + 1 / 1.25)
     for wrong in (2 / 3, 3 / 2):
         assert abs(detection_rate(gaussian(1.25 * wrong), delta=1e-5) - best) > 0.01

@@ -54,7 +54,7 @@ def trained_on_what_it_can_read(here: Here, where: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("where", ["embed_tokens", "norm", "layers.1"])
-def test_a_row_that_fails_in_one_process_counts_for_nothing_and_holds_up_nobody(where, pair, tmp_path):
+def test_a_row_that_fails_in_one_process_counts_for_nothing_and_blocks_no_process(where, pair, tmp_path):
     one = alone(trained_on_what_it_can_read, where, tmp_path / "one")
     assert pair.each(trained_on_what_it_can_read, where, tmp_path / "several") == [one] * 2
     assert alone(trained, tmp_path / "all") != one, "no row failed"
@@ -193,7 +193,7 @@ def trained_though_one_never_gathers(here: Here, folder: Path) -> None:
     run(lambda: split(whole_model()), folder)
 
 
-def test_a_process_that_can_not_join_in_ends(pair, tmp_path):
+def test_a_process_that_cannot_take_part_ends(pair, tmp_path):
     errors = [one.error for one in pair.ended(trained_though_one_never_gathers, tmp_path)]
     assert "OutOfSyncError: model: this process can not gather the weights that the others gather (OutOf" in errors[1]
     assert errors[0] is not None

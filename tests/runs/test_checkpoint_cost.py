@@ -210,7 +210,7 @@ def test_the_weights_of_a_checkpoint_are_hashed_once(make, hashed, kind):
         assert stated == marked and hashed.count(stated) >= 1
 
 
-def test_weights_that_move_after_a_checkpoint_are_hashed_anew(make):
+def test_weights_that_move_after_a_checkpoint_are_hashed_again(make):
     """Also where whoever moves them goes around all that counts changes of a tensor."""
 
     class Moves(TrainerCallback):

@@ -294,7 +294,7 @@ def test_several_processes_are_refused(make_trainer, monkeypatch):
         search(trainer)
 
 
-def test_a_model_that_can_not_be_made_anew_is_refused_as_stock_does(make_trainer):
+def test_a_model_that_cannot_be_rebuilt_is_refused_as_stock_does(make_trainer):
     trainer = make_trainer(parts={"model_init": None, "model": one_layer()})
     with pytest.raises(RuntimeError, match="model_init"):
         search(trainer)

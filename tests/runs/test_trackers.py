@@ -160,7 +160,7 @@ def test_a_tracker_keeps_only_what_was_released(tracker, train):
     assert set(kept.texts) <= {"args", "model_config"}
 
 
-def test_what_a_tracker_is_told_of_stock_training_would_be_seen(tracker, train):
+def test_what_stock_training_reports_to_a_tracker_would_be_seen(tracker, train):
     name, read = tracker
     train(name, private=False)
     unreleased = read().unreleased

@@ -168,7 +168,7 @@ def test_snapshot_holds_the_files_of_a_commit(pushed, tmp_path):
     assert not os.path.exists(os.path.join(snapshot_download(REPO), "logs"))
 
 
-def test_what_is_missing_is_told_apart(pushed):
+def test_kinds_of_missing_things_are_distinguished(pushed):
     with pytest.raises(EntryNotFoundError):
         hf_hub_download(REPO, "missing.json")
     with pytest.raises(RevisionNotFoundError):
@@ -302,7 +302,7 @@ huggingface_hub.upload_file(repo_id="tester/x", path_or_fileobj=b"1", path_in_re
         assert hub.commits(REPO)[-1].files["one"] == b"1"
 
 
-def test_the_client_reaches_nobody_else(hub):
+def test_the_client_reaches_no_other_server(hub):
     with pytest.raises(httpx.UnsupportedProtocol):
         HfApi(endpoint="http://127.0.0.1:1").model_info(REPO)
     assert hub.gaps == ["GET http://127.0.0.1:1/api/models/tester/x: not the hub"]

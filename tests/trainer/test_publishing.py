@@ -126,7 +126,7 @@ def test_what_was_pushed_loads_back_and_verifies(make_trainer, on_hub, lora):
     assert f"hf-dpzo verify {REPO}" in card.text
 
 
-def test_no_commit_holds_a_secret_or_what_nobody_needs(make_trainer, on_hub, tmp_path):
+def test_no_commit_holds_a_secret_or_a_superfluous_file(make_trainer, on_hub, tmp_path):
     folder = tmp_path / "private"
     folder.mkdir()
     for name in ("secrets.txt", "train_results.json", "runs/events", "_dpzo_private/key", "losses.json"):

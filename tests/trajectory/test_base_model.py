@@ -377,7 +377,7 @@ def test_prompts_that_no_log_may_ask_for_are_refused_by_name(changes, named, str
     assert named in said and said.endswith("make the adapter yourself, and call replay_onto.")
 
 
-def test_whole_modules_can_not_be_copied_without_end(stranger, honest):
+def test_whole_modules_cannot_be_copied_without_limit(stranger, honest):
     """PEFT takes the ends of names, and each copy holds copies."""
     names = ["model", "layers", "self_attn", "mlp", *"abcdefghijklmnopqrstuvwxyz0123456789"]
     refusal(lambda: rebuild_model(honest[0], stranger(adapter__config__modules_to_save=names)))

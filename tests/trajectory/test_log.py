@@ -44,7 +44,7 @@ def test_a_step_costs_this_many_bytes(directions, groups, size):
     )
 
 
-def test_void_steps_are_told_from_others(tmp_path):
+def test_void_steps_are_distinguished_from_others(tmp_path):
     writer = TrajectoryWriter.create(tmp_path / LOG_FILE, HEADER)
     writer.append(record(0, integers=(0, 0), void=True))
     writer.append(record(1, integers=(0, 0)))
@@ -121,7 +121,7 @@ def test_files_that_are_no_log_get_one_sentence(tmp_path, data):
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**9, True, 2.0, "2", None])
-def test_no_log_is_made_that_nobody_could_read(tmp_path, count):
+def test_no_unreadable_log_is_written(tmp_path, count):
     with pytest.raises(TrajectoryError, match=r"num_directions=.*: (type|minimum|maximum)"):
         TrajectoryWriter.create(tmp_path / LOG_FILE, {**HEADER, "num_directions": count})
     with pytest.raises(TrajectoryError, match=r"max_steps=10000000: a log of 64 MiB.* holds 10485\d\d of these steps"):

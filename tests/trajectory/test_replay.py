@@ -207,7 +207,7 @@ def test_every_adapter_that_a_log_may_ask_for_is_rebuilt(name, seeded, train, tm
     assert not same(rebuild_model(str(tmp_path / "base"), trainer.args.output_dir, at_step=0), trainer.model)
 
 
-def test_an_adapter_that_no_log_may_ask_for_is_made_by_whoever_replays(train, tmp_path):
+def test_an_adapter_that_no_log_may_ask_for_is_built_by_the_user_who_replays(train, tmp_path):
     def adapted():
         torch.manual_seed(0)
         return seeded_peft_model(classifier(), HRAConfig(task_type=TaskType.SEQ_CLS, target_modules=["q_proj"]), seed=7)

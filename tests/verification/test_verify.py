@@ -261,7 +261,7 @@ def test_a_swapped_base_model_is_named(either, base):
     assert "it was swapped, or changed" in failing(either, base.parent / "other")["base model"]
 
 
-def test_a_base_model_that_is_not_here_is_told(either, tmp_path):
+def test_a_missing_base_model_is_reported(either, tmp_path):
     found = {one.name: one for one in verify(either, base=str(tmp_path / "nowhere"))}
     assert found["base model"].holds is None and "weights" not in found
     found = {one.name: one for one in verify(either)}
@@ -526,7 +526,7 @@ def short(request, train) -> Path:
 
 
 @pytest.mark.parametrize(("scale", "holds"), [(1.0, True), (3 / 2, True), (2 / 3, False), (0.0, False)])
-def test_noise_of_less_than_the_claimed_scale_is_told_from_it(short, tmp_path, scale, holds):
+def test_noise_below_the_claimed_scale_is_detected(short, tmp_path, scale, holds):
     log = noisy_log(short, tmp_path / "log", scale)
     found = {one.name: one.holds for one in verify(log, weights=False)}
     assert (found["log"], found["noise"]) == (True, holds)
@@ -535,7 +535,7 @@ def test_noise_of_less_than_the_claimed_scale_is_told_from_it(short, tmp_path, s
 # ---- Cards written anew ----
 
 
-def test_card_written_anew_from_disk_is_the_same(copy_of_either, base, pictures):
+def test_a_card_rewritten_from_disk_is_the_same(copy_of_either, base, pictures):
     before = {name: (copy_of_either / name).read_bytes() for name in ("README.md", "privacy.json", "training.png")}
     assert main(["card", str(copy_of_either)]) == 0
     assert {name: (copy_of_either / name).read_bytes() for name in before} == before
