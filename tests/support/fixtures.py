@@ -2,11 +2,14 @@
 
 import gc
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from tqdm.std import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from hf_dpzo import ZOTrainingArguments
@@ -21,6 +24,16 @@ from support.runs import short_args
 
 # Tiny models gain nothing from threads, and two test runs at once would wait for each other's.
 torch.set_num_threads(1)
+
+
+def _own_progress_locks(kind: type[tqdm] = tqdm) -> None:
+    """Give a forked child its own locks, since a killed one would never release the one that tqdm shares."""
+    kind.set_lock(threading.RLock())
+    for inner in kind.__subclasses__():
+        _own_progress_locks(inner)
+
+
+os.register_at_fork(after_in_child=_own_progress_locks)
 
 
 def pytest_collection_finish() -> None:
