@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.isolation.probe import CoupledRowsError, Isolation, probe_isolation
+from hf_dpzo.isolation.probe import CoupledRowsError, Isolation, probe_isolation, refuse_written
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_probe_rows
-from hf_dpzo.models.fingerprints import fingerprint_frozen
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -71,7 +70,7 @@ def measure_isolation(
 
 def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = fingerprint_frozen(model, trained)
+    losses.state.restored = None
     try:
         with nonzero_parameters(trained):
             evaluate = partial(_evaluate, model, losses)
@@ -80,11 +79,7 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         if describe_reduced_precision(model) is None:
             raise
         raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
-    if fingerprint_frozen(model, trained) != before:
-        raise CoupledRowsError(
-            "isolation: evaluating a batch changed what is saved with the model, which would carry rows into it; keep "
-            "everything constant in evaluation mode."
-        )
+    refuse_written(losses.state.restored)
     refuse_changed_losses(model, loss_change)
     return Isolation(loss_change=loss_change)
 

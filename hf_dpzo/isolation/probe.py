@@ -7,7 +7,7 @@ would never be complete. So the probe measures, on public rows: a row's neighbou
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
+from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -84,38 +85,23 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
     if len(rows) < 2:
         raise ValueError(f"probe_rows={len(rows)}: a row needs neighbours; pass two at least, better seven.")
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
-    with _preserved_state(model) as buffers:
+    with preserved(model) as state:
         largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
             followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others)
             largest = max(largest, followed.measure_change())
-        changed = [name for name, (_, copied) in buffers.items() if not torch.equal(model.get_buffer(name), copied)]
-    if changed:
-        raise CoupledRowsError(
-            f"isolation: evaluating a batch changed the buffer {changed[0]}, which would carry rows into later batches "
-            "and into the saved weights; keep it constant in evaluation mode."
-        )
+        refuse_written(state.find_change())
     return Isolation(loss_change=largest)
 
 
-@contextmanager
-def _preserved_state(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Put the model into evaluation mode, yield its buffers with copies of them, and restore all of it afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
-    model.eval()
-    try:
-        yield buffers
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, (buffer, copied) in buffers.items():
-            if not torch.equal(buffer, copied):
-                buffer.copy_(copied)
-            owner, _, own_name = name.rpartition(".")
-            # A forward pass may have replaced the buffer by another tensor.
-            setattr(model.get_submodule(owner), own_name, buffer)
+def refuse_written(name: str | None) -> None:
+    """Raise `CoupledRowsError` if evaluating public rows changed what the model holds under `name`."""
+    if name is not None:
+        raise CoupledRowsError(
+            f"isolation: evaluating a batch changed {name}, which would carry rows into later batches and into what is "
+            "saved; keep it constant in evaluation mode."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.trajectory.run_log import RunLog
 
 from support.models import causal_lm, classifier, with_lora
 from support.rows import labelled_rows
@@ -184,11 +185,11 @@ class Counting(torch.nn.Module):
 def test_models_that_count_what_they_see_are_refused(make_trainer):
     model = classifier()
     model.score = Counting(model.score)
-    with pytest.raises(CoupledRowsError, match="evaluating a batch changed what is saved with the model"):
+    with pytest.raises(CoupledRowsError, match="evaluating a batch changed score.seen"):
         make_trainer(model).train()
 
 
-def test_every_public_shape_is_probed(make_trainer):
+def test_every_public_shape_is_probed(make_trainer, monkeypatch):
     shapes = set()
 
     def loss(model, inputs):
@@ -196,8 +197,10 @@ def test_every_public_shape_is_probed(make_trainer):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
-    trainer = make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12])
-    trainer.get_train_dataloader()
+    monkeypatch.setattr(SealedRows, "__getitems__", lambda rows, drawn: pytest.fail("private rows are read"))
+    monkeypatch.setattr(RunLog, "open", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12]).train()
     assert shapes == {(4, 5), (4, 12)}
 
 
