@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_dpzo.data.sealed import GlobalRandomnessError
+from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
@@ -48,7 +49,8 @@ class Isolation:
     """The result of the probe.
 
     Args:
-        loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
+        loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss;
+            at least what rounding may do to it where what is computed depends on the neighbours' values.
 
     >>> Isolation(loss_change=0.0).is_bitwise
     True
@@ -58,7 +60,7 @@ class Isolation:
 
     @property
     def is_bitwise(self) -> bool:
-        """Whether no loss moved in any bit."""
+        """Whether no loss moved in any bit, and none can."""
         return self.loss_change == 0
 
 
@@ -66,9 +68,10 @@ class Isolation:
 def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn, each in ten calls of `evaluate`. The other rows
-    are replaced, permuted, lengthened, shortened, removed, added to, made NaN and made copies of the row, and one batch
-    is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards its modes and buffers are as they were.
+    The first row, the shortest and the longest are followed in turn, each in at least ten calls of `evaluate`. The
+    other rows are replaced, permuted, lengthened, shortened, removed, added to, made NaN, made copies of the row and
+    repetitions of one token, and one batch is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards
+    its tensors, modes and configurations are as they were.
 
     Args:
         model: the model that `evaluate` calls, with or without an adapter.
@@ -89,7 +92,8 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
         largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others)
+            repeated = tuple(repeat_tokens(rows[index], others)) if index == 0 else ()
+            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, followed.measure_change())
         refuse_written(state.find_change())
     return Isolation(loss_change=largest)
@@ -100,7 +104,7 @@ def refuse_written(name: str | None) -> None:
     if name is not None:
         raise CoupledRowsError(
             f"isolation: evaluating a batch changed {name}, which would carry rows into later batches and into what is "
-            "saved; keep it constant in evaluation mode."
+            "saved; keep it constant in evaluation mode, such as by rescale_every=0 for RWKV."
         )
 
 
@@ -158,10 +162,20 @@ class _FollowedRow:
     evaluate: Evaluate
     row: Row
     others: list[Row]
+    repeated: tuple[Row, ...]
 
     def measure_change(self) -> float:
         """Return the largest change of the row's loss; raise `CoupledRowsError` if it is more than rounding."""
         base, *variations = _build_variations(self.row, self.others)
+        copies = len(base.rows) - 1
+        variations += [
+            _Variation(
+                action="repeating one token in the other rows",
+                rows=[self.row, *[repeated] * copies],
+                remedy=REMEDY_SEPARATE,
+            )
+            for repeated in self.repeated
+        ]
         expected = self._losses(base).item()
         largest = 0.0
         if not math.isfinite(expected):

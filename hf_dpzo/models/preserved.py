@@ -20,7 +20,7 @@ MAX_WHOLE_COPY_BYTES = 1 << 26
 
 @contextmanager
 def preserved(model: torch.nn.Module) -> Iterator[ModelState]:
-    """Put `model` into evaluation mode inside the context, and leave it as it was: its tensors, modes and configurations.
+    """Put `model` into evaluation mode inside the context, and leave its tensors and configurations as they were.
 
     Yields its state, which tells at the end of the context what was changed. A small model is copied as a whole. Of a
     large one only what is written into is copied, just before. That sees all writes that torch carries out itself.

@@ -185,7 +185,7 @@ class Counting(torch.nn.Module):
 def test_models_that_count_what_they_see_are_refused(make_trainer):
     model = classifier()
     model.score = Counting(model.score)
-    with pytest.raises(CoupledRowsError, match="evaluating a batch changed score.seen"):
+    with pytest.raises(CoupledRowsError, match=r"evaluating a batch changed score\.seen"):
         make_trainer(model).train()
 
 
@@ -201,7 +201,7 @@ def test_every_public_shape_is_probed(make_trainer, monkeypatch):
     monkeypatch.setattr(RunLog, "open", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12]).train()
-    assert shapes == {(4, 5), (4, 12)}
+    assert {shape for shape in shapes if shape[0] > 1} == {(4, 5), (4, 12)}
 
 
 def test_a_bound_that_is_not_negligible_is_refused(make_trainer):
@@ -245,7 +245,7 @@ def test_rows_from_a_tokenizer_are_accepted(make_trainer, tokenizer):
 
     parts = {"train_dataset": Tokenized(), "per_example_loss": loss}
     make_trainer(classifier(), parts=parts, padded_lengths=[8, 16]).train()
-    assert shapes <= {(4, 8), (4, 16)}
+    assert {shape for shape in shapes if shape[0] > 1} <= {(4, 8), (4, 16)}
 
 
 def test_a_column_that_cannot_be_made_up_is_refused_with_a_remedy(make_trainer):
