@@ -80,10 +80,12 @@ class ResumableTrainer(RedactingTrainer):
 
     def _close_log(self) -> None:
         """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
-        if self._log.was_opened:
-            self.budget.close()
-            self._build_descent().optimizer.finish()
-        self._log.close()
+        try:
+            if self._log.was_opened:
+                self.budget.close()
+                self._build_descent().optimizer.finish()
+        finally:
+            self._log.close()
 
     def _init_training_state(
         self,
