@@ -17,7 +17,7 @@ from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.fingerprints import fingerprint_values
-from hf_dpzo.models.seal import Seal
+from hf_dpzo.models.seal import BrokenSealError, Seal
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
@@ -139,14 +139,18 @@ class ResumableTrainer(RedactingTrainer):
     def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
         """Seal what is trained, for as long as no step moves it."""
         self._seal = Seal(optimizer.parameters)
-        self._seal.apply()
-        optimizer.register_step_pre_hook(lambda *_: self._seal.check())
+        optimizer.register_step_pre_hook(lambda *_: self._seal.is_broken() and None)
         optimizer.register_step_post_hook(lambda *_: self._seal.apply())
+
+    def _refuse_broken_seal(self) -> None:
+        """Raise `BrokenSealError` in all processes if something other than a step has moved what one of them trains."""
+        if self._processes.all_reduce_max(float(self._seal.is_broken())):
+            raise BrokenSealError
 
     @contextmanager
     def _sealed_apart_from_steps(self) -> Iterator[None]:
         """Move what is trained inside the context; raise `BrokenSealError` if it was moved since the last step."""
-        self._seal.check()
+        self._refuse_broken_seal()
         try:
             yield
         finally:
