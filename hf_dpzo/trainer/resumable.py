@@ -139,7 +139,11 @@ class ResumableTrainer(RedactingTrainer):
     def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
         """Seal what is trained, for as long as no step moves it."""
         self._seal = Seal(optimizer.parameters)
-        optimizer.register_step_pre_hook(lambda *_: self._seal.is_broken() and None)
+
+        def look(*_: Any) -> None:
+            self._seal.is_broken()  # It remembers what it finds, and all processes are told before the next step.
+
+        optimizer.register_step_pre_hook(look)
         optimizer.register_step_post_hook(lambda *_: self._seal.apply())
 
     def _refuse_broken_seal(self) -> None:
