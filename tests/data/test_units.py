@@ -1,7 +1,9 @@
 """All rows of a user are one unit: they are drawn together, and move a release by at most one clip norm together."""
 
+import itertools
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers import DataCollatorWithPadding
 from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.data.units import Units, average_by_unit
-from hf_dpzo.privacy.clipping import SENSITIVITY
+from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
 
 from support.models import one_layer
 from support.rows import labelled_rows
@@ -83,6 +85,39 @@ def test_a_unit_is_the_mean_of_its_own_rows():
     differences = torch.tensor([[1.0, 2.0], [3.0, math.nan], [5.0, math.inf]], dtype=torch.float64)
     assert average_by_unit(differences, [0, 0, 1], 2).tolist() == [[2.0, 1.0], [5.0, 0.0]]
     assert average_by_unit(torch.zeros(0, 2, dtype=torch.float64), [], 0).shape == (0, 2)
+
+
+def draw_coefficients(random, *shape):
+    """Values as differences of float32 losses are, of all sizes, so that each order of adding them rounds otherwise."""
+    return random.normal(size=shape).astype(np.float32).astype(np.float64) * 10.0 ** random.integers(-9, 9, shape)
+
+
+def test_a_users_mean_does_not_depend_on_other_users_to_the_last_bit():
+    random = np.random.default_rng(0)
+    own = draw_coefficients(random, 500, 7, 3)  # Of 500 users with seven rows each.
+    rounded = 0
+    for rows in own:
+        alone = average_by_unit(torch.from_numpy(rows), [0] * 7, 1)
+        others = draw_coefficients(random, 6, 3)
+        mixed, places = np.concatenate([rows, others]), random.permutation(13)
+        units = np.array([0] * 7 + [1, 1, 2, 3, 3, 3])[places]
+        beside = average_by_unit(torch.from_numpy(mixed[places]), units.tolist(), 4)
+        assert torch.equal(beside[0], alone[0])
+        assert np.array_equal(clip_to_lattice(beside, 1e3)[0], clip_to_lattice(alone, 1e3)[0])
+        rounded += not np.array_equal(np.add.reduce(mixed[places][units == 0]), np.add.reduce(rows))
+    assert rounded > 100  # A sum that is rounded after each row would have failed.
+
+
+@pytest.mark.parametrize(
+    "values", [[1e308, 1e308, -1e308], [math.nan, 1e-320, 1e16, 1.0, -1e16], [1.0, 2.0**-60, -1.0]]
+)
+def test_a_mean_is_that_of_the_exact_sum_in_every_order(values):
+    means = {
+        average_by_unit(torch.tensor(order, dtype=torch.float64)[:, None], [0] * len(order), 1).item()
+        for order in itertools.permutations(values)
+    }
+    exact = sum(Fraction(value) for value in values if math.isfinite(value)) / len(values)
+    assert means == {float(exact)}
 
 
 @pytest.fixture
