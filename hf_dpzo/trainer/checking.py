@@ -6,8 +6,14 @@ from typing import Any
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
 from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows
+from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
-from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
+from hf_dpzo.isolation.bound import (
+    count_reached_rows,
+    describe_isolation,
+    isolation_bound,
+    refuse_weak_isolation,
+)
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.synthetic_rows import infer_columns
@@ -81,7 +87,7 @@ class CheckingTrainer(SearchingTrainer):
         rows = self._build_public_batches(losses, dataset)
         isolation = measure_isolation(self.model, losses, rows, points_per_pass=self._points_per_pass)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
-        refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, isolation.loss_change))
+        refuse_weak_isolation(self._bound_isolation(isolation))
         return isolation
 
     def _build_public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
@@ -99,11 +105,24 @@ class CheckingTrainer(SearchingTrainer):
     def _environment(self) -> dict[str, Any]:
         """The isolation of the run's rows, and the versions of its libraries."""
         measured = self._isolation
-        bound = None
-        if measured is not None:
-            bound = isolation_bound(self.method, self.budget.planned_steps, measured.loss_change)
+        bound = None if measured is None else self._bound_isolation(measured)
         isolation = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
         return {"isolation": isolation, "versions": collect_versions()}
+
+    def _bound_isolation(self, measured: Isolation) -> float:
+        """Return how far one unit more or less moves the parts of all others together at most, in clip norms."""
+        reached_rows = count_reached_rows(
+            micro_batch_size=self._train_batch_size,
+            fixed_shapes=self._has_fixed_shapes,
+            batch_capacity=self._batch_capacity,
+            rows_per_unit=self._units.max_rows_per_unit,
+        )
+        return isolation_bound(self.method, self.budget.planned_steps, measured.loss_change, reached_rows=reached_rows)
+
+    @property
+    def _batch_capacity(self) -> int:
+        """The number of rows that a batch has room for, a public number that no batch exceeds in practice."""
+        return batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
 
     @property
     def _has_fixed_shapes(self) -> bool:

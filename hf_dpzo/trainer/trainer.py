@@ -18,7 +18,7 @@ from hf_dpzo.auditing.audit import Audit, audit_or_raise
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import SealedRows, batch_capacity, build_batch_sampler
+from hf_dpzo.data.sampling import SealedRows, build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
@@ -135,8 +135,7 @@ class ZOTrainer(CheckingTrainer):
         self._refuse_model()  # Again, because `model_init` may have created a new one since.
         stock = super().get_train_dataloader()
         self._refuse_rows(stock.dataset)
-        capacity = batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
-        capacity = capacity if self.args.parallel == "points" else None
+        capacity = self._batch_capacity if self.args.parallel == "points" else None
         collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
