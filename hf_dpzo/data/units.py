@@ -22,7 +22,7 @@ class Units:
     """The units of privacy of a data set: which rows are protected together.
 
     Args:
-        num_rows: the number of rows in the data set.
+        num_rows: the number of rows in the data set. SENSITIVE if each row is not a unit of its own.
         members: the row numbers of each unit; `None` if each row is a unit of its own.
         max_rows_per_unit: the largest number of a unit's rows that a batch may hold.
 
@@ -37,6 +37,14 @@ class Units:
 
     def __len__(self) -> int:
         return self.num_rows if self.members is None else len(self.members)
+
+    @property
+    def public_facts(self) -> dict[str, int | None]:
+        """The numbers that may be published: that of the units, and that of the rows only where rows are the units.
+
+        The number of rows of all users together tells how many rows one user has, to whoever knows the others.
+        """
+        return {"units": len(self), "rows": self.num_rows if self.members is None else None}
 
     @classmethod
     def from_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:

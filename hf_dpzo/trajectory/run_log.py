@@ -1,6 +1,7 @@
 """The log of one run, as the trainer uses it: created, or found and caught up with; then appended to, and closed."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,7 @@ class RunLog:
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
-        # A run may be resumed on another machine, or with other versions. The log keeps those that it began with.
-        different = compare_json(self.existing.header, header | {"made_with": self.existing.header["made_with"]})
+        different = compare_json(self.existing.header, _take_over(header, self.existing.header))
         if different:
             raise TrajectoryError(
                 f"resume_from_checkpoint: the log in {self._folder} is of another run: {'; '.join(different[:3])}; set "
@@ -251,6 +251,18 @@ class RunLog:
                 f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
             )
         return Path(resume)
+
+
+def _take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `header` with what the log keeps from its beginning, whatever it is where the run goes on.
+
+    A run may be resumed on another machine, or with other versions. The logs of earlier versions have the number of
+    rows also where users are the units.
+    """
+    rows = header["rows"]
+    if rows["privacy_unit_column"] is not None:
+        rows = rows | {"rows": begun["rows"]["rows"]}
+    return header | {"made_with": begun["made_with"], "rows": rows}
 
 
 def _advance_schedule(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:

@@ -16,6 +16,7 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.data.units import Units, average_by_unit
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
 
 from support.models import one_layer
 from support.rows import labelled_rows
@@ -161,12 +162,31 @@ def test_card_says_that_users_are_protected(make_trainer):
         "all rows of one user (column user), of which a batch holds at most 3, as one clipped mean"
     )
     assert stated["claim"]["groups"] == []
-    assert (stated["sampling"]["num_units"], stated["sampling"]["num_rows"]) == (4, 8)
+    assert (stated["sampling"]["num_units"], stated["sampling"]["num_rows"]) == (4, None)
     text = (Path(trainer.args.output_dir) / "README.md").read_text()
     assert "adding or removing all rows of one user" in text
     assert "2 of 4 users expected in a batch" in text
     assert "the number of training users, which is treated as public" in text
     assert "one row" not in text
+
+
+def test_a_log_of_users_holds_no_number_of_rows_and_one_of_earlier_versions_goes_on(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    log = Trajectory.read(folder)
+    assert log.header["rows"]["units"] == 4
+    assert log.header["rows"]["rows"] is None
+    earlier = {**log.header, "rows": {**log.header["rows"], "rows": 8}}
+    writer = TrajectoryWriter.create(folder / LOG_FILE, earlier)
+    for record in log.records[:2]:
+        writer.append(record)
+    writer.close()
+    trainer = make_trainer(output_dir=str(folder))
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert json.loads((folder / "privacy.json").read_text())["sampling"]["num_rows"] == 8
+    assert len(Trajectory.read(folder).records) == 4
 
 
 def test_the_column_of_users_does_not_reach_the_collator(make_trainer):
