@@ -80,11 +80,11 @@ def test_a_row_is_placed_by_what_it_holds_and_a_key_of_its_own_alone():
 
 
 def test_keys_are_fresh_in_each_batch():
-    sampler = PoissonBatchSampler(units=Units(num_rows=50), sampling_rate=1.0)
+    sampler = PoissonBatchSampler(units=Units(num_rows=400), sampling_rate=1.0)
     first, second = ([row.key for row in next(iter(sampler))] for _ in range(2))
-    assert len({*first, *second}) == 100
+    assert len({*first, *second}) == 800
     assert all(0 <= key < 2**KEY_BITS for key in first)
-    assert 15 < sum(key >> KEY_BITS - 1 for key in first) < 35
+    assert 140 < sum(key >> KEY_BITS - 1 for key in first) < 260  # Six standard deviations.
 
 
 class Noisy:
