@@ -3,6 +3,9 @@
 A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, stages and ledger follow from the log.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.seal import Seal
+from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trainer.checks import mark_as_trained
@@ -21,6 +26,7 @@ from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
 from hf_dpzo.trajectory.run_log import RunLog
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 class ResumableTrainer(RedactingTrainer):
@@ -34,6 +40,9 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
+    # What the model held when the run began, and the seal on what is trained.
+    _state: ModelState
+    _seal: Seal
     # The fingerprint of the weights while a checkpoint of them is being saved, and `None` otherwise.
     _at_checkpoint: str | None = None
 
@@ -102,6 +111,8 @@ class ResumableTrainer(RedactingTrainer):
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.
         whole = (parameter for parameter in descent.optimizer.parameters() if not is_sharded([parameter]))
         self._processes.broadcast_tensors_(whole)
+        self._state = ModelState(self.model, moving=descent.optimizer.parameters())
+        self._inspect(prepared[0])
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -116,7 +127,28 @@ class ResumableTrainer(RedactingTrainer):
         mark_as_trained(unwrap_model(self.model))
         if self._log.existing is not None:
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
+        self._seal_parameters(descent.optimizer)
         return prepared
+
+    @abstractmethod
+    def _inspect(self, model: torch.nn.Module) -> None:
+        """Raise `ValueError` for `model`, as it is prepared for training, if it does not keep rows apart."""
+
+    def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
+        """Seal what is trained, for as long as no step moves it."""
+        self._seal = Seal(optimizer.parameters)
+        self._seal.apply()
+        optimizer.register_step_pre_hook(lambda *_: self._seal.check())
+        optimizer.register_step_post_hook(lambda *_: self._seal.apply())
+
+    @contextmanager
+    def _sealed_apart_from_steps(self) -> Iterator[None]:
+        """Move what is trained inside the context; raise `ModelChangedError` if it was moved since the last step."""
+        self._seal.check()
+        try:
+            yield
+        finally:
+            self._seal.apply()
 
     @property
     def _starts_from_initial(self) -> bool:
