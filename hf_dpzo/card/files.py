@@ -1,11 +1,19 @@
 """The names of the files that are published."""
 
+import re
 from pathlib import Path
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from hf_dpzo.trajectory.initial import INITIAL_FILE
+from hf_dpzo.trajectory.log import LOG_FILE
 
 
 CARD_FILE, STATEMENT_FILE = "README.md", "privacy.json"
+
+
+# What is read of a run's folder to publish it, or to write its card anew.
+READ_FILES = (LOG_FILE, INITIAL_FILE, STATEMENT_FILE, CARD_FILE)
 
 
 # The suffixes of saved models, tokenizers and cards. No pickle has one, nor the state of a generator or a Trainer.
@@ -21,9 +29,18 @@ def is_public_file(path: Path) -> bool:
     return path.is_file() and path.suffix in PUBLIC_SUFFIXES
 
 
-CONFIG_FILES = ("config.json", "adapter_config.json")
+MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE = CONFIG_FILES = ("config.json", "adapter_config.json")
 
 
 def is_weights_file(name: str) -> bool:
     """Return whether a file of that name holds weights."""
     return name.endswith(".safetensors") and "/" not in name and name != INITIAL_FILE
+
+
+def is_checkpoint(folder: str) -> bool:
+    """Return whether the Trainer gives checkpoints names like `folder`, or it is a folder in one.
+
+    >>> is_checkpoint("checkpoint-10"), is_checkpoint("other")
+    (True, False)
+    """
+    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+(/.*)?", folder) is not None

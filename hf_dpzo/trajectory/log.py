@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import filelock
 
-from hf_dpzo.io.files import write_atomically
+from hf_dpzo.io.files import open_plain, refuse_links, write_atomically
 from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError, parse_header
 from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Records
 
@@ -126,7 +126,8 @@ class TrajectoryWriter:
         self._layout = log.layout
         self.steps = len(log.records)
         self._checksum = log.checksum_after(self.steps)
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open as long as the run lasts.
+        # It stays open as long as the run lasts.
+        self._file = open(open_plain(path, writable=True), "r+b", buffering=0)  # noqa: SIM115
         # The next record overwrites any torn bytes, since it is longer than they are.
         self._file.seek(-log.torn_bytes, os.SEEK_END)
 
@@ -196,9 +197,12 @@ def acquire_lock(path: Path) -> filelock.BaseFileLock:
     Take the lock before the log is read or created.
 
     Raises:
+        LinkError: the log, or its lock, is a link.
         TrajectoryError: another process holds the lock.
     """
-    lock = filelock.FileLock(f"{path}.lock")
+    lock_path = path.with_name(f"{path.name}.lock")
+    refuse_links(path, lock_path)  # The lock would be made, and emptied, where the link leads.
+    lock = filelock.FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

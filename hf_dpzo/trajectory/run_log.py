@@ -9,6 +9,7 @@ import filelock
 import torch
 
 from hf_dpzo.distributed.processes import SINGLE_PROCESS, Processes
+from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.step.descent import Descent
@@ -30,6 +31,7 @@ class RunLog:
         processes: the run's processes. The first one writes. All of them read their start from the same folder.
 
     Raises:
+        LinkError: what the run would write is a link.
         TrajectoryError: there is no run to resume, or a new run would overwrite one.
         OSError: the folder cannot be written to.
     """
@@ -132,6 +134,7 @@ class RunLog:
     def _acquire_lock(self) -> filelock.BaseFileLock:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            refuse_links_in(self._folder)
             return acquire_lock(self._folder / LOG_FILE)
         except OSError as error:
             raise self._build_write_error(error) from error
