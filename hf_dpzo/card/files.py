@@ -7,21 +7,23 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
+from hf_dpzo.trajectory.parts import PARTS_FILE
 
 
 CARD_FILE, STATEMENT_FILE = "README.md", "privacy.json"
 
 
 # What is read of a run's folder to publish it, or to write its card anew.
-READ_FILES = (LOG_FILE, INITIAL_FILE, STATEMENT_FILE, CARD_FILE)
+READ_FILES = (LOG_FILE, INITIAL_FILE, PARTS_FILE, STATEMENT_FILE, CARD_FILE)
 
 
 # The suffixes of saved models, tokenizers and cards. No pickle has one, nor the state of a generator or a Trainer.
 PUBLIC_SUFFIXES = {".jinja", ".json", ".md", ".model", ".png", ".safetensors", ".txt", ".zo"}
 
 
-# The files of an earlier model: transformers would load them instead of the new ones, or beside them.
-STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json")
+# The files of an earlier model: transformers would load them instead of the new ones, or beside them, and the parts of
+# another run are none of this one's.
+STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json", PARTS_FILE)
 
 
 def is_public_file(path: Path) -> bool:

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights_file
 from hf_dpzo.card.front_matter import CardError, list_tags, parse_card, select_metadata
+from hf_dpzo.card.parts import describe_parts
 from hf_dpzo.card.schema import check_statement
 from hf_dpzo.card.statement import build_statement
 from hf_dpzo.io.files import read_plain, replace_all
@@ -99,6 +100,7 @@ def render_card(
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
         picture_alt=PICTURE_ALT_TEXT if statement["evaluation"]["history"] else "epsilon over the steps",
         percent=format_percent,
+        parts=describe_parts(sanitize_text(statement.get("parts", []))),
     )
     return ModelCard(text)
 

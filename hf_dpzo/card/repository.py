@@ -17,6 +17,7 @@ from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, MAX_LOG_BYTES, Trajectory
+from hf_dpzo.trajectory.parts import MAX_PARTS_BYTES, PARTS_FILE
 from hf_dpzo.trajectory.replay import (
     build_initial_model,
     locate_base_model,
@@ -75,7 +76,7 @@ def from_trajectory(name: str | Path, *, base: str | None = None, revision: str 
 
 
 def fetch_log(source: Source) -> Path:
-    """Fetch the log and its initial values, and return the folder that holds them.
+    """Fetch the log, its initial values and its parts, and return the folder that holds them.
 
     Raises:
         SourceError: there is no log, or one of the files is too large.
@@ -83,6 +84,8 @@ def fetch_log(source: Source) -> Path:
     limits = {LOG_FILE: MAX_LOG_BYTES}
     if INITIAL_FILE in source.sizes:
         limits[INITIAL_FILE] = MAX_INITIAL_BYTES
+    if PARTS_FILE in source.sizes:
+        limits[PARTS_FILE] = MAX_PARTS_BYTES
     return source.fetch(limits)
 
 

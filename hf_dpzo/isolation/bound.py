@@ -1,7 +1,7 @@
 """How far rows may move each other's part in a release, in clip norms, and the limit of what is accepted."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,10 @@ def describe_isolation(isolation: Isolation | None, *, fixed_shapes: bool, bound
     return {"status": "bounded", "bound_in_clip_norms": float(f"{bound:.2g}")}
 
 
-def worse_isolation(first: Mapping[str, Any], second: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the weaker of two descriptions, which holds for a run that consists of both parts."""
+def worst_isolation(parts: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the weakest of some descriptions, which holds for a run that consists of all these parts."""
     order = ("bitwise", "bounded", "not measured")
-    return max(first, second, key=lambda part: (order.index(part["status"]), part["bound_in_clip_norms"] or 0.0))
+    return max(parts, key=lambda part: (order.index(part["status"]), part["bound_in_clip_norms"] or 0.0))
 
 
 def isolation_bound(method: Method, planned_steps: int, loss_change: float, *, reached_rows: int) -> float:

@@ -44,7 +44,7 @@ from hf_dpzo.trainer.checks import (
     refuse_trained_model,
 )
 from hf_dpzo.trainer.searching import SearchingTrainer
-from hf_dpzo.trajectory.run import is_stateful
+from hf_dpzo.trajectory.run import describe_device, is_stateful
 
 
 class CheckingTrainer(SearchingTrainer):
@@ -157,11 +157,16 @@ class CheckingTrainer(SearchingTrainer):
 
     @property
     def _environment(self) -> dict[str, Any]:
-        """The isolation of the run's rows, and the versions of its libraries."""
+        """What holds for this part of the run, and may be otherwise where it goes on."""
         measured = self._isolation
         bound = None if measured is None else self._bound_isolation(measured)
         isolation = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
-        return {"isolation": isolation, "versions": collect_versions()}
+        return {
+            "isolation": isolation,
+            "versions": collect_versions(),
+            "device": describe_device(self.args.device),
+            "processes": self._processes.size,
+        }
 
     def _bound_isolation(self, measured: Isolation) -> float:
         """Return how far one unit more or less moves the parts of all others together at most, in clip norms."""

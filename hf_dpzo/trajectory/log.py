@@ -48,12 +48,14 @@ class Trajectory:
         header_checksum: the checksum of the header, 16 bytes.
         torn_bytes: the number of bytes after the last whole record. They belong to a step whose release an attacker may
             have seen.
+        part_starts: the steps with which a part of the run in another environment begins.
     """
 
     header: Mapping[str, Any]
     records: Records
     header_checksum: bytes
     torn_bytes: int
+    part_starts: tuple[int, ...] = ()
 
     @property
     def layout(self) -> RecordLayout:
@@ -94,6 +96,7 @@ class Trajectory:
         if not (len(data) - start) // layout.record_size <= steps <= most:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
         count = 0
+        part_starts = []
         previous_checksum = checksum
         for begin in range(start, len(data) - layout.record_size + 1, layout.record_size):
             piece = data[begin : begin + layout.record_size]
@@ -106,11 +109,19 @@ class Trajectory:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
             if record.void and any(record.integers):
                 raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
+            if record.begins_part:
+                part_starts.append(count)
             count += 1
             previous_checksum = piece[-CHECKSUM_BYTES:]
         end = start + count * layout.record_size
         records = Records(layout=layout, data=data[start:end])
-        return cls(header=header, records=records, header_checksum=checksum, torn_bytes=len(data) - end)
+        return cls(
+            header=header,
+            records=records,
+            header_checksum=checksum,
+            torn_bytes=len(data) - end,
+            part_starts=tuple(part_starts),
+        )
 
 
 class TrajectoryWriter:

@@ -152,7 +152,8 @@ def build_header(
         rows: public facts about the training data: the number of units of privacy, and how they are drawn and
             evaluated.
         initial: the fingerprint of the initial values; `None` if it is no longer known.
-        environment: the probe's isolation and the versions, which may differ when the run is resumed elsewhere.
+        environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
+            may differ when the run is resumed elsewhere.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}

@@ -17,6 +17,7 @@ from hf_dpzo.trajectory.checkpoints import CheckpointMark, check_checkpoint, fin
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.parts import PARTS_FILE, Part, is_covered, read_later_parts, write_later_parts
 from hf_dpzo.trajectory.records import Record
 from hf_dpzo.trajectory.replay import check_device, replay_records
 
@@ -49,6 +50,9 @@ class RunLog:
         self.was_opened = False
         self.existing: Trajectory | None
         self.checkpoint: Path | None
+        # What holds for this part of the run, and the parts on disk, which the first process alone knows.
+        self._environment: dict[str, Any] | None = None
+        self._parts: tuple[Part, ...] = ()
         self.existing, self.checkpoint = processes.run_on_first(lambda: self._lock_and_find(resume))
         # The number of steps on disk, or about to be: other processes do not wait until the first one has written.
         self.num_written = 0 if self.existing is None else len(self.existing.records)
@@ -71,6 +75,7 @@ class RunLog:
                     "start one."
                 )
             log = Trajectory.read(folder)
+            self._parts = read_later_parts(folder, log)
             return log, self._choose_checkpoint(resume, log)
         if (folder / LOG_FILE).exists():
             raise TrajectoryError(
@@ -101,6 +106,7 @@ class RunLog:
         self._refuse_differing_processes(header)
         path = self._folder / LOG_FILE
         self.header = header if self.existing is None else dict(self.existing.header)
+        self._environment = header["made_with"]
         if self.existing is None:
             initial = collect_initial_values(model)
             self._processes.run_on_first(lambda: self._create(path, header, initial))
@@ -147,6 +153,7 @@ class RunLog:
 
     def _create(self, path: Path, header: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
         try:
+            (self._folder / PARTS_FILE).unlink(missing_ok=True)  # Of another run, whose log was deleted.
             save_initial_values(initial, self._folder)
             self._writer = TrajectoryWriter.create(path, header)
         except OSError as error:
@@ -189,7 +196,23 @@ class RunLog:
 
     def append(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Write what `step` released to disk, with everything that its update uses. Call this before the update."""
+        self._begin_part(step)
         self._write(self._build_record(descent, step, integers))
+
+    def _begin_part(self, step: int) -> None:
+        """Before the first release of this part of the run, put its environment on disk if it is another one."""
+        environment, self._environment = self._environment, None
+        if environment is None or not self._processes.is_first:
+            return
+        # No release came from a part that was to begin here, or it would be in the log, or torn.
+        before = tuple(part for part in self._parts if part.first_step < step)
+        last = before[-1].environment if before else self.header["made_with"]
+        is_new = not is_covered(environment, last)
+        self._parts = (*before, Part(first_step=step, environment=environment)) if is_new else before
+        if self._parts:
+            write_later_parts(self._folder, self._parts)
+        else:
+            (self._folder / PARTS_FILE).unlink(missing_ok=True)
 
     def _write(self, record: Record) -> None:
         if self._processes.is_first:
@@ -225,6 +248,7 @@ class RunLog:
             smoothing=descent.begin(step).smoothing,
             mask_fingerprint=descent.mask_fingerprint,
             void=void,
+            begins_part=any(part.first_step == step for part in self._parts),
         )
 
     def _check_weights(self, descent: Descent) -> int:

@@ -15,10 +15,11 @@ from hf_dpzo.card.sources import Source, SourceError
 from hf_dpzo.io.files import is_scratch_file
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
+from hf_dpzo.trajectory.parts import PARTS_FILE
 from hf_dpzo.verification.finding import Finding
 
 
-CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIG_FILES}
+CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, PARTS_FILE, *CONFIG_FILES}
 
 
 # Files of a run's own folder and of the Hub. Nothing is loaded from them.

@@ -29,6 +29,7 @@ from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.privacy.queries import LaplaceQuery
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.parts import list_parts
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.published import check_other_files
@@ -81,6 +82,7 @@ def _run_checks(source: Source, base: str | None, weights: bool) -> Iterator[Fin
             folder = fetch_log(source)
             log = Trajectory.read(folder)
             run = LoggedRun.from_log(log)
+            list_parts(folder, log)
     except TrajectoryError as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return
@@ -149,12 +151,13 @@ def _check_noise(log: Trajectory, run: LoggedRun) -> Finding:
 
 def _compare_statement(statement: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Finding]:
     """Compare the statement with what follows from the log and from the statement's own declarations."""
+    fields = sorted({*statement, *expected})
     parts = {
-        "claim": [name for name in statement if name in CLAIM_FIELDS],
-        "description": [name for name in statement if name not in CLAIM_FIELDS],
+        "claim": [name for name in fields if name in CLAIM_FIELDS],
+        "description": [name for name in fields if name not in CLAIM_FIELDS],
     }
     for part, names in parts.items():
-        lines = [line for name in names for line in compare_json(statement[name], expected[name], name)]
+        lines = [line for name in names for line in compare_json(statement.get(name), expected.get(name), name)]
         if lines:
             detail = f"{STATEMENT_FILE} (there) is not what the log says (here): {'; '.join(lines[:3])}"
             yield Finding(name=part, holds=False, detail=detail)
