@@ -4,7 +4,7 @@ The number of rows in a batch is itself secret. Nothing here logs or keeps it.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +62,18 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
     one Poisson batch, and no process knows all of it.
 
     Args:
-        units: the units of privacy to draw from.
+        units: the units of privacy of all processes.
         sampling_rate: the probability with which each unit takes part in a batch.
-        rank: this process' rank.
-        num_processes: the number of processes.
+        own_units: the numbers of the units that belong to this process; by default all.
 
     >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
     (2, 2)
     """
 
-    def __init__(self, *, units: Units, sampling_rate: float, rank: int = 0, num_processes: int = 1) -> None:
+    def __init__(self, *, units: Units, sampling_rate: float, own_units: Sequence[int] | None = None) -> None:
         self._units = units
-        self._own_units = range(rank, len(units), num_processes)
+        self._own_units = range(len(units)) if own_units is None else own_units
         self._sampler = BernoulliSampler(size=len(self._own_units), rate=sampling_rate)
 
     def __len__(self) -> int:
@@ -90,6 +89,14 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
                 DrawnRow(unit=number, row=row, slot=slot, key=key)
                 for slot, ((number, row), key) in enumerate(zip(rows, keys, strict=True))
             ]
+
+
+def assign_units(num_units: int, processes: Processes) -> np.ndarray:
+    """Return for each unit the rank of the process that it belongs to, drawn anew and at random; the same in each.
+
+    If units took turns, one unit more would move all units behind it to other processes, and so to other micro-batches.
+    """
+    return processes.broadcast(draw_keys(num_units)) % processes.size
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
@@ -160,9 +167,8 @@ def build_batch_sampler(
     It draws from this process' share of the units. With a `capacity`, it gives the same batches in all processes.
     """
     if capacity is None:
-        return PoissonBatchSampler(
-            units=units, sampling_rate=sampling_rate, rank=processes.rank, num_processes=processes.size
-        )
+        own_units = np.flatnonzero(assign_units(len(units), processes) == processes.rank).tolist()
+        return PoissonBatchSampler(units=units, sampling_rate=sampling_rate, own_units=own_units)
     return BroadcastBatchSampler(
         PoissonBatchSampler(units=units, sampling_rate=sampling_rate), processes, capacity=capacity
     )
