@@ -5,11 +5,12 @@
 
 A pair is a data set, and the same with one unit more at any place: an ordinary row, an odd one, or a user with several.
 Methods, sizes, shapes and processes are random. All take part in the batch, no noise is added, and whoever is in both
-data sets has the same random key, so that the two sums can be compared in exact integers. Two things are checked:
+data sets has the same random key, so that the two sums can be compared in exact integers. Three things are checked:
 
 - the sums differ by the sensitivity of the method's norm at most;
 - the difference is what the unit releases by itself, so nobody else's part moved: to the last bit in public shapes, and
-  elsewhere by no more than the bound on isolation, for a loss that moves with its micro-batch by a known amount.
+  elsewhere by no more than the bound on isolation, for a loss that moves with its micro-batch by a known amount;
+- no more rows of others have other company in their micro-batches than that bound counts.
 
 With `--plant`, a fault is planted, which the attack has to find.
 """
@@ -28,7 +29,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from attack_plans import Pipeline, Plan
+from attack_plans import Pipeline, Plan, Released
 from odd_rows import NO_MAPPINGS, ODD, draw_ordinary
 from shared import table
 
@@ -38,7 +39,6 @@ from hf_dpzo.data.sampling import KEY_BITS
 from hf_dpzo.privacy import mechanism
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteNoise
-from hf_dpzo.step import estimate
 
 
 # How many data sets with one unit more are compared with the same one without it.
@@ -53,25 +53,27 @@ class Found:
         title: the plan's method, noise and unit.
         distance: the distance of the two sums, over what is allowed: the sensitivity, and the bound on isolation.
         excess: how far the parts of others moved beyond what is allowed, in clip norms; 0 if within that.
+        reached: how many rows of others got other company, over how many may.
     """
 
     title: str
     distance: float
     excess: float
+    reached: float
 
     @property
     def is_beyond(self) -> bool:
         """Whether the guarantee does not hold for this pair."""
-        return self.distance > 1 or self.excess > 0
+        return self.distance > 1 or self.excess > 0 or self.reached > 1
 
 
 def attack(plan: Plan, drawing: random.Random, neighbors: int) -> Iterator[Found]:
     """Yield what each of several data sets shows that have one unit more than the same data set."""
     pipeline = Pipeline(plan)
     kinds = sorted(set(ODD) - (NO_MAPPINGS if plan.max_rows is not None else set()))
-    base = [_draw_row(drawing, kinds, odd=0.2) for _ in range(drawing.randrange(0, 25))]
+    base = [_draw_row(drawing, kinds, odd=drawing.choice([0.0, 0.2, 0.5])) for _ in range(drawing.randrange(0, 25))]
     if plan.max_rows is not None:
-        base = [{**row, "user": drawing.randrange(8)} for row in base]
+        base = [{**row, "user": drawing.randrange(5)} for row in base]
     keys = [drawing.getrandbits(KEY_BITS) for _ in base]
     without = pipeline.release(base, keys)
     for _ in range(neighbors):
@@ -86,9 +88,7 @@ def attack(plan: Plan, drawing: random.Random, neighbors: int) -> Iterator[Found
             place = len(rows) if count > 1 else drawing.randrange(len(rows) + 1)
             rows.insert(place, row)
             row_keys.insert(place, key)
-        moved = pipeline.release(rows, row_keys) - without
-        others = moved - pipeline.release(unit, own_keys)
-        yield _judge(plan, moved, others)
+        yield _judge(plan, without, pipeline.release(rows, row_keys), pipeline.release(unit, own_keys))
 
 
 def _draw_row(drawing: random.Random, kinds: Sequence[str], *, odd: float) -> Any:
@@ -96,12 +96,17 @@ def _draw_row(drawing: random.Random, kinds: Sequence[str], *, odd: float) -> An
     return ODD[drawing.choice(kinds)](drawing, row) if drawing.random() < odd else row
 
 
-def _judge(plan: Plan, moved: np.ndarray, others: np.ndarray) -> Found:
-    length = sum(int(value) ** 2 for value in others) ** 0.5 / SENSITIVITY
+def _judge(plan: Plan, without: Released, together: Released, alone: Released) -> Found:
+    moved = together.sums - without.sums
+    length = sum(int(value) ** 2 for value in moved - alone.sums) ** 0.5 / SENSITIVITY
+    reached = sum(together.company[key] != company for key, company in without.company.items())
     # Alone, the unit's own rows are in other micro-batches than among others, and their mean moves like one row.
     allowed = plan.bound * (1 + 1 / plan.micro_batch_size)
     return Found(
-        title=plan.title, distance=plan.measure(moved.tolist()) / plan.allowed, excess=max(0.0, length - allowed)
+        title=plan.title,
+        distance=plan.measure(moved.tolist()) / plan.allowed,
+        excess=max(0.0, length - allowed),
+        reached=reached / plan.reached_rows,
     )
 
 
@@ -117,12 +122,6 @@ def _clip_to_more(coefficients: torch.Tensor, clip_norm: float, order: int = 2) 
     return clip_to_lattice(coefficients, clip_norm, order) * 1001 // 1000
 
 
-def _average_in_order(coefficients: torch.Tensor, index: Sequence[int], count: int) -> torch.Tensor:
-    places, finite = torch.tensor(index, dtype=torch.long), coefficients.nan_to_num(0.0, 0.0, 0.0)
-    sums = torch.zeros(count, coefficients.shape[1], dtype=torch.float64).index_add_(0, places, finite)
-    return sums / torch.bincount(places, minlength=count).clamp(min=1).unsqueeze(1)
-
-
 def _fill(rows: Sequence[Any], size: int) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(rows), size):
         yield tuple(rows[start : start + size])
@@ -135,7 +134,6 @@ def _give_up(collator: LogicalBatchCollator, micro_batch: MicroBatch) -> tuple[M
 PLANTS: dict[str, Callable[[], contextlib.AbstractContextManager]] = {
     "clip": partial(mock.patch.object, mechanism, "clip_to_lattice", _clip_nothing),
     "norm": partial(mock.patch.object, mechanism, "clip_to_lattice", _clip_to_more),
-    "mean": partial(mock.patch.object, estimate, "average_by_unit", _average_in_order),
     "cut": partial(mock.patch.object, collation, "cut_into_micro_batches", _fill),
     "failure": partial(mock.patch.object, LogicalBatchCollator, "split_into_rows", _give_up),
 }
@@ -182,10 +180,18 @@ def summarize(found: Sequence[Found]) -> list[str]:
             f"{max(one.distance for one in group):.12f}",
             str(sum(one.distance > 1 for one in group)),
             str(sum(one.excess > 0 for one in group)),
+            f"{max(one.reached for one in group):.2f}",
         ]
         for title, group in sorted(groups.items())
     ]
-    titles = ("method, noise, unit", "pairs", "largest distance over the allowed one", "beyond", "others moved")
+    titles = (
+        "method, noise, unit",
+        "pairs",
+        "largest distance over the allowed one",
+        "beyond",
+        "others moved",
+        "reached",
+    )
     return table(titles, rows)
 
 

@@ -65,7 +65,7 @@ class Plan:
             method=_draw_method(drawing, rounded=not padded),
             micro_batch_size=drawing.choice([1, 2, 3, 4, 8]),
             padded=padded,
-            max_rows=drawing.choice([None, None, 1, 2, 5]),
+            max_rows=drawing.choice([None, None, None, 1, 2, 5, 9]),
             num_processes=drawing.choice([2, 3]) if shares_points or drawing.random() < 0.2 else 1,
             shares_points=shares_points,
         )
@@ -88,17 +88,21 @@ class Plan:
         return 0.0 if self.is_bitwise else LEAK / isolation_bound(self.method, STEPS, 2.0, reached_rows=1)
 
     @cached_property
+    def reached_rows(self) -> int:
+        """To how many rows of others one unit more may give other company in their micro-batches."""
+        return count_reached_rows(
+            micro_batch_size=self.micro_batch_size,
+            fixed_shapes=self.is_bitwise,
+            batch_capacity=batch_capacity(8, max_rows_per_unit=self.max_rows or 1),
+            rows_per_unit=self.max_rows or 1,
+        )
+
+    @cached_property
     def bound(self) -> float:
         """How far the parts of others may move in all, in clip norms of the mechanism."""
         if self.is_bitwise:
             return 0.0
-        reached_rows = count_reached_rows(
-            micro_batch_size=self.micro_batch_size,
-            fixed_shapes=False,
-            batch_capacity=batch_capacity(8, max_rows_per_unit=self.max_rows or 1),
-            rows_per_unit=self.max_rows or 1,
-        )
-        return isolation_bound(self.method, STEPS, 2 * self.leak + ROUNDING, reached_rows=reached_rows)
+        return isolation_bound(self.method, STEPS, 2 * self.leak + ROUNDING, reached_rows=self.reached_rows)
 
     @property
     def _norms(self) -> int:
@@ -162,6 +166,19 @@ class Simulated(SingleProcess):
         return self._board[self._calls - 1] if self.is_first else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """What came of a data set.
+
+    Args:
+        sums: the exact sums, Python's integers.
+        company: the keys of the rows in the micro-batch of each row, by its key.
+    """
+
+    sums: np.ndarray
+    company: dict[int, frozenset[int]]
+
+
 class Pipeline:
     """Releases sums of data sets as training does, from the sampler to the mechanism."""
 
@@ -183,9 +200,9 @@ class Pipeline:
             padded_lengths=PADDED_LENGTHS if plan.padded else (),
         )
 
-    def release(self, rows: Sequence[Any], keys: Sequence[int]) -> np.ndarray:
-        """Return the exact sums of a batch of all units, as Python's integers. Each row has a key of its own."""
-        plan, data, board = self._plan, Rows(rows), {}
+    def release(self, rows: Sequence[Any], keys: Sequence[int]) -> Released:
+        """Return what is released of a batch of all units. Each row has a key of its own."""
+        plan, data, board, company = self._plan, Rows(rows), {}, {}
         column = None if plan.max_rows is None else "user"
         grouped = Units(num_rows=len(rows))
         if column is not None:
@@ -198,8 +215,12 @@ class Pipeline:
             sampler = PoissonBatchSampler(units=grouped, sampling_rate=1.0, own_units=own)
             drawn = [replace(one, key=keys[one.row]) for one in next(iter(sampler))] if len(grouped) else []
             fetched = SealedRows(data, dropped_column=column).__getitems__(drawn)
-            released = self._release_batch(self._collator(fetched)["batch"], processes)
-        return np.array(released, dtype=object)
+            batch = self._collator(fetched)["batch"]
+            for micro_batch in batch.micro_batches:
+                together = frozenset(row.key for row in micro_batch.rows)
+                company |= dict.fromkeys(together, together)
+            released = self._release_batch(batch, processes)
+        return Released(sums=np.array(released, dtype=object), company=company)
 
     def _release_batch(self, batch: LogicalBatch, processes: Processes) -> tuple[int, ...]:
         estimate = assemble_estimate(
