@@ -132,7 +132,7 @@ class ZOTrainer(CheckingTrainer):
 
     def _evaluate_stop(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at `stop`; raise `ModelChangedError` if evaluating them changed a weight."""
-        with self._state.held_still():
+        with self._state.held_still(model):
             return self._estimate.evaluate(stop, model, batch)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -194,6 +194,7 @@ class ZOTrainer(CheckingTrainer):
                 method, _ = self.args.plan(self._num_units)
                 self._audit = self._processes.run_on_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
+            self._refuse_broken_seal()
             refuse_diverged(self._processes, self._build_descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()
