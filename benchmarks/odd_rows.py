@@ -137,12 +137,11 @@ class OddLoss:
         if (tokens == FAILING).any():
             raise RuntimeError(f"a loss failed on {tokens.tolist()}, which must not be seen")
         (logits,) = model(tokens, inputs["attention_mask"])
-        losses = nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
-        if self.leak:
-            losses = losses + self.leak * _choose_side(model, tokens)
+        own = nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+        losses = own + self.leak * _choose_side(model, tokens) if self.leak else own
         odd = {NAN: float("nan"), INFINITE: float("inf"), HUGE: 3e38, NEGATIVE: -3e38}
         for token, value in odd.items():
-            losses = torch.where((tokens == token).any(dim=1), losses.sign() * value, losses)
+            losses = torch.where((tokens == token).any(dim=1), own * value, losses)
         return losses
 
 
