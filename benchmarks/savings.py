@@ -1,15 +1,14 @@
-"""What is saved by not computing what no loss needs: the output layer elsewhere, and padding.
+"""What is saved by not computing what no loss needs: the output layer where there are no targets.
 
     python benchmarks/savings.py
 
 Times are ratios, measured side by side in turns, so that another load on the machine meets both alike. Models are of
-random weights, in the shapes of known ones; padding is measured on the model and the rows of the quick start.
+random weights, in the shapes of known ones.
 """
 
 import ctypes
 import gc
 import multiprocessing
-import random
 import statistics
 import sys
 import time
@@ -17,25 +16,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from shared import QuickStart, table
+from shared import table
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    DataCollatorWithPadding,
     LlamaConfig,
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
 
-from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
 
 
 TURNS, TOKENS, TARGETS, MASK, WORDS = 3, 64, 8, 103, [2204, 2919]
-LOGICAL, MICRO = 64, 8
 
 Work = Callable[[], object]
 
@@ -130,30 +125,11 @@ def targets() -> list[list[str]]:
     return found
 
 
-def padding() -> tuple[list[str], str]:
-    """Micro-batches of rows that are sorted within the logical batch, beside those in the order drawn; and a note."""
-    start = QuickStart.load()
-    model = start.model()
-    loss, collate = start.loss(model), DataCollatorWithPadding(start.tokenizer)
-    drawn = [start.train[index] for index in random.Random(0).sample(range(len(start.train)), LOGICAL)]
-    collator = LogicalBatchCollator(collate=collate, micro_batch_size=MICRO)
-    fetched = [FetchedRow(unit=unit, row=one, slot=unit) for unit, one in enumerate(drawn)]
-    ordered = [one.inputs for one in collator(fetched)["batch"].micro_batches]
-    unordered = [collate(drawn[first : first + MICRO]) for first in range(0, LOGICAL, MICRO)]
-    counts = [sum(inputs["input_ids"].numel() for inputs in batches) for batches in (ordered, unordered)]
-    new, old = ([lambda one=one: loss(model, one) for one in batches] for batches in (ordered, unordered))
-    whole = ratio(lambda: [one() for one in new], lambda: [one() for one in old])
-    own = sum(len(one["input_ids"]) for one in drawn)
-    note = f"Tokens with padding: {counts[0]} sorted, {counts[1]} in the order drawn, {own} without any padding."
-    return ["sorted within the logical batch", f"{LOGICAL} rows by {MICRO}", f"{whole:.2f}", ""], note
-
-
 def main() -> None:
     """Measure, and print a table."""
     torch.set_num_threads(1)
     titles, rows = ("what", "rows x tokens", "time", "growth of peak memory"), [*prompts(), *targets()]
-    padded, note = padding()
-    sys.stdout.write("\n".join([*table(titles, [*rows, padded]), "", note]) + "\n")
+    sys.stdout.write("\n".join(table(titles, rows)) + "\n")
 
 
 if __name__ == "__main__":

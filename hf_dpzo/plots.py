@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,18 +149,18 @@ _QUERY_CLASSES = {query_class.__name__: query_class for query_class in QUERIES.v
 _METRICS = ("eval_accuracy", "eval_loss")
 
 
-def draw_training(statement: Mapping[str, Any], path: Path) -> None:
-    """Draw the run that `statement` describes to a file: epsilon over the steps, and a metric where one was measured.
-
-    Nothing is drawn where the statement claims no privacy, or matplotlib is missing.
+def draw_training(statement: Mapping[str, Any]) -> bytes | None:
+    """Draw the run that `statement` describes as a PNG: epsilon over the steps, and a metric where one was measured.
 
     Args:
         statement: the run's statement, which holds metrics only where the evaluation data are public.
-        path: the path of the file to write.
+
+    Returns:
+        the content of the file, or `None` where the statement claims no privacy, or matplotlib is missing.
     """
     if statement["claim"] is None or find_spec("matplotlib") is None:
-        return
-    figure = create_figure(path, size=(6, 3.6))
+        return None
+    figure = create_figure(Path(PICTURE_FILE), size=(6, 3.6))
     axes = figure.add_subplot()
     steps, epsilons = _compute_epsilons(statement)
     axes.plot(steps, epsilons, color="tab:red")
@@ -173,7 +174,9 @@ def draw_training(statement: Mapping[str, Any], path: Path) -> None:
         metric_axes = axes.twinx()
         metric_axes.plot(*zip(*measured, strict=True), color="tab:blue", marker="o")
         metric_axes.set_ylabel(metric, color="tab:blue")
-    figure.savefig(path, metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
 
 
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:

@@ -32,6 +32,7 @@ def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mappi
         f"delta is below one over the number of {run.unit_name}s": small,
         f"rows of a batch move each other by at most {MAX_ISOLATION_BOUND} clip norms": isolation["status"]
         != "not measured"
+        and bound is not None
         and bound <= MAX_ISOLATION_BOUND,
         "no attack that was made on the mechanism found more than is claimed": declarations.audit is None
         or declarations.audit["passed"],

@@ -16,10 +16,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights_file
-from hf_dpzo.card.front_matter import parse_card
+from hf_dpzo.card.front_matter import CardError, list_tags, parse_card, select_metadata
+from hf_dpzo.card.parts import describe_parts
 from hf_dpzo.card.schema import check_statement
 from hf_dpzo.card.statement import build_statement
-from hf_dpzo.io.files import replace_all
+from hf_dpzo.io.files import read_plain, replace_all
 from hf_dpzo.methods import METHODS
 from hf_dpzo.plots import PICTURE_FILE, draw_training
 from hf_dpzo.privacy.ledger import round_up
@@ -65,9 +66,10 @@ def write_card(
     """
     folder = Path(folder)
     statement = check_statement(build_statement(folder, declarations))
+    picture = draw_training(statement) if pictured else None
     (folder / PICTURE_FILE).unlink(missing_ok=True)
-    if pictured:
-        draw_training(statement, folder / PICTURE_FILE)
+    if picture is not None:
+        replace_all({folder / PICTURE_FILE: picture}, durably=False)
     files = {path.name for path in folder.iterdir()}
     data = {
         STATEMENT_FILE: f"{json.dumps(statement, indent=2, allow_nan=False)}\n".encode(),
@@ -98,6 +100,7 @@ def render_card(
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
         picture_alt=PICTURE_ALT_TEXT if statement["evaluation"]["history"] else "epsilon over the steps",
         percent=format_percent,
+        parts=describe_parts(sanitize_text(statement.get("parts", []))),
     )
     return ModelCard(text)
 
@@ -144,7 +147,7 @@ def build_card_data(statement: Mapping[str, Any], title: str, metadata: Mapping[
         library_name="peft" if training["trained"] == "adapter" else "transformers",
         pipeline_tag=training["task"],
         # PEFT's tags with a colon name the base model, which base_model tells the Hub.
-        tags=[*own, *(tag for tag in metadata.get("tags") or () if tag not in PRIVATE_TAGS and ":" not in tag)],
+        tags=[*own, *(tag for tag in list_tags(metadata) if tag not in PRIVATE_TAGS and ":" not in tag)],
         model_name=title,
         eval_results=_build_eval_results(statement) or None,
         **{name: value for name, value in metadata.items() if name not in {*_OWN_METADATA, "tags"}},
@@ -178,8 +181,13 @@ def _build_eval_results(statement: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the metadata at the head of the card in `folder`; empty if there is no card, or it cannot be read."""
+    """Return the metadata at the head of the card in `folder`; empty if there is no card, or it cannot be read.
+
+    Raises:
+        LinkError: the card is a link.
+    """
     try:
-        return parse_card((folder / CARD_FILE).read_text(encoding="utf-8")).data.to_dict()
-    except (OSError, ValueError):
+        text = read_plain(folder / CARD_FILE).decode()
+        return select_metadata(parse_card(text).data.to_dict())
+    except (OSError, UnicodeDecodeError, CardError):
         return {}

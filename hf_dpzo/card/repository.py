@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 
 from hf_dpzo.card.declarations import Declarations
-from hf_dpzo.card.files import STATEMENT_FILE
+from hf_dpzo.card.files import READ_FILES, STATEMENT_FILE
 from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.schema import StatementError, check_statement
 from hf_dpzo.card.sources import Source, SourceError, open_source
 from hf_dpzo.card.upload import Destination, Snapshot, copy_log
+from hf_dpzo.io.files import refuse_links
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, MAX_LOG_BYTES, Trajectory
+from hf_dpzo.trajectory.parts import MAX_PARTS_BYTES, PARTS_FILE
 from hf_dpzo.trajectory.replay import (
     build_initial_model,
     locate_base_model,
@@ -74,7 +76,7 @@ def from_trajectory(name: str | Path, *, base: str | None = None, revision: str 
 
 
 def fetch_log(source: Source) -> Path:
-    """Fetch the log and its initial values, and return the folder that holds them.
+    """Fetch the log, its initial values and its parts, and return the folder that holds them.
 
     Raises:
         SourceError: there is no log, or one of the files is too large.
@@ -82,11 +84,18 @@ def fetch_log(source: Source) -> Path:
     limits = {LOG_FILE: MAX_LOG_BYTES}
     if INITIAL_FILE in source.sizes:
         limits[INITIAL_FILE] = MAX_INITIAL_BYTES
+    if PARTS_FILE in source.sizes:
+        limits[PARTS_FILE] = MAX_PARTS_BYTES
     return source.fetch(limits)
 
 
 def push_log(folder: Path, destination: Destination) -> str:
-    """Publish the log in `folder`, with its card and `privacy.json` but no weights; return the URL of the commit."""
+    """Publish the log in `folder`, with its card and `privacy.json` but no weights; return the URL of the commit.
+
+    Raises:
+        LinkError: one of the files that are read is a link, and could lead to any file of this machine.
+    """
+    refuse_links(*(folder / name for name in READ_FILES))
     snapshot = Snapshot(folder)
     copy_log(folder, snapshot.folder)
     refresh_card(snapshot.folder, from_folder=folder, repository=destination.repository)
@@ -101,8 +110,12 @@ def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: s
         from_folder: the folder whose card and `privacy.json` tell what the log cannot; by default `folder`. If its
             `privacy.json` cannot be read, nothing is declared.
         repository: the repository that the card names; by default the declared one.
+
+    Raises:
+        LinkError: one of the files that are read is a link.
     """
     declared_in = from_folder or folder
+    refuse_links(*(declared_in / name for name in READ_FILES))
     try:
         declared = Declarations.from_statement(check_statement(open_source(declared_in).read_json(STATEMENT_FILE)))
     except (SourceError, StatementError):  # There is none, or a kill cut it off.

@@ -1,7 +1,9 @@
 """The sources of published files: a folder, or one commit of a repository on the Hub. Neither is trusted."""
 
+import itertools
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,16 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import parse_json
 
 
 # The largest card, configuration or statement, in bytes.
 MAX_TEXT_BYTES = 1 << 20
+
+
+# A run's folder holds a few files for each of its checkpoints.
+MAX_NESTED_FILES = 100_000
 
 
 _UNKNOWN_SIZE = 1 << 62
@@ -28,9 +35,11 @@ class Source(ABC):
 
     Args:
         sizes: the sizes of the files, in bytes, by their names.
+        nested: the names of files in subfolders, none of which is opened.
     """
 
     sizes: Mapping[str, int]
+    nested: frozenset[str]
 
     def fetch(self, limits: Mapping[str, int]) -> Path:
         """Fetch files, and return the folder that holds them.
@@ -73,12 +82,9 @@ class Source(ABC):
         Raises:
             SourceError: the file does not exist, is larger, or is no JSON.
         """
-        try:
-            return parse_json(self.read_text(name))
-        except SourceError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{name}: it is not valid JSON ({error!s:.100}); take it anew.") from None
+        text = self.read_text(name)
+        with one_sentence(f"{name}: it is not valid JSON, and", SourceError, remedy="take it anew"):
+            return parse_json(text)
 
 
 class LocalFolder(Source):
@@ -87,6 +93,11 @@ class LocalFolder(Source):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        self.nested = frozenset(itertools.islice(_walk_subfolders(folder), MAX_NESTED_FILES + 1))
+        if len(self.nested) > MAX_NESTED_FILES:
+            raise SourceError(
+                f"{folder}: its subfolders hold more than {MAX_NESTED_FILES} files; name a folder of the model alone."
+            )
 
     def _fetch_folder(self, names: Sequence[str]) -> Path:
         return self._folder
@@ -106,6 +117,7 @@ class HubCommit(Source):
             raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
         self._repository, self._commit = repository, info.sha
         self.sizes = {file.rfilename: _UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings}
+        self.nested = frozenset(name for name in self.sizes if "/" in name)
 
     def _fetch_folder(self, names: Sequence[str]) -> Path:
         try:
@@ -127,6 +139,14 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
         SourceError: there is neither.
     """
     return LocalFolder(Path(name)) if Path(name).is_dir() else HubCommit(str(name), revision)
+
+
+def _walk_subfolders(folder: Path) -> Iterator[str]:
+    """Yield the names of the files in the subfolders of `folder`; a subfolder that is a link counts as a file."""
+    for place, folders, files in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        yield from ((here / name).as_posix() for name in (*files, *links) if here.parts)
 
 
 def _check_size(name: str, size: int, limit: int) -> None:

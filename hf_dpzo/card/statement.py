@@ -6,18 +6,20 @@ cannot tell is in `Declarations`, and is not checked. Nothing here takes an epsi
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_dpzo.card.claim import build_claim, build_meaning, list_conditions
 from hf_dpzo.card.declarations import Declarations
-from hf_dpzo.isolation.bound import worse_isolation
+from hf_dpzo.isolation.bound import worst_isolation
 from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION, event_tree
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.parts import Part, list_parts
 from hf_dpzo.trajectory.run import LoggedRun
 
 
@@ -79,7 +81,8 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
     folder = Path(folder)
     log = Trajectory.read(folder)
     run = LoggedRun.from_log(log)
-    isolation = worse_isolation(log.header["made_with"]["isolation"], declarations.isolation)
+    parts = list_parts(folder, log)
+    isolation = worst_isolation([declarations.isolation, *(part.environment["isolation"] for part in parts)])
     conditions = list_conditions(run, declarations, isolation)
     private = all(condition["held"] for condition in conditions)
     return {
@@ -116,6 +119,19 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         },
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
+        **_describe_parts(parts),
+    }
+
+
+def _describe_parts(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the parts of a run that went on in another environment; nothing for a run of one part."""
+    if len(parts) == 1:
+        return {}
+    names = ("isolation", "versions", "device", "processes")  # Earlier versions kept no device and no processes.
+    return {
+        "parts": [
+            {"first_step": part.first_step, **{name: part.environment.get(name) for name in names}} for part in parts
+        ]
     }
 
 

@@ -1,5 +1,6 @@
 """Uploads to the Hub, of public files and nothing else."""
 
+import os
 import tempfile
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, run_as_future
 
 from hf_dpzo.card.files import CARD_FILE, STALE_PATTERNS, STATEMENT_FILE, is_public_file
-from hf_dpzo.io.files import replace_all
+from hf_dpzo.io.files import read_plain, replace_all
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
+from hf_dpzo.trajectory.parts import PARTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,14 @@ class Snapshot:
 
 
 def copy_log(source: Path, folder: Path, *, durably: bool = True) -> None:
-    """Copy the log in `source`, with its initial values if there are any, into `folder`."""
+    """Copy the log in `source`, with its initial values and its parts if there are any, into `folder`.
+
+    Raises:
+        LinkError: one of them is a link, and could lead to any file of this machine.
+    """
     if source.resolve() == folder.resolve():
         return
-    names = [name for name in (LOG_FILE, INITIAL_FILE) if (source / name).is_file()]
-    replace_all({folder / name: (source / name).read_bytes() for name in names}, durably=durably)
+    names = [name for name in (LOG_FILE, INITIAL_FILE, PARTS_FILE) if os.path.lexists(source / name)]
+    if PARTS_FILE not in names:
+        (folder / PARTS_FILE).unlink(missing_ok=True)  # Of another run.
+    replace_all({folder / name: read_plain(source / name) for name in names}, durably=durably)

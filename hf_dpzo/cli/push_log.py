@@ -22,9 +22,10 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx
 
-    from hf_dpzo.card.files import STATEMENT_FILE
+    from hf_dpzo.card.files import READ_FILES, STATEMENT_FILE
     from hf_dpzo.card.repository import push_log
     from hf_dpzo.card.upload import Destination
+    from hf_dpzo.io.files import refuse_links
     from hf_dpzo.trajectory.log import LOG_FILE
 
     folder = Path(arguments.folder)
@@ -34,6 +35,7 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     ):
         if not (folder / name).is_file():
             raise ValueError(f"folder={folder}: it holds no {name}; {remedy}.")
+    refuse_links(*(folder / name for name in READ_FILES))
     try:
         created = HfApi().create_repo(arguments.repository, private=arguments.private or None, exist_ok=True)
         url = push_log(folder, Destination(repository=created.repo_id, revision=arguments.revision))

@@ -19,12 +19,14 @@ def add_command(commands: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
+    from hf_dpzo.io.files import refuse_links_in
     from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
     from hf_dpzo.trajectory.replay import rebuild_model
 
     log = Trajectory.read(arguments.log)
     if (Path(arguments.output) / LOG_FILE).exists():
         raise ValueError(f"output={arguments.output}: it holds the log of a run, and maybe its weights; name another.")
+    refuse_links_in(Path(arguments.output))
     model = rebuild_model(arguments.base, arguments.log, at_step=arguments.at_step, revision=arguments.revision)
     model.save_pretrained(arguments.output)
     steps = len(log.records) if arguments.at_step is None else arguments.at_step

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 
@@ -64,8 +65,9 @@ class LogicalBatch:
 class LogicalBatchCollator:
     """Collates the rows of one logical batch into one dataloader item.
 
-    Rows are sorted by length first, which saves padding and does not affect the sum. Only rows with the same fields, of
-    the same types, share a micro-batch, because a collator may take these from the first row.
+    Rows of similar length share a micro-batch, which saves padding, and are cut so that a row moves few others to other
+    micro-batches: see `cut_into_micro_batches`. Only rows with the same fields, of the same types, share one, because a
+    collator may take these from the first row.
 
     With `padded_lengths`, each micro-batch has one of a few public shapes, whatever rows it holds. Its rows are padded
     to the smallest of these lengths that holds them, and copies of one of them fill it up to `micro_batch_size`. At
@@ -101,13 +103,16 @@ class LogicalBatchCollator:
         for row in sorted((row for row in rows if row.row is not None), key=lambda row: count_tokens(row.row)):
             alike.setdefault((self._padded_length(row), get_row_signature(row.row)), []).append(row)
         for (length, _), fitting in alike.items():
-            if length != 0:
+            if length is None:
+                yield from cut_into_micro_batches(fitting, self.micro_batch_size)
+            elif length != 0:
                 for start in range(0, len(fitting), self._capacity):
                     yield tuple(fitting[start : start + self._capacity])
 
     @property
     def _capacity(self) -> int:
-        return max(1, self.micro_batch_size - 1) if self.padded_lengths else self.micro_batch_size
+        """The number of drawn rows of a micro-batch of a public shape."""
+        return max(1, self.micro_batch_size - 1)
 
     def _padded_length(self, row: FetchedRow) -> int | None:
         """Return the length to pad a row to: `None` without `padded_lengths`, and 0 for a row that is too long."""
@@ -142,15 +147,6 @@ class LogicalBatchCollator:
     def _has_fixed_shapes(self) -> bool:
         """Whether micro-batches are filled up to public shapes."""
         return bool(self.padded_lengths) and self.micro_batch_size > 1
-
-
-def count_tokens(row: Any) -> int:
-    """Return the number of tokens in a row; 0 if it has none."""
-    tokens = row.get("input_ids") if isinstance(row, dict) else None
-    try:
-        return len(tokens)
-    except Exception:  # A number or a scalar tensor has no length, and no other error may show either.
-        return 0
 
 
 def get_row_signature(row: Any) -> tuple:

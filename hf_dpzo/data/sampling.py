@@ -4,7 +4,7 @@ The number of rows in a batch is itself secret. Nothing here logs or keeps it.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,11 @@ from torch.utils.data import Dataset, Sampler
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.data.units import Units
 from hf_dpzo.distributed.processes import Processes
-from hf_dpzo.privacy.noise import BernoulliSampler
+from hf_dpzo.privacy.noise import BernoulliSampler, draw_keys
+
+
+# The number of bits of a row's random key.
+KEY_BITS = 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,13 @@ class DrawnRow:
         unit: the number of the row's unit among the batch's units, from 0.
         row: the row's number in the data set.
         slot: the row's place in the batch, from 0.
+        key: a fresh random number below `2**KEY_BITS`, which says nothing about the row.
     """
 
     unit: int
     row: int
     slot: int
+    key: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +46,13 @@ class FetchedRow:
         unit: the number of the row's unit among the batch's units, from 0.
         row: the row's content; `None` if it could not be fetched.
         slot: the row's place in the batch, from 0.
+        key: the random number of the row that was drawn. Made-up rows need none.
     """
 
     unit: int
     row: Any
     slot: int
+    key: int = 0
 
 
 class PoissonBatchSampler(Sampler[list[DrawnRow]]):
@@ -54,19 +62,18 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
     one Poisson batch, and no process knows all of it.
 
     Args:
-        units: the units of privacy to draw from.
+        units: the units of privacy of all processes.
         sampling_rate: the probability with which each unit takes part in a batch.
-        rank: this process' rank.
-        num_processes: the number of processes.
+        own_units: the numbers of the units that belong to this process; by default all.
 
     >>> sampler = PoissonBatchSampler(units=Units(num_rows=4), sampling_rate=0.5)
     >>> len(sampler), len(list(sampler))
     (2, 2)
     """
 
-    def __init__(self, *, units: Units, sampling_rate: float, rank: int = 0, num_processes: int = 1) -> None:
+    def __init__(self, *, units: Units, sampling_rate: float, own_units: Sequence[int] | None = None) -> None:
         self._units = units
-        self._own_units = range(rank, len(units), num_processes)
+        self._own_units = range(len(units)) if own_units is None else own_units
         self._sampler = BernoulliSampler(size=len(self._own_units), rate=sampling_rate)
 
     def __len__(self) -> int:
@@ -77,7 +84,19 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
         for _ in range(len(self)):
             units = [self._own_units[place] for place in np.flatnonzero(self._sampler.draw())]
             rows = [(number, row) for number, unit in enumerate(units) for row in self._units.draw_rows(unit)]
-            yield [DrawnRow(unit=number, row=row, slot=slot) for slot, (number, row) in enumerate(rows)]
+            keys = draw_keys(len(rows)).tolist()
+            yield [
+                DrawnRow(unit=number, row=row, slot=slot, key=key)
+                for slot, ((number, row), key) in enumerate(zip(rows, keys, strict=True))
+            ]
+
+
+def assign_units(num_units: int, processes: Processes) -> np.ndarray:
+    """Return for each unit the rank of the process that it belongs to, drawn anew and at random; the same in each.
+
+    If units took turns, one unit more would move all units behind it to other processes, and so to other micro-batches.
+    """
+    return processes.broadcast(draw_keys(num_units)) % processes.size
 
 
 def steps_per_epoch(sampling_rate: float) -> int:
@@ -115,13 +134,13 @@ class SealedRows(Dataset):
         try:
             return run_sealed("train_dataset", lambda: self._fetch(drawn))
         except WithheldError:
-            return FetchedRow(unit=drawn.unit, row=None, slot=drawn.slot)
+            return FetchedRow(unit=drawn.unit, row=None, slot=drawn.slot, key=drawn.key)
 
     def _fetch(self, drawn: DrawnRow) -> FetchedRow:
         row = self._dataset[drawn.row]
         if isinstance(row, Mapping):  # Not only a dict: a tokenizer's output is a mapping too.
             row = {name: value for name, value in row.items() if name != self._dropped_column}
-        return FetchedRow(unit=drawn.unit, row=row, slot=drawn.slot)
+        return FetchedRow(unit=drawn.unit, row=row, slot=drawn.slot, key=drawn.key)
 
 
 def batch_capacity(expected_batch_size: int, *, max_rows_per_unit: int = 1) -> int:
@@ -148,9 +167,8 @@ def build_batch_sampler(
     It draws from this process' share of the units. With a `capacity`, it gives the same batches in all processes.
     """
     if capacity is None:
-        return PoissonBatchSampler(
-            units=units, sampling_rate=sampling_rate, rank=processes.rank, num_processes=processes.size
-        )
+        own_units = np.flatnonzero(assign_units(len(units), processes) == processes.rank).tolist()
+        return PoissonBatchSampler(units=units, sampling_rate=sampling_rate, own_units=own_units)
     return BroadcastBatchSampler(
         PoissonBatchSampler(units=units, sampling_rate=sampling_rate), processes, capacity=capacity
     )
@@ -176,8 +194,12 @@ class BroadcastBatchSampler(Sampler[list[DrawnRow]]):
     def __iter__(self) -> Iterator[list[DrawnRow]]:
         batches = iter(self._sampler) if self._processes.is_first else iter(())
         for _ in range(len(self)):
-            table = np.full((self._capacity, 2), -1, dtype=np.int64)
+            table = np.full((self._capacity, 3), -1, dtype=np.int64)
             for drawn in next(batches, [])[: self._capacity]:
-                table[drawn.slot] = drawn.unit, drawn.row
+                table[drawn.slot] = drawn.unit, drawn.row, drawn.key
             slots = self._processes.broadcast(table).tolist()
-            yield [DrawnRow(unit=unit, row=row, slot=slot) for slot, (unit, row) in enumerate(slots) if row >= 0]
+            yield [
+                DrawnRow(unit=unit, row=row, slot=slot, key=key)
+                for slot, (unit, row, key) in enumerate(slots)
+                if row >= 0
+            ]

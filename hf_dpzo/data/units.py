@@ -1,5 +1,6 @@
 """The units of privacy: single rows, or all the rows of one user."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,12 +13,16 @@ from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.privacy.noise import choose_subset
 
 
+# A power of two, so that multiplying by it is exact, that leaves room for a sum of 2**64 values.
+_HEADROOM = 2.0**-64
+
+
 @dataclass(frozen=True, kw_only=True)
 class Units:
     """The units of privacy of a data set: which rows are protected together.
 
     Args:
-        num_rows: the number of rows in the data set.
+        num_rows: the number of rows in the data set. SENSITIVE if each row is not a unit of its own.
         members: the row numbers of each unit; `None` if each row is a unit of its own.
         max_rows_per_unit: the largest number of a unit's rows that a batch may hold.
 
@@ -32,6 +37,14 @@ class Units:
 
     def __len__(self) -> int:
         return self.num_rows if self.members is None else len(self.members)
+
+    @property
+    def public_facts(self) -> dict[str, int | None]:
+        """The numbers that may be published: that of the units, and that of the rows only where rows are the units.
+
+        The number of rows of all users together tells how many rows one user has, to whoever knows the others.
+        """
+        return {"units": len(self), "rows": self.num_rows if self.members is None else None}
 
     @classmethod
     def from_users(cls, users: Iterable[Any], *, max_rows: int) -> Self:
@@ -80,9 +93,13 @@ class Units:
 
 
 def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
-    """Return each unit's mean over its own rows, float64 `[num_units, K]`. SENSITIVE.
+    """Return each unit's mean over its own rows, float64 `[num_units, K]` on the CPU. SENSITIVE.
 
     A value that is not finite counts as zero, so that a bad row spoils only itself. A unit without rows gets zeros.
+
+    Guarantee: a mean is a function of its own unit's rows alone, to the last bit. Rows of other units decide in which
+    order rows are evaluated, so a sum that is rounded after each row would depend on them. Here the sum is exact, and
+    rounded once (Shewchuk 1997).
 
     Args:
         coefficients: the coefficients of each row, float64 `[rows, K]`. SENSITIVE.
@@ -92,12 +109,23 @@ def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units:
     >>> average_by_unit(torch.tensor([[1.0], [3.0], [float("nan")]], dtype=torch.float64), [1, 1, 0], 3).tolist()
     [[0.0], [2.0], [0.0]]
     """
-    index = torch.tensor(units, dtype=torch.long, device=coefficients.device)
-    finite = torch.where(coefficients.isfinite(), coefficients, 0.0)
-    sums = torch.zeros(num_units, coefficients.shape[1], dtype=coefficients.dtype, device=coefficients.device)
-    sums.index_add_(0, index, finite)
-    counts = torch.bincount(index, minlength=num_units).clamp(min=1)
-    return sums / counts.unsqueeze(1)
+    rows = coefficients.detach().cpu().double().numpy()
+    rows = np.where(np.isfinite(rows), rows, 0.0)
+    index = np.asarray(units, dtype=np.int64)
+    means = np.zeros((num_units, rows.shape[1]))
+    counts = np.bincount(index, minlength=num_units)
+    single = counts[index] == 1
+    means[index[single]] = rows[single]
+    for unit in np.flatnonzero(counts > 1):
+        means[unit] = _average_exactly(rows[index == unit])
+    return torch.from_numpy(means)
+
+
+def _average_exactly(rows: np.ndarray) -> list[float]:
+    """Return the mean of each column, whose sum is rounded once, whatever the order of the rows."""
+    # Scaled, because `fsum` fails where a partial sum overflows, which depends on the order.
+    columns = (rows * _HEADROOM).T.tolist()
+    return [math.fsum(column) / len(rows) / _HEADROOM for column in columns]
 
 
 def _select_column(dataset: Any, column: str) -> Iterable[Any]:

@@ -1,12 +1,18 @@
 """JSON from strangers: read in the one way on which all readers agree, and checked against a schema."""
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonschema
+
+
+# No honest integer has more: a public seed has 20 digits.
+MAX_DIGITS = 40
 
 
 SCHEMA_FOLDER = Path(__file__).parent.parent / "schemas"
@@ -17,10 +23,17 @@ def parse_json(text: str) -> Any:
 
     Raises:
         ValueError: `text` is not JSON, an object has a name twice (readers disagree on which one counts), or a value is
-            a constant that JSON does not have, such as NaN, or holds half of a surrogate pair, which is not text.
+            a constant that JSON does not have, such as NaN, or a number beyond float64, or holds half of a surrogate
+            pair, which is not text.
         RecursionError: `text` is nested too deeply.
     """
-    value = json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+    value = json.loads(
+        text,
+        object_pairs_hook=_refuse_duplicates,
+        parse_constant=_refuse_constant,
+        parse_int=_parse_integer,
+        parse_float=_parse_float,
+    )
     json.dumps(value, ensure_ascii=False).encode()
     return value
 
@@ -30,8 +43,16 @@ def load_validator(schema: str) -> jsonschema.protocols.Validator:
     """Return the validator of `schema`, the name of a file in `SCHEMA_FOLDER`."""
     # JSON Schema takes 2.0 for an integer. The layout of a record does not.
     type_checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    validator_class = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=type_checker)
+    validator_class = jsonschema.validators.extend(
+        jsonschema.Draft202012Validator, {"pattern": _check_pattern}, type_checker=type_checker
+    )
     return validator_class(json.loads((SCHEMA_FOLDER / schema).read_text(encoding="utf-8")))
+
+
+def _check_pattern(_: Any, pattern: str, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+    """Match as JSON Schema asks for: `$` is the end of the text, and for Python also before a last line break."""
+    if isinstance(value, str) and re.search(re.sub(r"\$$", r"\\Z", pattern), value) is None:
+        yield jsonschema.ValidationError(f"{value[:80]!a} does not match {pattern!r}")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -39,6 +60,19 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(mapping) < len(pairs):
         raise ValueError("a name is there twice")
     return mapping
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:20]} is too large for float64")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -102,4 +136,6 @@ def compare_json(there: Any, here: Any, path: str = "") -> list[str]:
             for name in names
             for line in compare_json(there.get(name), here.get(name), f"{path}.{name}".lstrip("."))
         ]
-    return [] if there == here else [f"{path}={abbreviate(there)} there and {abbreviate(here)} here"]
+    # For Python, true is 1.
+    is_equal = there == here and isinstance(there, bool) == isinstance(here, bool)
+    return [] if is_equal else [f"{path}={abbreviate(there)} there and {abbreviate(here)} here"]

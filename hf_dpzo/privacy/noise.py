@@ -114,3 +114,12 @@ def choose_subset(count: int, size: int) -> list[int]:
     [0, 1, 2]
     """
     return secrets.SystemRandom().sample(range(count), size)
+
+
+def draw_keys(count: int) -> np.ndarray:
+    """Draw secret random keys, int64 `[count]`, each of them any number below 2**63 with equal probability.
+
+    >>> draw_keys(2).shape
+    (2,)
+    """
+    return (np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(1)).astype(np.int64)

@@ -13,7 +13,12 @@ from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
-from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
+from hf_dpzo.isolation.bound import (
+    count_reached_rows,
+    describe_isolation,
+    isolation_bound,
+    refuse_weak_isolation,
+)
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.synthetic_rows import infer_columns
@@ -39,7 +44,7 @@ from hf_dpzo.trainer.checks import (
     refuse_trained_model,
 )
 from hf_dpzo.trainer.searching import SearchingTrainer
-from hf_dpzo.trajectory.run import is_stateful
+from hf_dpzo.trajectory.run import describe_device, is_stateful
 
 
 class CheckingTrainer(SearchingTrainer):
@@ -109,7 +114,7 @@ class CheckingTrainer(SearchingTrainer):
         """
         isolation = measure_isolation(model, losses, self._public_batches, points_per_pass=self._points_per_pass)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
-        refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, isolation.loss_change))
+        refuse_weak_isolation(self._bound_isolation(isolation))
         return isolation
 
     def _build_public_batches(self, dataset: Any) -> list[Rows]:
@@ -144,9 +149,7 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _batch_capacity(self) -> int | None:
         """The number of rows that a batch has room for, if processes divide its probe points; otherwise `None`."""
-        if self.args.parallel != "points":
-            return None
-        return batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
+        return self._row_capacity if self.args.parallel == "points" else None
 
     @property
     def _points_per_pass(self) -> int | None:
@@ -156,13 +159,31 @@ class CheckingTrainer(SearchingTrainer):
 
     @property
     def _environment(self) -> dict[str, Any]:
-        """The isolation of the run's rows, and the versions of its libraries."""
+        """What holds for this part of the run, and may be otherwise where it goes on."""
         measured = self._isolation
-        bound = None
-        if measured is not None:
-            bound = isolation_bound(self.method, self.budget.planned_steps, measured.loss_change)
+        bound = None if measured is None else self._bound_isolation(measured)
         isolation = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
-        return {"isolation": isolation, "versions": collect_versions()}
+        return {
+            "isolation": isolation,
+            "versions": collect_versions(),
+            "device": describe_device(self.args.device),
+            "processes": self._processes.size,
+        }
+
+    def _bound_isolation(self, measured: Isolation) -> float:
+        """Return how far one unit more or less moves the parts of all others together at most, in clip norms."""
+        reached_rows = count_reached_rows(
+            micro_batch_size=self._train_batch_size,
+            fixed_shapes=self._has_fixed_shapes,
+            batch_capacity=self._row_capacity,
+            rows_per_unit=self._units.max_rows_per_unit,
+        )
+        return isolation_bound(self.method, self.budget.planned_steps, measured.loss_change, reached_rows=reached_rows)
+
+    @property
+    def _row_capacity(self) -> int:
+        """The number of rows that a batch has room for, a public number that no batch exceeds in practice."""
+        return batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
 
     @property
     def _has_fixed_shapes(self) -> bool:

@@ -15,7 +15,7 @@ from hf_dpzo.card.declarations import Declarations, collect_versions
 from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.upload import copy_log
 from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
-from hf_dpzo.isolation.bound import worse_isolation
+from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
@@ -50,6 +50,7 @@ class PublishingTrainer(ResumableTrainer):
         A checkpoint's card has no picture, because drawing takes longer than all the rest; `hf-dpzo card` draws it.
         """
         folder = Path(output_dir or self.args.output_dir)
+        refuse_links_in(folder)
         if not self._is_trained:
             # There is no guarantee to state, and the card of another run must not stand beside these weights.
             self._refuse_foreign_folder(folder)
@@ -174,7 +175,7 @@ class PublishingTrainer(ResumableTrainer):
         weights = self._describe_weights(fingerprint)
         step, metrics = self._find_last_evaluation(weights["after_step"])
         return Declarations(
-            isolation=worse_isolation(self._log.header["made_with"]["isolation"], self._environment["isolation"]),
+            isolation=self._log.header["made_with"]["isolation"],  # That of later parts is beside the log.
             audit=None if self._audit is None else self._audit.as_json(),
             weights=weights,
             tuning_runs=self.args.tuning_runs,

@@ -6,9 +6,11 @@ What the stock loop knows about training (losses, sizes and counts) is a functio
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
+from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.privacy.ledger import Budget, round_up
@@ -21,11 +23,13 @@ LOGGABLE_KEYS = frozenset({"epoch", "learning_rate", "step", "epsilon"})
 class RedactingTrainer(Trainer):
     """A Trainer whose logs, metrics, checkpoints and streams say nothing about training data.
 
-    Subclasses set what evaluation needs: `per_example_loss`, `budget`, and the prefixes of its metrics.
+    Subclasses set what evaluation needs: `per_example_loss`, `budget`, and the prefixes of its metrics; and the number
+    of units of privacy.
     """
 
     per_example_loss: PerExampleLoss
     budget: Budget | None
+    _num_units: int
     _metric_prefixes: set[str]
 
     # ---- What leaves ----
@@ -47,6 +51,14 @@ class RedactingTrainer(Trainer):
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Return the expected batch size, because actual sizes are secret."""
         return args.expected_batch_size
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return what stock does, but for training data the number of units, because stock prints it.
+
+        The number of rows of all users together would tell how many rows a user has.
+        """
+        is_training = isinstance(dataloader.dataset, SealedRows)
+        return self._num_units if is_training else super().num_examples(dataloader)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return zero, because the count would tell how many tokens were drawn."""

@@ -58,8 +58,7 @@ class SearchingTrainer(PushingTrainer):
         args = self.args
         units = len(self._units)
         self._row_facts = {
-            "rows": self._units.num_rows,
-            "units": units,
+            **self._units.public_facts,
             "expected_batch_size": args.expected_batch_size,
             "privacy_unit_column": args.privacy_unit_column,
             "max_rows_per_unit": args.max_rows_per_unit,

@@ -24,7 +24,7 @@ _EXCLUDED_KEYS = ("runtime_config", "inference_mode", "base_model_name_or_path",
 
 
 # PEFT reads names as regular expressions. In a log, only such names are allowed.
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def describe_adapter_config(model: PeftModel) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def build_adapter_config(description: Mapping[str, Any]) -> PeftConfig:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(name) if isinstance(name, str) else None
     chosen = {key: value for key, value in description.items() if key != "peft_type"}
     if kind is not None:
-        defaults = _read_defaults(kind)
+        defaults = read_defaults(kind)
         # JSON's true and 1 are equal in Python, but they ask for different things.
         chosen = {
             key: value
@@ -65,7 +65,8 @@ def build_adapter_config(description: Mapping[str, Any]) -> PeftConfig:
     return kind(**chosen)
 
 
-def _read_defaults(kind: type) -> dict[str, Any]:
+def read_defaults(kind: type[PeftConfig]) -> dict[str, Any]:
+    """Return the default of each field of a class of configurations, in JSON types."""
     fields = dataclasses.fields(kind)
     factories = {
         field.name: field.default_factory for field in fields if field.default_factory is not dataclasses.MISSING
@@ -83,7 +84,7 @@ def _resolve_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, A
     patterns = [layers] if isinstance(layers, str) else layers
     selections = [config.get(name) for name in ("target_modules", "exclude_modules") if name in config]
     has_pattern = any(isinstance(selection, str) for selection in selections)
-    if has_pattern or not all(_PLAIN.fullmatch(pattern) for pattern in patterns):
+    if has_pattern or not all(PLAIN_NAME.fullmatch(pattern) for pattern in patterns):
         nothing = dict.fromkeys({"exclude_modules", "layers_to_transform", "layers_pattern"} & set(config))
         resolved = {"target_modules": names, **nothing}
     if "feedforward_modules" in config:
@@ -112,7 +113,7 @@ def _resolve_patterns(patterns: Mapping[str, Any], places: Iterable[str]) -> dic
     {'0.q': 4, '1.q': 4}
     """
     matching = {place: [key for key in patterns if re.match(rf"(.*\.)?({key})$", place)] for place in places}
-    if all(_PLAIN.fullmatch(key) for key in patterns) and all(len(keys) < 2 for keys in matching.values()):
+    if all(PLAIN_NAME.fullmatch(key) for key in patterns) and all(len(keys) < 2 for keys in matching.values()):
         return dict(patterns)
     return {place: patterns[keys[0]] for place, keys in matching.items() if keys}
 

@@ -17,6 +17,7 @@ from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 
+from hf_dpzo.io.foreign import describe_error
 from hf_dpzo.io.strict_json import abbreviate
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.precision import build_loading_options
@@ -156,7 +157,7 @@ def one_sentence_errors(base: str) -> Iterator[None]:
     except TrajectoryError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')!a:.200}"
+        reason = describe_error(error, limit=200)
         if isinstance(error, OSError):
             raise OSError(
                 f"base={base}: it can not be loaded from safetensors ({reason}); name another place, or build the "

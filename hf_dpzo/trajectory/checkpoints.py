@@ -10,6 +10,8 @@ from typing import Self
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dpzo.io.files import sync_all, write_atomically
+from hf_dpzo.io.foreign import one_sentence
+from hf_dpzo.io.strict_json import parse_json
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
@@ -38,9 +40,17 @@ class CheckpointMark:
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """Return the mark of `folder`, or `None` if it has none."""
+        """Return the mark of `folder`, or `None` if it has none; raise `TrajectoryError` if it cannot be read."""
         path = folder / MARK_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        with one_sentence(
+            str(path), TrajectoryError, remedy="delete this folder: the log alone gives the weights back"
+        ):
+            mark = cls(**parse_json(path.read_text(encoding="utf-8")))
+            if type(mark.steps) is not int or mark.steps < 0:
+                raise TypeError("steps")
+        return mark
 
 
 def find_checkpoint(folder: Path, log: Trajectory) -> Path | None:

@@ -83,6 +83,8 @@ def _check_consistency(header: Mapping[str, Any]) -> None:
         raise TrajectoryError("groups: a parameter is in them twice")
     if not names:
         raise TrajectoryError("groups: there is no parameter in them")
+    if header["rows"]["privacy_unit_column"] is None and header["rows"]["rows"] is None:
+        raise TrajectoryError("rows.rows=null: each row is a unit, and their number is public")
     trials = header["plan"].get("trials", 1)
     steps = header["plan"]["steps"]
     if trials * steps > MAX_STEPS:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import filelock
 
-from hf_dpzo.io.files import write_atomically
+from hf_dpzo.io.files import open_plain, refuse_links, write_atomically
 from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError, parse_header
 from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Records
 
@@ -48,12 +48,14 @@ class Trajectory:
         header_checksum: the checksum of the header, 16 bytes.
         torn_bytes: the number of bytes after the last whole record. They belong to a step whose release an attacker may
             have seen.
+        part_starts: the steps with which a part of the run in another environment begins.
     """
 
     header: Mapping[str, Any]
     records: Records
     header_checksum: bytes
     torn_bytes: int
+    part_starts: tuple[int, ...] = ()
 
     @property
     def layout(self) -> RecordLayout:
@@ -94,6 +96,7 @@ class Trajectory:
         if not (len(data) - start) // layout.record_size <= steps <= most:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
         count = 0
+        part_starts = []
         previous_checksum = checksum
         for begin in range(start, len(data) - layout.record_size + 1, layout.record_size):
             piece = data[begin : begin + layout.record_size]
@@ -106,11 +109,19 @@ class Trajectory:
                 raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
             if record.void and any(record.integers):
                 raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
+            if record.begins_part:
+                part_starts.append(count)
             count += 1
             previous_checksum = piece[-CHECKSUM_BYTES:]
         end = start + count * layout.record_size
         records = Records(layout=layout, data=data[start:end])
-        return cls(header=header, records=records, header_checksum=checksum, torn_bytes=len(data) - end)
+        return cls(
+            header=header,
+            records=records,
+            header_checksum=checksum,
+            torn_bytes=len(data) - end,
+            part_starts=tuple(part_starts),
+        )
 
 
 class TrajectoryWriter:
@@ -126,7 +137,8 @@ class TrajectoryWriter:
         self._layout = log.layout
         self.steps = len(log.records)
         self._checksum = log.checksum_after(self.steps)
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - it stays open as long as the run lasts.
+        # It stays open as long as the run lasts.
+        self._file = open(open_plain(path, writable=True), "r+b", buffering=0)  # noqa: SIM115
         # The next record overwrites any torn bytes, since it is longer than they are.
         self._file.seek(-log.torn_bytes, os.SEEK_END)
 
@@ -196,9 +208,12 @@ def acquire_lock(path: Path) -> filelock.BaseFileLock:
     Take the lock before the log is read or created.
 
     Raises:
+        LinkError: the log, or its lock, is a link.
         TrajectoryError: another process holds the lock.
     """
-    lock = filelock.FileLock(f"{path}.lock")
+    lock_path = path.with_name(f"{path.name}.lock")
+    refuse_links(path, lock_path)  # The lock would be made, and emptied, where the link leads.
+    lock = filelock.FileLock(lock_path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

@@ -17,6 +17,9 @@ _FRONT = struct.Struct("<IIdQ")
 _VOID = 1
 
 
+_BEGINS_PART = 2
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """The record of one step.
@@ -28,6 +31,7 @@ class Record:
         smoothing: the mu of the step's stage.
         mask_fingerprint: a fingerprint of the coordinates that could move; 0 if all could.
         void: whether the release is unknown, because its record was torn. The step counts as spent.
+        begins_part: whether a part of the run in another environment begins with this step. See `parts.py`.
     """
 
     step: int
@@ -36,6 +40,7 @@ class Record:
     smoothing: float
     mask_fingerprint: int = 0
     void: bool = False
+    begins_part: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -69,7 +74,8 @@ class RecordLayout:
 
     def pack(self, record: Record, previous_checksum: bytes) -> bytes:
         """Return the bytes of `record`; they end with a checksum over `previous_checksum` and the record."""
-        front = _FRONT.pack(record.step, _VOID * record.void, record.smoothing, record.mask_fingerprint)
+        flags = _VOID * record.void | _BEGINS_PART * record.begins_part
+        front = _FRONT.pack(record.step, flags, record.smoothing, record.mask_fingerprint)
         body = front + self._values.pack(*record.learning_rates, *record.integers)
         return body + _checksum(previous_checksum, body)
 
@@ -93,6 +99,7 @@ class RecordLayout:
             smoothing=smoothing,
             mask_fingerprint=mask,
             void=bool(flags & _VOID),
+            begins_part=bool(flags & _BEGINS_PART),
         )
 
     @property

@@ -67,8 +67,8 @@ class LoggedRun:
         return self.header["method"]["name"]
 
     @property
-    def num_rows(self) -> int:
-        """The number of rows of the training data."""
+    def num_rows(self) -> int | None:
+        """The number of rows of the training data; `None` if it is not published, because users are the units."""
         return self.header["rows"]["rows"]
 
     @property
@@ -149,9 +149,11 @@ def build_header(
         method: the method, with its noise multiplier set.
         update: the update rule that turns released coefficients into steps.
         budget: the plan.
-        rows: facts about the training data: the number of units of privacy, and how they are drawn and evaluated.
+        rows: public facts about the training data: the number of units of privacy, and how they are drawn and
+            evaluated.
         initial: the fingerprint of the initial values; `None` if it is no longer known.
-        environment: the probe's isolation and the versions, which may differ when the run is resumed elsewhere.
+        environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
+            may differ when the run is resumed elsewhere.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}

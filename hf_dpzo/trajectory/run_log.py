@@ -1,6 +1,7 @@
 """The log of one run, as the trainer uses it: created, or found and caught up with; then appended to, and closed."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import filelock
 import torch
 
 from hf_dpzo.distributed.processes import SINGLE_PROCESS, Processes
+from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.step.descent import Descent
@@ -15,6 +17,7 @@ from hf_dpzo.trajectory.checkpoints import CheckpointMark, check_checkpoint, fin
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.parts import PARTS_FILE, Part, is_covered, read_later_parts, write_later_parts
 from hf_dpzo.trajectory.records import Record
 from hf_dpzo.trajectory.replay import check_device, replay_records
 
@@ -29,6 +32,7 @@ class RunLog:
         processes: the run's processes. The first one writes. All of them read their start from the same folder.
 
     Raises:
+        LinkError: what the run would write is a link.
         TrajectoryError: there is no run to resume, or a new run would overwrite one.
         OSError: the folder cannot be written to.
     """
@@ -46,6 +50,9 @@ class RunLog:
         self.was_opened = False
         self.existing: Trajectory | None
         self.checkpoint: Path | None
+        # What holds for this part of the run, and the parts on disk, which the first process alone knows.
+        self._environment: dict[str, Any] | None = None
+        self._parts: tuple[Part, ...] = ()
         self.existing, self.checkpoint = processes.run_on_first(lambda: self._lock_and_find(resume))
         # The number of steps on disk, or about to be: other processes do not wait until the first one has written.
         self.num_written = 0 if self.existing is None else len(self.existing.records)
@@ -68,6 +75,7 @@ class RunLog:
                     "start one."
                 )
             log = Trajectory.read(folder)
+            self._parts = read_later_parts(folder, log)
             return log, self._choose_checkpoint(resume, log)
         if (folder / LOG_FILE).exists():
             raise TrajectoryError(
@@ -98,6 +106,7 @@ class RunLog:
         self._refuse_differing_processes(header)
         path = self._folder / LOG_FILE
         self.header = header if self.existing is None else dict(self.existing.header)
+        self._environment = header["made_with"]
         if self.existing is None:
             initial = collect_initial_values(model)
             self._processes.run_on_first(lambda: self._create(path, header, initial))
@@ -105,8 +114,7 @@ class RunLog:
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
-        # A run may be resumed on another machine, or with other versions. The log keeps those that it began with.
-        different = compare_json(self.existing.header, header | {"made_with": self.existing.header["made_with"]})
+        different = compare_json(self.existing.header, _take_over(header, self.existing.header))
         if different:
             raise TrajectoryError(
                 f"resume_from_checkpoint: the log in {self._folder} is of another run: {'; '.join(different[:3])}; set "
@@ -132,6 +140,7 @@ class RunLog:
     def _acquire_lock(self) -> filelock.BaseFileLock:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            refuse_links_in(self._folder)
             return acquire_lock(self._folder / LOG_FILE)
         except OSError as error:
             raise self._build_write_error(error) from error
@@ -144,6 +153,7 @@ class RunLog:
 
     def _create(self, path: Path, header: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
         try:
+            (self._folder / PARTS_FILE).unlink(missing_ok=True)  # Of another run, whose log was deleted.
             save_initial_values(initial, self._folder)
             self._writer = TrajectoryWriter.create(path, header)
         except OSError as error:
@@ -186,7 +196,23 @@ class RunLog:
 
     def append(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Write what `step` released to disk, with everything that its update uses. Call this before the update."""
+        self._begin_part(step)
         self._write(self._build_record(descent, step, integers))
+
+    def _begin_part(self, step: int) -> None:
+        """Before the first release of this part of the run, put its environment on disk if it is another one."""
+        environment, self._environment = self._environment, None
+        if environment is None or not self._processes.is_first:
+            return
+        # No release came from a part that was to begin here, or it would be in the log, or torn.
+        before = tuple(part for part in self._parts if part.first_step < step)
+        last = before[-1].environment if before else self.header["made_with"]
+        is_new = not is_covered(environment, last)
+        self._parts = (*before, Part(first_step=step, environment=environment)) if is_new else before
+        if self._parts:
+            write_later_parts(self._folder, self._parts)
+        else:
+            (self._folder / PARTS_FILE).unlink(missing_ok=True)
 
     def _write(self, record: Record) -> None:
         if self._processes.is_first:
@@ -222,6 +248,7 @@ class RunLog:
             smoothing=descent.begin(step).smoothing,
             mask_fingerprint=descent.mask_fingerprint,
             void=void,
+            begins_part=any(part.first_step == step for part in self._parts),
         )
 
     def _check_weights(self, descent: Descent) -> int:
@@ -251,6 +278,18 @@ class RunLog:
                 f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
             )
         return Path(resume)
+
+
+def _take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `header` with what the log keeps from its beginning, whatever it is where the run goes on.
+
+    A run may be resumed on another machine, or with other versions. The logs of earlier versions have the number of
+    rows also where users are the units.
+    """
+    rows = header["rows"]
+    if rows["privacy_unit_column"] is not None:
+        rows = rows | {"rows": begun["rows"]["rows"]}
+    return header | {"made_with": begun["made_with"], "rows": rows}
 
 
 def _advance_schedule(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:

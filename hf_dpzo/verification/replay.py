@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.card.files import STATEMENT_FILE, is_weights_file
+from hf_dpzo.card.files import CONFIG_FILES, STATEMENT_FILE
 from hf_dpzo.card.sources import Source, SourceError
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
@@ -19,8 +19,10 @@ from hf_dpzo.trajectory.replay import (
     replays_bitwise,
     select_trained_parameters,
 )
+from hf_dpzo.verification.configurations import compare_configurations
 from hf_dpzo.verification.finding import Finding
-from hf_dpzo.verification.weights import MAX_DRIFT, WeightDrift, compare_configurations, compare_weights
+from hf_dpzo.verification.published import holds_weights
+from hf_dpzo.verification.weights import MAX_DRIFT, WeightDrift, compare_weights
 
 
 def check_replay(
@@ -76,23 +78,28 @@ def _check_weights(
         detail = f"those after {steps} steps of the log have another SHA-256 than {STATEMENT_FILE} says"
         yield Finding(name="weights", holds=False, detail=detail)
         return
-    if not any(is_weights_file(name) for name in source.sizes):
+    if not holds_weights(source):
         detail = f"there are none; {steps} steps of the log lead to those whose SHA-256 is stated"
         if declared is None:
             detail = "there are none, and no SHA-256 of any is stated: there is nothing to compare"
         elif not bitwise:
             detail = f"there are none, and the log replays to the last bit on {log.header['replays_on']} alone"
         yield Finding(name="weights", holds=True if declared is not None and bitwise else None, detail=detail)
-        return
+        if not any(name in source.sizes for name in CONFIG_FILES):
+            return
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         try:
-            yield _build_weights_finding(compare_weights(source, Path(scratch)), log, steps, bitwise=bitwise)
-            base = log.header["base"]
-            lines = compare_configurations(source, Path(scratch), base=base["name"], revision=base["revision"])
-            yield _build_configuration_finding(lines)
+            if holds_weights(source):
+                yield _build_weights_finding(compare_weights(source, Path(scratch)), log, steps, bitwise=bitwise)
         except SourceError as error:
             yield Finding(name="weights", holds=False, detail=str(error))
+        try:
+            base = log.header["base"]
+            lines = compare_configurations(source, Path(scratch), model, base=base["name"], revision=base["revision"])
+            yield _build_configuration_finding(lines)
+        except SourceError as error:
+            yield Finding(name="configuration", holds=False, detail=str(error))
 
 
 def _build_weights_finding(drift: WeightDrift | None, log: Trajectory, steps: int, *, bitwise: bool) -> Finding:

@@ -7,7 +7,7 @@ and wrote the log. But noise that is missing altogether would show in the log.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ from scipy import stats
 
 from hf_dpzo._version import __version__
 from hf_dpzo.card.declarations import Declarations
-from hf_dpzo.card.files import CARD_FILE, CONFIG_FILES, PUBLIC_SUFFIXES, STATEMENT_FILE, is_weights_file
-from hf_dpzo.card.front_matter import parse_card
+from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE
+from hf_dpzo.card.front_matter import CardError, list_tags, parse_card
 from hf_dpzo.card.model_card import PRIVATE_TAG, render_card, summarize_claim
 from hf_dpzo.card.repository import fetch_log
 from hf_dpzo.card.schema import StatementError, check_statement
 from hf_dpzo.card.sources import Source, SourceError, open_source
 from hf_dpzo.card.statement import build_statement, describe_file
+from hf_dpzo.io.foreign import describe_error, one_sentence
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.privacy.queries import LaplaceQuery
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.parts import list_parts
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
+from hf_dpzo.verification.published import check_other_files
 from hf_dpzo.verification.replay import check_replay
 
 
@@ -40,13 +42,6 @@ CHANCE = 1e-6
 
 # The fields that state the claim and what it follows from. The rest of a statement describes the run.
 CLAIM_FIELDS = ("status", "claim", "meaning", "accounting")
-
-
-CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIG_FILES}
-
-
-# Files of a run's own folder and of the Hub. Nothing is loaded from them.
-HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
 
 
 # The check of noise counts the released values that lie as close to zero as these shares of pure noise do.
@@ -76,27 +71,44 @@ def verify(
 
 
 def _run_checks(source: Source, base: str | None, weights: bool) -> Iterator[Finding]:
+    statement = None
     try:
-        statement = check_statement(source.read_json(STATEMENT_FILE))
-    except (SourceError, StatementError) as error:
-        statement = None
+        with one_sentence(STATEMENT_FILE, StatementError, remedy="write it anew"):
+            statement = check_statement(source.read_json(STATEMENT_FILE))
+    except StatementError as error:
         yield Finding(name=STATEMENT_FILE, holds=False, detail=str(error))
     try:
-        folder = fetch_log(source)
-        log = Trajectory.read(folder)
-        run = LoggedRun.from_log(log)
-    except (SourceError, TrajectoryError, ValueError) as error:
+        with one_sentence(LOG_FILE, TrajectoryError, remedy="use a copy of the log that nobody changed"):
+            folder = fetch_log(source)
+            log = Trajectory.read(folder)
+            run = LoggedRun.from_log(log)
+            list_parts(folder, log)
+    except TrajectoryError as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return
-    yield _check_log(log, folder, statement)
-    yield _check_noise(log, run)
+    yield from _guard("log", lambda: [_check_log(log, folder, statement)])
+    yield from _guard("noise", lambda: [_check_noise(log, run)])
     if statement is not None:
-        expected = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(statement))))
-        yield from _compare_statement(statement, expected)
-        yield _check_card(expected, source)
+        yield from _guard("claim", lambda: _check_statement(statement, folder, source))
     if weights:
-        yield from check_replay(source, folder, log, statement, base)
-    yield _check_other_files(source)
+        yield from _guard("weights", lambda: check_replay(source, folder, log, statement, base))
+    yield from _guard("other files", lambda: [check_other_files(source)])
+
+
+def _guard(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of `check`. If it ends in an error, the last one says so: a stranger wrote what it read."""
+    try:
+        yield from check()
+    except Exception as error:
+        detail = str(error) if isinstance(error, SourceError) else f"it cannot be checked ({describe_error(error)})"
+        yield Finding(name=name, holds=False, detail=detail)
+
+
+def _check_statement(statement: Mapping[str, Any], folder: Path, source: Source) -> Iterator[Finding]:
+    """Compare the statement and the card with what the log in `folder` leads to."""
+    expected = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(statement))))
+    yield from _compare_statement(statement, expected)
+    yield from _guard("card", lambda: [_check_card(expected, source)])
 
 
 def _check_log(log: Trajectory, folder: Path, statement: Mapping[str, Any] | None) -> Finding:
@@ -139,12 +151,13 @@ def _check_noise(log: Trajectory, run: LoggedRun) -> Finding:
 
 def _compare_statement(statement: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Finding]:
     """Compare the statement with what follows from the log and from the statement's own declarations."""
+    fields = sorted({*statement, *expected})
     parts = {
-        "claim": [name for name in statement if name in CLAIM_FIELDS],
-        "description": [name for name in statement if name not in CLAIM_FIELDS],
+        "claim": [name for name in fields if name in CLAIM_FIELDS],
+        "description": [name for name in fields if name not in CLAIM_FIELDS],
     }
     for part, names in parts.items():
-        lines = [line for name in names for line in compare_json(statement[name], expected[name], name)]
+        lines = [line for name in names for line in compare_json(statement.get(name), expected.get(name), name)]
         if lines:
             detail = f"{STATEMENT_FILE} (there) is not what the log says (here): {'; '.join(lines[:3])}"
             yield Finding(name=part, holds=False, detail=detail)
@@ -162,7 +175,7 @@ def _check_card(expected: Mapping[str, Any], source: Source) -> Finding:
     try:
         card = parse_card(source.read_text(CARD_FILE))
         data = card.data.to_dict()
-    except ValueError as error:
+    except (CardError, SourceError) as error:
         return Finding(name="card", holds=False, detail=f"{error!s:.200}")
     wanted_card = render_card(expected, source.sizes)
     lines = zip_longest(_split_lines(card), _split_lines(wanted_card), fillvalue="")
@@ -171,7 +184,7 @@ def _check_card(expected: Mapping[str, Any], source: Source) -> Finding:
             return _build_edited_finding(expected, number, published, wanted)
     claimed = None if expected["claim"] is None else summarize_claim(expected)
     # PEFT drops the tag when it saves a loaded adapter. A card without the tag claims nothing by it.
-    if data.get("differential_privacy") != claimed or (claimed is None and PRIVATE_TAG in data.get("tags", ())):
+    if data.get("differential_privacy") != claimed or (claimed is None and PRIVATE_TAG in list_tags(data)):
         return Finding(name="card", holds=False, detail="its metadata claim something else than its text")
     wanted_data = wanted_card.data.to_dict()
     if any(data.get(key) != wanted_data.get(key) for key in ("model-index", "pipeline_tag")):
@@ -200,18 +213,3 @@ def _split_lines(card: ModelCard) -> list[str]:
     """Split the card's text into lines, without the version that PEFT adds when it saves an adapter again."""
     lines = card.text.strip().replace("\r\n", "\n").split("\n")
     return [line for line in lines if not re.fullmatch(r"- PEFT \d[\w.+]*", line)]
-
-
-def _check_other_files(source: Source) -> Finding:
-    """Check that no file which was not looked at could run code or hold other weights."""
-    suspect = [name for name in source.sizes if not _is_known(name)]
-    if suspect:
-        detail = f"{', '.join(suspect[:3])}: what may run code, or hold other weights, was not opened"
-        return Finding(name="other files", holds=False, detail=detail)
-    rest = sorted(name for name in source.sizes if name not in CHECKED_FILES and not is_weights_file(name))
-    detail = f"not looked at: {', '.join(rest)}" if rest else "none"
-    return Finding(name="other files", holds=True, detail=detail)
-
-
-def _is_known(name: str) -> bool:
-    return Path(name).suffix in PUBLIC_SUFFIXES or name in HARMLESS_FILES

@@ -13,7 +13,7 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.schema import SCHEMA_FILE, StatementError, check_statement
 from hf_dpzo.card.statement import build_statement
-from hf_dpzo.isolation.bound import describe_isolation, worse_isolation
+from hf_dpzo.isolation.bound import describe_isolation, worst_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
@@ -245,6 +245,6 @@ def test_isolation_of_a_run_is_that_of_its_worst_part():
     some = describe_isolation(Isolation(loss_change=1e-7), fixed_shapes=True, bound=1.23e-4)
     none = describe_isolation(None, fixed_shapes=True, bound=None)
     assert some == {"status": "bounded", "bound_in_clip_norms": 0.00012}
-    assert worse_isolation(bitwise, some) == worse_isolation(some, bitwise) == some
-    assert worse_isolation(some, none) == none
-    assert worse_isolation(some, {**some, "bound_in_clip_norms": 0.002})["bound_in_clip_norms"] == 0.002
+    assert worst_isolation([bitwise, some]) == worst_isolation([some, bitwise]) == some
+    assert worst_isolation([some, none, bitwise]) == none
+    assert worst_isolation([some, {**some, "bound_in_clip_norms": 0.002}, some])["bound_in_clip_norms"] == 0.002

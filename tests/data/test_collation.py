@@ -31,8 +31,8 @@ def build_batch(rows, **options):
 
 def test_rows_are_cut_into_micro_batches_in_order_of_length():
     batch = build_batch(of_length(5, 1, 4, 2, 3))
-    assert [micro_batch.inputs for micro_batch in batch.micro_batches] == [[1, 2], [3, 4], [5]]
-    assert [micro_batch.size for micro_batch in batch.micro_batches] == [2, 2, 1]
+    assert [micro_batch.inputs for micro_batch in batch.micro_batches] == [[1], [2, 3], [4, 5]]
+    assert [micro_batch.size for micro_batch in batch.micro_batches] == [1, 2, 2]
     assert batch.row_units == [1, 3, 4, 2, 0]
     assert batch.num_units == 5
 
@@ -71,7 +71,8 @@ def test_rows_beside_one_that_cannot_be_collated_are_collated_one_by_one():
             raise KeyError(9)
         return lengths(rows)
 
-    batch = build_batch(fetched({"input_ids": [1]}, {"input_ids": [9]}, {"input_ids": [2]}), collate=collate)
+    rows = fetched({"input_ids": [1]}, {"input_ids": [9]}, {"input_ids": [2]})
+    batch = build_batch(rows, collate=collate, micro_batch_size=3)
     assert [micro_batch.inputs for micro_batch in batch.micro_batches] == [[1], None, [1]]
 
 

@@ -1,7 +1,9 @@
 """All rows of a user are one unit: they are drawn together, and move a release by at most one clip norm together."""
 
+import itertools
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from transformers import DataCollatorWithPadding
 from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.data.units import Units, average_by_unit
-from hf_dpzo.privacy.clipping import SENSITIVITY
+from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
 
 from support.models import one_layer
 from support.rows import labelled_rows
@@ -85,6 +88,39 @@ def test_a_unit_is_the_mean_of_its_own_rows():
     assert average_by_unit(torch.zeros(0, 2, dtype=torch.float64), [], 0).shape == (0, 2)
 
 
+def draw_coefficients(random, *shape):
+    """Values as differences of float32 losses are, of all sizes, so that each order of adding them rounds otherwise."""
+    return random.normal(size=shape).astype(np.float32).astype(np.float64) * 10.0 ** random.integers(-9, 9, shape)
+
+
+def test_a_users_mean_does_not_depend_on_other_users_to_the_last_bit():
+    random = np.random.default_rng(0)
+    own = draw_coefficients(random, 500, 7, 3)  # Of 500 users with seven rows each.
+    rounded = 0
+    for rows in own:
+        alone = average_by_unit(torch.from_numpy(rows), [0] * 7, 1)
+        others = draw_coefficients(random, 6, 3)
+        mixed, places = np.concatenate([rows, others]), random.permutation(13)
+        units = np.array([0] * 7 + [1, 1, 2, 3, 3, 3])[places]
+        beside = average_by_unit(torch.from_numpy(mixed[places]), units.tolist(), 4)
+        assert torch.equal(beside[0], alone[0])
+        assert np.array_equal(clip_to_lattice(beside, 1e3)[0], clip_to_lattice(alone, 1e3)[0])
+        rounded += not np.array_equal(np.add.reduce(mixed[places][units == 0]), np.add.reduce(rows))
+    assert rounded > 100  # A sum that is rounded after each row would have failed.
+
+
+@pytest.mark.parametrize(
+    "values", [[1e308, 1e308, -1e308], [math.nan, 1e-320, 1e16, 1.0, -1e16], [1.0, 2.0**-60, -1.0]]
+)
+def test_a_mean_is_that_of_the_exact_sum_in_every_order(values):
+    means = {
+        average_by_unit(torch.tensor(order, dtype=torch.float64)[:, None], [0] * len(order), 1).item()
+        for order in itertools.permutations(values)
+    }
+    exact = sum(Fraction(value) for value in values if math.isfinite(value)) / len(values)
+    assert means == {float(exact)}
+
+
 @pytest.fixture
 def make_trainer(make_args, tokenizer):
     def make(users=USERS, **changes) -> ZOTrainer:
@@ -126,12 +162,31 @@ def test_card_says_that_users_are_protected(make_trainer):
         "all rows of one user (column user), of which a batch holds at most 3, as one clipped mean"
     )
     assert stated["claim"]["groups"] == []
-    assert (stated["sampling"]["num_units"], stated["sampling"]["num_rows"]) == (4, 8)
+    assert (stated["sampling"]["num_units"], stated["sampling"]["num_rows"]) == (4, None)
     text = (Path(trainer.args.output_dir) / "README.md").read_text()
     assert "adding or removing all rows of one user" in text
     assert "2 of 4 users expected in a batch" in text
     assert "the number of training users, which is treated as public" in text
     assert "one row" not in text
+
+
+def test_a_log_of_users_holds_no_number_of_rows_and_one_of_earlier_versions_goes_on(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    log = Trajectory.read(folder)
+    assert log.header["rows"]["units"] == 4
+    assert log.header["rows"]["rows"] is None
+    earlier = {**log.header, "rows": {**log.header["rows"], "rows": 8}}
+    writer = TrajectoryWriter.create(folder / LOG_FILE, earlier)
+    for record in log.records[:2]:
+        writer.append(record)
+    writer.close()
+    trainer = make_trainer(output_dir=str(folder))
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert json.loads((folder / "privacy.json").read_text())["sampling"]["num_rows"] == 8
+    assert len(Trajectory.read(folder).records) == 4
 
 
 def test_the_column_of_users_does_not_reach_the_collator(make_trainer):

@@ -70,7 +70,7 @@ def batches_seen(here: Here, folder: Path) -> tuple[list, list]:
 def test_all_processes_see_the_batch_of_the_first_one(pair, tmp_path):
     (first, shapes), (second, others) = pair.each(batches_seen, tmp_path)
     assert first == second == [drawn(0), drawn(), drawn(7, 4, 8), drawn(0, 1, 2, 3, 4)]
-    assert shapes == others == [(5, 2)] * 4, "how many rows there are must not show"
+    assert shapes == others == [(5, 3)] * 4, "how many rows there are must not show"
 
 
 # The second process could not fetch the row at place 1, and the first one not the one at place 4.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_dpzo.data.sampling import PoissonBatchSampler
+from hf_dpzo.data.sampling import PoissonBatchSampler, build_batch_sampler
 from hf_dpzo.data.units import Units
 from hf_dpzo.distributed.processes import SINGLE_PROCESS, DistributedProcesses, get_processes
 from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, Mechanism, PlainMean
@@ -63,21 +63,25 @@ def test_users_are_drawn_by_one_process_each(size, launched, tmp_path):
 # ---- Batches ----
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_each_unit_belongs_to_one_process(size):
-    units = Units(num_rows=7)
-    everybody = [
-        next(iter(PoissonBatchSampler(units=units, sampling_rate=1.0, rank=rank, num_processes=size)))
-        for rank in range(size)
-    ]
-    assert sorted(one.row for share in everybody for one in share) == list(range(7))
+def drawn_by_all(here: Here, folder: Path) -> list[list[int]]:
+    processes = get_processes(short_args(folder).device)
+    samplers = [build_batch_sampler(Units(num_rows=99), 1.0, processes, capacity=None) for _ in range(4)]
+    return [[one.row for one in next(iter(sampler))] for sampler in samplers]
+
+
+def test_each_unit_belongs_to_one_process_and_to_another_one_in_each_run(pair, tmp_path):
+    """Which one says nothing about the others: with turns, a row more would move all behind it to other batches."""
+    first, second = pair.each(drawn_by_all, tmp_path)
+    assert all(sorted([*one, *other]) == list(range(99)) for one, other in zip(first, second, strict=True))
+    assert len({tuple(one) for one in first}) == 4
+    assert all(20 < len(one) < 79 for one in first)  # Six standard deviations.
 
 
 def test_what_processes_draw_together_is_one_poisson_batch():
     """Sizes are binomial, and two rows join independently, whether they are of one share or of two."""
     rate, steps, size = 0.3, 4000, 3
     samplers = [
-        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, rank=rank, num_processes=size)
+        PoissonBatchSampler(units=Units(num_rows=9), sampling_rate=rate, own_units=range(rank, 9, size))
         for rank in range(size)
     ]
     joined = np.zeros((steps, 9))
@@ -93,7 +97,9 @@ def test_what_processes_draw_together_is_one_poisson_batch():
 
 
 def batches_after_a_run(here: Here, folder: Path) -> list[list[int]]:
-    sampler = PoissonBatchSampler(units=Units(num_rows=200), sampling_rate=0.1, rank=here.rank, num_processes=here.size)
+    sampler = PoissonBatchSampler(
+        units=Units(num_rows=200), sampling_rate=0.1, own_units=range(here.rank, 200, here.size)
+    )
     train(folder, max_steps=1)
     return [[one.row // 2 for one in batch] for batch in sampler]
 

@@ -75,7 +75,7 @@ def make(make_args, base):
 def drawn(monkeypatch) -> list[Path]:
     """Where pictures would be drawn."""
     places = []
-    monkeypatch.setattr(hf_dpzo.card.model_card, "draw_training", lambda _, path: places.append(path))
+    monkeypatch.setattr(hf_dpzo.card.model_card, "draw_training", places.append)
     return places
 
 

@@ -100,16 +100,20 @@ def ordinary() -> dict:
 
 @pytest.fixture
 def leave_behind(make_args, tokenizer, folder, capsys, caplog):
-    caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.WARNING, logger="filelock")  # It names locks by their addresses in memory.
+    caplog.set_level(logging.INFO)  # Last, because each call sets the level of what is kept, too.
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_debug()
 
-    def run(row, *, lora, **changes) -> tuple[dict[str, bytes], str, list]:
+    def run(row, *, lora, users=False, more=(), **changes) -> tuple[dict[str, bytes], str, list]:
         """All that a run on data with `row` among them leaves: files, streams, and what callbacks saw."""
         torch.manual_seed(0)
         data = labelled_rows(ROWS).to_list()
         data[6] = row
+        if users:
+            data = [{**row, "user": f"user {number}"} for number, row in enumerate(data)]
+            changes |= {"privacy_unit_column": "user", "max_rows_per_unit": 2}
+        data += more
         witness = Witness()
         args = make_args(
             output_dir=str(folder),
@@ -166,6 +170,23 @@ def test_a_run_and_its_twin_leave_the_same_bytes(name, lora, frozen, leave_behin
     moved = np.abs(np.array(sums) - np.array(frozen))
     # One row is replaced by another: it leaves with at most the sensitivity, and the other comes with as much.
     assert 0 < moved.max() <= (2 if name == "another row" else 1) * SENSITIVITY
+
+
+@pytest.mark.parametrize("rows", [37, 600])
+def test_runs_whose_users_have_other_numbers_of_rows_leave_the_same_bytes(rows, frozen, leave_behind):
+    """A user's one row, or many: all that is published tells the number of users, and no number of rows."""
+    settings = {"lora": True, "clip_norm": 0.01, "padded_lengths": [16], "users": True}
+    files, text, seen = leave_behind(ORDINARY, **settings)
+    sums = frozen[:]
+    frozen.clear()
+    more = [{**ORDINARY, "labels": 1, "user": "user 6"}] * (rows - 1)
+    twin_files, twin_text, twin_seen = leave_behind(ORDINARY, **settings, more=more)
+    assert files.keys() == twin_files.keys()
+    assert [path for path in files if files[path] != twin_files[path]] == []
+    assert text == twin_text
+    assert f"Num examples = {ROWS}" in text
+    assert seen == twin_seen
+    assert 0 < np.abs(np.array(sums) - np.array(frozen)).max() <= 2 * SENSITIVITY
 
 
 def test_the_twin_run_sees_what_leaks(frozen, leave_behind, monkeypatch):

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
+from hf_dpzo.data import sampling
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
 
@@ -166,5 +167,6 @@ def frozen(here: Here, *, units: int = ROWS, seed: int = 0) -> None:
     def add(noise: DiscreteGaussian, values: list[int]) -> list[int]:
         return [v + int(n) for v, n in zip(values, noises.integers(-9, 9, len(values)), strict=True)]
 
+    here.patch.setattr(sampling, "assign_units", lambda num_units, processes: np.arange(num_units) % processes.size)
     here.patch.setattr(BernoulliSampler, "draw", draw)
     here.patch.setattr(DiscreteGaussian, "add", add)

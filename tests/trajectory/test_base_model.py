@@ -193,6 +193,7 @@ def test_headers_that_no_run_writes_get_one_sentence(raw, stranger):
         ("rows__units", -1),
         ("rows__rows", 0.5),
         ("rows__rows", ...),
+        ("rows__rows", None),  # Each row is a unit.
         ("rows__surprise", 1),
         ("surprise", 1),
         ("base", ...),
