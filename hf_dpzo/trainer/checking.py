@@ -11,6 +11,7 @@ from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.synthetic_rows import infer_columns
+from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
     refuse_left_padding,
     refuse_model,
@@ -45,6 +46,7 @@ class CheckingTrainer(SearchingTrainer):
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
         refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
+        refuse_unsaved_parameters(self.model)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
             refuse_variable_shapes(self.model, fixed=self._has_fixed_shapes)

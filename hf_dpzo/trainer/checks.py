@@ -100,6 +100,11 @@ def refuse_trained_model(model: torch.nn.Module) -> None:
         raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
 
 
+def is_marked_as_trained(model: torch.nn.Module) -> bool:
+    """Return whether a trainer of this process has trained `model`."""
+    return model in _TRAINED
+
+
 def mark_as_trained(model: torch.nn.Module) -> None:
     """Mark `model` as one that a trainer of this process has trained."""
     _TRAINED.add(model)

@@ -15,6 +15,7 @@ from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.upload import copy_log
 from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.isolation.bound import worse_isolation
+from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
@@ -61,6 +62,7 @@ class PublishingTrainer(ResumableTrainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_weights(self, output_dir: str | None = None) -> None:
+        self._refuse_switched_adapter()
         self._refuse_changed_weights()
         if isinstance(self.model, PeftModel):
             # PEFT would name the path that the base model was loaded from on this machine.
@@ -91,6 +93,7 @@ class PublishingTrainer(ResumableTrainer):
         self._task = next(iter(_merge_names(tasks)), self._task)
         if not self._is_trained:
             return
+        self._refuse_switched_adapter()
         fingerprint = self._fingerprint()
         if self.args.should_save:
             # TRL also calls this at each checkpoint, whose card has no picture.
@@ -137,7 +140,8 @@ class PublishingTrainer(ResumableTrainer):
         saved = [parameter for parameter in self.model.parameters() if parameter.requires_grad or not is_adapter]
         if is_sharded(saved) and not self.is_distributed_loading_by_transformers:
             state_dict = gather_state_dict(self.model, keep=self.args.should_save)
-        super()._save(output_dir, state_dict)
+        with saved_alone(self.model):
+            super()._save(output_dir, state_dict)
 
     def _fingerprint(self) -> str:
         """Return the fingerprint of the trained weights. All processes must call this together."""
@@ -181,6 +185,12 @@ class PublishingTrainer(ResumableTrainer):
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
             "after_step": taken if self._best_step is None else self._best_step,
         }
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Evaluate as stock does. What the card shows, by the prefix "eval", is measured with the trained adapter."""
+        if self._is_trained and metric_key_prefix == "eval":
+            self._refuse_switched_adapter()
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def _list_evaluations(self) -> list[dict[str, float]]:
         return [

@@ -13,10 +13,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
+from hf_dpzo.models.adapters import find_trained_adapter, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.trainer.checks import mark_as_trained
+from hf_dpzo.trainer.checks import is_marked_as_trained, mark_as_trained
 from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
@@ -34,6 +36,8 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
+    # The name of the adapter that is trained; `None` where there is none.
+    _adapter: str | None = None
     # The fingerprint of the weights while a checkpoint of them is being saved, and `None` otherwise.
     _at_checkpoint: str | None = None
 
@@ -63,6 +67,14 @@ class ResumableTrainer(RedactingTrainer):
         folder = Path(self.args.output_dir)
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.num_spent_steps)
+
+    def _refuse_changed_training(self) -> None:
+        """Raise `ValueError` if what computes, or what is trained, is no longer what it was when training began."""
+        self._refuse_switched_adapter()
+        refuse_refrozen_parameters(self.model, unwrap_optimizer(self.optimizer).parameters())
+
+    def _refuse_switched_adapter(self) -> None:
+        refuse_switched_adapter(self.model, self._adapter, unwrap_optimizer(self.optimizer).parameters())
 
     def _record_release(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Spend a step, and write its release to disk."""
@@ -102,6 +114,8 @@ class ResumableTrainer(RedactingTrainer):
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.
         whole = (parameter for parameter in descent.optimizer.parameters() if not is_sharded([parameter]))
         self._processes.broadcast_tensors_(whole)
+        if self._log.checkpoint is None:
+            self._forget_changed_seed()
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -113,10 +127,16 @@ class ResumableTrainer(RedactingTrainer):
             environment=self._environment,
         )
         self._log.open(header, self.model)
+        self._adapter = find_trained_adapter(self.model)
         mark_as_trained(unwrap_model(self.model))
         if self._log.existing is not None:
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
         return prepared
+
+    def _forget_changed_seed(self) -> None:
+        # A run that goes on in the same process has moved the model from where its seed put it.
+        if not is_marked_as_trained(unwrap_model(self.model)):
+            forget_changed_seed(self.model)
 
     @property
     def _starts_from_initial(self) -> bool:
@@ -135,6 +155,7 @@ class ResumableTrainer(RedactingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights as stock does, unless all steps will be replayed."""
+        self._forget_changed_seed()
         select_trained_parameters(self._log.existing, self.model)
         if not self._starts_from_initial:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -11,6 +11,7 @@ import torch
 
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.methods import METHODS, Method
+from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_shapes
 from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.privacy.queries import Query
@@ -153,7 +154,8 @@ def build_header(
         initial: the fingerprint of the initial values; `None` if it is no longer known.
         environment: the probe's isolation and the versions, which may differ when the run is resumed elsewhere.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = name_as_published(model, dict(model.named_parameters()))
+    names = {id(parameter): name for name, parameter in named.items()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
     return json.loads(
         json.dumps(

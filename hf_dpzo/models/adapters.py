@@ -1,0 +1,243 @@
+"""The adapter that a run trains: it alone computes, moves and is saved, whatever it is called and whoever is beside it.
+
+Outside the model it has PEFT's own name for a single adapter. So a log, a folder and a replay need not know how it was
+called, nor which others there were.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+
+T = TypeVar("T")
+
+
+# PEFT keeps the files of an adapter of this name in the folder itself, and those of others in folders within.
+PUBLISHED_NAME = "default"
+
+
+_LAYERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+
+
+# What holds the parts of adapters, each under the name of its adapter.
+_HOLDERS = (torch.nn.ModuleDict, torch.nn.ParameterDict, BufferDict)
+
+
+# The modules that adapters were put around.
+_WRAPPED = ("base_layer", "original_module", "model", "base_model")
+
+
+# The card that PEFT writes.
+_CARD = "README.md"
+
+
+def find_trained_adapter(model: torch.nn.Module) -> str | None:
+    """Return the name of the adapter of `model` that a run trains; `None` for a model without any.
+
+    Guarantee: in every layer that has adapters, this one alone computes, and none is merged into weights.
+
+    Raises:
+        ValueError: another adapter computes too or instead, this one does not, or no PEFT model holds it.
+    """
+    _refuse_unheld_adapters(model)
+    if not isinstance(model, PeftModel):
+        return None
+    name = model.active_adapter
+    for place, layer in model.named_modules():
+        if isinstance(layer, _LAYERS):
+            _refuse_layer(layer, place, name)
+    return name
+
+
+def _refuse_unheld_adapters(model: torch.nn.Module) -> None:
+    """Raise `ValueError` unless all adapters in `model` are those of one PEFT model, and that is `model` itself."""
+    own = (model, model.base_model) if isinstance(model, PeftModel) else ()
+    by_transformers = any(getattr(module, "_hf_peft_config_loaded", False) for module in model.modules())
+    others = any(isinstance(module, PeftModel | BaseTuner) and module not in own for module in model.modules())
+    loose = not own and any(isinstance(module, _LAYERS) for module in model.modules())
+    if by_transformers or others or loose:
+        how = "transformers added or loaded it" if by_transformers else "no PeftModel around the whole model holds it"
+        raise ValueError(
+            f"model: it has an adapter, and {how}, so that neither log nor folder could tell what was trained; make it "
+            "by hf_dpzo.seeded_peft_model, or load it by PeftModel.from_pretrained with is_trainable=True, on a model "
+            "that has none."
+        )
+
+
+def _refuse_layer(layer: torch.nn.Module, place: str, name: str) -> None:
+    """Raise `ValueError` unless in `layer`, at `place`, the adapter `name` alone computes if it is there."""
+    held = {adapter for _, holder in _list_holders(layer) for adapter in holder.keys()}  # noqa: SIM118 - no mapping.
+    if layer.merged_adapters:
+        raise ValueError(
+            f"adapter={name}: {', '.join(layer.merged_adapters)} was merged into the weights of {place}, where no "
+            "update would reach it; call unmerge_adapter()."
+        )
+    if name in held and layer.disable_adapters:
+        raise ValueError(f"adapter={name}: it is disabled in {place}; call model.base_model.enable_adapter_layers().")
+    # PEFT skips the active adapters that a layer does not hold.
+    computing = [active for active in layer.active_adapters if active in held]
+    if computing != [name] * (name in held):
+        raise ValueError(
+            f"adapter={name}: in {place} {' and '.join(computing) or 'none'} computes, and one alone is trained, "
+            f"evaluated and saved; call model.set_adapter with its name."
+        )
+
+
+def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
+    """Raise `ValueError` if anything that is trained would not be saved with the adapter that is trained.
+
+    Raises:
+        ValueError: a trained parameter is of another adapter or of the base model; or an adapter is called like a
+            module, by which PEFT would leave parameters out.
+    """
+    name = find_trained_adapter(model)
+    if name is None:
+        return
+    named = name_as_published(model, dict(model.named_parameters()))
+    segments = {segment for key in named for segment in key.split(".")}
+    for adapter in model.peft_config:
+        if adapter in segments - {PUBLISHED_NAME}:
+            raise ValueError(
+                f"adapter={adapter}: a part of the model is called so too, and PEFT, which saves by names, would mix "
+                "them up; give the adapter another name."
+            )
+    state = model.state_dict(keep_vars=True)
+    saved = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
+    kept = {id(tensor) for tensor in saved.values()}
+    if model.peft_config[name].is_prompt_learning:
+        # What is saved is what the encoder of the virtual tokens computes.
+        kept |= {id(parameter) for parameter in model.prompt_encoder[name].parameters()}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in kept:
+            raise ValueError(
+                f"parameter={key}: it is trained, and would not be saved with adapter={name}; freeze it, or name its "
+                "module in modules_to_save of the adapter's configuration."
+            )
+
+
+def refuse_switched_adapter(model: torch.nn.Module, name: str | None, trained: Iterable[torch.Tensor]) -> None:
+    """Raise `ValueError` unless `model` still computes with the adapter `name` and the `trained` parameters.
+
+    It reads no weights, and takes about a millisecond for a thousand modules.
+
+    Args:
+        model: the model, whose adapters anybody may have changed since training began.
+        name: the adapter that is trained; `None` for a model without any.
+        trained: the parameters that updates move.
+    """
+    current = find_trained_adapter(model)
+    if current != name:
+        raise ValueError(
+            f"adapter={current}: training began with adapter={name}, which the log leads to; switch back by "
+            "set_adapter, or make a new trainer for the other one."
+        )
+    present = {id(parameter) for parameter in model.parameters()}
+    if not all(id(parameter) in present for parameter in trained):
+        raise ValueError(
+            "model: it no longer holds all that is trained, so that updates do not reach what computes; leave its "
+            "modules and adapters as they are until it is saved."
+        )
+
+
+def refuse_refrozen_parameters(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> None:
+    """Raise `ValueError` unless the parameters of `model` that require grad are the `trained` ones, and no others."""
+    moved = {id(parameter) for parameter in trained}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != (id(parameter) in moved):
+            change = "unfrozen, and no update moves it" if parameter.requires_grad else "frozen, and updates move it"
+            raise ValueError(
+                f"parameter={name}: since training began it was {change}; choose what is trained before that."
+            )
+
+
+def name_as_published(model: torch.nn.Module, named: Mapping[str, T]) -> dict[str, T]:
+    """Return what `named` holds by the names in `model`, without other adapters, and with the trained one renamed.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    >>> model = get_peft_model(model, LoraConfig(target_modules=["0"]), adapter_name="mine")
+    >>> [name for name in name_as_published(model, dict(model.named_parameters())) if "lora_A" in name]
+    ['base_model.model.0.lora_A.default.weight']
+    """
+    if not isinstance(model, PeftModel):
+        return dict(named)
+    prefixes = {
+        f"{holder_name}.{adapter}": (holder_name, adapter)
+        for place, module in model.named_modules()
+        for holder_name, holder in _list_holders(module, place)
+        for adapter in holder.keys()  # noqa: SIM118 - it is no mapping.
+    }
+    renamed = {}
+    for key, value in named.items():
+        prefix = next((prefix for prefix in _list_ancestors(key) if prefix in prefixes), None)
+        holder_name, adapter = prefixes.get(prefix, ("", None))
+        if adapter == model.active_adapter:
+            renamed[f"{holder_name}.{PUBLISHED_NAME}{key.removeprefix(prefix)}"] = value
+        elif adapter is None:
+            renamed[key] = value
+    return renamed
+
+
+def _list_ancestors(key: str) -> Iterator[str]:
+    """Return the names that lead to `key`, and `key` itself."""
+    segments = key.split(".")
+    return (".".join(segments[:length]) for length in range(1, len(segments) + 1))
+
+
+def _list_holders(module: torch.nn.Module, place: str = "") -> list[tuple[str, torch.nn.Module]]:
+    """Return the names and the modules that hold parts of adapters directly in `module`, at `place` in its model."""
+    if not isinstance(module, (*_LAYERS, BaseTuner, PeftModel)):
+        return []
+    return [
+        (f"{place}.{name}" if place else name, child)
+        for name, child in module.named_children()
+        if isinstance(child, _HOLDERS) and name not in _WRAPPED
+    ]
+
+
+def list_adapted_modules(model: PeftModel) -> list[str]:
+    """Return the names, in the model inside `model`, of the modules that the trained adapter is on."""
+    tuner = model.base_model
+    holders = {name: _list_holders(tuner.model.get_submodule(name)) for name in tuner.targeted_module_names}
+    adapter = model.active_adapter
+    return sorted(name for name, held in holders.items() if any(adapter in holder.keys() for _, holder in held))  # noqa: SIM118
+
+
+@contextmanager
+def saved_alone(model: torch.nn.Module) -> Iterator[None]:
+    """Let `model.save_pretrained`, in a `with` statement, save the trained adapter alone, into the folder itself.
+
+    Stock's Trainer would save every adapter, each but `PUBLISHED_NAME` in a folder of its own.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    stock = model.save_pretrained
+
+    def save(folder: str, **options: Any) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if model.active_adapter == PUBLISHED_NAME:
+            stock(folder, selected_adapters=[PUBLISHED_NAME], **options)
+            return
+        with TemporaryDirectory(dir=folder, prefix="_adapter-") as scratch:
+            if Path(folder, _CARD).is_file():
+                shutil.copy(Path(folder, _CARD), scratch)  # PEFT adds to a card that is there.
+            stock(scratch, selected_adapters=[model.active_adapter], **options)
+            for path in [*Path(scratch, model.active_adapter).iterdir(), *Path(scratch).glob(_CARD)]:
+                os.replace(path, Path(folder, path.name))
+
+    model.save_pretrained = save
+    try:
+        yield
+    finally:
+        del model.save_pretrained
