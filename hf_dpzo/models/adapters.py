@@ -18,6 +18,8 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from hf_dpzo.distributed.sharding import is_sharded
+
 
 T = TypeVar("T")
 
@@ -111,9 +113,7 @@ def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
                 f"adapter={adapter}: a part of the model is called so too, and PEFT, which saves by names, would mix "
                 "them up; give the adapter another name."
             )
-    state = model.state_dict(keep_vars=True)
-    saved = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
-    kept = {id(tensor) for tensor in saved.values()}
+    kept = _list_saved(model, name)
     if model.peft_config[name].is_prompt_learning:
         # What is saved is what the encoder of the virtual tokens computes.
         kept |= {id(parameter) for parameter in model.prompt_encoder[name].parameters()}
@@ -123,6 +123,17 @@ def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
                 f"parameter={key}: it is trained, and would not be saved with adapter={name}; freeze it, or name its "
                 "module in modules_to_save of the adapter's configuration."
             )
+
+
+def _list_saved(model: PeftModel, name: str) -> set[int]:
+    """Return the identities of the parameters that PEFT saves with the adapter `name`, without gathering any."""
+    state = model.state_dict(keep_vars=True)
+    values = list(state.values())
+    # Of a split model, PEFT would gather what it is given, so it is given the numbers of the tensors instead.
+    numbered = is_sharded(model.parameters())
+    given = {key: torch.tensor([number]) for number, key in enumerate(state)} if numbered else state
+    saved = get_peft_model_state_dict(model, state_dict=given, adapter_name=name, save_embedding_layers=False).values()
+    return {id(values[int(number)]) for number in saved} if numbered else {id(value) for value in saved}
 
 
 def refuse_switched_adapter(model: torch.nn.Module, name: str | None, trained: Iterable[torch.Tensor]) -> None:

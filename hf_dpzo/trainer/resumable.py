@@ -74,7 +74,9 @@ class ResumableTrainer(RedactingTrainer):
         refuse_refrozen_parameters(self.model, unwrap_optimizer(self.optimizer).parameters())
 
     def _refuse_switched_adapter(self) -> None:
-        refuse_switched_adapter(self.model, self._adapter, unwrap_optimizer(self.optimizer).parameters())
+        """Raise `ValueError` if another adapter than the trained one computes. A search keeps no model."""
+        if self.model is not None:
+            refuse_switched_adapter(self.model, self._adapter, unwrap_optimizer(self.optimizer).parameters())
 
     def _record_release(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Spend a step, and write its release to disk."""

@@ -154,7 +154,7 @@ class ZOTrainer(CheckingTrainer):
         )
         self._isolation = self._measure_isolation(self._estimate.losses, stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
-        return DataLoader(
+        self._loader = DataLoader(
             SealedRows(stock.dataset, dropped_column=self.args.privacy_unit_column),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=capacity),
             collate_fn=collator,
@@ -165,6 +165,7 @@ class ZOTrainer(CheckingTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+        return self._loader
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set up as stock does, without a gradient scaler, and without DDP, whose buckets no gradient would fill."""
