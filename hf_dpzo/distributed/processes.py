@@ -13,21 +13,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hf_dpzo.distributed.checksums import checksum
 from hf_dpzo.distributed.sharding import get_shard_index, to_local
 
 
 T = TypeVar("T")
-
-
-# A checksum is made of sums of this many words of 32 bits, few enough for int64 to hold each sum exactly.
-_WORDS_PER_SUM = 1 << 14
-
-
-# The number of sums that are computed at once, which bounds the memory that a checksum takes.
-_SUMS_PER_CHUNK = 64
-
-
-_PRIME = 2**63 - 25
 
 
 class Processes(ABC):
@@ -213,21 +203,3 @@ def refuse_diverged(processes: Processes, tensors: Iterable[torch.Tensor], step:
             "machine, or code that changes the model in one of them, would explain; resume from the log, which holds "
             "what was released."
         )
-
-
-def checksum(tensors: Iterable[torch.Tensor]) -> int:
-    """Return a checksum, below 2**63, of the bits of `tensors`: cheap, and no protection against an attacker.
-
-    >>> checksum([torch.tensor([1.0, 2.0])]) == checksum([torch.tensor([2.0, 1.0])])
-    False
-    """
-    total = 0
-    for tensor in tensors:
-        octets = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        for chunk in octets.split(4 * _WORDS_PER_SUM * _SUMS_PER_CHUNK):
-            padding = -len(chunk) % (4 * _WORDS_PER_SUM)
-            words = torch.nn.functional.pad(chunk, (0, padding)).view(torch.int32).view(-1, _WORDS_PER_SUM)
-            odd_factors = torch.arange(1, 2 * _WORDS_PER_SUM, 2, device=words.device)
-            for weighted_sum in (words * odd_factors).sum(dim=1).tolist():  # Exact: below 2**61.
-                total = (total * 1_000_003 + weighted_sum) % _PRIME
-    return total

@@ -2,15 +2,25 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch._dynamo import OptimizedModule
 
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.isolation.probe import CoupledRowsError, Isolation, probe_isolation
+from hf_dpzo.isolation.neighbors import repeat_tokens
+from hf_dpzo.isolation.operations import OperationTrace
+from hf_dpzo.isolation.probe import (
+    COUPLING_TOLERANCE,
+    REMEDY_PADDING,
+    CoupledRowsError,
+    Isolation,
+    probe_isolation,
+    refuse_written,
+)
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_probe_rows
-from hf_dpzo.models.fingerprints import fingerprint_frozen
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -19,6 +29,14 @@ from hf_dpzo.zo.walk import ProbePoint, stack
 
 
 Rows = list[dict[str, Any]]
+
+
+# How far rounding may move a loss where what is computed depends on values: absolute, or relative to a loss above one.
+ROUNDING_BY_VALUE = 1e-6
+
+
+# How far padding may move the loss of a model that is not float32, in the same terms.
+REDUCED_TOLERANCE = 0.05
 
 
 # The standard deviation of the public noise in a parameter while it is probed: enough to show in losses.
@@ -54,7 +72,8 @@ def measure_isolation(
     """Measure how far rows move each other's losses at most, in any of `batches`.
 
     Args:
-        model: the model as it is trained.
+        model: the model as it is trained: prepared, and perhaps compiled. What is compiled is also measured as it was
+            before, since hooks that look inside have no effect on it.
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows.
         points_per_pass: the number of probe points that training evaluates at once; `None` for one.
@@ -63,15 +82,52 @@ def measure_isolation(
         CoupledRowsError: rows are not kept apart, or evaluating them changes what is saved with the model.
         ValueError: the model is not float32 and a loss moved in any bit, or evaluating several points at once fails.
     """
-    one_by_one = _measure(model, losses, batches)
-    if points_per_pass is None:
-        return one_by_one
-    return Isolation(loss_change=max(one_by_one.loss_change, _measure_stacked(model, losses, batches, points_per_pass)))
+    eager = model._orig_mod if isinstance(model, OptimizedModule) else model
+    changes = [_measure(form, losses, batches).loss_change for form in dict.fromkeys([eager, model])]
+    refuse_padding(eager, losses, batches)
+    if points_per_pass is not None:
+        changes.append(_measure_stacked(model, losses, batches, points_per_pass))
+    if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in batches):
+        changes.append(ROUNDING_BY_VALUE * max(1.0, *(losses.of_public(eager, rows).abs().max() for rows in batches)))
+    refuse_changed_losses(model, max(changes))
+    return Isolation(loss_change=float(max(changes)))
+
+
+def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> None:
+    """Raise `CoupledRowsError` if padding to a public length moves the loss of a row from what it is without padding.
+
+    Without public lengths, its neighbours would decide how far it is padded, and the probe would find this.
+    """
+    if not losses.collator.padded_lengths:
+        return
+    alone = replace(losses, collator=replace(losses.collator, padded_lengths=(), micro_batch_size=1))
+    tolerance = COUPLING_TOLERANCE if describe_reduced_precision(model) is None else REDUCED_TOLERANCE
+    with nonzero_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
+        for rows in batches:
+            padded, unpadded = losses.of_public(model, rows), alone.of_public(model, rows)
+            change = ((padded - unpadded).abs() / unpadded.abs().clamp(min=1)).max().item()
+            if not change <= tolerance:
+                raise CoupledRowsError(
+                    f"padded_lengths={list(losses.collator.padded_lengths)}: padding moved a row's loss by "
+                    f"{change:.2g}, so that what is trained is not the row without it; {REMEDY_PADDING}."
+                )
+
+
+def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> bool:
+    """Return whether what is computed for a row depends on the tokens of its neighbours, and not only on shapes."""
+    row, *others = rows
+    count = min(len(others), losses.collator.micro_batch_size - 1)
+    traces = []
+    for neighbor in [row, *repeat_tokens(row, others)]:
+        with OperationTrace() as trace:
+            losses.of_public(model, [row, *[neighbor] * count])
+        traces.append(trace)
+    return any(trace.depends_on_values or trace.operations != traces[0].operations for trace in traces)
 
 
 def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = fingerprint_frozen(model, trained)
+    losses.state.restored = None
     try:
         with nonzero_parameters(trained):
             evaluate = partial(_evaluate, model, losses)
@@ -80,12 +136,7 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         if describe_reduced_precision(model) is None:
             raise
         raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
-    if fingerprint_frozen(model, trained) != before:
-        raise CoupledRowsError(
-            "isolation: evaluating a batch changed what is saved with the model, which would carry rows into it; keep "
-            "everything constant in evaluation mode."
-        )
-    refuse_changed_losses(model, loss_change)
+    refuse_written(losses.state.restored)
     return Isolation(loss_change=loss_change)
 
 

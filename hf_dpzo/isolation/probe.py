@@ -7,14 +7,16 @@ would never be complete. So the probe measures, on public rows: a row's neighbou
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_dpzo.data.sealed import GlobalRandomnessError
+from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
+from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -47,7 +49,8 @@ class Isolation:
     """The result of the probe.
 
     Args:
-        loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss.
+        loss_change: the largest absolute change of one row's loss when its neighbours changed, in units of the loss;
+            at least what rounding may do to it where what is computed depends on the neighbours' values.
 
     >>> Isolation(loss_change=0.0).is_bitwise
     True
@@ -57,7 +60,7 @@ class Isolation:
 
     @property
     def is_bitwise(self) -> bool:
-        """Whether no loss moved in any bit."""
+        """Whether no loss moved in any bit, and none can."""
         return self.loss_change == 0
 
 
@@ -65,9 +68,10 @@ class Isolation:
 def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn, each in ten calls of `evaluate`. The other rows
-    are replaced, permuted, lengthened, shortened, removed, added to, made NaN and made copies of the row, and one batch
-    is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards its modes and buffers are as they were.
+    The first row, the shortest and the longest are followed in turn, each in at least ten calls of `evaluate`. The
+    other rows are replaced, permuted, lengthened, shortened, removed, added to, made NaN, made copies of the row and
+    repetitions of one token, and one batch is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards
+    its tensors, modes and configurations are as they were.
 
     Args:
         model: the model that `evaluate` calls, with or without an adapter.
@@ -84,38 +88,24 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
     if len(rows) < 2:
         raise ValueError(f"probe_rows={len(rows)}: a row needs neighbours; pass two at least, better seven.")
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
-    with _preserved_state(model) as buffers:
+    with preserved(model) as state:
         largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others)
+            repeated = tuple(repeat_tokens(rows[index], others)) if index == 0 else ()
+            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, followed.measure_change())
-        changed = [name for name, (_, copied) in buffers.items() if not torch.equal(model.get_buffer(name), copied)]
-    if changed:
-        raise CoupledRowsError(
-            f"isolation: evaluating a batch changed the buffer {changed[0]}, which would carry rows into later batches "
-            "and into the saved weights; keep it constant in evaluation mode."
-        )
+        refuse_written(state.find_change())
     return Isolation(loss_change=largest)
 
 
-@contextmanager
-def _preserved_state(model: torch.nn.Module) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Put the model into evaluation mode, yield its buffers with copies of them, and restore all of it afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
-    model.eval()
-    try:
-        yield buffers
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, (buffer, copied) in buffers.items():
-            if not torch.equal(buffer, copied):
-                buffer.copy_(copied)
-            owner, _, own_name = name.rpartition(".")
-            # A forward pass may have replaced the buffer by another tensor.
-            setattr(model.get_submodule(owner), own_name, buffer)
+def refuse_written(name: str | None) -> None:
+    """Raise `CoupledRowsError` if evaluating public rows changed what the model holds under `name`."""
+    if name is not None:
+        raise CoupledRowsError(
+            f"isolation: evaluating a batch changed {name}, which would carry rows into later batches and into what is "
+            "saved; keep it constant in evaluation mode, such as by rescale_every=0 for RWKV."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +162,20 @@ class _FollowedRow:
     evaluate: Evaluate
     row: Row
     others: list[Row]
+    repeated: tuple[Row, ...]
 
     def measure_change(self) -> float:
         """Return the largest change of the row's loss; raise `CoupledRowsError` if it is more than rounding."""
         base, *variations = _build_variations(self.row, self.others)
+        copies = len(base.rows) - 1
+        variations += [
+            _Variation(
+                action="repeating one token in the other rows",
+                rows=[self.row, *[repeated] * copies],
+                remedy=REMEDY_SEPARATE,
+            )
+            for repeated in self.repeated
+        ]
         expected = self._losses(base).item()
         largest = 0.0
         if not math.isfinite(expected):

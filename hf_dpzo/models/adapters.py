@@ -6,7 +6,7 @@ called, nor which others there were.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,7 +117,13 @@ def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
     if model.peft_config[name].is_prompt_learning:
         # What is saved is what the encoder of the virtual tokens computes.
         kept |= {id(parameter) for parameter in model.prompt_encoder[name].parameters()}
+    own = {id(parameter) for parameter in named.values()}
     for key, parameter in model.named_parameters():
+        if id(parameter) in kept - own:
+            raise ValueError(
+                f"parameter={key}: it is of another adapter, and would be saved with adapter={name}; load the model "
+                "anew, without that one."
+            )
         if parameter.requires_grad and id(parameter) not in kept:
             raise ValueError(
                 f"parameter={key}: it is trained, and would not be saved with adapter={name}; freeze it, or name its "
@@ -136,21 +142,34 @@ def _list_saved(model: PeftModel, name: str) -> set[int]:
     return {id(values[int(number)]) for number in saved} if numbered else {id(value) for value in saved}
 
 
-def refuse_switched_adapter(model: torch.nn.Module, name: str | None, trained: Iterable[torch.Tensor]) -> None:
-    """Raise `ValueError` unless `model` still computes with the adapter `name` and the `trained` parameters.
+def list_adapters(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return the names of the adapters of `model`, the one that a run trains first; see `find_trained_adapter`."""
+    name = find_trained_adapter(model)
+    return () if name is None else (name, *sorted(set(model.peft_config) - {name}))
+
+
+def refuse_switched_adapter(model: torch.nn.Module, adapters: Sequence[str], trained: Iterable[torch.Tensor]) -> None:
+    """Raise `ValueError` unless `model` still computes with the same adapter and the `trained` parameters.
 
     It reads no weights, and takes about a millisecond for a thousand modules.
 
     Args:
         model: the model, whose adapters anybody may have changed since training began.
-        name: the adapter that is trained; `None` for a model without any.
+        adapters: what `list_adapters` returned when training began.
         trained: the parameters that updates move.
     """
-    current = find_trained_adapter(model)
-    if current != name:
+    current = list_adapters(model)
+    if current[:1] != tuple(adapters[:1]):
+        now, then = (next(iter(names), None) for names in (current, adapters))
         raise ValueError(
-            f"adapter={current}: training began with adapter={name}, which the log leads to; switch back by "
-            "set_adapter, or make a new trainer for the other one."
+            f"adapter={now}: training began with adapter={then}, which the log leads to; switch back by set_adapter, or "
+            "make a new trainer for the other one."
+        )
+    if current != tuple(adapters):
+        changed = sorted(set(current) ^ set(adapters))
+        raise ValueError(
+            f"adapter={changed[0]}: it was added or deleted since training began; leave adapters as they are until "
+            "what was trained is saved."
         )
     present = {id(parameter) for parameter in model.parameters()}
     if not all(id(parameter) in present for parameter in trained):

@@ -12,6 +12,8 @@ from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator, MicroBatc
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed, run_without_randomness
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.state import ModelState
+from hf_dpzo.models.unwrap import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class BatchLosses:
         collator: the collator that built the micro-batches, and can split one into its rows.
         prepare: a function that moves inputs to the model's device.
         device: the device of the losses.
+        state: the state of the model, whose buffers are put back after each micro-batch.
         tail: the shape of what the loss returns for each row: `()`, or `(points,)` for several probe points at once.
     """
 
@@ -30,6 +33,7 @@ class BatchLosses:
     collator: LogicalBatchCollator
     prepare: Callable[[Any], Any]
     device: torch.device
+    state: ModelState
     tail: tuple[int, ...] = ()
 
     @torch.no_grad()
@@ -54,8 +58,9 @@ class BatchLosses:
             if micro_batch.inputs is None:
                 self.collator.raise_collation_error([rows[row.unit] for row in micro_batch.rows])
             units = [row.unit for row in micro_batch.rows]
-            evaluated = run_without_randomness("per_example_loss", functools.partial(self._compute, model, micro_batch))
-            losses[units] = evaluated[: len(units)].float()
+            losses[units] = run_without_randomness(
+                "per_example_loss", functools.partial(self._compute, model, micro_batch)
+            )
         return losses
 
     def _evaluate_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
@@ -65,19 +70,23 @@ class BatchLosses:
         """
         micro_batch = waiting.popleft()
         try:
-            return [self._evaluate_sealed(model, micro_batch)]
+            return [run_sealed("per_example_loss", lambda: self._compute(model, micro_batch))]
         except WithheldError:
             if len(micro_batch.rows) == 1:
                 return [torch.full((1, *self.tail), torch.nan, device=self.device)]
             waiting.extendleft(reversed(self.collator.split_into_rows(micro_batch)))
             return []
 
-    def _evaluate_sealed(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        losses = run_sealed("per_example_loss", lambda: self._compute(model, micro_batch))
-        return losses[: len(micro_batch.rows)].float()
-
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        losses = self.loss(model, self.prepare(micro_batch.inputs))
+        """Return one loss for each drawn row of a micro-batch, in memory of its own."""
+        try:
+            losses = self._call_loss(model, self.prepare(micro_batch.inputs))
+        finally:
+            self.state.restore_buffers()
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
-        return losses
+        # Copied, because a loss, or the graph that it is compiled to, may return the same memory each time.
+        return losses[: len(micro_batch.rows)].to(device=self.device, dtype=torch.float32, copy=True)
+
+    def _call_loss(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        return self.loss(model, inputs)

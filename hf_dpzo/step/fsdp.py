@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from hf_dpzo.data.collation import LogicalBatch, MicroBatch
+from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.data.sealed import OutOfSyncError
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import find_fsdp_roots, is_sharded
+from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.step.batch_losses import BatchLosses
 
 
@@ -157,6 +158,6 @@ class FSDPLosses(BatchLosses):
             self.gather_order.forget()
             self.of_public(model, rows)
 
-    def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+    def _call_loss(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         with self.gather_order.complete_pass():
-            return super()._compute(model, micro_batch)
+            return super()._call_loss(model, inputs)

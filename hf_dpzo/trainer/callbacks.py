@@ -1,7 +1,7 @@
 """Stops a run that trains nothing because losses ignore the parameters, or updates never reach them.
 
-Both checks use public values alone. Whether the outputs respond is tried on made-up tokens, before any data are
-touched. Whether the parameters move follows from what was released.
+Both checks use public values alone. Whether the losses respond is tried on public rows, before any data are touched.
+Whether the parameters move follows from what was released.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    PreTrainedModel,
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
@@ -17,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_dpzo.models.unwrap import unwrap_model, unwrap_optimizer
+from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
@@ -31,11 +30,16 @@ class FirstStepGuard(TrainerCallback):
     Args:
         smoothing: the distance from the parameters to a probe point.
         begin_stage: a function that builds what the first stage needs, such as a mask, and raises where it cannot.
+        fingerprint_responses: a function that returns checksums of the losses and outputs for public rows, computed as
+            training computes them; none if there are no such rows.
     """
 
-    def __init__(self, *, smoothing: float, begin_stage: Callable[[], object]) -> None:
+    def __init__(
+        self, *, smoothing: float, begin_stage: Callable[[], object], fingerprint_responses: Callable[[], list[int]]
+    ) -> None:
         self._smoothing = smoothing
         self._begin_stage = begin_stage
+        self._fingerprint_responses = fingerprint_responses
         self._before: list[torch.Tensor] | None = None
         self._done = False
 
@@ -43,17 +47,30 @@ class FirstStepGuard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raise `RuntimeError`, before the first batch, unless the model's outputs differ between the probe points."""
-        model = kwargs["model"]
-        model.eval()
+        kwargs["model"].eval()
         self._begin_stage()
-        base = unwrap_model(model)
-        reads_tokens = isinstance(base, PreTrainedModel) and base.main_input_name == "input_ids"
-        optimizer = unwrap_optimizer(kwargs["optimizer"])
-        if reads_tokens and not _outputs_respond(model, optimizer, self._smoothing):
+        if not self._is_responsive(unwrap_optimizer(kwargs["optimizer"])):
             raise RuntimeError(
                 f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
                 "the trainable parameters take part in the forward pass, or raise smoothing."
             )
+
+    @torch.no_grad()
+    def _is_responsive(self, optimizer: ZOOptimizer) -> bool:
+        """Return whether perturbing any parameter changes the responses. The smallest are tried first."""
+        parameters = optimizer.parameters()
+        for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
+            parameter, copy = parameters[index], parameters[index].detach().clone()
+            responses = []
+            for distance in (+self._smoothing, -self._smoothing):
+                try:
+                    optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
+                    responses.append(self._fingerprint_responses())
+                finally:
+                    parameter.copy_(copy)
+            if not all(responses) or responses[0] != responses[1]:
+                return True
+        return False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,26 +101,6 @@ class FirstStepGuard(TrainerCallback):
                 f"learning_rate={optimizer.param_groups[0]['lr']:g}: the first update moved no parameter; raise it, or "
                 "check that the optimizer holds the model's own parameters."
             )
-
-
-@torch.no_grad()
-def _outputs_respond(model: torch.nn.Module, optimizer: ZOOptimizer, smoothing: float) -> bool:
-    """Return whether perturbing any parameter changes the outputs on made-up tokens. The smallest are tried first."""
-    parameters = optimizer.parameters()
-    base = unwrap_model(model)
-    tokens = {name: value[:1].to(base.device) for name, value in base.dummy_inputs.items()}
-    for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
-        parameter, copy = parameters[index], parameters[index].detach().clone()
-        outputs = []
-        for distance in (+smoothing, -smoothing):
-            try:
-                optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
-                outputs.append(model(**tokens)[0])
-            finally:
-                parameter.copy_(copy)
-        if not torch.equal(*outputs):
-            return True
-    return False
 
 
 def _sample_parameters(optimizer: ZOOptimizer) -> list[torch.Tensor]:

@@ -1,18 +1,24 @@
 """The searching Trainer, made careful: it refuses what would break the guarantee before it evaluates private rows."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
 from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows, refuse_own_sampler, refuse_rows
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
+from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.synthetic_rows import infer_columns
+from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
     refuse_left_padding,
@@ -21,8 +27,11 @@ from hf_dpzo.models.checks import (
     refuse_unsupported_sharding,
 )
 from hf_dpzo.models.precision import refuse_variable_shapes
+from hf_dpzo.models.state import checksum_each
 from hf_dpzo.models.unwrap import unwrap_model
+from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trainer.checks import (
     refuse_changed_arguments,
@@ -38,7 +47,7 @@ from hf_dpzo.trajectory.run import is_stateful
 class CheckingTrainer(SearchingTrainer):
     """A searching Trainer that checks its model, its parts and its environment before it trains.
 
-    Subclasses set the processes, and `probe_rows` where the user passes public rows.
+    Subclasses set the processes, the collator, the public batches, and `probe_rows` where the user passes public rows.
     """
 
     probe_rows: Sequence[Mapping[str, Any]] | None
@@ -46,6 +55,10 @@ class CheckingTrainer(SearchingTrainer):
     _isolation: Isolation | None = None
     # The data loader that draws Poisson batches.
     _loader: DataLoader | None = None
+    # What evaluates batches, the collator that builds them, and batches of public rows.
+    _estimate: StepEstimate
+    _collator: LogicalBatchCollator
+    _public_batches: list[Rows]
 
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
@@ -102,26 +115,69 @@ class CheckingTrainer(SearchingTrainer):
         elif self.args.private and self.model_init is None:
             refuse_trained_model(unwrap_model(self.model))
 
-    def _measure_isolation(self, losses: BatchLosses, dataset: Any) -> Isolation | None:
-        """Return how far public rows move each other's losses; `None` in a run that is not private.
+    def _inspect(self, model: torch.nn.Module) -> None:
+        """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
+        self._estimate = assemble_estimate(
+            self.model,
+            self._processes,
+            loss=self.per_example_loss,
+            collator=self._collator,
+            prepare=self._prepare_inputs,
+            device=self.args.device,
+            state=self._state,
+            capacity=self._batch_capacity,
+        )
+        losses = self._estimate.losses
+        if isinstance(losses, FSDPLosses):
+            losses.learn_gather_order(model, self._public_batches[0])
+        self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
+        """Return how far public rows move each other's losses.
 
         Raises:
             CoupledRowsError: they move them too far.
         """
-        if isinstance(losses, FSDPLosses):
-            losses.learn_gather_order(self.model, self._build_public_batches(losses, dataset)[0])
-        if not self.args.private:
-            return None
-        rows = self._build_public_batches(losses, dataset)
-        isolation = measure_isolation(self.model, losses, rows, points_per_pass=self._points_per_pass)
+        isolation = measure_isolation(model, losses, self._public_batches, points_per_pass=self._points_per_pass)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
         refuse_weak_isolation(isolation_bound(self.method, self.budget.planned_steps, isolation.loss_change))
         return isolation
 
-    def _build_public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
-        kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
-        kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
-        return build_probe_batches(dataset, self.model, losses.collator, kept_columns=kept, public_rows=self.probe_rows)
+    def _build_public_batches(self, dataset: Any) -> list[Rows]:
+        """Return batches of public rows; none if rows can not be made up, and a run does not need any."""
+        try:
+            kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
+            kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
+            return build_probe_batches(
+                dataset, self.model, self._collator, kept_columns=kept, public_rows=self.probe_rows
+            )
+        except ValueError:
+            if self.args.private or is_sharded(self.model.parameters()):
+                raise
+            return []
+
+    def _fingerprint_responses(self) -> list[int]:
+        """Return checksums of public rows' losses, and of what the model returns for them; none without such rows."""
+        responses: list[torch.Tensor] = []
+        with ExitStack() as hooks:
+            if self.model_wrapped is self.model:  # A hook within a compiled model would compile it again.
+                hook = unwrap_model(self.model).register_forward_hook
+                hooks.enter_context(hook(lambda *call: responses.extend(iterate_tensors(call[-1]))))
+            for rows in self._public_batches[:1]:
+                try:
+                    responses.append(self._estimate.losses.of_public(self.model_wrapped, rows))
+                except Exception:
+                    if self.args.private or self.probe_rows is not None:
+                        raise
+                    return []  # Nothing says that rows which are made up suit a loss.
+        return checksum_each(responses)
+
+    @property
+    def _batch_capacity(self) -> int | None:
+        """The number of rows that a batch has room for, if processes divide its probe points; otherwise `None`."""
+        if self.args.parallel != "points":
+            return None
+        return batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
 
     @property
     def _points_per_pass(self) -> int | None:

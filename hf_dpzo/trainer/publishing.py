@@ -119,12 +119,17 @@ class PublishingTrainer(ResumableTrainer):
                 "model: training was stopped in the middle of a step, and the log leads to these weights only up to "
                 "rounding; go on with resume_from_checkpoint=True, or get the weights after any step by hf-dpzo replay."
             )
-        trained = optimizer.parameters()
-        changed = self._final_fingerprint is not None and fingerprint_values(trained) != self._final_fingerprint
-        if changed or not present >= {id(parameter) for parameter in trained}:
+        if self._seal.is_broken() or not present >= {id(parameter) for parameter in optimizer.parameters()}:
             raise ValueError(
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
                 "save it by its own save_pretrained."
+            )
+        self._state.restore_buffers()
+        changed = self._state.find_change()
+        if changed is not None:
+            raise ValueError(
+                f"model: {changed} is not trained, and is another one than when the run began, which may carry rows "
+                "into it; load the model anew, and give it what was trained by hf-dpzo replay."
             )
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
@@ -215,6 +220,7 @@ class PublishingTrainer(ResumableTrainer):
     def _load_best_model(self) -> None:
         """Load the best weights as stock does, and keep their step, because they are not the last step's."""
         super()._load_best_model()
+        self._seal.apply()
         self._best_step = self.state.best_global_step
         self._evaluations_before_best = len(self._list_evaluations())
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.state import ModelState
 from hf_dpzo.privacy.ledger import Budget, round_up
 
 
@@ -94,6 +95,11 @@ class RedactingTrainer(Trainer):
         """Predict as stock does, on data that are not the training data."""
         self._refuse_training_data(test_dataset)
         return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        """Evaluate or predict as stock does; raise `ModelChangedError` if that changes a weight."""
+        with ModelState(self.model, moving=self.model.parameters()).held_still():
+            return super().evaluation_loop(*args, **options)
 
     def _refuse_training_data(self, dataset: Any) -> None:
         dataset = self.eval_dataset if dataset is None else dataset

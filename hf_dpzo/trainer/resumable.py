@@ -3,6 +3,9 @@
 A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, stages and ledger follow from the log.
 """
 
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
-from hf_dpzo.models.adapters import find_trained_adapter, refuse_refrozen_parameters, refuse_switched_adapter
+from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.seal import Seal
 from hf_dpzo.models.seeded import forget_changed_seed
+from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trainer.checks import is_marked_as_trained, mark_as_trained
@@ -23,6 +28,7 @@ from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
 from hf_dpzo.trajectory.run_log import RunLog
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
 class ResumableTrainer(RedactingTrainer):
@@ -36,8 +42,11 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
-    # The name of the adapter that is trained; `None` where there is none.
-    _adapter: str | None = None
+    # The names of the adapters when training began, that of the trained one first.
+    _adapters: tuple[str, ...] = ()
+    # What the model held when the run began, and the seal on what is trained.
+    _state: ModelState
+    _seal: Seal
     # The fingerprint of the weights while a checkpoint of them is being saved, and `None` otherwise.
     _at_checkpoint: str | None = None
 
@@ -76,7 +85,7 @@ class ResumableTrainer(RedactingTrainer):
     def _refuse_switched_adapter(self) -> None:
         """Raise `ValueError` if another adapter than the trained one computes. A search keeps no model."""
         if self.model is not None:
-            refuse_switched_adapter(self.model, self._adapter, unwrap_optimizer(self.optimizer).parameters())
+            refuse_switched_adapter(self.model, self._adapters, unwrap_optimizer(self.optimizer).parameters())
 
     def _record_release(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Spend a step, and write its release to disk."""
@@ -118,6 +127,8 @@ class ResumableTrainer(RedactingTrainer):
         self._processes.broadcast_tensors_(whole)
         if self._log.checkpoint is None:
             self._forget_changed_seed()
+        self._state = ModelState(self.model, moving=descent.optimizer.parameters())
+        self._inspect(prepared[0])
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -129,16 +140,37 @@ class ResumableTrainer(RedactingTrainer):
             environment=self._environment,
         )
         self._log.open(header, self.model)
-        self._adapter = find_trained_adapter(self.model)
+        self._adapters = list_adapters(self.model)
         mark_as_trained(unwrap_model(self.model))
         if self._log.existing is not None:
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
+        self._seal_parameters(descent.optimizer)
         return prepared
 
     def _forget_changed_seed(self) -> None:
         # A run that goes on in the same process has moved the model from where its seed put it.
         if not is_marked_as_trained(unwrap_model(self.model)):
             forget_changed_seed(self.model)
+
+    @abstractmethod
+    def _inspect(self, model: torch.nn.Module) -> None:
+        """Raise `ValueError` for `model`, as it is prepared for training, if it does not keep rows apart."""
+
+    def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
+        """Seal what is trained, for as long as no step moves it."""
+        self._seal = Seal(optimizer.parameters)
+        self._seal.apply()
+        optimizer.register_step_pre_hook(lambda *_: self._seal.check())
+        optimizer.register_step_post_hook(lambda *_: self._seal.apply())
+
+    @contextmanager
+    def _sealed_apart_from_steps(self) -> Iterator[None]:
+        """Move what is trained inside the context; raise `ModelChangedError` if it was moved since the last step."""
+        self._seal.check()
+        try:
+            yield
+        finally:
+            self._seal.apply()
 
     @property
     def _starts_from_initial(self) -> bool:

@@ -1,5 +1,6 @@
 """The pushing Trainer, made to search: each trial is a run of its own, and every card counts all of them."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,17 @@ class SearchingTrainer(PushingTrainer):
         self.optimizer_cls_and_kwargs = (ZOOptimizer, settings)
         self.remove_callback(FirstStepGuard)
         if self.method is not None:
-            self.add_callback(FirstStepGuard(smoothing=self.method.smoothing, begin_stage=self._begin_stage))
+            self.add_callback(
+                FirstStepGuard(
+                    smoothing=self.method.smoothing,
+                    begin_stage=self._begin_stage,
+                    fingerprint_responses=self._fingerprint_responses,
+                )
+            )
+
+    @abstractmethod
+    def _fingerprint_responses(self) -> list[int]:
+        """Return checksums of what the model answers to public rows, at the point where its parameters are."""
 
     # ---- The search ----
 

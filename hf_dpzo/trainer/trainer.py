@@ -17,18 +17,18 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.audit import Audit, audit_or_raise
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.data.checks import check_probe_rows
-from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.sampling import SealedRows, batch_capacity, build_batch_sampler
+from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
+from hf_dpzo.data.sampling import SealedRows, build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checking import CheckingTrainer
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
+from hf_dpzo.zo.walk import Stop
 
 
 # The number of steps between two checks that all processes still hold the same weights.
@@ -122,8 +122,8 @@ class ZOTrainer(CheckingTrainer):
         batch = inputs["batch"]
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
-        with descent.walk(step, points_per_pass=self._points_per_pass) as walk:
-            losses = [self._estimate.evaluate(stop, model, batch) for stop in walk]
+        with self._sealed_apart_from_steps(), descent.walk(step, points_per_pass=self._points_per_pass) as walk:
+            losses = [self._evaluate_stop(stop, model, batch) for stop in walk]
             coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
             record = functools.partial(self._record_release, descent, step)  # On disk before any process learns of it.
             release = self.method.mechanism.release(coefficients, self._processes, record)
@@ -131,33 +131,27 @@ class ZOTrainer(CheckingTrainer):
             descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
 
+    def _evaluate_stop(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
+        """Return the losses at `stop`; raise `ModelChangedError` if evaluating them changed a weight."""
+        with self._state.held_still():
+            return self._estimate.evaluate(stop, model, batch)
+
     def get_train_dataloader(self) -> DataLoader:
         """Return stock's data loader with Poisson batches: one item is one logical batch, split into micro-batches."""
         self._refuse_model()  # Again, because `model_init` may have created a new one since.
         stock = super().get_train_dataloader()
         self._refuse_rows(stock.dataset)
-        capacity = batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
-        capacity = capacity if self.args.parallel == "points" else None
-        collator = LogicalBatchCollator(
+        self._collator = LogicalBatchCollator(
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
         )
-        self._estimate = assemble_estimate(
-            self.model,
-            self._processes,
-            loss=self.per_example_loss,
-            collator=collator,
-            prepare=self._prepare_inputs,
-            device=self.args.device,
-            capacity=capacity,
-        )
-        self._isolation = self._measure_isolation(self._estimate.losses, stock.dataset)
+        self._public_batches = self._build_public_batches(stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
         self._loader = DataLoader(
             SealedRows(stock.dataset, dropped_column=self.args.privacy_unit_column),
-            batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=capacity),
-            collate_fn=collator,
+            batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
+            collate_fn=self._collator,
             num_workers=stock.num_workers,
             pin_memory=stock.pin_memory,
             worker_init_fn=stock.worker_init_fn,

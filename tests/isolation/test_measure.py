@@ -235,7 +235,7 @@ def test_a_layer_that_keeps_a_state_is_caught(tokenizer):
 
 def test_a_buffer_that_changes_is_caught_and_put_back(tokenizer):
     model = classifier_with(Counter())
-    with pytest.raises(CoupledRowsError, match=r"changed the buffer model\.layers\.0\.mlp\.1\.rows"):
+    with pytest.raises(CoupledRowsError, match=r"changed model\.layers\.0\.mlp\.1\.rows"):
         probed(model, tokenizer)
     assert model.model.layers[0].mlp[1].rows == 0
 

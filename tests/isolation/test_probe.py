@@ -14,6 +14,7 @@ from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.trajectory.run_log import RunLog
 
 from support.models import causal_lm, classifier, with_lora
 from support.rows import labelled_rows
@@ -184,11 +185,11 @@ class Counting(torch.nn.Module):
 def test_models_that_count_what_they_see_are_refused(make_trainer):
     model = classifier()
     model.score = Counting(model.score)
-    with pytest.raises(CoupledRowsError, match="evaluating a batch changed what is saved with the model"):
+    with pytest.raises(CoupledRowsError, match=r"evaluating a batch changed score\.seen"):
         make_trainer(model).train()
 
 
-def test_every_public_shape_is_probed(make_trainer):
+def test_every_public_shape_is_probed(make_trainer, monkeypatch):
     shapes = set()
 
     def loss(model, inputs):
@@ -196,9 +197,11 @@ def test_every_public_shape_is_probed(make_trainer):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
-    trainer = make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12])
-    trainer.get_train_dataloader()
-    assert shapes == {(4, 5), (4, 12)}
+    monkeypatch.setattr(SealedRows, "__getitems__", lambda rows, drawn: pytest.fail("private rows are read"))
+    monkeypatch.setattr(RunLog, "open", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(classifier(), parts={"per_example_loss": loss}, padded_lengths=[5, 12]).train()
+    assert {shape for shape in shapes if shape[0] > 1} == {(4, 5), (4, 12)}
 
 
 def test_a_bound_that_is_not_negligible_is_refused(make_trainer):
@@ -242,7 +245,7 @@ def test_rows_from_a_tokenizer_are_accepted(make_trainer, tokenizer):
 
     parts = {"train_dataset": Tokenized(), "per_example_loss": loss}
     make_trainer(classifier(), parts=parts, padded_lengths=[8, 16]).train()
-    assert shapes <= {(4, 8), (4, 16)}
+    assert {shape for shape in shapes if shape[0] > 1} <= {(4, 8), (4, 16)}
 
 
 def test_a_column_that_cannot_be_made_up_is_refused_with_a_remedy(make_trainer):

@@ -109,6 +109,8 @@ SWITCHES = {
         lambda model: model.get_submodule("base_model.model.model.layers.0.self_attn.v_proj").enable_adapters(False),
         "it is disabled in base_model.model.model.layers.0.self_attn.v_proj",
     ),
+    "another one added": (lambda model: model.add_adapter("third", lora()), "adapter=third: it was added or deleted"),
+    "another one deleted": (lambda model: model.delete_adapter("other"), "adapter=other: it was added or deleted"),
     "head disabled": (lambda model: model.base_model.model.score.enable_adapters(False), "it is disabled in .*score"),
     "layer exchanged": (
         lambda model: setattr(model.base_model.model.model.layers[0].self_attn, "q_proj", torch.nn.Linear(16, 16)),
@@ -123,15 +125,13 @@ def test_an_adapter_that_is_switched_merged_or_taken_off_is_refused(how):
     change, message = SWITCHES[how]
     model = two()
     moved = trained(model)
-    refuse_switched_adapter(model, "mine", moved)
+    refuse_switched_adapter(model, ("mine", "other"), moved)
     change(model)
     with pytest.raises(ValueError, match=message):
-        refuse_switched_adapter(model, "mine", moved)
+        refuse_switched_adapter(model, ("mine", "other"), moved)
 
 
 HARMLESS = {
-    "added": lambda model: model.add_adapter("third", lora()),
-    "deleted": lambda model: model.delete_adapter("other"),
     "there and back": lambda model: (model.set_adapter("other"), model.set_adapter("mine")),
     "merged and unmerged": lambda model: (model.merge_adapter(), model.unmerge_adapter()),
     "disabled for a while": lambda model: (
@@ -145,7 +145,7 @@ def test_an_adapter_that_is_what_it_was_goes_on(how):
     model = two()
     moved = trained(model)
     HARMLESS[how](model)
-    refuse_switched_adapter(model, "mine", moved)
+    refuse_switched_adapter(model, ("mine", "other"), moved)
     refuse_refrozen_parameters(model, moved)
 
 
@@ -173,6 +173,13 @@ def test_another_adapter_that_is_trained_too_is_refused():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad or ".other." in name)
     with pytest.raises(ValueError, match=r"other.weight: it is trained, and would not be saved with adapter=mine"):
+        refuse_unsaved_parameters(model)
+
+
+def test_an_adapter_that_the_model_keeps_without_a_configuration_is_refused():
+    model = two()
+    del model.peft_config["other"]
+    with pytest.raises(ValueError, match=r"lora_A.other.weight: it is of another adapter, and would be saved"):
         refuse_unsaved_parameters(model)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_dpzo.distributed.processes import checksum, get_processes
+from hf_dpzo.distributed.checksums import checksum
+from hf_dpzo.distributed.processes import get_processes
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.trainer import trainer as trainer_module
 

@@ -186,7 +186,7 @@ def test_evaluations_while_training_make_and_measure_nothing_again(make_args, co
         (ZOTrainer, "get_train_dataloader"),
         (ZOTrainer, "_move_model_to_device"),
         (probing, "probe_isolation"),
-        (probing, "fingerprint_frozen"),
+        (probing, "refuse_written"),
         (durable, "fingerprint_values"),
         (BatchLosses, "of_public"),
     ):

@@ -490,10 +490,10 @@ def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
     first, second = make_trainer(), make_trainer()
     measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, losses, dataset):
+    def meanwhile(trainer, model, losses):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train()
-        return measure(trainer, losses, dataset)
+        return measure(trainer, model, losses)
 
     monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train()
@@ -506,10 +506,10 @@ def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, stopped
     first, second = make_trainer(), make_trainer()
     measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, losses, dataset):
+    def meanwhile(trainer, model, losses):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train(resume_from_checkpoint=True)
-        return measure(trainer, losses, dataset)
+        return measure(trainer, model, losses)
 
     monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train(resume_from_checkpoint=True)

@@ -1,0 +1,143 @@
+"""The state of a model, which evaluating rows may not change.
+
+A forward pass can write: into weights, into buffers, or into a configuration that is saved with the model. What it
+writes depends on rows, and no noise is added to it. So buffers and configurations are put back, and a write into
+weights stops the run.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hf_dpzo.distributed.checksums import checksum
+from hf_dpzo.distributed.sharding import is_sharded, to_local
+from hf_dpzo.models.precision import inner_tensors
+from hf_dpzo.models.registries import PlainState, list_plain_owners, list_registries
+
+
+# Buffers up to this size, in bytes, are copied, and put back after each micro-batch.
+MAX_COPIED_BYTES = 1 << 24
+
+
+class ModelChangedError(RuntimeError):
+    """Something other than a step of the optimizer has changed a model."""
+
+
+class ModelState:
+    """What a model holds, and the checksums of the tensors that no step moves.
+
+    Args:
+        model: the model, with its adapter if it has one.
+        moving: the parameters that the optimizer moves.
+
+    >>> model = torch.nn.BatchNorm1d(2)
+    >>> state = ModelState(model, moving=model.parameters())
+    >>> _ = model.running_mean.add_(1)
+    >>> state.find_change()
+    'running_mean'
+    >>> state.restore_buffers()
+    >>> state.find_change(), model.running_mean.tolist()
+    (None, [0.0, 0.0])
+    """
+
+    def __init__(self, model: torch.nn.Module, *, moving: Iterable[torch.Tensor]) -> None:
+        self._model = model
+        # The name of a buffer, parameter or module that was put back; `None` if nothing had to be.
+        self.restored: str | None = None
+        self._registries = list_registries(model)
+        tensors = name_tensors(model)
+        moving_ids = {id(parameter) for parameter in moving}
+        self._moving = {name: tensor for name, tensor in tensors.items() if id(tensor) in moving_ids}
+        self._still = {name: tensor for name, tensor in tensors.items() if id(tensor) not in moving_ids}
+        self._checksums = {name: checksum_plain(tensor) for name, tensor in self._still.items()}
+        small = {n: b for n, b in model.named_buffers() if n in self._still and b.nbytes <= MAX_COPIED_BYTES}
+        self._copies = {name: (buffer, buffer.detach().clone()) for name, buffer in small.items()}
+        self._counted = [tensor for name, tensor in self._still.items() if name not in small and _counts_writes(tensor)]
+
+    def find_change(self) -> str | None:
+        """Return the name of a tensor that no step moves and that was changed since; `None` if none was.
+
+        All of them are read once: a billion float32 numbers take about a third of a second.
+        """
+        present = name_tensors(self._model)
+        for name, tensor in self._still.items():
+            if present.get(name) is not tensor or checksum_plain(tensor) != self._checksums[name]:
+                return name
+        return next((name for name in present if name not in self._still and name not in self._moving), None)
+
+    def restore_buffers(self) -> None:
+        """Put back what modules exchanged or added, and the values of buffers; `restored` then names one of them."""
+        for registry in self._registries:
+            self.restored = registry.restore() or self.restored
+        for name, (buffer, copy) in self._copies.items():
+            self.restored = name if put_back(buffer, copy) else self.restored
+
+    @contextmanager
+    def held_still(self) -> Iterator[None]:
+        """Keep what happens inside the context from changing the model.
+
+        Buffers and configurations are put back afterwards.
+
+        Raises:
+            ModelChangedError: a weight was changed.
+        """
+        plain = [PlainState.capture(owner) for owner in list_plain_owners(self._model)]
+        before = checksum_each(self._moving.values())
+        writes = self._count_writes()
+        try:
+            yield
+        finally:
+            self.restore_buffers()
+            for state in plain:
+                state.restore()
+        after = checksum_each(self._moving.values())
+        pairs = zip(self._moving, before, after, strict=True)
+        changed = next((name for name, old, new in pairs if old != new), None)
+        # A write that torch does not count is found before anything is saved.
+        if changed is None and self._count_writes() != writes:
+            changed = self.find_change()
+        if changed is not None:
+            raise ModelChangedError(
+                f"model: evaluating rows changed {changed}, which would carry rows into what is saved; keep everything "
+                "constant in evaluation mode."
+            )
+
+    def _count_writes(self) -> list[int]:
+        return [tensor._version for tensor in self._counted]
+
+
+def name_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of `model` by their names, saved or not; of tied ones the first name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def checksum_each(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """Return the checksum of each of `tensors`."""
+    return [checksum_plain(tensor) for tensor in tensors]
+
+
+def checksum_plain(tensor: torch.Tensor) -> int:
+    """Return the checksum of what this process holds of `tensor`: of a quantized one, its bits and scales."""
+    return checksum(inner_tensors(to_local(tensor.detach())))
+
+
+@torch.no_grad()
+def put_back(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Give `tensor` the shape and the bits of `copy`, and return whether it had others."""
+    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+        if torch.equal(_view_octets(tensor), _view_octets(copy)):
+            return False
+        tensor.copy_(copy)
+    else:
+        tensor.data = copy.clone()
+    return True
+
+
+def _view_octets(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _counts_writes(tensor: torch.Tensor) -> bool:
+    """Return whether torch counts the writes into `tensor`."""
+    return not tensor.is_inference() and not is_sharded([tensor])
