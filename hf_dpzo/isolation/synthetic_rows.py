@@ -1,7 +1,7 @@
 """Makes up rows in the format of a data set, so that a model can be probed before any private row is read.
 
 The rows are a function of the types of the columns and of the model's configuration. If a data set does not state the
-types, they are the types that most of its first rows have.
+types, they are the types that its first rows have.
 """
 
 from collections import Counter
@@ -96,7 +96,7 @@ def generate_rows(
     Args:
         dataset: the data set whose format the rows have. Of a `datasets.Dataset`, only the features and the format are
             read. Of any other data set, whose rows are mappings, only the types in the first few rows are read, never
-            values or lengths. The majority decides, so that no single row does.
+            values or lengths. All but one must have the same, so that no single row decides.
         model: the model, whose configuration says the number of tokens and of labels.
         count: the number of rows.
         length: the number of tokens in each row.
@@ -127,8 +127,11 @@ def _generate(
 def infer_columns(dataset: Any) -> list[Column]:
     """Return the types of a data set's columns.
 
+    The types of the first few rows are taken as public where the data set does not state them. One row of other types
+    than the rest changes nothing. Where more are, each of them could decide, and none does.
+
     Raises:
-        ValueError: none of the first rows can be read as a mapping.
+        ValueError: none of the first rows can be read as a mapping, or they have several types.
 
     >>> columns = infer_columns([{"input_ids": [5], "labels": 1}])
     >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
@@ -148,8 +151,21 @@ def infer_columns(dataset: Any) -> list[Column]:
             "public rows."
         )
     types = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in rows]
-    (commonest, _), *_ = Counter(types).most_common(1)
+    (commonest, count), *_ = Counter(types).most_common(1)
+    others = len(types) - count
+    if others > 1 or others == count:
+        raise ValueError(
+            "train_dataset: its first rows have columns of several types, and no single row may decide between them; "
+            f"{REMEDY}, or a datasets.Dataset, whose features say what it holds."
+        )
     return rows[types.index(commonest)]
+
+
+def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) -> set[str]:
+    """Return the names of the columns: by the features of `dataset`, or by `public_rows`, or by its first rows."""
+    if public_rows is not None and not _has_features(dataset):
+        return {name for row in public_rows for name in row}
+    return {column.name for column in infer_columns(dataset)}
 
 
 def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:

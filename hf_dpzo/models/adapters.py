@@ -162,8 +162,8 @@ def refuse_switched_adapter(model: torch.nn.Module, adapters: Sequence[str], tra
     if current[:1] != tuple(adapters[:1]):
         now, then = (next(iter(names), None) for names in (current, adapters))
         raise ValueError(
-            f"adapter={now}: training began with adapter={then}, which the log leads to; switch back by set_adapter, or "
-            "make a new trainer for the other one."
+            f"adapter={now}: training began with adapter={then}, which the log leads to; switch back by "
+            "set_adapter, or make a new trainer for the other one."
         )
     if current != tuple(adapters):
         changed = sorted(set(current) ^ set(adapters))

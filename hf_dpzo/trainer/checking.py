@@ -17,7 +17,7 @@ from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import infer_columns
+from hf_dpzo.isolation.synthetic_rows import list_columns
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
@@ -102,6 +102,9 @@ class CheckingTrainer(SearchingTrainer):
                 "get_train_dataloader: it returns another loader than that of ZOTrainer, whose Poisson batches the "
                 "guarantee depends on; remove your own, and pass train_dataset and data_collator."
             )
+        # Whoever made the model: it is here, and nothing of it was evaluated.
+        if self.args.private and self._log.existing is None:
+            refuse_trained_model(self.model)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
@@ -112,8 +115,6 @@ class CheckingTrainer(SearchingTrainer):
         refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:
             refuse_resuming(self.args)
-        elif self.args.private and self.model_init is None:
-            refuse_trained_model(unwrap_model(self.model))
 
     def _inspect(self, model: torch.nn.Module) -> None:
         """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
@@ -146,7 +147,7 @@ class CheckingTrainer(SearchingTrainer):
     def _build_public_batches(self, dataset: Any) -> list[Rows]:
         """Return batches of public rows; none if rows can not be made up, and a run does not need any."""
         try:
-            kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
+            kept = list_columns(dataset, self.probe_rows) - {self.args.privacy_unit_column}
             kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
             return build_probe_batches(
                 dataset, self.model, self._collator, kept_columns=kept, public_rows=self.probe_rows

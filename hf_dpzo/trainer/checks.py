@@ -5,7 +5,6 @@ Every message is one sentence: the value, the reason, the remedy.
 
 import hashlib
 import os
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,11 +20,8 @@ from transformers.integrations import WandbCallback
 from hf_dpzo.arguments.unsupported import METRIC_SCHEDULERS
 from hf_dpzo.data.checks import refuse_rows
 from hf_dpzo.distributed.processes import Processes
+from hf_dpzo.models.history import find_runs, is_marked_as_trained
 from hf_dpzo.step.descent import is_copied
-
-
-# Models that a trainer of this process has trained. Another trainer's card would not count what was spent on them.
-_TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], args: Any) -> None:
@@ -95,19 +91,9 @@ def refuse_resuming(args: TrainingArguments) -> None:
 
 
 def refuse_trained_model(model: torch.nn.Module) -> None:
-    """Raise `ValueError` for a model that a trainer of this process has trained."""
-    if model in _TRAINED:
+    """Raise `ValueError` for a model that a run of this process has trained, or that holds what one has led to."""
+    if is_marked_as_trained(model) or find_runs(model):
         raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
-
-
-def is_marked_as_trained(model: torch.nn.Module) -> bool:
-    """Return whether a trainer of this process has trained `model`."""
-    return model in _TRAINED
-
-
-def mark_as_trained(model: torch.nn.Module) -> None:
-    """Mark `model` as one that a trainer of this process has trained."""
-    _TRAINED.add(model)
 
 
 # Arguments that steer the training loop.

@@ -64,6 +64,7 @@ class PublishingTrainer(ResumableTrainer):
     def _save_weights(self, output_dir: str | None = None) -> None:
         self._refuse_changed_weights()
         self._refuse_switched_adapter()
+        self._record_values()
         if isinstance(self.model, PeftModel):
             # PEFT would name the path that the base model was loaded from on this machine.
             self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]

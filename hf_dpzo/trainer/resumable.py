@@ -18,12 +18,12 @@ from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
 from hf_dpzo.models.seal import Seal
 from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
-from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
+from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.trainer.checks import is_marked_as_trained, mark_as_trained
 from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
@@ -44,6 +44,8 @@ class ResumableTrainer(RedactingTrainer):
     _log: RunLog | None = None
     # The names of the adapters when training began, that of the trained one first.
     _adapters: tuple[str, ...] = ()
+    # The values that the run leads to.
+    _values: TrainedValues
     # What the model held when the run began, and the seal on what is trained.
     _state: ModelState
     _seal: Seal
@@ -92,11 +94,16 @@ class ResumableTrainer(RedactingTrainer):
         self.budget.spend()
         self._log.append(descent, step, integers)
 
+    def _record_values(self) -> None:
+        """Remember the present values, from which another run of this process must not begin without counting this."""
+        self._values.record(str(Path(self.args.output_dir).resolve()))
+
     def _close_log(self) -> None:
         """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
         if self._log.was_opened:
             self.budget.close()
             self._build_descent().optimizer.finish()
+            self._record_values()
         self._log.close()
 
     def _init_training_state(
@@ -141,7 +148,8 @@ class ResumableTrainer(RedactingTrainer):
         )
         self._log.open(header, self.model)
         self._adapters = list_adapters(self.model)
-        mark_as_trained(unwrap_model(self.model))
+        mark_as_trained(self.model)
+        self._values = TrainedValues(descent.optimizer.parameters())
         if self._log.existing is not None:
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
         self._seal_parameters(descent.optimizer)
@@ -149,7 +157,7 @@ class ResumableTrainer(RedactingTrainer):
 
     def _forget_changed_seed(self) -> None:
         # A run that goes on in the same process has moved the model from where its seed put it.
-        if not is_marked_as_trained(unwrap_model(self.model)):
+        if not is_marked_as_trained(self.model):
             forget_changed_seed(self.model)
 
     @abstractmethod
