@@ -121,14 +121,13 @@ def _generate(
     for length, count in counts.items():
         generator = _RowGenerator(config=config, head=head, length=fixed or length, series=length)
         rows += [generator.generate_row(columns, index) for index in range(count)]
-    return _format_like(rows, dataset) if _has_features(dataset) else rows
+    return _format_like(rows, dataset) if has_features(dataset) else rows
 
 
 def infer_columns(dataset: Any) -> list[Column]:
     """Return the types of a data set's columns.
 
-    The types of the first few rows are taken as public where the data set does not state them. One row of other types
-    than the rest changes nothing. Where more are, each of them could decide, and none does.
+    If a data set does not state them, they are those of its first rows, of which one may differ.
 
     Raises:
         ValueError: none of the first rows can be read as a mapping, or they have several types.
@@ -137,7 +136,7 @@ def infer_columns(dataset: Any) -> list[Column]:
     >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
     [('input_ids', 'int', (None,)), ('labels', 'int', ())]
     """
-    if _has_features(dataset):
+    if has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
         return [_column_from_feature(name, dataset.features[name]) for name in names]
     rows = [
@@ -155,17 +154,9 @@ def infer_columns(dataset: Any) -> list[Column]:
     others = len(types) - count
     if others > 1 or others == count:
         raise ValueError(
-            "train_dataset: its first rows have columns of several types, and no single row may decide between them; "
-            f"{REMEDY}, or a datasets.Dataset, whose features say what it holds."
+            f"train_dataset: its first rows have columns of several types, and no single row may decide; {REMEDY}."
         )
     return rows[types.index(commonest)]
-
-
-def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) -> set[str]:
-    """Return the names of the columns: by the features of `dataset`, or by `public_rows`, or by its first rows."""
-    if public_rows is not None and not _has_features(dataset):
-        return {name for row in public_rows for name in row}
-    return {column.name for column in infer_columns(dataset)}
 
 
 def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:
@@ -243,7 +234,7 @@ class _RowGenerator:
         return draw.random(sizes).tolist() if is_varied else np.full(sizes, column.python_type(1)).tolist()
 
 
-def _has_features(dataset: Any) -> bool:
+def has_features(dataset: Any) -> bool:
     """Return whether the data set's features say what its rows are. With a transform they do not."""
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 

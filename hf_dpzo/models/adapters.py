@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from hf_dpzo.distributed.sharding import is_sharded
+from hf_dpzo.distributed.sharding import is_sharded, to_local
 
 
 T = TypeVar("T")
@@ -233,6 +234,20 @@ def _list_holders(module: torch.nn.Module, place: str = "") -> list[tuple[str, t
         for name, child in module.named_children()
         if isinstance(child, _HOLDERS) and name not in _WRAPPED
     ]
+
+
+def has_trained_values(model: PeftModel) -> bool:
+    """Return whether the adapter that is trained has been trained before, as far as its kind shows it.
+
+    The second factor of a new LoRA adapter is zero, unless its configuration asks for another start.
+    """
+    name = model.active_adapter
+    if getattr(model.peft_config[name], "init_lora_weights", None) not in (True, "gaussian"):
+        return False
+    factors = (module.lora_B for module in model.modules() if isinstance(module, LoraLayer) and name in module.lora_B)
+    return any(
+        bool(to_local(parameter.detach()).any()) for factor in factors for parameter in factor[name].parameters()
+    )
 
 
 def list_adapted_modules(model: PeftModel) -> list[str]:

@@ -15,9 +15,8 @@ from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.isolation.bound import describe_isolation, isolation_bound, refuse_weak_isolation
-from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
+from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import list_columns
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
@@ -104,7 +103,7 @@ class CheckingTrainer(SearchingTrainer):
             )
         # Whoever made the model: it is here, and nothing of it was evaluated.
         if self.args.private and self._log.existing is None:
-            refuse_trained_model(self.model)
+            refuse_trained_model(self.model, counted=self._counted_logs)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _refuse_changes(self, *, resumes: bool) -> None:

@@ -5,7 +5,7 @@ Every message is one sentence: the value, the reason, the remedy.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,10 +90,19 @@ def refuse_resuming(args: TrainingArguments) -> None:
         )
 
 
-def refuse_trained_model(model: torch.nn.Module) -> None:
-    """Raise `ValueError` for a model that a run of this process has trained, or that holds what one has led to."""
-    if is_marked_as_trained(model) or find_runs(model):
-        raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
+def refuse_trained_model(model: torch.nn.Module, *, counted: Collection[str] = ()) -> None:
+    """Raise `ValueError` for a model that a run of this process has trained, or that holds what one has led to.
+
+    Args:
+        model: the model that a run is about to begin with.
+        counted: the names of the logs of earlier runs that the new one counts.
+    """
+    runs = find_runs(model)
+    if (is_marked_as_trained(model) and not runs) or not runs <= {*counted}:
+        raise ValueError(
+            "model: another run has trained it, and a card counts one; load the model anew, or name the folder of that "
+            "run in earlier_runs, so that epsilon covers it too."
+        )
 
 
 # Arguments that steer the training loop.

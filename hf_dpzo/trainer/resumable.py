@@ -3,6 +3,7 @@
 A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, stages and ledger follow from the log.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,10 @@ from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
+from hf_dpzo.trainer.beginning import find_beginning
 from hf_dpzo.trainer.redacting import RedactingTrainer
+from hf_dpzo.trajectory.earlier_runs import name_log, read_earlier_runs
+from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
 from hf_dpzo.trajectory.run_log import RunLog
@@ -96,7 +100,8 @@ class ResumableTrainer(RedactingTrainer):
 
     def _record_values(self) -> None:
         """Remember the present values, from which another run of this process must not begin without counting this."""
-        self._values.record(str(Path(self.args.output_dir).resolve()))
+        log = Trajectory.read(Path(self.args.output_dir))
+        self._values.record(name_log(log))
 
     def _close_log(self) -> None:
         """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
@@ -136,6 +141,7 @@ class ResumableTrainer(RedactingTrainer):
             self._forget_changed_seed()
         self._state = ModelState(self.model, moving=descent.optimizer.parameters())
         self._inspect(prepared[0])
+        values = fingerprint_values(descent.optimizer.parameters()) if initial else None
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -143,8 +149,9 @@ class ResumableTrainer(RedactingTrainer):
             update=self.args.update_rule,
             budget=self.budget,
             rows=self._row_facts,
-            initial=fingerprint_values(descent.optimizer.parameters()) if initial else None,
+            initial=values,
             environment=self._environment,
+            began_from=self._find_beginning(values),
         )
         self._log.open(header, self.model)
         self._adapters = list_adapters(self.model)
@@ -154,6 +161,19 @@ class ResumableTrainer(RedactingTrainer):
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
         self._seal_parameters(descent.optimizer)
         return prepared
+
+    def _find_beginning(self, initial: str | None) -> dict[str, Any] | None:
+        """Return the claim of the run that made the initial values, if one is known; see `find_beginning`."""
+        if self._log.existing is not None:
+            return self._log.existing.header.get("began_from")
+        find = functools.partial(find_beginning, self.model, initial, output_dir=Path(self.args.output_dir))
+        return self._processes.run_on_first(lambda: find(counted=self._counted_logs))
+
+    @property
+    def _counted_logs(self) -> frozenset[str]:
+        """The names of the logs of earlier runs that the epsilon of this one covers."""
+        folders = self.args.earlier_runs or ()
+        return read_earlier_runs(folders, unit_column=self.args.privacy_unit_column).names
 
     def _forget_changed_seed(self) -> None:
         # A run that goes on in the same process has moved the model from where its seed put it.

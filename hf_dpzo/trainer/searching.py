@@ -29,6 +29,7 @@ COUNTED = (
     "max_steps",
     "num_train_epochs",
     "trials",
+    "earlier_runs",
 )
 
 

@@ -6,7 +6,8 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
-from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows, infer_columns, list_columns
+from hf_dpzo.isolation.measure import list_columns
+from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows, infer_columns
 from hf_dpzo.losses.heads import build_head_loss
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
