@@ -1,5 +1,6 @@
 """The flags of a run: all those of `transformers.TrainingArguments`, and those that zeroth-order training adds."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,7 +198,7 @@ class ZOTrainingArguments(TrainingArguments):
     @property
     def planned_values(self) -> dict[str, Any]:
         """The values that a run is planned from. Once it is planned, none of them may change."""
-        return {name: getattr(self, name) for name in PLANNED_FLAGS}
+        return {name: copy.deepcopy(getattr(self, name)) for name in PLANNED_FLAGS}  # A list could be added to.
 
     @property
     def private(self) -> bool:

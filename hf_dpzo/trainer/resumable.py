@@ -83,8 +83,16 @@ class ResumableTrainer(RedactingTrainer):
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.num_spent_steps)
 
-    def _refuse_changed_training(self) -> None:
-        """Raise `ValueError` if what computes, or what is trained, is no longer what it was when training began."""
+    def _refuse_changed_training(self, model: torch.nn.Module) -> None:
+        """Raise `ValueError` if what computes, or what is trained, is no longer what it was when training began.
+
+        Args:
+            model: the model that evaluates, in the wrappers of accelerate.
+        """
+        if self.accelerator.unwrap_model(model, keep_torch_compile=False) is not self.model:
+            raise ValueError(
+                "model: another one evaluates than is trained, because trainer.model was exchanged; make a new trainer."
+            )
         self._refuse_switched_adapter()
         refuse_refrozen_parameters(self.model, unwrap_optimizer(self.optimizer).parameters())
 
@@ -173,7 +181,12 @@ class ResumableTrainer(RedactingTrainer):
     def _counted_logs(self) -> frozenset[str]:
         """The names of the logs of earlier runs that the epsilon of this one covers."""
         folders = self.args.earlier_runs or ()
-        return read_earlier_runs(folders, unit_column=self.args.privacy_unit_column).names
+        earlier = read_earlier_runs(folders, unit_column=self.args.privacy_unit_column)
+        if earlier.releases != self.budget.earlier:
+            raise ValueError(
+                f"earlier_runs={folders}: their logs have changed since they were read; make a new trainer."
+            )
+        return earlier.names
 
     def _forget_changed_seed(self) -> None:
         # A run that goes on in the same process has moved the model from where its seed put it.

@@ -115,7 +115,7 @@ class ZOTrainer(CheckingTrainer):
     ) -> torch.Tensor:
         """Release one step and hand it to the optimizer; return zero, because the loss is not released."""
         self.budget.require_steps()
-        self._refuse_changed_training()
+        self._refuse_changed_training(model)
         model.eval()
         step = len(self.budget.ledger)
         descent = self._build_descent()

@@ -1,9 +1,12 @@
 """The adapter that is trained is the one that computes and is saved, and whoever switches or merges it is told."""
 
+import copy
+
 import pytest
 import torch
 from peft import LNTuningConfig, LoraConfig, PeftMixedModel, PromptTuningConfig, TaskType, get_peft_model
 from peft.tuners._buffer_dict import BufferDict
+from safetensors.torch import load_file
 
 from hf_dpzo import seeded_peft_model
 from hf_dpzo.models.adapters import (
@@ -17,6 +20,7 @@ from hf_dpzo.models.adapters import (
 )
 from hf_dpzo.models.fingerprints import fingerprint_frozen
 
+from support.adapters import ADAPTERS
 from support.models import classifier, one_layer
 
 
@@ -272,3 +276,23 @@ def test_peft_holds_the_parts_of_adapters_as_it_did():
         [],
     )
     assert list(BufferDict({"a": torch.zeros(1)}).keys()) == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n_butterfly_factor")
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_every_kind_of_adapter_is_published_alike_whatever_it_is_called(kind, tmp_path):
+    base = classifier()
+    default, named = (
+        get_peft_model(copy.deepcopy(base), copy.deepcopy(ADAPTERS[kind]), adapter_name=name)
+        for name in ("default", "medical")
+    )
+    refuse_unsaved_parameters(named)
+    published = name_as_published(named, named.state_dict())
+    assert list(published) == list(default.state_dict())
+    default.load_state_dict(published)
+    for model, folder in ((default, tmp_path / "default"), (named, tmp_path / "named")):
+        with saved_alone(model):
+            model.save_pretrained(folder)
+    tensors, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("named", "default"))
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[key], expected[key]) for key in expected)
