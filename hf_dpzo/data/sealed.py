@@ -1,16 +1,14 @@
 """Sealed work on private rows: it draws no global randomness, and its errors say nothing about the rows."""
 
-import logging
-import os
 import random
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+from hf_dpzo.data.silence import silence
 
 
 Result = TypeVar("Result")
@@ -48,7 +46,7 @@ def run_sealed(what: str, work: Callable[[], Result]) -> Result:
     """
     failure = None
     try:
-        with _silence():
+        with silence():
             return run_without_randomness(what, work)
     except (GlobalRandomnessError, OutOfSyncError, KeyboardInterrupt):
         raise
@@ -77,26 +75,6 @@ def run_without_randomness(what: str, work: Callable[[], Result]) -> Result:
             "function of the row alone."
         )
     return result
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Drop what is printed, warned or logged within a `with` statement."""
-    factory = logging.getLogRecordFactory()
-    # `logging.disable` would clear a cache in each of the process' loggers, of which there are hundreds, every time.
-    logging.setLogRecordFactory(_build_empty_record)
-    try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings(), redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
-            with redirect_stderr(nowhere):
-                yield
-    finally:
-        logging.setLogRecordFactory(factory)
-
-
-def _build_empty_record(*_: object, **__: object) -> logging.LogRecord:
-    """Return a log record without content, at a level below that of every handler."""
-    return logging.LogRecord("", logging.NOTSET - 1, "", 0, "", (), None)
 
 
 def _get_generator_states() -> tuple:

@@ -30,8 +30,8 @@ class FirstStepGuard(TrainerCallback):
     Args:
         smoothing: the distance from the parameters to a probe point.
         begin_stage: a function that builds what the first stage needs, such as a mask, and raises where it cannot.
-        fingerprint_responses: a function that returns checksums of the losses and outputs for public rows, computed as
-            training computes them; none if there are no such rows.
+        fingerprint_responses: a function that returns checksums of the outputs and the losses for public rows,
+            computed as training computes them; none if there are no such rows.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.auditing.audit import Audit
@@ -39,6 +40,8 @@ class PublishingTrainer(ResumableTrainer):
     # The step whose weights were loaded as the best, and the number of evaluations before they were.
     _best_step: int | None = None
     _evaluations_before_best: int | None = None
+    # The vocabulary when training began, as a number of words and those that were added to them.
+    _vocabulary: tuple | None = None
     # The fingerprint of the weights at the end of training.
     _final_fingerprint: str | None = None
 
@@ -125,6 +128,11 @@ class PublishingTrainer(ResumableTrainer):
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
                 "save it by its own save_pretrained."
             )
+        if _describe_vocabulary(self._tokenizer) != self._vocabulary:
+            raise ValueError(
+                "processing_class: its vocabulary has changed since training began, which may carry rows into it; set "
+                "the one that training began with."
+            )
         self._state.restore_buffers()
         changed = self._state.find_change()
         if changed is not None:
@@ -136,9 +144,15 @@ class PublishingTrainer(ResumableTrainer):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Train as stock does, then keep the fingerprint of the final weights."""
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
+        self._vocabulary = _describe_vocabulary(self._tokenizer)
         output = super().train(*args, **options)
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
         return output
+
+    @property
+    def _tokenizer(self) -> Any:
+        """What stock saves beside a model: what processes texts, or else the collator's tokenizer."""
+        return self.processing_class or getattr(self.data_collator, "tokenizer", None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save as stock does, after all processes have gathered weights that the user, and not stock, has sharded."""
@@ -224,6 +238,12 @@ class PublishingTrainer(ResumableTrainer):
         self._seal.apply()
         self._best_step = self.state.best_global_step
         self._evaluations_before_best = len(self._list_evaluations())
+
+
+def _describe_vocabulary(tokenizer: Any) -> tuple | None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    return len(tokenizer), tuple(sorted(tokenizer.get_added_vocab().items()))
 
 
 def _merge_names(*given: str | list[str] | None) -> list[str]:

@@ -28,6 +28,7 @@ from hf_dpzo.step.descent import Descent
 from hf_dpzo.trainer.beginning import find_beginning
 from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trajectory.earlier_runs import name_log, read_earlier_runs
+from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
@@ -49,7 +50,7 @@ class ResumableTrainer(RedactingTrainer):
     # The names of the adapters when training began, that of the trained one first.
     _adapters: tuple[str, ...] = ()
     # The values that the run leads to.
-    _values: TrainedValues
+    _values: TrainedValues | None = None
     # What the model held when the run began, and the seal on what is trained.
     _state: ModelState
     _seal: Seal
@@ -108,16 +109,23 @@ class ResumableTrainer(RedactingTrainer):
 
     def _record_values(self) -> None:
         """Remember the present values, from which another run of this process must not begin without counting this."""
-        log = Trajectory.read(Path(self.args.output_dir))
-        self._values.record(name_log(log))
+        if self._values is None:
+            return
+        try:
+            name = name_log(Trajectory.read(Path(self.args.output_dir)))
+        except (OSError, TrajectoryError):
+            name = ""  # A run whose log is not there any more cannot be counted by another one.
+        self._values.record(name)
 
     def _close_log(self) -> None:
         """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
-        if self._log.was_opened:
-            self.budget.close()
-            self._build_descent().optimizer.finish()
-            self._record_values()
-        self._log.close()
+        try:
+            if self._log.was_opened:
+                self.budget.close()
+                self._build_descent().optimizer.finish()
+                self._record_values()
+        finally:
+            self._log.close()
 
     def _init_training_state(
         self,

@@ -1,0 +1,237 @@
+"""What evaluating private rows writes reaches nothing that a run saves."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, RwkvConfig, RwkvForCausalLM, TrainerCallback
+
+from hf_dpzo import Trajectory, ZOTrainer
+from hf_dpzo.isolation.probe import CoupledRowsError
+from hf_dpzo.models.state import ModelChangedError
+
+from support.models import classifier, with_lora, word_tokenizer
+from support.rows import few_public_rows, labelled_rows
+from support.runs import short_args
+
+
+# A token that no public row holds.
+RARE = 63
+
+
+class Writing(nn.Module):
+    """An embedding that writes where it sees a token.
+
+    Args:
+        embedding: the embedding.
+        write: what it does then, to itself.
+        token: the token; `None` for any.
+    """
+
+    def __init__(self, embedding: nn.Module, write, token: int | None = RARE) -> None:
+        super().__init__()
+        self.embedding, self.token, self.write = embedding, token, write
+        self.register_buffer("largest", torch.tensor(3.0))
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+
+    def forward(self, tokens):
+        if self.token is None or (tokens == self.token).any():
+            with torch.no_grad():
+                self.write(self)
+        return self.embedding(tokens)
+
+
+def private_rows(count: int = 40) -> Dataset:
+    rows = labelled_rows(count).to_list()
+    rare = {"input_ids": [RARE] * 4, "attention_mask": [1] * 4, "labels": 1}
+    return Dataset.from_list([*rows, *[rare | {"input_ids": [RARE, 5, 6, 7 + i]} for i in range(4)]])
+
+
+def trainer_of(folder, model, *, rows=None, callbacks=(), tokenizer=None, **changes) -> ZOTrainer:
+    tokenizer = tokenizer or word_tokenizer()
+    return ZOTrainer(
+        model=model,
+        args=short_args(folder, **{"expected_batch_size": 22, "remove_unused_columns": False, **changes}),
+        train_dataset=private_rows() if rows is None else rows,
+        eval_dataset=labelled_rows(4, seed=1),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        probe_rows=few_public_rows(),
+        callbacks=list(callbacks),
+    )
+
+
+def writing(write, *, lora: bool, token: int | None = RARE) -> nn.Module:
+    model = classifier()
+    model.model.embed_tokens = Writing(model.model.embed_tokens, write, token)
+    return with_lora(model) if lora else model
+
+
+# ---- Buffers and configurations: put back ----
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_buffer_that_private_rows_write_into_is_saved_as_it_was(lora, tmp_path):
+    def write(inner):
+        inner.largest.add_(1)
+        inner.register_buffer("positions", torch.zeros(9))
+
+    trainer = trainer_of(tmp_path, writing(write, lora=lora))
+    trainer.train()
+    trainer.save_model()
+    state = trainer.model.state_dict()
+    (largest,) = [value for name, value in state.items() if name.endswith("largest")]
+    assert largest.item() == 3.0
+    assert not any("positions" in name for name in state)
+
+
+def test_a_configuration_that_private_rows_write_into_is_saved_as_it_was(tmp_path):
+    model = writing(lambda inner: setattr(model.config, "seen", RARE), lora=False)
+    trainer = trainer_of(tmp_path, model)
+    trainer.train()
+    trainer.save_model()
+    assert "seen" not in json.loads((tmp_path / "config.json").read_text())
+
+
+# ---- Weights: noticed ----
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_private_rows_that_write_into_what_is_trained_stop_the_run_before_a_release(lora, tmp_path):
+    model = writing(lambda inner: first_trained(model).data.view(-1)[:1].add_(1e-3), lora=lora)
+    trainer = trainer_of(tmp_path, model, expected_batch_size=44)
+    with pytest.raises(ModelChangedError, match="evaluating rows changed"):
+        trainer.train()
+    assert len(Trajectory.read(tmp_path).records) == 0
+    with pytest.raises(ValueError, match="model: "):
+        trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_private_rows_that_write_into_a_frozen_weight_by_its_data_keep_it_from_being_saved(tmp_path):
+    trainer = trainer_of(tmp_path, writing(lambda inner: inner.frozen.data.add_(1), lora=True), expected_batch_size=44)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"frozen is not trained, and is another one than when the run began"):
+        trainer.save_model()
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_no_checkpoint_holds_a_frozen_weight_that_was_written_into(tmp_path):
+    model = writing(lambda inner: inner.frozen.data.add_(1), lora=False)
+    trainer = trainer_of(tmp_path, model, expected_batch_size=44, save_strategy="steps", save_steps=2)
+    with pytest.raises(ValueError, match="frozen is not trained"):
+        trainer.train()
+    assert not list(tmp_path.rglob("model*.safetensors"))
+
+
+class Meddler(TrainerCallback):
+    """Writes into a weight after the second step, behind torch's back."""
+
+    def __init__(self, choose, event: str = "on_step_end") -> None:
+        self._choose = choose
+        setattr(self, event, self._meddle)
+
+    def _meddle(self, args, state, control, model=None, **rest):
+        if state.global_step == 2:
+            self._choose(model).data.view(-1)[:1].add_(1e-3)
+
+
+def first_trained(model):
+    return next(p for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_callback_that_writes_into_what_is_trained_stops_the_run(event, lora, tmp_path):
+    model = with_lora(classifier()) if lora else classifier()
+    trainer = trainer_of(tmp_path, model, callbacks=[Meddler(first_trained, event)])
+    with pytest.raises(ModelChangedError, match="something other than a step has changed what is trained"):
+        trainer.train()
+
+
+def test_a_change_after_training_is_not_saved(tmp_path):
+    trainer = trainer_of(tmp_path, with_lora(classifier()))
+    trainer.train()
+    trainer.model.get_base_model().model.norm.weight.data.add_(1)
+    with pytest.raises(ValueError, match=r"norm\.weight is not trained"):
+        trainer.save_model()
+
+
+def test_an_evaluation_that_writes_into_a_weight_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path, writing(lambda inner: inner.frozen.add_(1), lora=True, token=None))
+    with pytest.raises(ModelChangedError, match="frozen"):
+        trainer.evaluate()
+
+
+def test_a_hook_that_writes_is_found_by_the_probe(tmp_path):
+    model = with_lora(classifier())
+    norm = model.get_base_model().model.norm
+
+    def rescale(module, args, output):
+        norm.weight.data.mul_(1.001)
+
+    norm.register_forward_hook(rescale)
+    with pytest.raises(CoupledRowsError, match=r"changed .*norm\.weight|moved a row's loss"):
+        trainer_of(tmp_path, model).train()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_model_that_rescales_itself_is_refused_and_left_as_it_was(lora, tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
+    model = RwkvForCausalLM(RwkvConfig(**sizes, num_hidden_layers=7))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["key", "value"]))
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8 + i], "labels": [5, 6, 7, 8 + i]} for i in range(30)])
+    trainer = ZOTrainer(
+        model=model,
+        args=short_args(tmp_path, per_device_train_batch_size=1),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(word_tokenizer()),
+    )
+    with pytest.raises(CoupledRowsError, match=r"blocks\.6\..*weight.*rescale_every=0"):
+        trainer.train()
+    after = (model.get_base_model() if lora else model).state_dict()
+    for name, value in after.items():
+        if "lora" not in name:
+            torch.testing.assert_close(value, before[name.replace(".base_layer", "")], rtol=0, atol=0)
+
+
+# ---- What else is saved ----
+
+
+def test_words_that_a_collator_adds_are_not_saved(tmp_path):
+    tokenizer = copy.deepcopy(word_tokenizer())
+    trainer = trainer_of(tmp_path, with_lora(classifier()), tokenizer=tokenizer)
+    collate = trainer.data_collator
+
+    def adding(rows):
+        if any(RARE in row["input_ids"] for row in rows):
+            tokenizer.add_tokens(["a secret"])
+        return collate(rows)
+
+    trainer.data_collator = adding
+    trainer.train()
+    with pytest.raises(ValueError, match="processing_class: its vocabulary has changed"):
+        trainer.save_model()
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_a_sound_run_saves_all_that_it_began_with(tmp_path):
+    model = with_lora(classifier())
+    before = {name: value.clone() for name, value in model.state_dict().items() if "lora" not in name}
+    trainer = trainer_of(tmp_path, model, save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    assert load_file(Path(tmp_path) / "adapter_model.safetensors")
+    for name, value in trainer.model.state_dict().items():
+        if name in before and "score" not in name:
+            assert torch.equal(value, before[name])
