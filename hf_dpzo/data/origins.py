@@ -27,17 +27,6 @@ def has_repeated_rows(dataset: Any) -> bool:
     return not (np.diff(numbers) > 0).all() and len(np.unique(numbers)) < len(numbers)
 
 
-def share_rows(dataset: Any, other: Any) -> bool:
-    """Return whether the structure of two data sets shows that a row of one is a row of the other. No row is read.
-
-    >>> row, other = {"input_ids": [5]}, {"input_ids": [5]}
-    >>> share_rows([row], [other]), share_rows([row], [other, row])
-    (False, True)
-    """
-    origins = _Origins()
-    return bool(np.isin(origins.number_rows(dataset), origins.number_rows(other)).any())
-
-
 class _Origins:
     """Numbers rows, so that two rows have the same number where they are one."""
 

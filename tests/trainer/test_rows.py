@@ -221,34 +221,6 @@ def test_no_user_is_two_units_after_a_shuffle_between_construction_and_training(
         moved(shuffled=True)
 
 
-PARTS = {
-    "the same": lambda rows: rows,
-    "a selection": lambda rows: rows.select([3, 5]),
-    "a part": lambda rows: rows.select(range(10, 15)),
-    "a subset": lambda rows: Subset(rows, [3]),
-    "joined with others": lambda rows: concatenate_datasets([labelled_rows(8, seed=5), rows.select([3])]),
-}
-
-
-@pytest.mark.parametrize("how", PARTS)
-def test_rows_of_the_training_data_are_not_evaluated_however_they_are_held(how, make):
-    trainer = make(TABLE)
-    for evaluate in (trainer.evaluate, trainer.predict):
-        with pytest.raises(ValueError, match="eval_dataset: it holds rows of the training data"):
-            evaluate(PARTS[how](TABLE))
-
-
-def test_rows_that_were_held_out_are_evaluated(make):
-    parts = TABLE.train_test_split(0.3, seed=1)
-    trainer = make(parts["train"])
-    assert "eval_loss" in trainer.evaluate(parts["test"])
-    assert "eval_loss" in trainer.evaluate(LIST)  # Equal rows, of which nothing shows that they are the same.
-    trainer = make(LIST[:15])
-    assert "eval_loss" in trainer.evaluate(LIST[15:])
-    with pytest.raises(ValueError, match="eval_dataset: it holds rows of the training data"):
-        trainer.evaluate(LIST[14:])
-
-
 def test_a_list_of_earlier_runs_that_is_added_to_after_planning_is_refused(make, tmp_path):
     make(TABLE, output_dir=str(tmp_path / "first")).train()
     make(TABLE, output_dir=str(tmp_path / "other")).train()

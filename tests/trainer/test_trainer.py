@@ -266,7 +266,7 @@ def test_a_run_without_noise_logs_no_epsilon(make_trainer, make_args):
 @pytest.mark.parametrize("call", ["evaluate", "predict"])
 def test_evaluating_on_the_training_rows_is_refused(make_trainer, call):
     trainer = make_trainer()
-    with pytest.raises(ValueError, match="eval_dataset: it holds rows of the training data"):
+    with pytest.raises(ValueError, match="eval_dataset: it is the training data"):
         getattr(trainer, call)(trainer.train_dataset)
 
 
