@@ -1,10 +1,10 @@
 """Where rows come from: copies of a row that a data set's own structure shows.
 
-Index tables, subsets, concatenations and shared memory say that two rows are one. Equal rows that were written twice
-are not searched for, because that would read all rows, and because two people may have equal ones.
+Index tables, subsets, concatenations and shared memory say that two rows are one. Equal rows that were written twice,
+in a file or in a list, are not searched for: that would read all rows, and two people may have equal ones.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -19,8 +19,9 @@ _STRIDE = 1 << 33
 def has_repeated_rows(dataset: Any) -> bool:
     """Return whether the structure of `dataset` shows that it holds a row more than once. No row is read.
 
-    >>> row, other = {"input_ids": [5]}, {"input_ids": [5]}
-    >>> has_repeated_rows([row, other]), has_repeated_rows([row, row])
+    >>> from torch.utils.data import Subset
+    >>> rows = [{"input_ids": [5]}, {"input_ids": [6]}]
+    >>> has_repeated_rows(Subset(rows, [0, 1])), has_repeated_rows(Subset(rows, [0, 0]))
     (False, True)
     """
     numbers = _Origins().number_rows(dataset)
@@ -32,14 +33,11 @@ class _Origins:
 
     def __init__(self) -> None:
         self._sources: dict[Any, int] = {}
-        self._objects: dict[int, int] = {}
 
     def number_rows(self, dataset: Any) -> np.ndarray:
         """Return the number of each row of `dataset`, int64 `[rows]`."""
         if isinstance(dataset, datasets.Dataset):
             return self._number_table(dataset)
-        if isinstance(dataset, list | tuple):
-            return self._number_objects(dataset)
         inside = getattr(dataset, "__dict__", {})
         inner, indices, parts = (inside.get(name) for name in ("dataset", "indices", "datasets"))
         numbered = None
@@ -55,13 +53,6 @@ class _Origins:
     def _number_source(self, key: Any, length: int, start: int = 0) -> np.ndarray:
         first = self._sources.setdefault(key, len(self._sources) + 1) * _STRIDE
         return first + start + np.arange(length, dtype=np.int64)
-
-    def _number_objects(self, rows: Sequence[Any]) -> np.ndarray:
-        """Number the rows of a list by the objects that they are. Numbers and texts may be one object by chance."""
-        numbers = [self._objects.setdefault(id(row), len(self._objects)) for row in rows if isinstance(row, Mapping)]
-        return (
-            np.array(numbers, dtype=np.int64) if len(numbers) == len(rows) else self._number_source(id(rows), len(rows))
-        )
 
     def _number_selected(self, dataset: Any, indices: Any) -> np.ndarray | None:
         try:

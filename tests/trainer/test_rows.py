@@ -138,7 +138,6 @@ COPIES = {
     "subset": lambda: Subset(LIST, [0, *range(COUNT)]),
     "drawn": lambda: Subset(TABLE, list(WeightedRandomSampler([1.0] * COUNT, 2 * COUNT))),
     "concatenated": lambda: ConcatDataset([TABLE, Subset(TABLE, [3])]),
-    "one object": lambda: [*LIST, LIST[0]],
 }
 
 
