@@ -20,7 +20,7 @@ from hf_dpzo.isolation.probe import (
     probe_isolation,
     refuse_written,
 )
-from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_probe_rows, has_features, infer_columns
+from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -67,10 +67,13 @@ def build_probe_batches(
 
 
 def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) -> set[str]:
-    """Return the names of the columns: by the features of `dataset`, or by `public_rows`, or by its first rows."""
-    if public_rows is not None and not has_features(dataset):
+    """Return the names of the columns: by `dataset`, or by `public_rows` where its first rows have several types."""
+    try:
+        return {column.name for column in infer_columns(dataset)}
+    except SeveralTypesError:
+        if public_rows is None:
+            raise
         return {name for row in public_rows for name in row}
-    return {column.name for column in infer_columns(dataset)}
 
 
 def measure_isolation(

@@ -45,6 +45,10 @@ TAGGERS = frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.v
 REMEDY = "pass probe_rows, public rows of that format"
 
 
+class SeveralTypesError(ValueError):
+    """Rows have several types of columns, between which one row could decide."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """The type of one column.
@@ -121,29 +125,25 @@ def _generate(
     for length, count in counts.items():
         generator = _RowGenerator(config=config, head=head, length=fixed or length, series=length)
         rows += [generator.generate_row(columns, index) for index in range(count)]
-    return _format_like(rows, dataset) if has_features(dataset) else rows
+    return _format_like(rows, dataset) if _has_features(dataset) else rows
 
 
 def infer_columns(dataset: Any) -> list[Column]:
-    """Return the types of a data set's columns.
-
-    If a data set does not state them, they are those of its first rows, of which one may differ.
+    """Return the types of columns: those that a data set states, or those of its first rows, of which one may differ.
 
     Raises:
-        ValueError: none of the first rows can be read as a mapping, or they have several types.
+        ValueError: none of the first rows can be read as a mapping.
+        SeveralTypesError: they have several types.
 
     >>> columns = infer_columns([{"input_ids": [5], "labels": 1}])
     >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
     [('input_ids', 'int', (None,)), ('labels', 'int', ())]
     """
-    if has_features(dataset):
+    if _has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
         return [_column_from_feature(name, dataset.features[name]) for name in names]
-    rows = [
-        columns
-        for index in range(min(NUM_COMPARED_ROWS, len(dataset)))
-        if (columns := _infer_row_columns(dataset, index))
-    ]
+    found = (_infer_row_columns(dataset, index) for index in range(min(NUM_COMPARED_ROWS, len(dataset))))
+    rows = [columns for columns in found if columns]
     if not rows:
         raise ValueError(
             "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
@@ -151,9 +151,8 @@ def infer_columns(dataset: Any) -> list[Column]:
         )
     types = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in rows]
     (commonest, count), *_ = Counter(types).most_common(1)
-    others = len(types) - count
-    if others > 1 or others == count:
-        raise ValueError(
+    if len(types) - count > 1 or len(types) == 2 * count:
+        raise SeveralTypesError(
             f"train_dataset: its first rows have columns of several types, and no single row may decide; {REMEDY}."
         )
     return rows[types.index(commonest)]
@@ -234,7 +233,7 @@ class _RowGenerator:
         return draw.random(sizes).tolist() if is_varied else np.full(sizes, column.python_type(1)).tolist()
 
 
-def has_features(dataset: Any) -> bool:
+def _has_features(dataset: Any) -> bool:
     """Return whether the data set's features say what its rows are. With a transform they do not."""
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 

@@ -256,12 +256,9 @@ def test_one_row_of_other_types_changes_nothing_wherever_it_is():
         assert [(column.name, column.python_type) for column in infer_columns(rows)] == expected
 
 
-def test_with_public_rows_no_other_row_is_read():
-    class Private:
-        def __len__(self):
-            return 9
-
-        def __getitem__(self, index):
-            raise AssertionError("it was read")
-
-    assert list_columns(Private(), [{"input_ids": [5], "labels": 1}]) == {"input_ids", "labels"}
+def test_public_rows_decide_between_several_types():
+    mixed = [{"input_ids": [5], "labels": 1}, {"input_ids": [5], "labels": "yes", "more": 1}] * 5
+    with pytest.raises(ValueError, match="columns of several types"):
+        list_columns(mixed, None)
+    assert list_columns(mixed, [{"input_ids": [5], "labels": 1}]) == {"input_ids", "labels"}
+    assert list_columns(mixed[:1] * 9, [{"input_ids": [5]}]) == {"input_ids", "labels"}
