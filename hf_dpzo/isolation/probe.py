@@ -18,6 +18,7 @@ from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
+from hf_dpzo.models.write_guard import ModelChangedError
 
 
 Evaluate = Callable[[list[Row]], torch.Tensor]
@@ -198,6 +199,8 @@ class _FollowedRow:
                 losses = self.evaluate(rows)
         except GlobalRandomnessError:
             raise
+        except ModelChangedError as error:
+            refuse_written(error.name)
         except Exception as error:
             text = " ".join(str(error).split()).rstrip(".")
             raise ValueError(

@@ -4,7 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hf_dpzo.models.state import ModelChangedError, checksum_each
+from hf_dpzo.models.state import checksum_each
+
+
+class BrokenSealError(RuntimeError):
+    """Something other than a step has changed what is trained."""
 
 
 class Seal:
@@ -36,9 +40,9 @@ class Seal:
         return checksum_each(self._parameters()) != self._checksums
 
     def check(self) -> None:
-        """Raise `ModelChangedError` if the values have changed since they were sealed."""
+        """Raise `BrokenSealError` if the values have changed since they were sealed."""
         if self.is_broken():
-            raise ModelChangedError(
+            raise BrokenSealError(
                 "model: something other than a step has changed what is trained, such as a callback, a hook or an "
                 "evaluation, and the log does not lead to it; keep it constant, or go on with "
                 "resume_from_checkpoint=True."

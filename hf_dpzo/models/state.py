@@ -1,27 +1,30 @@
 """The state of a model, which evaluating rows may not change.
 
 A forward pass can write: into weights, into buffers, or into a configuration that is saved with the model. What it
-writes depends on rows, and no noise is added to it. So buffers and configurations are put back, and a write into
-weights stops the run.
+writes depends on rows, and no noise is added to it. So buffers and configurations are put back. A row that would write
+into weights fails, and contributes nothing. What escapes that stops the run, or is found before anything is saved.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch._dynamo import OptimizedModule
 
 from hf_dpzo.distributed.checksums import checksum
 from hf_dpzo.distributed.sharding import is_sharded, to_local
 from hf_dpzo.models.precision import inner_tensors
 from hf_dpzo.models.registries import PlainState, list_plain_owners, list_registries
+from hf_dpzo.models.write_guard import ModelChangedError, WriteGuard, put_back
 
 
 # Buffers up to this size, in bytes, are copied, and put back after each micro-batch.
 MAX_COPIED_BYTES = 1 << 24
 
 
-class ModelChangedError(RuntimeError):
-    """Something other than a step of the optimizer has changed a model."""
+# What moves is compared bit by bit around each evaluation if it has at most so many bytes, which takes milliseconds, or
+# if nothing else would notice a write.
+MAX_COMPARED_BYTES = 1 << 26
 
 
 class ModelState:
@@ -53,7 +56,11 @@ class ModelState:
         self._checksums = {name: checksum_plain(tensor) for name, tensor in self._still.items()}
         small = {n: b for n, b in model.named_buffers() if n in self._still and b.nbytes <= MAX_COPIED_BYTES}
         self._copies = {name: (buffer, buffer.detach().clone()) for name, buffer in small.items()}
-        self._counted = [tensor for name, tensor in self._still.items() if name not in small and _counts_writes(tensor)]
+        guarded = {name: tensor for name, tensor in tensors.items() if name not in small}
+        self._is_sharded = is_sharded(tensors.values())
+        # What gathers the weights of a sharded model is no operation on its shards.
+        self._guard = None if self._is_sharded else WriteGuard(guarded)
+        self._counted = [tensor for tensor in guarded.values() if _counts_writes(tensor)]
 
     def find_change(self) -> str | None:
         """Return the name of a tensor that no step moves and that was changed since; `None` if none was.
@@ -74,34 +81,51 @@ class ModelState:
             self.restored = name if put_back(buffer, copy) else self.restored
 
     @contextmanager
-    def held_still(self) -> Iterator[None]:
-        """Keep what happens inside the context from changing the model.
+    def guarded(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let no operation write into weights inside the context, and put buffers back afterwards.
 
-        Buffers and configurations are put back afterwards.
+        Args:
+            model: the model as it is called. What is compiled cannot be guarded.
+
+        Raises:
+            ModelChangedError: an operation was about to write into a weight.
+        """
+        try:
+            with nullcontext() if self._guard is None or isinstance(model, OptimizedModule) else self._guard:
+                yield
+        finally:
+            self.restore_buffers()
+
+    @contextmanager
+    def held_still(self, model: torch.nn.Module) -> Iterator[None]:
+        """Compare the model before and after the context, and put its buffers and configurations back.
+
+        Args:
+            model: the model as it is called in the context.
 
         Raises:
             ModelChangedError: a weight was changed.
         """
         plain = [PlainState.capture(owner) for owner in list_plain_owners(self._model)]
-        before = checksum_each(self._moving.values())
-        writes = self._count_writes()
+        compared = self._moving if self._compares(model) else {}
+        before, writes = checksum_each(compared.values()), self._count_writes()
         try:
             yield
         finally:
             self.restore_buffers()
             for state in plain:
                 state.restore()
-        after = checksum_each(self._moving.values())
-        pairs = zip(self._moving, before, after, strict=True)
-        changed = next((name for name, old, new in pairs if old != new), None)
+        after = checksum_each(compared.values())
+        changed = next((name for name, old, new in zip(compared, before, after, strict=True) if old != new), None)
         # A write that torch does not count is found before anything is saved.
         if changed is None and self._count_writes() != writes:
             changed = self.find_change()
         if changed is not None:
-            raise ModelChangedError(
-                f"model: evaluating rows changed {changed}, which would carry rows into what is saved; keep everything "
-                "constant in evaluation mode."
-            )
+            raise ModelChangedError(changed)
+
+    def _compares(self, model: torch.nn.Module) -> bool:
+        size = sum(to_local(parameter.detach()).nbytes for parameter in self._moving.values())
+        return size <= MAX_COMPARED_BYTES or self._is_sharded or isinstance(model, OptimizedModule)
 
     def _count_writes(self) -> list[int]:
         return [tensor._version for tensor in self._counted]
@@ -120,22 +144,6 @@ def checksum_each(tensors: Iterable[torch.Tensor]) -> list[int]:
 def checksum_plain(tensor: torch.Tensor) -> int:
     """Return the checksum of what this process holds of `tensor`: of a quantized one, its bits and scales."""
     return checksum(inner_tensors(to_local(tensor.detach())))
-
-
-@torch.no_grad()
-def put_back(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Give `tensor` the shape and the bits of `copy`, and return whether it had others."""
-    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
-        if torch.equal(_view_octets(tensor), _view_octets(copy)):
-            return False
-        tensor.copy_(copy)
-    else:
-        tensor.data = copy.clone()
-    return True
-
-
-def _view_octets(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def _counts_writes(tensor: torch.Tensor) -> bool:

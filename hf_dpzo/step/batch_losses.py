@@ -79,10 +79,8 @@ class BatchLosses:
 
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
-        try:
+        with self.state.guarded(model):
             losses = self._call_loss(model, self.prepare(micro_batch.inputs))
-        finally:
-            self.state.restore_buffers()
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
         # Copied, because a loss, or the graph that it is compiled to, may return the same memory each time.

@@ -214,7 +214,7 @@ class ResumableTrainer(RedactingTrainer):
 
     @contextmanager
     def _sealed_apart_from_steps(self) -> Iterator[None]:
-        """Move what is trained inside the context; raise `ModelChangedError` if it was moved since the last step."""
+        """Move what is trained inside the context; raise `BrokenSealError` if it was moved since the last step."""
         self._seal.check()
         try:
             yield

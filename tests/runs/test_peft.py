@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer, replay_onto, seeded_peft_model
+from hf_dpzo.models.unwrap import is_prompt_tuned
 
 from support.adapters import ADAPTERS
 from support.models import classifier
@@ -25,15 +26,16 @@ class Stop(TrainerCallback):
 
 @pytest.fixture
 def made(make_args, tokenizer, tmp_path):
-    """A trainer of the same new adapter each time. Prefixes let lengths move losses a little, so shapes are public."""
+    """A trainer of the same new adapter each time. After virtual tokens padding moves losses: rows are alone."""
     base, right = classifier(), copy.deepcopy(tokenizer)
     right.padding_side = "right"  # Prompt tuning with left padding is refused.
 
     def make(name: str, callbacks=()) -> tuple[torch.nn.Module, ZOTrainer]:
         model = seeded_peft_model(copy.deepcopy(base), copy.deepcopy(ADAPTERS[name]), seed=3)
+        shapes = {"per_device_train_batch_size": 1} if is_prompt_tuned(model) else {"padded_lengths": [16]}
         trainer = ZOTrainer(
             model=model,
-            args=make_args(output_dir=str(tmp_path / "out"), max_steps=STEPS, padded_lengths=[16]),
+            args=make_args(output_dir=str(tmp_path / "out"), max_steps=STEPS, **shapes),
             train_dataset=labelled_rows(20),
             data_collator=DataCollatorWithPadding(right),
             probe_rows=few_public_rows(),

@@ -14,11 +14,12 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, RwkvCo
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.isolation.probe import CoupledRowsError
-from hf_dpzo.models.state import ModelChangedError
+from hf_dpzo.models.seal import BrokenSealError
+from hf_dpzo.models.write_guard import ModelChangedError
 
 from support.models import classifier, with_lora, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
-from support.runs import short_args
+from support.runs import released, short_args
 
 
 # A token that no public row holds.
@@ -70,7 +71,14 @@ def trainer_of(folder, model, *, rows=None, callbacks=(), tokenizer=None, **chan
 def writing(write, *, lora: bool, token: int | None = RARE) -> nn.Module:
     model = classifier()
     model.model.embed_tokens = Writing(model.model.embed_tokens, write, token)
-    return with_lora(model) if lora else model
+    model = with_lora(model) if lora else model
+    inner = next(module for module in model.modules() if isinstance(module, Writing))
+    inner.__dict__["reach"] = first_trained(model)  # No parameter of its own.
+    return model
+
+
+def first_trained(model: nn.Module) -> nn.Parameter:
+    return next(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
 # ---- Buffers and configurations: put back ----
@@ -99,24 +107,37 @@ def test_a_configuration_that_private_rows_write_into_is_saved_as_it_was(tmp_pat
     assert "seen" not in json.loads((tmp_path / "config.json").read_text())
 
 
-# ---- Weights: noticed ----
+# ---- Weights ----
 
 
+def learned_from(folder, rows, write, *, lora: bool) -> list[tuple[int, ...]]:
+    """What a run of these rows releases. There is no noise, and everybody is in each batch."""
+    torch.manual_seed(0)
+    model = writing(write, lora=lora)
+    trainer = trainer_of(folder, model, rows=rows, expected_batch_size=20, padded_lengths=[16])
+    trainer.train()
+    trainer.save_model()
+    return released(folder)
+
+
+@pytest.mark.parametrize("where", ["trained", "frozen"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_private_rows_that_write_into_what_is_trained_stop_the_run_before_a_release(lora, tmp_path):
-    model = writing(lambda inner: first_trained(model).data.view(-1)[:1].add_(1e-3), lora=lora)
+def test_rows_that_write_into_a_weight_contribute_nothing(lora, where, sums, tmp_path):
+    """The run goes on, since its end would tell that there was such a row; and no other row's part moves."""
+
+    def write(inner):
+        weights = {"trained": inner.reach, "frozen": inner.frozen}
+        weights[where].data.view(-1)[:1].add_(1e-3)
+
+    rows = private_rows()
+    with_rows = learned_from(tmp_path / "with", rows, write, lora=lora)
+    without = learned_from(tmp_path / "without", rows.select(range(len(rows) - 4)), write, lora=lora)
+    assert with_rows == without
+
+
+def test_a_frozen_weight_that_is_written_into_below_torch_is_not_saved(tmp_path):
+    model = writing(lambda inner: inner.frozen.detach().numpy().fill(3), lora=True)
     trainer = trainer_of(tmp_path, model, expected_batch_size=44)
-    with pytest.raises(ModelChangedError, match="evaluating rows changed"):
-        trainer.train()
-    assert len(Trajectory.read(tmp_path).records) == 0
-    with pytest.raises(ValueError, match="model: "):
-        trainer.save_model()
-    assert not (tmp_path / "model.safetensors").exists()
-    assert not (tmp_path / "adapter_model.safetensors").exists()
-
-
-def test_private_rows_that_write_into_a_frozen_weight_by_its_data_keep_it_from_being_saved(tmp_path):
-    trainer = trainer_of(tmp_path, writing(lambda inner: inner.frozen.data.add_(1), lora=True), expected_batch_size=44)
     trainer.train()
     with pytest.raises(ValueError, match=r"frozen is not trained, and is another one than when the run began"):
         trainer.save_model()
@@ -124,11 +145,24 @@ def test_private_rows_that_write_into_a_frozen_weight_by_its_data_keep_it_from_b
 
 
 def test_no_checkpoint_holds_a_frozen_weight_that_was_written_into(tmp_path):
-    model = writing(lambda inner: inner.frozen.data.add_(1), lora=False)
+    model = writing(lambda inner: inner.frozen.detach().numpy().fill(3), lora=False)
     trainer = trainer_of(tmp_path, model, expected_batch_size=44, save_strategy="steps", save_steps=2)
     with pytest.raises(ValueError, match="frozen is not trained"):
         trainer.train()
     assert not list(tmp_path.rglob("model*.safetensors"))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_write_below_torch_into_what_is_trained_stops_the_run_before_a_release(lora, tmp_path):
+    model = writing(lambda inner: inner.reach.detach().numpy().fill(3), lora=lora)
+    trainer = trainer_of(tmp_path, model, expected_batch_size=44)
+    with pytest.raises(ModelChangedError, match="evaluating rows changes"):
+        trainer.train()
+    assert len(Trajectory.read(tmp_path).records) == 0
+    with pytest.raises(ValueError, match="model: "):
+        trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "adapter_model.safetensors").exists()
 
 
 class Meddler(TrainerCallback):
@@ -143,16 +177,12 @@ class Meddler(TrainerCallback):
             self._choose(model).data.view(-1)[:1].add_(1e-3)
 
 
-def first_trained(model):
-    return next(p for p in model.parameters() if p.requires_grad)
-
-
 @pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_callback_that_writes_into_what_is_trained_stops_the_run(event, lora, tmp_path):
     model = with_lora(classifier()) if lora else classifier()
     trainer = trainer_of(tmp_path, model, callbacks=[Meddler(first_trained, event)])
-    with pytest.raises(ModelChangedError, match="something other than a step has changed what is trained"):
+    with pytest.raises(BrokenSealError, match="something other than a step has changed what is trained"):
         trainer.train()
 
 

@@ -1,0 +1,98 @@
+"""A guard that lets no operation change the tensors of a model."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_dpzo.models.precision import inner_tensors
+
+
+class ModelChangedError(RuntimeError):
+    """Something other than a step of the optimizer has changed a model, or was about to.
+
+    Args:
+        name: the name of the tensor that was changed, or a phrase for it.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"model: evaluating rows changes {name}, which would carry rows into what is saved; keep everything "
+            "constant in evaluation mode."
+        )
+        self.name = name
+
+
+class WriteGuard(TorchDispatchMode):
+    """Undoes what an operation writes into a tensor of a model, and raises, inside its context.
+
+    It sees every operation that torch carries out itself, also on a tensor's `data`; not what NumPy writes into memory
+    that it shares, and not what runs inside a compiled model. Only a tensor that is written into is copied.
+
+    Args:
+        tensors: the tensors by their names.
+
+    >>> weight = torch.ones(2)
+    >>> with WriteGuard({"weight": weight}):
+    ...     weight.data.add_(1)
+    Traceback (most recent call last):
+    hf_dpzo.models.write_guard.ModelChangedError: model: evaluating rows changes weight, which would carry rows ...
+    >>> weight
+    tensor([1., 1.])
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._stored: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        for name, tensor in tensors.items():
+            for part in inner_tensors(tensor.detach()):
+                if part.numel():
+                    self._stored.setdefault(part.untyped_storage().data_ptr(), []).append((name, part))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        written = _pick(list_written(func), args, kwargs)
+        held = [pair for tensor in written for pair in self._stored.get(tensor.untyped_storage().data_ptr(), ())]
+        copies = [(name, part, part.clone()) for name, part in held]
+        result = func(*args, **kwargs)
+        changed = [name for name, part, copy in copies if put_back(part, copy)]
+        if changed:
+            raise ModelChangedError(changed[0])
+        return result
+
+
+@torch.no_grad()
+def put_back(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Give `tensor` the shape and the bits of `copy`, and return whether it had others."""
+    if tensor.shape == copy.shape and tensor.dtype == copy.dtype:
+        if torch.equal(_view_octets(tensor), _view_octets(copy)):
+            return False
+        tensor.copy_(copy)
+    else:
+        tensor.data = copy.clone()
+    return True
+
+
+def _view_octets(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+@cache
+def list_written(func: Callable) -> tuple[tuple[int, str], ...]:
+    """Return the positions and names of the arguments that an operation writes into.
+
+    >>> list_written(torch.ops.aten.add_.Tensor), list_written(torch.ops.aten.add.Tensor)
+    (((0, 'self'),), ())
+    """
+    arguments = enumerate(func._schema.arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _pick(written: tuple[tuple[int, str], ...], args: tuple, kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    for index, name in written:
+        value = args[index] if index < len(args) else kwargs.get(name)
+        for tensor in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
