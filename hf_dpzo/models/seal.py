@@ -10,6 +10,12 @@ from hf_dpzo.models.state import checksum_each
 class BrokenSealError(RuntimeError):
     """Something other than a step has changed what is trained."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "model: something other than a step has changed what is trained, such as a callback, a hook or an "
+            "evaluation, and the log does not lead to it; keep it constant, or go on with resume_from_checkpoint=True."
+        )
+
 
 class Seal:
     """Notices whether parameters have changed since they were sealed.
@@ -19,7 +25,6 @@ class Seal:
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> seal = Seal(lambda: [weight])
-    >>> seal.apply()
     >>> seal.is_broken()
     False
     >>> _ = weight.data.add_(1)
@@ -29,21 +34,14 @@ class Seal:
 
     def __init__(self, parameters: Callable[[], Sequence[torch.Tensor]]) -> None:
         self._parameters = parameters
-        self._checksums: list[int] = []
+        self._checksums = checksum_each(parameters())
+        self._was_broken = False
 
     def apply(self) -> None:
-        """Seal the present values."""
+        """Seal the present values. A seal that was found broken stays so."""
         self._checksums = checksum_each(self._parameters())
 
     def is_broken(self) -> bool:
-        """Return whether the values have changed since they were sealed."""
-        return checksum_each(self._parameters()) != self._checksums
-
-    def check(self) -> None:
-        """Raise `BrokenSealError` if the values have changed since they were sealed."""
-        if self.is_broken():
-            raise BrokenSealError(
-                "model: something other than a step has changed what is trained, such as a callback, a hook or an "
-                "evaluation, and the log does not lead to it; keep it constant, or go on with "
-                "resume_from_checkpoint=True."
-            )
+        """Return whether the values have changed since they were sealed, now or when this was last asked."""
+        self._was_broken = self._was_broken or checksum_each(self._parameters()) != self._checksums
+        return self._was_broken

@@ -19,9 +19,13 @@ from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
+<<<<<<< HEAD
 from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
 from hf_dpzo.models.seal import Seal
 from hf_dpzo.models.seeded import forget_changed_seed
+=======
+from hf_dpzo.models.seal import BrokenSealError, Seal
+>>>>>>> main
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
@@ -208,14 +212,22 @@ class ResumableTrainer(RedactingTrainer):
     def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
         """Seal what is trained, for as long as no step moves it."""
         self._seal = Seal(optimizer.parameters)
-        self._seal.apply()
-        optimizer.register_step_pre_hook(lambda *_: self._seal.check())
+
+        def look(*_: Any) -> None:
+            self._seal.is_broken()  # It remembers what it finds, and all processes are told before the next step.
+
+        optimizer.register_step_pre_hook(look)
         optimizer.register_step_post_hook(lambda *_: self._seal.apply())
+
+    def _refuse_broken_seal(self) -> None:
+        """Raise `BrokenSealError` in all processes if something other than a step has moved what one of them trains."""
+        if self._processes.all_reduce_max(float(self._seal.is_broken())):
+            raise BrokenSealError
 
     @contextmanager
     def _sealed_apart_from_steps(self) -> Iterator[None]:
         """Move what is trained inside the context; raise `BrokenSealError` if it was moved since the last step."""
-        self._seal.check()
+        self._refuse_broken_seal()
         try:
             yield
         finally:

@@ -196,6 +196,7 @@ class ZOTrainer(CheckingTrainer):
                 method, _ = self.args.plan(self._num_units)
                 self._audit = self._processes.run_on_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
+            self._refuse_broken_seal()
             refuse_diverged(self._processes, self._build_descent().optimizer.parameters(), output.global_step)
         finally:
             self._close_log()

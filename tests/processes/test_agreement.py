@@ -136,10 +136,15 @@ def stopped_by_drift(here: Here, every: int, folder: Path) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(("every", "steps"), [(1, 2), (100, 4)])
-def test_weights_that_diverged_stop_the_run_in_each_process(every, steps, pair, tmp_path):
-    """At the next comparison, or when training ends."""
-    message = f"step={steps}: the 2 processes no longer hold the same weights"
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [
+        (1, "step=2: the 2 processes no longer hold the same weights"),
+        (100, "model: something other than a step has changed what is trained"),
+    ],
+    ids=["compared in each step", "compared by each process with itself"],
+)
+def test_weights_that_drift_in_one_process_stop_the_run_in_each(every, message, pair, tmp_path):
     assert all(said.startswith(message) for said in pair.each(stopped_by_drift, every, tmp_path))
 
 
