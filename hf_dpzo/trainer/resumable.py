@@ -19,13 +19,9 @@ from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
-<<<<<<< HEAD
 from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
-from hf_dpzo.models.seal import Seal
-from hf_dpzo.models.seeded import forget_changed_seed
-=======
 from hf_dpzo.models.seal import BrokenSealError, Seal
->>>>>>> main
+from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
