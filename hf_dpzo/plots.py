@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import Curve, CurvePoint
-from hf_dpzo.privacy.queries import QUERIES
+from hf_dpzo.privacy.queries import QUERIES, Query
 
 
 if TYPE_CHECKING:
@@ -180,15 +180,23 @@ def draw_training(statement: Mapping[str, Any]) -> bytes | None:
 
 
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Return about twenty numbers of steps, up to those taken, and epsilon after each. Other trials count in full."""
+    """Return about twenty numbers of steps, up to those taken, and epsilon after each.
+
+    Other trials, and earlier runs, count in full.
+    """
     claim = statement["claim"]
     ledger = statement["accounting"]["ledger"][0]
-    query = _QUERY_CLASSES[ledger["query"]](
-        noise_multiplier=ledger["noise_multiplier"], sampling_rate=ledger["sampling_rate"]
-    )
+    query = _build_query(ledger["query"], ledger)
     planned = claim["steps_claimed"] // claim.get("trials", 1)
     other_trial_steps = claim["steps_claimed"] - planned
     stride = math.ceil(planned / 20)  # The accountants have answered at these steps for the log of the training run.
     steps = sorted({0, *range(stride, claim["steps_taken"], stride), claim["steps_taken"]})
     counts = [other_trial_steps + step for step in steps]
-    return steps, [account(((query, count),) if count else (), delta=claim["delta"]).epsilon for count in counts]
+    earlier = tuple((_build_query(release["name"], release), release["count"]) for release in claim.get("earlier", ()))
+    releases = [(*(((query, count),) if count else ()), *earlier) for count in counts]
+    return steps, [account(one, delta=claim["delta"]).epsilon for one in releases]
+
+
+def _build_query(name: str, release: Mapping[str, Any]) -> Query:
+    """Return the query of that name, of a release that a statement describes."""
+    return _QUERY_CLASSES[name](noise_multiplier=release["noise_multiplier"], sampling_rate=release["sampling_rate"])

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from findings import AXES, Line, Results
 from jobs import title
 
+from findings import AXES, Line, Results
 from hf_dpzo.plots import create_figure
 
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import yaml
 from drawing import pictures
-from findings import Results, tables
 from jobs import Plan, Turn, turns
+
+from findings import Results, tables
 
 
 HERE = Path(__file__).parent

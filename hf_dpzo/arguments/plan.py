@@ -10,6 +10,8 @@ from hf_dpzo.privacy.accounting import check_delta, check_epsilon
 from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.clipping import MAX_ROWS
 from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.queries import Releases
+from hf_dpzo.trajectory.earlier_runs import read_earlier_runs
 
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ PLANNED_FLAGS = (
     "privacy_unit_column",
     "max_rows_per_unit",
     "trials",
+    "earlier_runs",
     # The budget does not depend on it, but the isolation of rows was measured with it.
     "points_per_pass",
     # The budget does not depend on them, but the optimizer is built with them, and the card states them.
@@ -44,18 +47,20 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     """Plan a run over `num_units` units of privacy. See `ZOTrainingArguments.plan`."""
     _check_batch_size(args, num_units)
     sampling_rate = args.sampling_rate(num_units)
+    earlier: Releases = ()
     steps = _count_planned_steps(args, sampling_rate)
     parameters = {name: getattr(args, name) for name in METHOD_FLAGS if is_given(getattr(args, name))}
     if issubclass(METHODS[args.method], PrivateMethod):
         parameters["expected_batch_size"] = args.expected_batch_size
     if args.private:
         check_delta(args.target_delta, num_rows=num_units)
-        parameters["noise_multiplier"] = _choose_noise_multiplier(args, parameters, sampling_rate, steps)
+        earlier = read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column).releases
+        parameters["noise_multiplier"] = _choose_noise_multiplier(args, parameters, sampling_rate, steps, earlier)
     method = METHODS[args.method](**parameters)
     method.check_plan(steps)
     query = method.mechanism.query(sampling_rate)
     delta = args.target_delta if args.private else None
-    budget = Budget(query=query, planned_steps=steps, delta=delta, trials=args.trials)
+    budget = Budget(query=query, planned_steps=steps, delta=delta, trials=args.trials, earlier=earlier)
     if budget.private:
         check_epsilon(budget.guarantee())
     return method, budget
@@ -81,7 +86,7 @@ def _count_planned_steps(args: "ZOTrainingArguments", sampling_rate: float) -> i
 
 
 def _choose_noise_multiplier(
-    args: "ZOTrainingArguments", parameters: dict[str, Any], sampling_rate: float, steps: int
+    args: "ZOTrainingArguments", parameters: dict[str, Any], sampling_rate: float, steps: int, earlier: Releases
 ) -> float:
     if args.noise_multiplier is not None:
         return args.noise_multiplier
@@ -91,4 +96,5 @@ def _choose_noise_multiplier(
         steps=steps * args.trials,
         target_epsilon=args.target_epsilon,
         target_delta=args.target_delta,
+        earlier=earlier,
     ).noise_multiplier

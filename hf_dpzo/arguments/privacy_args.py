@@ -44,6 +44,15 @@ def check_trials(args: TrainingArguments) -> None:
         )
 
 
+def check_earlier_runs(args: TrainingArguments) -> None:
+    """Coerce and check `earlier_runs`."""
+    args.earlier_runs = [str(folder) for folder in coerce_list("earlier_runs", args.earlier_runs)] or None
+    if args.earlier_runs is not None and not args.private:
+        raise ValueError(
+            f"earlier_runs={args.earlier_runs}: without noise there is no guarantee to cover them; remove it."
+        )
+
+
 def check_units(args: TrainingArguments) -> None:
     """Coerce and check `privacy_unit_column`, `max_rows_per_unit` and `padded_lengths`."""
     args.max_rows_per_unit = coerce_count("max_rows_per_unit", args.max_rows_per_unit)

@@ -1,5 +1,6 @@
 """The flags of a run: all those of `transformers.TrainingArguments`, and those that zeroth-order training adds."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_dpzo.arguments.method_args import (
     check_update,
 )
 from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
-from hf_dpzo.arguments.privacy_args import check_privacy, check_trials, check_units
+from hf_dpzo.arguments.privacy_args import check_earlier_runs, check_privacy, check_trials, check_units
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
@@ -170,6 +171,13 @@ class ZOTrainingArguments(TrainingArguments):
         default=1,
         metadata={"help": "How many such runs are made on these rows, this one among them: epsilon covers them all."},
     )
+    earlier_runs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Folders of earlier private runs on these rows, such as the one that made the adapter this run "
+            "goes on from: epsilon covers what they released too."
+        },
+    )
     push_trajectory: bool = field(
         default=False,
         metadata={"help": "What is pushed to the Hub holds the log, from which the weights follow, and no weights."},
@@ -190,7 +198,7 @@ class ZOTrainingArguments(TrainingArguments):
     @property
     def planned_values(self) -> dict[str, Any]:
         """The values that a run is planned from. Once it is planned, none of them may change."""
-        return {name: getattr(self, name) for name in PLANNED_FLAGS}
+        return {name: copy.deepcopy(getattr(self, name)) for name in PLANNED_FLAGS}  # A list could be added to.
 
     @property
     def private(self) -> bool:
@@ -252,3 +260,4 @@ class ZOTrainingArguments(TrainingArguments):
         check_units(self)
         check_privacy(self)
         check_trials(self)
+        check_earlier_runs(self)

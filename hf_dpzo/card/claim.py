@@ -9,7 +9,7 @@ from hf_dpzo.isolation.bound import MAX_ISOLATION_BOUND
 from hf_dpzo.privacy.accounting import MAX_EPSILON, NEIGHBORING_RELATION, account_for_group, replace_one_epsilon
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.trajectory.run import LoggedRun
+from hf_dpzo.trajectory.run import LoggedRun, describe_releases
 
 
 FALSE_ALARMS = 0.01
@@ -52,8 +52,9 @@ def build_claim(run: LoggedRun) -> dict[str, Any]:
         "setting": "central: whoever trains sees the data, and is trusted with them",
         "released": ["weights", "all intermediate weights", "the released coefficients", "the training log"],
         "steps_taken": len(budget.ledger),
-        "steps_claimed": sum(count for _, count in budget.claimed_releases),
+        "steps_claimed": budget.claimed_steps,
         **({"trials": budget.trials} if budget.trials > 1 else {}),
+        **({"earlier": describe_releases(budget.earlier)} if budget.earlier else {}),
         "groups": _list_groups(run),
         "also": _list_other_guarantees(run),
     }

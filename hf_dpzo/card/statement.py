@@ -6,7 +6,7 @@ cannot tell is in `Declarations`, and is not checked. Nothing here takes an epsi
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,15 +202,30 @@ def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
     if run.unit_column is not None:
         more_rows = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
     trials = run.budget.trials
+    counted = "its own run alone" if trials == 1 else f"the {trials} runs that it is one of"
     facts = {
-        "counted": "its own run alone" if trials == 1 else f"the {trials} runs that it is one of",
+        "counted": counted + (", and the earlier ones that it was told of" if run.budget.earlier else ""),
         "evaluation": "declared public" if declarations.eval_data_is_public else "that were not declared public",
         "more_than_the_unit": more_rows,
         "tuning": _describe_tuning(declarations.tuning_runs, trials),
         "units": f"{run.unit_name}s",
     }
     lines = [line for line in NOT_COVERED if declarations.metrics or "{evaluation}" not in line]
-    return [line.format(**facts) for line in lines]
+    return [line.format(**facts) for line in lines] + _list_beginnings(run.header.get("began_from"))
+
+
+def _list_beginnings(began_from: Mapping[str, Any] | None) -> list[str]:
+    """Say what made the weights that a run began with, if another training is known to have made them."""
+    if began_from is None:
+        return []
+    if began_from["epsilon"] is None:
+        return [
+            "the training that made the adapter which this run began with: on the same rows, what both spent adds up"
+        ]
+    return [
+        "the private run that made what this run began with, whose guarantee is its own (epsilon = "
+        f"{began_from['epsilon']}, delta = {began_from['delta']}): on the same rows, both add up"
+    ]
 
 
 def _describe_tuning(runs: int | None, trials: int) -> str:

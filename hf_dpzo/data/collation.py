@@ -6,7 +6,7 @@ micro-batch cannot be collated or evaluated, its rows are tried one by one.
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,20 +152,20 @@ class LogicalBatchCollator:
 def get_row_signature(row: Any) -> tuple:
     """Return what a collator may take from one row for all: the names of its fields, and the type of each.
 
+    The types are compared, not their names, which two types may have.
+
     >>> get_row_signature({"input_ids": [5, 6], "labels": None})
-    (('input_ids', 'list', 'int', ''), ('labels', 'NoneType', '', ''))
+    (<class 'dict'>, ('input_ids', <class 'list'>, frozenset({<class 'int'>})), ('labels', <class 'NoneType'>))
     """
-    if not isinstance(row, dict):
-        return (type(row).__name__,)
-    return tuple((str(name), *_get_type_signature(value)) for name, value in row.items())
+    fields = row.items() if isinstance(row, Mapping) else ()
+    return type(row), *((str(name), *_get_type_signature(value)) for name, value in fields)
 
 
-def _get_type_signature(value: Any) -> tuple[str, str, str]:
-    """Return the type of a value, the types of what it contains, and an array's number of dimensions."""
+def _get_type_signature(value: Any) -> tuple[Hashable, ...]:
+    """Return the type of a value, and the types of what it contains, or an array's type and number of dimensions."""
     if isinstance(value, torch.Tensor | np.ndarray):
-        return type(value).__name__, str(value.dtype), str(value.ndim)
-    inside = set(map(type, value)) if isinstance(value, list | tuple) else ()
-    return type(value).__name__, ",".join(sorted({kind.__name__ for kind in inside})), ""
+        return type(value), str(value.dtype), value.ndim
+    return (type(value), frozenset(map(type, value))) if isinstance(value, list | tuple) else (type(value),)
 
 
 def copy_row(row: Any) -> Any:

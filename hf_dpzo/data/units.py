@@ -80,6 +80,12 @@ class Units:
             ) from None
         return cls.from_users(users, max_rows=max_rows)
 
+    def has_same_members(self, other: Self) -> bool:
+        """Return whether the same rows, by their numbers, belong together in `other`."""
+        own, others = self.members, other.members
+        sizes = [(u.num_rows, len(u), u.max_rows_per_unit, u.members is None) for u in (self, other)]
+        return sizes[0] == sizes[1] and (own is None or all(map(np.array_equal, own, others)))
+
     def draw_rows(self, unit: int) -> list[int]:
         """Return the rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""
         if self.members is None:

@@ -20,7 +20,7 @@ from hf_dpzo.isolation.probe import (
     probe_isolation,
     refuse_written,
 )
-from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_probe_rows
+from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -64,6 +64,16 @@ def build_probe_batches(
         return [[{name: row[name] for name in row if name in kept_columns} for row in public_rows]]
     shapes = _choose_lengths(collator.padded_lengths, collator.micro_batch_size)
     return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=lengths) for lengths in shapes]
+
+
+def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) -> set[str]:
+    """Return the names of the columns: by `dataset`, or by `public_rows` where its first rows have several types."""
+    try:
+        return {column.name for column in infer_columns(dataset)}
+    except SeveralTypesError:
+        if public_rows is None:
+            raise
+        return {name for row in public_rows for name in row}
 
 
 def measure_isolation(

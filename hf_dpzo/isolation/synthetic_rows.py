@@ -1,7 +1,7 @@
 """Makes up rows in the format of a data set, so that a model can be probed before any private row is read.
 
 The rows are a function of the types of the columns and of the model's configuration. If a data set does not state the
-types, they are the types that most of its first rows have.
+types, they are the types that its first rows have.
 """
 
 from collections import Counter
@@ -43,6 +43,10 @@ TAGGERS = frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.v
 
 
 REMEDY = "pass probe_rows, public rows of that format"
+
+
+class SeveralTypesError(ValueError):
+    """Rows have several types of columns, between which one row could decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,7 @@ def generate_rows(
     Args:
         dataset: the data set whose format the rows have. Of a `datasets.Dataset`, only the features and the format are
             read. Of any other data set, whose rows are mappings, only the types in the first few rows are read, never
-            values or lengths. The majority decides, so that no single row does.
+            values or lengths. All but one must have the same, so that no single row decides.
         model: the model, whose configuration says the number of tokens and of labels.
         count: the number of rows.
         length: the number of tokens in each row.
@@ -125,10 +129,11 @@ def _generate(
 
 
 def infer_columns(dataset: Any) -> list[Column]:
-    """Return the types of a data set's columns.
+    """Return the types of columns: those that a data set states, or those of its first rows, of which one may differ.
 
     Raises:
         ValueError: none of the first rows can be read as a mapping.
+        SeveralTypesError: they have several types.
 
     >>> columns = infer_columns([{"input_ids": [5], "labels": 1}])
     >>> [(column.name, column.python_type.__name__, column.shape) for column in columns]
@@ -137,18 +142,19 @@ def infer_columns(dataset: Any) -> list[Column]:
     if _has_features(dataset):
         names = dataset.features if dataset.format["output_all_columns"] else dataset.format["columns"]
         return [_column_from_feature(name, dataset.features[name]) for name in names]
-    rows = [
-        columns
-        for index in range(min(NUM_COMPARED_ROWS, len(dataset)))
-        if (columns := _infer_row_columns(dataset, index))
-    ]
+    found = (_infer_row_columns(dataset, index) for index in range(min(NUM_COMPARED_ROWS, len(dataset))))
+    rows = [columns for columns in found if columns]
     if not rows:
         raise ValueError(
             "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
             "public rows."
         )
     types = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in rows]
-    (commonest, _), *_ = Counter(types).most_common(1)
+    (commonest, count), *_ = Counter(types).most_common(1)
+    if len(types) - count > 1 or len(types) == 2 * count:
+        raise SeveralTypesError(
+            f"train_dataset: its first rows have columns of several types, and no single row may decide; {REMEDY}."
+        )
     return rows[types.index(commonest)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from hf_dpzo.distributed.sharding import gather_full_tensor
+from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.precision import inner_tensors
 
 
@@ -29,9 +30,12 @@ def fingerprint_values(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def fingerprint_frozen(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> str:
-    """Return the SHA-256 of everything that is saved with `model`, except for the `trained` parameters."""
+    """Return the SHA-256 of everything that is saved with `model`, except for the `trained` parameters.
+
+    Adapters beside the one that is trained count for nothing: they take no part, and are not saved.
+    """
     trained_ids = {id(parameter) for parameter in trained}
-    saved = model.state_dict(keep_vars=True).values()
+    saved = name_as_published(model, model.state_dict(keep_vars=True)).values()
     return fingerprint_values(
         value for value in saved if isinstance(value, torch.Tensor) and id(value) not in trained_ids
     )

@@ -7,9 +7,29 @@ from contextlib import contextmanager
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
+from hf_dpzo.models.fingerprints import fingerprint_values
 
-# The public seed of each adapter that `seeded_peft_model` built, by the PEFT model.
-ADAPTER_SEEDS: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+
+# The public seed of each adapter that `seeded_peft_model` built, and the fingerprint of the values that it gave.
+_SEEDED: weakref.WeakKeyDictionary[torch.nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
+
+
+def get_adapter_seed(model: torch.nn.Module) -> int | None:
+    """Return the public seed that the adapter of `model` began from; `None` if there is none."""
+    return _SEEDED.get(model, (None,))[0]
+
+
+def forget_changed_seed(model: torch.nn.Module) -> None:
+    """Forget the seed of `model` if what is trained no longer has the values that the seed gave.
+
+    Another adapter may have been chosen since, or other values loaded. Every process must call this, before it trains.
+    """
+    if model in _SEEDED and _SEEDED[model][1] != _fingerprint_trained(model):
+        del _SEEDED[model]
+
+
+def _fingerprint_trained(model: torch.nn.Module) -> str:
+    return fingerprint_values(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
 @contextmanager
@@ -55,5 +75,5 @@ def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) 
     """
     with publicly_seeded(seed):
         adapted = get_peft_model(model, config)
-    ADAPTER_SEEDS[adapted] = seed
+    _SEEDED[adapted] = seed, _fingerprint_trained(adapted)
     return adapted

@@ -31,7 +31,7 @@ Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
 @lru_cache(maxsize=64)
-def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float) -> Q:
+def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float, earlier: Releases = ()) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
     For Gaussian noise, the Rényi accountant first finds a safe multiplier. PLD then lowers it inside a bracket, because
@@ -43,8 +43,10 @@ def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta
         steps: the number of steps of the whole run.
         target_epsilon: the largest epsilon allowed.
         target_delta: the delta of the target, for Gaussian noise.
+        earlier: Gaussian releases that were made before, and that the target covers too.
 
-    Guarantee: `account` gives the returned query, `steps` times, an epsilon of at most the target.
+    Guarantee: `account` gives the returned query, `steps` times, after the `earlier` releases an epsilon of at most
+    the target.
 
     Raises:
         ValueError: a number makes no sense, or no noise multiplier in range meets the target closely.
@@ -58,11 +60,13 @@ def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta
         raise ValueError(f"target_epsilon={target_epsilon}: it must be positive and finite.")
     if steps < 1:
         raise ValueError(f"steps={steps}: there must be at least one step to calibrate the noise for.")
+    if earlier:
+        _refuse_earlier(query, earlier, target_epsilon, target_delta)
     if isinstance(query, LaplaceQuery):
         return _calibrate_laplace(query, steps, target_epsilon)
 
     def build_releases(noise_multiplier: float) -> Releases:
-        return ((replace(query, noise_multiplier=noise_multiplier), steps),)
+        return ((replace(query, noise_multiplier=noise_multiplier), steps), *earlier)
 
     accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
     accountant.compose(compose_events(build_releases(MIN_NOISE_MULTIPLIER)))
@@ -86,6 +90,18 @@ def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta
         if account(build_releases(noise_multiplier), delta=target_delta).epsilon <= target_epsilon
     )
     return replace(query, noise_multiplier=next(sufficient))
+
+
+def _refuse_earlier(query: Q, earlier: Releases, target_epsilon: float, target_delta: float) -> None:
+    """Raise `ValueError` if no noise keeps `query` after `earlier` within the target, or none can be computed."""
+    if not all(isinstance(one, GaussianQuery) for one in (query, *(release[0] for release in earlier))):
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: with Laplace noise in earlier runs or in this one it can not be "
+            "computed; set noise_multiplier instead."
+        )
+    spent = account(earlier, delta=target_delta).epsilon
+    if spent >= target_epsilon:
+        raise ValueError(f"target_epsilon={target_epsilon:g}: earlier runs have spent {spent:.3g} of it; raise it.")
 
 
 def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:

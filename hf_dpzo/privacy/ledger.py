@@ -57,6 +57,10 @@ class Ledger:
         return sum(count for _, count in self._releases)
 
 
+# What a budget is planned with.
+_PLAN = ("query", "planned_steps", "delta", "trials", "earlier")
+
+
 class Budget:
     """A plan of `planned_steps` releases of one query, and the ledger of those that happened.
 
@@ -65,6 +69,7 @@ class Budget:
         planned_steps: the number of steps that the noise was chosen for. No further step is taken.
         delta: the delta at which epsilon is stated; `None` for a run without privacy.
         trials: the number of such runs on the same rows, this one among them. The stated epsilon covers all of them.
+        earlier: what earlier runs on the same rows released. The stated epsilon covers that too.
 
     Guarantee: the stated epsilon covers every choice that the releases may lead to: when to stop, and which of the
     checkpoints and trials to publish.
@@ -80,7 +85,9 @@ class Budget:
     (0.48, 1.33)
     """
 
-    def __init__(self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1) -> None:
+    def __init__(
+        self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1, earlier: Releases = ()
+    ) -> None:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
         if not (isinstance(planned_steps, Integral) and isinstance(trials, Integral)):
@@ -96,6 +103,7 @@ class Budget:
         self.planned_steps = planned_steps
         self.delta = delta
         self.trials = trials
+        self.earlier = earlier
         self.ledger = Ledger()
         self.closed = False
 
@@ -120,12 +128,11 @@ class Budget:
 
     def copy_unspent(self) -> Self:
         """Return a budget with the same plan, of which nothing is spent."""
-        return type(self)(query=self.query, planned_steps=self.planned_steps, delta=self.delta, trials=self.trials)
+        return type(self)(**{name: getattr(self, name) for name in _PLAN})
 
     def has_same_plan(self, other: Self) -> bool:
         """Return whether `other` plans the same releases, and states the same for them."""
-        names = ("query", "planned_steps", "delta", "trials")
-        return all(getattr(self, name) == getattr(other, name) for name in names)
+        return all(getattr(self, name) == getattr(other, name) for name in _PLAN)
 
     def close(self) -> None:
         """Allow no more steps."""
@@ -133,14 +140,21 @@ class Budget:
 
     @property
     def claimed_releases(self) -> Releases:
-        """The releases that the guarantee covers: those in the ledger, those still planned, and those of other trials.
+        """The releases that the guarantee covers: in the ledger, still planned, of other trials, and of earlier runs.
 
         A run may stop, or a checkpoint or a trial may be chosen, because of what the releases showed. A guarantee for
         the whole plan of all trials covers every such choice. A guarantee for the steps taken so far would not.
         """
         whole = Ledger(self.ledger.releases)
         whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._other_trial_steps)
+        for query, count in self.earlier:
+            whole.append(query, count)
         return whole.releases
+
+    @property
+    def claimed_steps(self) -> int:
+        """The number of steps of this run and of all other trials."""
+        return self.trials * self.planned_steps
 
     def guarantee(self) -> Guarantee:
         """Return the guarantee to state, which covers all claimed releases."""
@@ -155,7 +169,7 @@ class Budget:
         stride = math.ceil(self.planned_steps / 20)
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / stride) * stride)
         steps += self._other_trial_steps
-        releases = ((self.query, steps),) if steps else ()
+        releases = (*(((self.query, steps),) if steps else ()), *self.earlier)
         return account(releases, delta=self._stated_delta).epsilon
 
     @property

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
-from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows
+from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows, refuse_own_sampler, refuse_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
@@ -19,10 +20,10 @@ from hf_dpzo.isolation.bound import (
     isolation_bound,
     refuse_weak_isolation,
 )
-from hf_dpzo.isolation.measure import Rows, build_probe_batches, measure_isolation
+from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import infer_columns
 from hf_dpzo.isolation.trace import iterate_tensors
+from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
     refuse_left_padding,
     refuse_model,
@@ -56,6 +57,8 @@ class CheckingTrainer(SearchingTrainer):
     probe_rows: Sequence[Mapping[str, Any]] | None
     _processes: Processes
     _isolation: Isolation | None = None
+    # The data loader that draws Poisson batches.
+    _loader: DataLoader | None = None
     # What evaluates batches, the collator that builds them, and batches of public rows.
     _estimate: StepEstimate
     _collator: LogicalBatchCollator
@@ -64,6 +67,7 @@ class CheckingTrainer(SearchingTrainer):
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
         refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
+        refuse_unsaved_parameters(self.model)
         refuse_model(self.model, private=self.args.private)
         if self.args.private:
             refuse_variable_shapes(self.model, fixed=self._has_fixed_shapes)
@@ -72,9 +76,40 @@ class CheckingTrainer(SearchingTrainer):
 
     def _refuse_rows(self, dataset: Any) -> None:
         """Raise `ValueError` unless the rows about to be read are the planned ones, and the same in all processes."""
-        refuse_changed_rows(self.train_dataset, dataset, self._units.num_rows)
+        refuse_rows(dataset, private=self.args.private, unit_column=self.args.privacy_unit_column)
+        refuse_own_sampler(self._get_train_sampler(dataset), dataset)
+        units = self.args.build_units(dataset)  # Of the very rows that are read, whatever became of those given.
+        refuse_changed_rows(self.train_dataset, dataset, planned_units=self._units, read_units=units)
         refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
         refuse_differing_rows(self._processes, dataset, self._units)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Remove columns as stock does, but from training rows not the one that says whose they are.
+
+        The units are built from it again when training begins. It does not reach the collator.
+        """
+        column = self.args.privacy_unit_column
+        if description != "Training" or column is None or not self.args.remove_unused_columns:
+            return super()._remove_unused_columns(dataset, description=description)
+        self._set_signature_columns_if_needed()
+        kept = self._signature_columns
+        self._signature_columns = [*kept, column]
+        try:
+            return super()._remove_unused_columns(dataset, description=description)
+        finally:
+            self._signature_columns = kept
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
+        """Prepare as stock does, for the data loader that draws Poisson batches, and no other one."""
+        if train_dataloader is not self._loader:
+            raise ValueError(
+                "get_train_dataloader: it returns another loader than that of ZOTrainer, whose Poisson batches the "
+                "guarantee depends on; remove your own, and pass train_dataset and data_collator."
+            )
+        # Whoever made the model: it is here, and nothing of it was evaluated.
+        if self.args.private and self._log.existing is None:
+            refuse_trained_model(self.model, counted=self._counted_logs)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Raise `ValueError` for what was changed since the budget was planned, or added since it was checked."""
@@ -84,8 +119,6 @@ class CheckingTrainer(SearchingTrainer):
         refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:
             refuse_resuming(self.args)
-        elif self.args.private and self.model_init is None:
-            refuse_trained_model(unwrap_model(self.model))
 
     def _inspect(self, model: torch.nn.Module) -> None:
         """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
@@ -120,7 +153,7 @@ class CheckingTrainer(SearchingTrainer):
     def _build_public_batches(self, dataset: Any) -> list[Rows]:
         """Return batches of public rows; none if rows can not be made up, and a run does not need any."""
         try:
-            kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
+            kept = list_columns(dataset, self.probe_rows) - {self.args.privacy_unit_column}
             kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
             return build_probe_batches(
                 dataset, self.model, self._collator, kept_columns=kept, public_rows=self.probe_rows

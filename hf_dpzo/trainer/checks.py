@@ -5,8 +5,7 @@ Every message is one sentence: the value, the reason, the remedy.
 
 import hashlib
 import os
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +20,8 @@ from transformers.integrations import WandbCallback
 from hf_dpzo.arguments.unsupported import METRIC_SCHEDULERS
 from hf_dpzo.data.checks import refuse_rows
 from hf_dpzo.distributed.processes import Processes
+from hf_dpzo.models.history import find_runs, is_marked_as_trained
 from hf_dpzo.step.descent import is_copied
-
-
-# Models that a trainer of this process has trained. Another trainer's card would not count what was spent on them.
-_TRAINED: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], args: Any) -> None:
@@ -94,15 +90,19 @@ def refuse_resuming(args: TrainingArguments) -> None:
         )
 
 
-def refuse_trained_model(model: torch.nn.Module) -> None:
-    """Raise `ValueError` for a model that a trainer of this process has trained."""
-    if model in _TRAINED:
-        raise ValueError("model: another run has trained it, and a card counts one; load the model anew.")
+def refuse_trained_model(model: torch.nn.Module, *, counted: Collection[str] = ()) -> None:
+    """Raise `ValueError` for a model that a run of this process has trained, or that holds what one has led to.
 
-
-def mark_as_trained(model: torch.nn.Module) -> None:
-    """Mark `model` as one that a trainer of this process has trained."""
-    _TRAINED.add(model)
+    Args:
+        model: the model that a run is about to begin with.
+        counted: the names of the logs of earlier runs that the new one counts.
+    """
+    runs = find_runs(model)
+    if (is_marked_as_trained(model) and not runs) or not runs <= {*counted}:
+        raise ValueError(
+            "model: another run has trained it, and a card counts one; load the model anew, or name the folder of that "
+            "run in earlier_runs, so that epsilon covers it too."
+        )
 
 
 # Arguments that steer the training loop.

@@ -16,6 +16,7 @@ from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.upload import copy_log
 from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.io.files import refuse_links_in
+from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
@@ -66,6 +67,8 @@ class PublishingTrainer(ResumableTrainer):
 
     def _save_weights(self, output_dir: str | None = None) -> None:
         self._refuse_changed_weights()
+        self._refuse_switched_adapter()
+        self._record_values()
         if isinstance(self.model, PeftModel):
             # PEFT would name the path that the base model was loaded from on this machine.
             self.model.active_peft_config.base_model_name_or_path = self._log.header["base"]["name"]
@@ -95,6 +98,7 @@ class PublishingTrainer(ResumableTrainer):
         self._task = next(iter(_merge_names(tasks)), self._task)
         if not self._is_trained:
             return
+        self._refuse_switched_adapter()
         fingerprint = self._fingerprint()
         if self.args.should_save:
             # TRL also calls this at each checkpoint, whose card has no picture.
@@ -157,7 +161,8 @@ class PublishingTrainer(ResumableTrainer):
         saved = [parameter for parameter in self.model.parameters() if parameter.requires_grad or not is_adapter]
         if is_sharded(saved) and not self.is_distributed_loading_by_transformers:
             state_dict = gather_state_dict(self.model, keep=self.args.should_save)
-        super()._save(output_dir, state_dict)
+        with saved_alone(self.model):
+            super()._save(output_dir, state_dict)
 
     def _fingerprint(self) -> str:
         """Return the fingerprint of the trained weights. All processes must call this together."""
@@ -201,6 +206,12 @@ class PublishingTrainer(ResumableTrainer):
             "bytes": sum(parameter.numel() * parameter.element_size() for parameter in trained),
             "after_step": taken if self._best_step is None else self._best_step,
         }
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Evaluate as stock does. What the card shows, by the prefix "eval", is measured with the trained adapter."""
+        if self._is_trained and metric_key_prefix == "eval":
+            self._refuse_switched_adapter()
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def _list_evaluations(self) -> list[dict[str, float]]:
         return [

@@ -3,6 +3,7 @@
 A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, stages and ledger follow from the log.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.methods.method import Method, Stage
+from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
 from hf_dpzo.models.seal import BrokenSealError, Seal
+from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
-from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_model, unwrap_optimizer
+from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.trainer.checks import mark_as_trained
+from hf_dpzo.trainer.beginning import find_beginning
 from hf_dpzo.trainer.redacting import RedactingTrainer
+from hf_dpzo.trajectory.earlier_runs import name_log, read_earlier_runs
+from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import select_trained_parameters
 from hf_dpzo.trajectory.run import build_header, is_stateful
 from hf_dpzo.trajectory.run_log import RunLog
@@ -40,6 +47,10 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
+    # The names of the adapters when training began, that of the trained one first.
+    _adapters: tuple[str, ...] = ()
+    # The values that the run leads to.
+    _values: TrainedValues | None = None
     # What the model held when the run began, and the seal on what is trained.
     _state: ModelState
     _seal: Seal
@@ -73,10 +84,38 @@ class ResumableTrainer(RedactingTrainer):
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.num_spent_steps)
 
+    def _refuse_changed_training(self, model: torch.nn.Module) -> None:
+        """Raise `ValueError` if what computes, or what is trained, is no longer what it was when training began.
+
+        Args:
+            model: the model that evaluates, in the wrappers of accelerate.
+        """
+        if self.accelerator.unwrap_model(model, keep_torch_compile=False) is not self.model:
+            raise ValueError(
+                "model: another one evaluates than is trained, because trainer.model was exchanged; make a new trainer."
+            )
+        self._refuse_switched_adapter()
+        refuse_refrozen_parameters(self.model, unwrap_optimizer(self.optimizer).parameters())
+
+    def _refuse_switched_adapter(self) -> None:
+        """Raise `ValueError` if another adapter than the trained one computes. A search keeps no model."""
+        if self.model is not None:
+            refuse_switched_adapter(self.model, self._adapters, unwrap_optimizer(self.optimizer).parameters())
+
     def _record_release(self, descent: Descent, step: int, integers: tuple[int, ...]) -> None:
         """Spend a step, and write its release to disk."""
         self.budget.spend()
         self._log.append(descent, step, integers)
+
+    def _record_values(self) -> None:
+        """Remember the present values, from which another run of this process must not begin without counting this."""
+        if self._values is None:
+            return
+        try:
+            name = name_log(Trajectory.read(Path(self.args.output_dir)))
+        except (OSError, TrajectoryError):
+            name = ""  # A run whose log is not there any more cannot be counted by another one.
+        self._values.record(name)
 
     def _close_log(self) -> None:
         """Close the log. If it was opened, also close the budget, and apply a step that is logged but not applied."""
@@ -84,6 +123,7 @@ class ResumableTrainer(RedactingTrainer):
             if self._log.was_opened:
                 self.budget.close()
                 self._build_descent().optimizer.finish()
+                self._record_values()
         finally:
             self._log.close()
 
@@ -113,8 +153,11 @@ class ResumableTrainer(RedactingTrainer):
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.
         whole = (parameter for parameter in descent.optimizer.parameters() if not is_sharded([parameter]))
         self._processes.broadcast_tensors_(whole)
+        if self._log.checkpoint is None:
+            self._forget_changed_seed()
         self._state = ModelState(self.model, moving=descent.optimizer.parameters())
         self._inspect(prepared[0])
+        values = fingerprint_values(descent.optimizer.parameters()) if initial else None
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -122,15 +165,41 @@ class ResumableTrainer(RedactingTrainer):
             update=self.args.update_rule,
             budget=self.budget,
             rows=self._row_facts,
-            initial=fingerprint_values(descent.optimizer.parameters()) if initial else None,
+            initial=values,
             environment=self._environment,
+            began_from=self._find_beginning(values),
         )
         self._log.open(header, self.model)
-        mark_as_trained(unwrap_model(self.model))
+        self._adapters = list_adapters(self.model)
+        mark_as_trained(self.model)
+        self._values = TrainedValues(descent.optimizer.parameters())
         if self._log.existing is not None:
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
         self._seal_parameters(descent.optimizer)
         return prepared
+
+    def _find_beginning(self, initial: str | None) -> dict[str, Any] | None:
+        """Return the claim of the run that made the initial values, if one is known; see `find_beginning`."""
+        if self._log.existing is not None:
+            return self._log.existing.header.get("began_from")
+        find = functools.partial(find_beginning, self.model, initial, output_dir=Path(self.args.output_dir))
+        return self._processes.run_on_first(lambda: find(counted=self._counted_logs))
+
+    @property
+    def _counted_logs(self) -> frozenset[str]:
+        """The names of the logs of earlier runs that the epsilon of this one covers."""
+        folders = self.args.earlier_runs or ()
+        earlier = read_earlier_runs(folders, unit_column=self.args.privacy_unit_column)
+        if earlier.releases != self.budget.earlier:
+            raise ValueError(
+                f"earlier_runs={folders}: their logs have changed since they were read; make a new trainer."
+            )
+        return earlier.names
+
+    def _forget_changed_seed(self) -> None:
+        # A run that goes on in the same process has moved the model from where its seed put it.
+        if not is_marked_as_trained(self.model):
+            forget_changed_seed(self.model)
 
     @abstractmethod
     def _inspect(self, model: torch.nn.Module) -> None:
@@ -177,6 +246,7 @@ class ResumableTrainer(RedactingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the weights as stock does, unless all steps will be replayed."""
+        self._forget_changed_seed()
         select_trained_parameters(self._log.existing, self.model)
         if not self._starts_from_initial:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -9,10 +9,8 @@ from transformers.trainer_utils import BestRun, TrainOutput
 
 from hf_dpzo.arguments.plan import PLANNED_FLAGS
 from hf_dpzo.data.units import Units
-from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.privacy.ledger import Budget, BudgetExceededError
 from hf_dpzo.trainer.callbacks import FirstStepGuard
-from hf_dpzo.trainer.checks import refuse_trained_model
 from hf_dpzo.trainer.pushing import PushingTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 from hf_dpzo.zo.directions import DIRECTIONS
@@ -31,6 +29,7 @@ COUNTED = (
     "max_steps",
     "num_train_epochs",
     "trials",
+    "earlier_runs",
 )
 
 
@@ -146,7 +145,7 @@ class SearchingTrainer(PushingTrainer):
             raise ValueError(f"n_trials={n_trials!r}: it is no whole number; pass how many trials to make.")
         private, trials = self.args.private, self.args.trials
         too_many = private and (n_trials is None or n_trials > trials)
-        others = list(Path(self.args.output_dir).glob(f"*/{LOG_FILE}"))
+        others = list(Path(self.args.output_dir).rglob(LOG_FILE))
         refused = {
             f"backend={backend}": (
                 backend not in (None, "optuna"),
@@ -234,8 +233,6 @@ class SearchingTrainer(PushingTrainer):
         """Set up as stock does if `trial` is `None`. Other trials are set up already, and their model must be new."""
         if trial is None:
             super()._hp_search_setup(trial)
-        elif self.args.private:
-            refuse_trained_model(unwrap_model(self.model))
 
     def _get_output_dir(self, trial: Any) -> str:
         """Return the run's folder. The arguments of a trial name its own folder from its beginning."""

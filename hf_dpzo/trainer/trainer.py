@@ -115,6 +115,7 @@ class ZOTrainer(CheckingTrainer):
     ) -> torch.Tensor:
         """Release one step and hand it to the optimizer; return zero, because the loss is not released."""
         self.budget.require_steps()
+        self._refuse_changed_training(model)
         model.eval()
         step = len(self.budget.ledger)
         descent = self._build_descent()
@@ -147,7 +148,7 @@ class ZOTrainer(CheckingTrainer):
         )
         self._public_batches = self._build_public_batches(stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
-        return DataLoader(
+        self._loader = DataLoader(
             SealedRows(stock.dataset, dropped_column=self.args.privacy_unit_column),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
             collate_fn=self._collator,
@@ -158,6 +159,7 @@ class ZOTrainer(CheckingTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+        return self._loader
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set up as stock does, without a gradient scaler, and without DDP, whose buckets no gradient would fill."""

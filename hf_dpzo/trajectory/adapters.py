@@ -16,6 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 
 from hf_dpzo.io.strict_json import find_fault
+from hf_dpzo.models.adapters import list_adapted_modules
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
@@ -35,7 +36,7 @@ def describe_adapter_config(model: PeftModel) -> dict[str, Any]:
     config = {name: _plain(value) for name, value in model.active_peft_config.to_dict().items()}
     kept = {name: value for name, value in config.items() if name not in _EXCLUDED_KEYS}
     if isinstance(model.base_model, BaseTuner):
-        kept |= _resolve_modules(model.base_model, kept) | _resolve_ranks(model.base_model, kept)
+        kept |= _resolve_modules(model, kept) | _resolve_ranks(model.base_model, kept)
     return kept
 
 
@@ -76,9 +77,9 @@ def read_defaults(kind: type[PeftConfig]) -> dict[str, Any]:
     }
 
 
-def _resolve_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_modules(model: PeftModel, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of `config` that select modules by pattern, with the modules that matched instead."""
-    names = sorted(tuner.targeted_module_names)
+    names = list_adapted_modules(model)
     resolved = {}
     layers = config.get("layers_pattern") or []
     patterns = [layers] if isinstance(layers, str) else layers
@@ -91,7 +92,7 @@ def _resolve_modules(tuner: BaseTuner, config: Mapping[str, Any]) -> dict[str, A
         inner = config["feedforward_modules"]
         # PEFT requires them to be among the target modules, and a list of full names holds no suffixes.
         if isinstance(inner, str) or not set(inner) <= set(resolved.get("target_modules", config["target_modules"])):
-            inner = [name for name in names if tuner.model.get_submodule(name).is_feedforward]
+            inner = [name for name in names if model.base_model.model.get_submodule(name).is_feedforward]
             resolved |= {"target_modules": names, "feedforward_modules": inner}
     return resolved
 

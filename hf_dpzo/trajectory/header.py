@@ -89,6 +89,9 @@ def _check_consistency(header: Mapping[str, Any]) -> None:
     steps = header["plan"]["steps"]
     if trials * steps > MAX_STEPS:
         raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MAX_STEPS}")
+    earlier = sum(release["count"] for release in header["plan"].get("earlier", ()))
+    if earlier > MAX_STEPS:
+        raise TrajectoryError(f"plan.earlier: they are {earlier} steps, more than {MAX_STEPS}")
     directions = header["method"].get("num_directions", 1)
     if directions != header["num_directions"]:
         raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")

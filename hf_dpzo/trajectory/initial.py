@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from hf_dpzo.distributed.sharding import copy_from_full_, gather_full_tensor, to_local
 from hf_dpzo.io.files import write_atomically
 from hf_dpzo.io.strict_json import abbreviate
+from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.location import find_cached_commit
 from hf_dpzo.models.precision import describe_loading
-from hf_dpzo.models.seeded import ADAPTER_SEEDS
+from hf_dpzo.models.seeded import get_adapter_seed
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 from hf_dpzo.trajectory.adapters import describe_adapter_config
 from hf_dpzo.trajectory.header import TrajectoryError
@@ -54,7 +55,7 @@ def describe_adapter(model: torch.nn.Module) -> dict[str, Any] | None:
     """Describe how to build the adapter of `model` again: its configuration, and its public seed if it has one."""
     if not isinstance(model, PeftModel):
         return None
-    return {"config": describe_adapter_config(model), "seed": ADAPTER_SEEDS.get(model)}
+    return {"config": describe_adapter_config(model), "seed": get_adapter_seed(model)}
 
 
 def describe_base_model(model: torch.nn.Module) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def restore_initial_values(model: torch.nn.Module, folder: Path, *, include_trai
     path = folder / INITIAL_FILE
     if not path.is_file():
         return
-    parameters = dict(model.named_parameters())
+    own = dict(model.named_parameters())
+    parameters = own | name_as_published(model, own)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_TENSOR_HEADER_BYTES:
@@ -142,11 +144,12 @@ def _find_unrecoverable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Para
     if not isinstance(base, PreTrainedModel):
         return []
     body = {id(parameter) for parameter in base.base_model.parameters()}
+    named = name_as_published(model, dict(model.named_parameters()))
     # A quantized head was not created here, so it comes from the base model.
-    unquantized = ((n, p) for n, p in model.named_parameters() if not is_traceable_wrapper_subclass(to_local(p)))
+    unquantized = ((n, p) for n, p in named.items() if not is_traceable_wrapper_subclass(to_local(p)))
     head = {name: p for name, p in unquantized if id(p) not in body}
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in named.values())
     kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
-    if isinstance(model, PeftModel) and model not in ADAPTER_SEEDS:
-        kept = kept | {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if isinstance(model, PeftModel) and get_adapter_seed(model) is None:
+        kept = kept | {name: p for name, p in named.items() if p.requires_grad}
     return list(kept.items())

@@ -11,6 +11,7 @@ from peft import get_peft_model
 from transformers import PreTrainedModel
 
 from hf_dpzo.methods import METHODS
+from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_shapes, fingerprint_values
 from hf_dpzo.models.location import PACKAGE_PREFIX
 from hf_dpzo.models.seeded import publicly_seeded
@@ -194,7 +195,8 @@ def build_initial_model(base: str, revision: str | None, log: Trajectory) -> tor
 def select_trained_parameters(log: Trajectory, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters of `model` that `log` moves, in its order; raise `TrajectoryError` if any is missing."""
     names = [name for group in log.header["groups"] for name in group["parameters"]]
-    parameters = dict(model.named_parameters())
+    own = dict(model.named_parameters())  # By these, logs of version 2 name an adapter that is not called "default".
+    parameters = own | name_as_published(model, own)
     trained = {name: parameters[name] for name in names if name in parameters}
     if log.header["trained"]["shapes"] != fingerprint_shapes(trained):
         raise TrajectoryError("model: it has not the parameters that the log trains; start from the same model.")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -11,9 +11,10 @@ import torch
 
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.methods import METHODS, Method
+from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_shapes
 from hf_dpzo.privacy.ledger import Budget
-from hf_dpzo.privacy.queries import Query
+from hf_dpzo.privacy.queries import QUERIES, Query, Releases
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import describe_adapter, describe_base_model
 from hf_dpzo.trajectory.log import Trajectory
@@ -56,6 +57,7 @@ class LoggedRun:
                 planned_steps=plan["steps"],
                 delta=plan["delta"],
                 trials=plan.get("trials", 1),
+                earlier=_read_releases(plan.get("earlier", ())),
             ),
         )
         run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn_bytes > 0)))
@@ -127,6 +129,19 @@ def _build_query(header: Mapping[str, Any], method: Method) -> Query:
     return query
 
 
+def describe_releases(releases: Releases) -> list[dict[str, Any]]:
+    """Return `releases` in JSON types."""
+    return [{"name": type(query).__name__, **asdict(query), "count": count} for query, count in releases]
+
+
+def _read_releases(described: Iterable[Mapping[str, Any]]) -> Releases:
+    classes = {query_class.__name__: query_class for query_class in QUERIES.values()}
+    return tuple(
+        (classes[one["name"]](**{key: one[key] for key in one if key not in ("name", "count")}), one["count"])
+        for one in described
+    )
+
+
 ANYWHERE = "any kind of device"
 
 
@@ -140,6 +155,7 @@ def build_header(
     rows: dict[str, Any],
     initial: str | None,
     environment: dict[str, Any],
+    began_from: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -152,10 +168,12 @@ def build_header(
         rows: public facts about the training data: the number of units of privacy, and how they are drawn and
             evaluated.
         initial: the fingerprint of the initial values; `None` if it is no longer known.
+        began_from: the epsilon and the delta of the run that made what this one begins with, if one is known.
         environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
             may differ when the run is resumed elsewhere.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = name_as_published(model, dict(model.named_parameters()))
+    names = {id(parameter): name for name, parameter in named.items()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
     return json.loads(
         json.dumps(
@@ -175,9 +193,11 @@ def build_header(
                     "steps": budget.planned_steps,
                     "delta": budget.delta,
                     **({"trials": budget.trials} if budget.trials > 1 else {}),
+                    **({"earlier": describe_releases(budget.earlier)} if budget.earlier else {}),
                     "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
                 },
                 "rows": rows,
+                **({} if began_from is None else {"began_from": began_from}),
                 "replays_on": _choose_replay_device(method, update, optimizer),
                 "made_with": environment,
             }

@@ -1,9 +1,11 @@
 """How rows are collated into the micro-batches of a logical batch."""
 
+from collections import UserDict
+
 import pytest
 import torch
 
-from hf_dpzo.data.collation import LogicalBatchCollator, stretch_row
+from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature, stretch_row
 from hf_dpzo.data.sampling import FetchedRow
 
 
@@ -132,3 +134,16 @@ def test_collators_that_remove_fields_do_not_change_the_data():
 
     build_batch(rows, collate=collate)
     assert lengths([row.row for row in rows]) == [2, 3]
+
+
+def test_rows_share_a_micro_batch_only_if_their_types_are_the_same_and_not_just_their_names():
+    """A collator may take what it does with all rows from the first one's types."""
+
+    def number(base):
+        return type("Number", (base,), {})
+
+    one, other = number(int), number(float)
+    rows = [{"labels": one(1)}, {"labels": other(1)}]
+    rows += [{"labels": [one(1)]}, {"labels": [other(1)]}, UserDict(labels=1), UserDict(labels=1.5), UserDict(other=1)]
+    assert len({get_row_signature(row) for row in rows}) == len(rows)
+    assert get_row_signature(UserDict(labels=1)) == get_row_signature(UserDict(labels=2))

@@ -6,7 +6,8 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
-from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows
+from hf_dpzo.isolation.measure import list_columns
+from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows, infer_columns
 from hf_dpzo.losses.heads import build_head_loss
 
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
@@ -237,3 +238,27 @@ def test_no_single_row_decides_the_types_of_columns():
     for place in range(4):
         for bad in (None, {}, {**TOKENS, "labels": None}, {"input_ids": "text", "labels": 0.5}, (1, 2)):
             assert generate_row([*rows[:place], bad, *rows[place + 1 :]]) == expected
+
+
+def test_types_that_one_row_more_or_less_could_decide_between_are_refused_either_way():
+    one, other = {"input_ids": [5, 6], "labels": 1}, {"input_ids": [5, 6], "labels": "yes"}
+    mixed = [one, other] * 4 + [one] + [other] * 30
+    for rows in (mixed, mixed[1:], [one, other], [other, one]):
+        with pytest.raises(ValueError, match="train_dataset: its first rows have columns of several types"):
+            infer_columns(rows)
+
+
+def test_one_row_of_other_types_changes_nothing_wherever_it_is():
+    one, other = {"input_ids": [5, 6], "labels": 1}, {"input_ids": [5, 6], "labels": "yes"}
+    expected = [(column.name, column.python_type) for column in infer_columns([one] * 12)]
+    for place in range(12):
+        rows = [one] * place + [other] + [one] * (11 - place)
+        assert [(column.name, column.python_type) for column in infer_columns(rows)] == expected
+
+
+def test_public_rows_decide_between_several_types():
+    mixed = [{"input_ids": [5], "labels": 1}, {"input_ids": [5], "labels": "yes", "more": 1}] * 5
+    with pytest.raises(ValueError, match="columns of several types"):
+        list_columns(mixed, None)
+    assert list_columns(mixed, [{"input_ids": [5], "labels": 1}]) == {"input_ids", "labels"}
+    assert list_columns(mixed[:1] * 9, [{"input_ids": [5]}]) == {"input_ids", "labels"}

@@ -1,9 +1,13 @@
 """What processes must share: they begin at the same weights, and are told where they differ."""
 
+import functools
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_dpzo.distributed.checksums import checksum
 from hf_dpzo.distributed.processes import get_processes
@@ -58,6 +62,48 @@ def different_rows(rank: int) -> dict:
     return {"rows": labelled_rows(ROWS, seed=rank)}
 
 
+def generated_rows(rank: int) -> dict:
+    """Rows that have one fingerprint, as those of one generator that reads another file on each host."""
+    order = [*range(rank, ROWS), *range(rank)]
+    generate = functools.partial(read_rows, order)
+    cache = tempfile.mkdtemp()
+    return {"rows": Dataset.from_generator(generate, cache_dir=cache, fingerprint="the same")}
+
+
+def read_rows(order):
+    for number in order:
+        yield labelled_rows(ROWS)[number]
+
+
+class ListsOfNumpy(torch.utils.data.Dataset):
+    """Rows whose lists hold numbers of NumPy, in an order of this host's own."""
+
+    def __init__(self, shift: int) -> None:
+        self.shift = shift
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, index: int) -> dict:
+        row = labelled_rows(ROWS)[(index + self.shift) % ROWS]
+        return {**row, "input_ids": list(np.array(row["input_ids"]))}
+
+
+def numpy_rows(rank: int) -> dict:
+    return {"rows": ListsOfNumpy(rank)}
+
+
+class Unknown(ListsOfNumpy):
+    """Rows with a value that says nothing of its content."""
+
+    def __getitem__(self, index: int) -> dict:
+        return {**super().__getitem__(index), "read": lambda: index}
+
+
+def unknown_rows(rank: int) -> dict:
+    return {"rows": Unknown(0)}
+
+
 def refused(here: Here, differing, folder: Path) -> str:
     with pytest.raises(ValueError) as error:
         train(folder, **differing(here.rank))
@@ -73,6 +119,9 @@ def refused(here: Here, differing, folder: Path) -> str:
         (swapped_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
         (different_order, "train_dataset: the 2 processes do not hold the same rows in the same order"),
         (different_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
+        (generated_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
+        (numpy_rows, "train_dataset: the 2 processes do not hold the same rows in the same order"),
+        (unknown_rows, "train_dataset: its rows hold values that can not be compared between processes"),
     ],
 )
 def test_processes_that_differ_are_refused_in_each_of_them(differing, message, pair, tmp_path):

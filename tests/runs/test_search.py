@@ -352,10 +352,11 @@ def test_a_space_that_sets_nothing_is_refused(make_trainer, returned):
         make_trainer().hyperparameter_search(lambda trial: returned, n_trials=TRIALS)
 
 
-def test_another_search_in_the_same_folder_is_refused(make_trainer, tmp_path):
+@pytest.mark.parametrize("where", [".", "mine", "mine/run-0"])
+def test_another_run_or_search_in_the_same_folder_is_refused(where, make_trainer, tmp_path):
     """Its trials would be six, and each card would claim three."""
-    earlier = tmp_path / "search" / "mine" / "trajectory.zo"
-    earlier.parent.mkdir(parents=True)
+    earlier = tmp_path / "search" / where / "trajectory.zo"
+    earlier.parent.mkdir(parents=True, exist_ok=True)
     earlier.write_bytes(b"of another run")
     with pytest.raises(
         ValueError, match=r"^output_dir=.*: it holds 1 logs of other runs, which trials=3 does not count"
