@@ -1,5 +1,6 @@
 """The files of a base model: how large they are, and what of them would have to be downloaded."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from huggingface_hub.utils import httpx
 from hf_dpzo.models.location import PACKAGE_PREFIX
 from hf_dpzo.trajectory.base_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from hf_dpzo.trajectory.header import TrajectoryError
+
+
+logger = logging.getLogger(__name__)
 
 
 # The most bytes of a base model that are downloaded because a log names it, unless more is allowed.
@@ -79,7 +83,7 @@ class BaseFiles:
 
 
 def announce_download(
-    name: str, revision: str | None, *, limit: int = MAX_DOWNLOAD, announce: Callable[[str], None] | None = None
+    name: str, revision: str | None, *, limit: int = MAX_DOWNLOAD, announce: Callable[[str], None] = logger.warning
 ) -> None:
     """Say how much of the base model `name` has to be downloaded, and refuse more than `limit` bytes.
 
@@ -106,7 +110,7 @@ def announce_download(
             f"base={name}: the log asks for a download {told}, and {format_bytes(limit)} are allowed; allow more with "
             "--max-download (in Python max_download), or name a copy as base."
         )
-    if size and announce is not None:
+    if size:
         announce(f"base={name}: {format_bytes(size)} are downloaded from the Hub, because the log names it.")
 
 
