@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dpzo.privacy.accounting import account
+from hf_dpzo.privacy.accounting import account, is_costly
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import Curve, CurvePoint
 from hf_dpzo.privacy.queries import QUERIES
@@ -180,7 +180,7 @@ def draw_training(statement: Mapping[str, Any]) -> bytes | None:
 
 
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Return about twenty numbers of steps, up to those taken, and epsilon after each. Other trials count in full."""
+    """Return up to twenty numbers of steps, up to those taken, and epsilon after each. Other trials count in full."""
     claim = statement["claim"]
     ledger = statement["accounting"]["ledger"][0]
     query = _QUERY_CLASSES[ledger["query"]](
@@ -188,7 +188,9 @@ def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[flo
     )
     planned = claim["steps_claimed"] // claim.get("trials", 1)
     other_trial_steps = claim["steps_claimed"] - planned
-    stride = math.ceil(planned / 20)  # The accountants have answered at these steps for the log of the training run.
+    # At twenty steps the accountants have answered for the log of the training run.
+    points = 4 if is_costly(((query, claim["steps_claimed"]),)) else 20
+    stride = math.ceil(planned / points)
     steps = sorted({0, *range(stride, claim["steps_taken"], stride), claim["steps_taken"]})
     counts = [other_trial_steps + step for step in steps]
     return steps, [account(((query, count),) if count else (), delta=claim["delta"]).epsilon for count in counts]
