@@ -53,7 +53,7 @@ class BaseFiles:
             source: the `revision`, and the `gguf_file`, where the model is one.
 
         Raises:
-            OSError: there is neither.
+            OSError: there is neither, or it holds no weights that a replay loads.
         """
         folder = Path(location)
         remote = {} if folder.is_dir() else _list_remote(location, source["revision"])
@@ -62,6 +62,8 @@ class BaseFiles:
             folder = folder if cached is None else cached.parent
         local = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if not remote else {}
         sizes = _select_weights(local or remote, source.get("gguf_file"))
+        if not sizes:
+            raise OSError("there are no weights in safetensors or GGUF")
         missing = (name for name in sizes if remote and _find_cached(location, name, source["revision"]) is None)
         return cls(sizes=sizes, missing=frozenset(missing), config_size=(local or remote).get(CONFIG_FILE))
 

@@ -156,7 +156,7 @@ def test_a_coarser_grid_still_gives_an_upper_bound(plan, monkeypatch):
 
 def test_epsilon_grows_with_the_steps_across_the_limit():
     steps = [10**4, 10**5, 3 * 10**5, 10**6]
-    plans = [release("gaussian", 2.0, 0.02, count) for count in steps]
+    plans = [release("gaussian", 2.0, 0.03, count) for count in steps]
     found = [account(plan, delta=1e-6).epsilon for plan in plans]
     assert is_costly(plans[-1]) and not is_costly(plans[0])
     assert found == sorted(found)
