@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_dpzo.privacy.accounting import account
+from hf_dpzo.privacy.accounting import account, is_costly
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import Curve, CurvePoint
 from hf_dpzo.privacy.queries import QUERIES, Query
@@ -180,7 +180,7 @@ def draw_training(statement: Mapping[str, Any]) -> bytes | None:
 
 
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Return about twenty numbers of steps, up to those taken, and epsilon after each.
+    """Return up to twenty numbers of steps, up to those taken, and epsilon after each.
 
     Other trials, and earlier runs, count in full.
     """
@@ -189,7 +189,9 @@ def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[flo
     query = _build_query(ledger["query"], ledger)
     planned = claim["steps_claimed"] // claim.get("trials", 1)
     other_trial_steps = claim["steps_claimed"] - planned
-    stride = math.ceil(planned / 20)  # The accountants have answered at these steps for the log of the training run.
+    # At twenty steps the accountants have answered for the log of the training run.
+    points = 4 if is_costly(((query, claim["steps_claimed"]),)) else 20
+    stride = math.ceil(planned / points)
     steps = sorted({0, *range(stride, claim["steps_taken"], stride), claim["steps_taken"]})
     counts = [other_trial_steps + step for step in steps]
     earlier = tuple((_build_query(release["name"], release), release["count"]) for release in claim.get("earlier", ()))

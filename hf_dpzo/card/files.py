@@ -27,8 +27,8 @@ STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "
 
 
 def is_public_file(path: Path) -> bool:
-    """Return whether a file may be published, by its suffix."""
-    return path.is_file() and path.suffix in PUBLIC_SUFFIXES
+    """Return whether a file may be published, by its suffix. A link may not, because it may lead to any file."""
+    return path.is_file() and not path.is_symlink() and path.suffix in PUBLIC_SUFFIXES
 
 
 MODEL_CONFIG_FILE, ADAPTER_CONFIG_FILE = CONFIG_FILES = ("config.json", "adapter_config.json")

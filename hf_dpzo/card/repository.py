@@ -14,6 +14,7 @@ from hf_dpzo.card.sources import Source, SourceError, open_source
 from hf_dpzo.card.upload import Destination, Snapshot, copy_log
 from hf_dpzo.io.files import refuse_links
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, announce_download
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, MAX_LOG_BYTES, Trajectory
@@ -31,7 +32,9 @@ from hf_dpzo.trajectory.replay import (
 MAX_INITIAL_BYTES = 1 << 32
 
 
-def from_trajectory(name: str | Path, *, base: str | None = None, revision: str | None = None) -> torch.nn.Module:
+def from_trajectory(
+    name: str | Path, *, base: str | None = None, revision: str | None = None, max_download: int = MAX_DOWNLOAD
+) -> torch.nn.Module:
     """Return the model, or the base model with its adapter, that a published log leads to.
 
     Only the base model, the log, its initial values and `privacy.json` are downloaded. The weights are checked against
@@ -41,6 +44,8 @@ def from_trajectory(name: str | Path, *, base: str | None = None, revision: str 
         name: a repository on the Hub, or a folder.
         base: the place of the base model. By default the log names it, if it is on the Hub or in a Python package.
         revision: a branch, tag or commit of the repository.
+        max_download: the most bytes of a base model that are downloaded because the log names it. How many there are
+            is logged before.
 
     Warns:
         UserWarning: the log does not replay bit for bit on this device, so the weights were not checked.
@@ -48,12 +53,15 @@ def from_trajectory(name: str | Path, *, base: str | None = None, revision: str 
     Raises:
         SourceError: there is no such repository, or no log in it.
         StatementError: `privacy.json` cannot be read.
-        TrajectoryError: the log is damaged, or does not lead to the weights that were published.
+        TrajectoryError: the log is damaged, does not lead to the weights that were published, or names too large a
+            base model.
     """
     source = open_source(name, revision)
     folder = fetch_log(source)
     log = Trajectory.read(folder)
     location, commit = (base, None) if base is not None else locate_base_model(log.header)
+    if base is None:
+        announce_download(location, commit, limit=max_download)
     declared = check_statement(source.read_json(STATEMENT_FILE))["reproducibility"]["weights"]
     steps = len(log.records) if declared is None else declared["after_step"]
     model = build_initial_model(location, commit, log)

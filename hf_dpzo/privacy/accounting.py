@@ -16,6 +16,8 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
+from hf_dpzo.privacy.cost import PointLimit, predict_width
+from hf_dpzo.privacy.dense import dense_composition, read_epsilon
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
 
 
@@ -37,6 +39,11 @@ COARSE_GRID, FINE_GRID = 1e-3, 1e-4
 
 # A group takes many times as long to account for, and its large epsilon needs no finer grid.
 GROUP_GRID = 1e-2
+
+
+# A PLD within these limits takes a few seconds and a few hundred megabytes. The plans of real runs are far within; for
+# others the grid is coarser.
+LIMIT, GROUP_LIMIT = PointLimit(single=600_000, composed=2_000_000), PointLimit(single=80_000, composed=1_000_000)
 
 
 # The largest number of units in a group.
@@ -145,7 +152,10 @@ def replace_one_epsilon(releases: Releases, *, delta: float) -> float:
     if not (pld_applies(releases, delta) and all(isinstance(query, GaussianQuery) for query, _ in releases)):
         return math.inf
     relation = dp_accounting.NeighboringRelation.REPLACE_ONE
-    return float(PLDAccountant(relation, COARSE_GRID).compose(compose_events(releases)).get_epsilon(delta))
+    grid = predict_width(releases, sensitivity=2.0).choose_grid(COARSE_GRID, LIMIT)
+    with dense_composition():
+        accountant = PLDAccountant(relation, grid).compose(compose_events(releases))
+    return read_epsilon(accountant, delta)
 
 
 @lru_cache(maxsize=256)
@@ -168,11 +178,13 @@ def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
     if not pld_applies(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
         return math.inf
     guess = size * account(releases, delta=delta).epsilon
-    grid = min(GROUP_GRID, max(COARSE_GRID, math.sqrt(0.002 * guess / count_releases(releases))))
+    wanted = min(GROUP_GRID, max(COARSE_GRID, math.sqrt(0.002 * guess / count_releases(releases))))
+    grid = predict_width(releases, size=size).choose_grid(wanted, GROUP_LIMIT)
     accountant = PLDAccountant(NEIGHBORING_RELATION, grid)
-    for query, count in releases:
-        accountant.compose(_build_group_event(query, size), count)
-    return float(accountant.get_epsilon(delta))
+    with dense_composition():
+        for query, count in releases:
+            accountant.compose(_build_group_event(query, size), count)
+    return read_epsilon(accountant, delta)
 
 
 def _build_group_event(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:
@@ -234,17 +246,18 @@ def _build_rdp_accountant(query: Query) -> RdpAccountant:
     return RdpAccountant(neighboring_relation=NEIGHBORING_RELATION).compose(query.event)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def build_pld_accountant(releases: Releases, grid: float) -> PLDAccountant:
     """Return an accountant with the privacy loss distribution of `releases`, on a grid of width `grid`."""
-    return PLDAccountant(NEIGHBORING_RELATION, grid).compose(compose_events(releases))
+    with dense_composition():
+        return PLDAccountant(NEIGHBORING_RELATION, grid).compose(compose_events(releases))
 
 
 def _pld_epsilon(releases: Releases, delta: float) -> float:
-    epsilon = float(build_pld_accountant(releases, COARSE_GRID).get_epsilon(delta))
-    if FINE_GRID in choose_grids(count_releases(releases), epsilon):
-        epsilon = min(epsilon, float(build_pld_accountant(releases, FINE_GRID).get_epsilon(delta)))
-    return epsilon
+    (coarse,) = choose_grids(releases, math.inf)
+    epsilon = read_epsilon(build_pld_accountant(releases, coarse), delta)
+    finer = choose_grids(releases, epsilon)[1:]
+    return min([epsilon, *(read_epsilon(build_pld_accountant(releases, grid), delta) for grid in finer)])
 
 
 def count_releases(releases: Releases) -> int:
@@ -252,6 +265,24 @@ def count_releases(releases: Releases) -> int:
     return sum(count for _, count in releases)
 
 
-def choose_grids(steps: int, epsilon: float) -> tuple[float, ...]:
-    """Return the grids to use: the fine one, which is ten times slower, only where it could lower epsilon by 1 %."""
-    return (COARSE_GRID,) if 30 * steps * COARSE_GRID**2 < 0.01 * epsilon else (COARSE_GRID, FINE_GRID)
+def is_costly(releases: Releases) -> bool:
+    """Return whether `releases` take seconds to account for, so that their grids are coarser than those of real runs.
+
+    >>> is_costly(((GaussianQuery(noise_multiplier=1.0, sampling_rate=0.01), 1000),))
+    False
+    """
+    return predict_width(releases).choose_grid(FINE_GRID, LIMIT) > FINE_GRID
+
+
+def choose_grids(releases: Releases, epsilon: float, *, limit: PointLimit = LIMIT) -> tuple[float, ...]:
+    """Return the grids to use: the fine one, which is ten times slower, only where it could lower epsilon by 1 %.
+
+    Args:
+        releases: pairs of a query and the number of times it ran.
+        epsilon: their epsilon, roughly.
+        limit: the most points on a grid. A grid that would have more is made coarser.
+    """
+    width = predict_width(releases)
+    coarse, fine = (width.choose_grid(grid, limit) for grid in (COARSE_GRID, FINE_GRID))
+    is_enough = fine >= coarse or 30 * count_releases(releases) * coarse**2 < 0.01 * epsilon
+    return (coarse,) if is_enough else (coarse, fine)

@@ -20,11 +20,17 @@ from hf_dpzo.privacy.accounting import (
     choose_grids,
     compose_events,
 )
+from hf_dpzo.privacy.cost import PointLimit
+from hf_dpzo.privacy.dense import read_epsilon
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
 
 
 # Less noise than this gives no privacy, and the accountants take long to find that out.
 MIN_NOISE_MULTIPLIER = 0.05
+
+
+# A search builds about a dozen distributions, so each may take a third of what one may.
+SEARCH_LIMIT = PointLimit(single=200_000, composed=700_000)
 
 
 Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
@@ -82,7 +88,7 @@ def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta
         bracket_interval=dp_accounting.LowerEndpointAndGuess(MIN_NOISE_MULTIPLIER, 1.0),
     )
     candidates = [safe]
-    for grid in choose_grids(steps, target_epsilon):
+    for grid in choose_grids(build_releases(safe), target_epsilon, limit=SEARCH_LIMIT):
         candidates.append(_tighten(build_releases, candidates[-1], grid, target_epsilon, target_delta))
     sufficient = (
         noise_multiplier
@@ -130,13 +136,13 @@ def _tighten(
     @cache
     def excess(noise_multiplier: float) -> float:
         accountant = build_pld_accountant(build_releases(noise_multiplier), grid)
-        return accountant.get_epsilon(target_delta) - target_epsilon
+        return read_epsilon(accountant, target_delta) - target_epsilon
 
     lowest = GaussianQuery.min_pld_noise
     if lowest >= best or target_delta < MIN_PLD_DELTA or excess(best) > 0:
         return best
     # A finer grid lowers the multiplier by little, so a narrow bracket is tried first.
-    for low in (0.98 * best, 0.5 * best) if grid != COARSE_GRID else (0.5 * best,):
+    for low in (0.98 * best, 0.5 * best) if grid < COARSE_GRID else (0.5 * best,):
         low = max(low, lowest)
         if excess(low) > 0:
             break

@@ -16,9 +16,10 @@ from hf_dpzo.privacy.accounting import (
     account,
     build_pld_accountant,
     choose_grids,
-    count_releases,
     pld_applies,
 )
+from hf_dpzo.privacy.cost import PointLimit, predict_width
+from hf_dpzo.privacy.dense import read_epsilon
 from hf_dpzo.privacy.queries import Releases
 
 
@@ -29,6 +30,10 @@ CURVE_DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 # The epsilon at each of these deltas bounds the rate at which an attacker detects rows. More deltas, or a finer grid,
 # would lower the bound by a relative 1e-4.
 _DETECTION_DELTAS = tuple(float(delta) for delta in np.logspace(-6, -0.01, 100))
+
+
+# Each of these deltas takes a time of its own, which grows with the number of points.
+_PROFILE_LIMIT = PointLimit(single=600_000, composed=200_000)
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +61,7 @@ def membership_accuracy(releases: Releases, *, delta: float) -> float:
     if pld_applies(releases, MIN_PLD_DELTA):  # TV is delta at epsilon 0, whatever the stated delta is.
         bounds += [
             (1 + float(build_pld_accountant(releases, grid).get_delta(0.0))) / 2
-            for grid in choose_grids(count_releases(releases), epsilon)
+            for grid in choose_grids(releases, epsilon)
         ]
     return min(bounds)
 
@@ -105,6 +110,6 @@ def _compute_profile(releases: Releases, delta: float) -> list[tuple[float, floa
     spent = account(releases, delta=delta)
     pairs = [(delta, spent.epsilon), *([] if spent.pure is None else [(0.0, spent.pure)])]
     if pld_applies(releases, min(_DETECTION_DELTAS)):
-        accountant = build_pld_accountant(releases, COARSE_GRID)
-        return pairs + [(pld_delta, float(accountant.get_epsilon(pld_delta))) for pld_delta in _DETECTION_DELTAS]
+        accountant = build_pld_accountant(releases, predict_width(releases).choose_grid(COARSE_GRID, _PROFILE_LIMIT))
+        return pairs + [(pld_delta, read_epsilon(accountant, pld_delta)) for pld_delta in _DETECTION_DELTAS]
     return pairs + [(curve_delta, account(releases, delta=curve_delta).epsilon) for curve_delta in CURVE_DELTAS]

@@ -8,6 +8,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -21,6 +22,15 @@ from hf_dpzo.io.foreign import describe_error
 from hf_dpzo.io.strict_json import abbreviate
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.precision import build_loading_options
+from hf_dpzo.trajectory.base_config import (
+    ALWAYS_NUMBERS,
+    BaseConfig,
+    build_config,
+    build_without_memory,
+    count_numbers,
+    silenced_loader,
+)
+from hf_dpzo.trajectory.base_files import BaseFiles
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
@@ -36,7 +46,11 @@ MODELS = {
 
 
 # An adapter may add this many times the base model's numbers, and a few more that fit on any machine.
-_GROWTH, _ALWAYS = 4, 1 << 22
+_GROWTH = 4
+
+
+# The most numbers for which a byte of weights may stand: in safetensors one, in GGUF less than five.
+_NUMBERS_PER_BYTE, _NUMBERS_PER_GGUF_BYTE = 1, 5
 
 
 _LOADED = ("dtype", "quantization")
@@ -84,12 +98,18 @@ class BaseModel:
         loading = {name: description.get(name) for name in _LOADED}
         return cls(model_class=model_class, location=resolve_path(base), source=source, head=head, **loading)
 
-    def read_config(self) -> PreTrainedConfig:
+    @cached_property
+    def _files(self) -> BaseFiles:
+        return BaseFiles.find(self.location, self.source)
+
+    def read_config(self) -> BaseConfig:
         """Read the model's configuration, with the head that the log asks for.
 
         Raises:
-            TrajectoryError: the configuration is of a model of another kind, or of one that has an adapter.
+            TrajectoryError: the configuration is too large, of a model of another kind, or of one that has an adapter.
         """
+        if "gguf_file" not in self.source:
+            self._files.check_config_size()
         config, _ = PreTrainedConfig.get_config_dict(self.location, **self.source)
         wanted = self.model_class.config_class
         candidates = (config.get(wanted.base_config_key), config, *config.values())
@@ -107,19 +127,23 @@ class BaseModel:
                 f"base={self.location}: there is an adapter in it, and a replay loads none; build the model, and call "
                 "replay_onto."
             )
-        return wanted.from_dict(part, **self.head)
+        return build_config(wanted, part, self.head)
 
-    def load(self, config: PreTrainedConfig) -> PreTrainedModel:
+    def load(self, config: BaseConfig) -> PreTrainedModel:
         """Load the model with `config`, as the run did.
 
+        Guarantee: the numbers of the model are no more than the bytes of its files, and a few that fit on any machine.
+
         Raises:
-            TrajectoryError: the log does not say how it was quantized, or it cannot be quantized that way here.
+            TrajectoryError: `config` asks for a larger model than the files hold, the log does not say how it was
+                quantized, or it cannot be quantized that way here.
         """
+        self._build_without_memory(config)
         try:
             loading = build_loading_options(self.dtype, self.quantization)
         except ValueError as error:
             raise TrajectoryError(str(error)) from None
-        options = {**self.source, **loading, "config": config, "trust_remote_code": False}
+        options = {**self.source, **loading, "config": config.known, "trust_remote_code": False}
         if "gguf_file" in self.source:
             if self.quantization is not None:
                 raise TrajectoryError(
@@ -129,15 +153,26 @@ class BaseModel:
             options["quantization_config"] = GgufConfig(dequantize=True)
         else:
             options["use_safetensors"] = True
-        return self.model_class.from_pretrained(self.location, **options).eval()
+        with silenced_loader():
+            model = self.model_class.from_pretrained(self.location, **options).eval()
+        config.restore_rest(model)
+        return model
 
-    def check_growth(self, config: PreTrainedConfig, adapter: PeftConfig) -> None:
+    def _build_without_memory(self, config: BaseConfig) -> PreTrainedModel:
+        return build_without_memory(
+            self.model_class,
+            config.known,
+            file_bytes=self._files.file_bytes,
+            numbers_per_byte=_NUMBERS_PER_GGUF_BYTE if "gguf_file" in self.source else _NUMBERS_PER_BYTE,
+        )
+
+    def check_growth(self, config: BaseConfig, adapter: PeftConfig) -> None:
         """Raise `TrajectoryError` if `adapter` adds more than a replay may take. No weights are loaded to find out."""
+        model = self._build_without_memory(config)
+        before = count_numbers(model)
         with torch.device("meta"):
-            model = self.model_class(copy.deepcopy(config))
-            before = _count_numbers(model)
-            added = _count_numbers(get_peft_model(model, copy.deepcopy(adapter))) - before
-        if added > _GROWTH * before + _ALWAYS:
+            added = count_numbers(get_peft_model(model, copy.deepcopy(adapter))) - before
+        if added > _GROWTH * before + ALWAYS_NUMBERS:
             raise TrajectoryError(
                 f"adapter: it adds {added} numbers to a model of {before}, more than a replay takes from a log; make "
                 "the adapter yourself, and call replay_onto."
@@ -175,7 +210,3 @@ def _find_model_class(architecture: str) -> type[PreTrainedModel]:
             f"architecture={architecture}: transformers has no such text model; build it, and call replay_onto."
         )
     return model_class
-
-
-def _count_numbers(model: torch.nn.Module) -> int:
-    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))

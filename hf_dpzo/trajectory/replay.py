@@ -71,22 +71,22 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
     check_start(log, fingerprint_frozen(model, trained.values()), fingerprint_values(trained.values()))
     if not anywhere:
         check_device(log, next(model.parameters()).device)
-    groups = [
-        {"params": [trained[name] for name in group["parameters"]], "weight_decay": group["weight_decay"]}
-        for group in log.header["groups"]
-    ]
-    method, update = from_header(METHODS, log.header["method"]), from_header(UPDATES, log.header["update"])
-    optimizer = ZOOptimizer(
-        groups,
-        directions=DIRECTIONS[log.header["directions"]["name"]],
-        seed=log.header["directions"]["seed"],
-        lr=0.0,
-        update=update,
-        constraint=method.constraint,
-    )
-    planned = log.header["plan"]["steps"]
-    descent = Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
     with one_sentence_errors(log.header["base"]["name"]):
+        groups = [
+            {"params": [trained[name] for name in group["parameters"]], "weight_decay": group["weight_decay"]}
+            for group in log.header["groups"]
+        ]
+        method, update = from_header(METHODS, log.header["method"]), from_header(UPDATES, log.header["update"])
+        optimizer = ZOOptimizer(
+            groups,
+            directions=DIRECTIONS[log.header["directions"]["name"]],
+            seed=log.header["directions"]["seed"],
+            lr=0.0,
+            update=update,
+            constraint=method.constraint,
+        )
+        planned = log.header["plan"]["steps"]
+        descent = Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
         replay_records(descent, log.records[:steps])
 
 

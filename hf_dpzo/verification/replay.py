@@ -1,7 +1,7 @@
 """Checks that a published model's weights are those that its log leads to from its base model."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from hf_dpzo.card.files import CONFIG_FILES, STATEMENT_FILE
 from hf_dpzo.card.sources import Source, SourceError
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
+from hf_dpzo.trajectory.base_files import announce_download
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import (
@@ -25,8 +26,34 @@ from hf_dpzo.verification.published import holds_weights
 from hf_dpzo.verification.weights import MAX_DRIFT, WeightDrift, compare_weights
 
 
+# Returns the name and the model that a log began from.
+OpenModel = Callable[[Trajectory], tuple[str, torch.nn.Module]]
+
+
+def open_base_model(
+    log: Trajectory, *, base: str | None, max_download: int, announce: Callable[[str], None]
+) -> tuple[str, torch.nn.Module]:
+    """Return the name of the base model, and the model that `log` began from.
+
+    Args:
+        log: the run's log.
+        base: the base model's name or folder; `None` for the one that the log names.
+        max_download: the most bytes that are downloaded because the log names them.
+        announce: called with a sentence that says how much is downloaded.
+
+    Raises:
+        ValueError: the log names no base model that can be had, or too large a one.
+        OSError: it cannot be loaded.
+    """
+    if base is not None:
+        return base, build_initial_model(base, None, log)
+    name, revision = locate_base_model(log.header)
+    announce_download(name, revision, limit=max_download, announce=announce)
+    return name, build_initial_model(name, revision, log)
+
+
 def check_replay(
-    source: Source, folder: Path, log: Trajectory, statement: Mapping[str, Any] | None, base: str | None
+    source: Source, folder: Path, log: Trajectory, statement: Mapping[str, Any] | None, open_model: OpenModel
 ) -> Iterator[Finding]:
     """Replay the log onto the base model, and yield findings on the base model, the weights and the configuration.
 
@@ -35,11 +62,10 @@ def check_replay(
         folder: the folder that holds the log, and the initial values that belong to it.
         log: the run's log.
         statement: the content of `privacy.json`; `None` where it cannot be read.
-        base: the base model's name or folder; `None` for the one that the log names.
+        open_model: returns the base model.
     """
     try:
-        name, revision = (base, None) if base is not None else locate_base_model(log.header)
-        model = build_initial_model(name, revision, log)
+        name, model = open_model(log)
     except (OSError, ValueError) as error:
         yield Finding(name="base model", holds=None, detail=f"it is not to be had: {str(error).splitlines()[0]}")
         return

@@ -8,6 +8,7 @@ and wrote the log. But noise that is missing altogether would show in the log.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from hf_dpzo.card.statement import build_statement, describe_file
 from hf_dpzo.io.foreign import describe_error, one_sentence
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.privacy.queries import LaplaceQuery
+from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, logger
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.parts import list_parts
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.published import check_other_files
-from hf_dpzo.verification.replay import check_replay
+from hf_dpzo.verification.replay import OpenModel, check_replay, open_base_model
 
 
 # The probability, at most, that an honest log fails the check of its noise, for each of the shares below.
@@ -49,7 +51,13 @@ CLOSE_SHARES = (0.05, 0.5)
 
 
 def verify(
-    name: str | Path, *, base: str | None = None, revision: str | None = None, weights: bool = True
+    name: str | Path,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    weights: bool = True,
+    max_download: int = MAX_DOWNLOAD,
+    announce: Callable[[str], None] = logger.warning,
 ) -> tuple[Finding, ...]:
     """Check everything that a published model says of its privacy.
 
@@ -59,6 +67,8 @@ def verify(
             Python package.
         revision: the repository's branch, tag or commit.
         weights: whether to load the base model and replay the weights.
+        max_download: the most bytes of a base model that are downloaded because the log names it.
+        announce: called with a sentence that says how much is downloaded, before it is.
 
     Returns:
         the findings, in the order in which the files depend on each other.
@@ -67,10 +77,11 @@ def verify(
         SourceError: there is nothing to verify.
     """
     source = open_source(name, revision)
-    return tuple(_run_checks(source, base, weights))
+    open_model = partial(open_base_model, base=base, max_download=max_download, announce=announce)
+    return tuple(_run_checks(source, open_model if weights else None))
 
 
-def _run_checks(source: Source, base: str | None, weights: bool) -> Iterator[Finding]:
+def _run_checks(source: Source, open_model: OpenModel | None) -> Iterator[Finding]:
     statement = None
     try:
         with one_sentence(STATEMENT_FILE, StatementError, remedy="write it anew"):
@@ -90,8 +101,8 @@ def _run_checks(source: Source, base: str | None, weights: bool) -> Iterator[Fin
     yield from _guard("noise", lambda: [_check_noise(log, run)])
     if statement is not None:
         yield from _guard("claim", lambda: _check_statement(statement, folder, source))
-    if weights:
-        yield from _guard("weights", lambda: check_replay(source, folder, log, statement, base))
+    if open_model is not None:
+        yield from _guard("weights", lambda: check_replay(source, folder, log, statement, open_model))
     yield from _guard("other files", lambda: [check_other_files(source)])
 
 

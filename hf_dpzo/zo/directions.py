@@ -26,6 +26,10 @@ from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Strea
 CHUNKS_PER_BLOCK = 64
 
 
+# With more directions than this, which no run uses, the kernel takes one at a time: their words would fill the memory.
+MAX_DIRECTIONS_AT_ONCE = 256
+
+
 # Loading Numba takes a second and 160 MiB. With fewer coordinates than this it would save a step only milliseconds.
 MIN_COORDINATES_TO_COMPILE = 20_000_000
 
@@ -175,7 +179,17 @@ class Rademacher(Directions):
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
             piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
-            kernel(piece, self._words.draw_chunk(chunk, sweep, weights, stream), scales)
+            rows = self._words.draw_rows(chunk, sweep, weights, stream)
+            if len(scales) <= MAX_DIRECTIONS_AT_ONCE:
+                words = np.empty((len(scales), math.ceil(len(piece) / 64)), dtype=np.uint64)
+                for place, row in enumerate(rows):
+                    words[place] = row
+                kernel(piece, words, scales)
+                continue
+            total = np.full(len(piece), -0.0, dtype=np.float32)  # Adding to minus zero changes no bit.
+            for number, row in enumerate(rows):
+                kernel(total, row[None], scales[number : number + 1])
+            piece += total
 
     def _choose_kernel(self) -> Kernel | None:
         """Return the compiled kernel if there is one and it pays; otherwise NumPy does the work."""
@@ -187,11 +201,12 @@ class Rademacher(Directions):
         """See `Directions`; here only one bit for each coordinate crosses to the device."""
         if self.mask is not None or not weights:
             return super()._combine_on_device(device, chunks, sweep, weights)
-        words = [self._words.draw_chunk(chunk, sweep, weights, self._streams.main) for chunk in chunks]
+        # Direction by direction, so that the words of many directions are never there at once.
+        rows = zip(*(self._words.draw_rows(chunk, sweep, weights, self._streams.main) for chunk in chunks), strict=True)
         total = None
-        for row, weight in zip(np.concatenate(words, axis=1), weights.values(), strict=True):
+        for row, weight in zip(rows, weights.values(), strict=True):
             table = torch.from_numpy(_build_sign_table(weight)).to(device)
-            scaled = table.index_select(0, torch.from_numpy(_as_bytes(row)).to(device).int())
+            scaled = table.index_select(0, torch.from_numpy(_as_bytes(np.concatenate(row))).to(device).int())
             total = scaled if total is None else total.add_(scaled)
         return total.view(-1)[: self.sizes[sweep[0]] - chunks.start * CHUNK_SIZE]
 
@@ -212,7 +227,7 @@ class Sphere(Gaussian):
 
     def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
         super().__init__(seed=seed, sizes=sizes, mask=mask)
-        self._stretch = lru_cache(maxsize=256)(self._compute_stretch)
+        self._stretch = lru_cache(maxsize=1 << 16)(self._compute_stretch)  # As many as a step may have directions.
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """See `Directions.add_`."""

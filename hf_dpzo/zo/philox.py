@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
@@ -127,16 +127,23 @@ class SignWords:
         if self._has_drawn:
             self._kept_labels[index] = (step, list(directions)[-1])
 
-    def draw_chunk(self, chunk: int, sweep: SweepAddress, directions: Collection[int], stream: Stream) -> np.ndarray:
-        """Return the words of a chunk, uint64 `[directions, words]`. To be called within a sweep."""
+    def draw_rows(
+        self, chunk: int, sweep: SweepAddress, directions: Iterable[int], stream: Stream
+    ) -> Iterator[np.ndarray]:
+        """Yield the words of a chunk, uint64 `[words]`, direction by direction, and keep the last after all are taken.
+
+        They take no more memory than one direction's, however many directions there are. Each is to be used before the
+        next one is drawn. To be called within a sweep.
+        """
         self._has_drawn = True
         index, step = sweep
         kept = self._kept_words[index][chunk * CHUNK_SIZE // 64 : (chunk + 1) * CHUNK_SIZE // 64]
-        rows = [self._draw_row((chunk, index, direction, step), kept, stream) for direction in directions]
-        words = np.stack(rows) if len(rows) > 1 else rows[0][None]
-        if rows[-1] is not kept:
-            kept[:] = rows[-1]
-        return words
+        row = kept
+        for direction in directions:
+            row = self._draw_row((chunk, index, direction, step), kept, stream)
+            yield row
+        if row is not kept:
+            kept[:] = row
 
     def _draw_row(self, address: ChunkAddress, kept: np.ndarray, stream: Stream) -> np.ndarray:
         _, _, direction, step = address

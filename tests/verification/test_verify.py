@@ -1,145 +1,27 @@
 """Verifying: what is honest holds, and whatever was tampered with is named."""
 
-import functools
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType
+from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from hf_dpzo import ZOTrainer, ZOTrainingArguments, from_trajectory, seeded_peft_model
+from hf_dpzo import from_trajectory
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe.run import compute_accuracy
 from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
-from support.models import classifier
-from support.pictures import matplotlib_is_there
-from support.rows import labelled_rows
-from support.runs import SHORT_RUN
-from support.sweeps import slow
-
-
-# As few as show that noise is missing.
-STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, tokenizer) -> Path:
-    """A base model in a folder, and another one like it."""
-    folder = tmp_path_factory.mktemp("base")
-    for seed, name in enumerate(("one", "other")):
-        torch.manual_seed(seed)
-        classifier().save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return folder / "one"
-
-
-@pytest.fixture(scope="module")
-def train(base, tokenizer, tmp_path_factory):
-    """Trains on a base model from a folder, and saves."""
-
-    def run(*, lora: bool, **changes) -> Path:
-        settings = {
-            "output_dir": str(tmp_path_factory.mktemp("run") / "out"),
-            **SHORT_RUN,
-            "max_steps": STEPS,
-        }
-        given = {name: value for name, value in {**settings, **changes}.items() if value is not None}
-        model = AutoModelForSequenceClassification.from_pretrained(base)
-        if lora:
-            config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"])
-            model = seeded_peft_model(model, config, seed=1)
-        trainer = ZOTrainer(
-            model=model,
-            args=ZOTrainingArguments(**given),
-            train_dataset=labelled_rows(40),
-            eval_dataset=labelled_rows(8, seed=1),
-            processing_class=tokenizer,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=compute_accuracy,
-        )
-        trainer.train()
-        trainer.evaluate()
-        trainer.save_model()
-        return Path(given["output_dir"])
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def runs(train) -> Callable[[str], Path]:
-    """What runs saved that change an adapter, or all parameters. To be read alone."""
-
-    @functools.cache
-    def run(kind: str) -> Path:
-        with matplotlib_is_there(True):
-            return train(lora=kind == "adapter")
-
-    return run
-
-
-@pytest.fixture(scope="module", params=["adapter", *slow("all parameters")])
-def honest(request, runs) -> Path:
-    """Where it hardly matters what was trained."""
-    return runs(request.param)
-
-
-@pytest.fixture(scope="module", params=["adapter", "all parameters"])
-def either(request, runs) -> Path:
-    return runs(request.param)
-
-
-@pytest.fixture(scope="module")
-def adapter(runs) -> Path:
-    return runs("adapter")
+from support.published import STEPS, failing, rewrite, weights_of
 
 
 @pytest.fixture(scope="module")
 def without_privacy(train) -> Path:
     return train(lora=True, method="mezo", noise_multiplier=None, target_delta=None)
-
-
-@pytest.fixture
-def copied(tmp_path) -> Callable[[Path], Path]:
-    """Makes a copy, to tamper with."""
-
-    def copy(folder: Path) -> Path:
-        return Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.lock")))
-
-    return copy
-
-
-@pytest.fixture
-def copy(honest, copied) -> Path:
-    return copied(honest)
-
-
-@pytest.fixture
-def copy_of_either(either, copied) -> Path:
-    return copied(either)
-
-
-def failing(folder: Path, base: Path) -> dict[str, str]:
-    return {one.name: one.detail for one in verify(folder, base=str(base)) if one.holds is False}
-
-
-def rewrite(path: Path, change) -> None:
-    """Change JSON in a file."""
-    said = json.loads(path.read_text())
-    change(said)
-    path.write_text(json.dumps(said))
-
-
-def weights_of(folder: Path) -> Path:
-    return next(path for path in folder.glob("*model.safetensors"))
 
 
 def test_all_that_an_honest_run_saves_holds(either, base):

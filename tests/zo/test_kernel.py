@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import tracemalloc
 from multiprocessing import get_context
 
 import numpy as np
@@ -9,14 +10,23 @@ import pytest
 import torch
 
 from hf_dpzo.zo import directions as perturbation
-from hf_dpzo.zo.directions import CHUNKS_PER_BLOCK, DIRECTIONS, Rademacher
+from hf_dpzo.zo.directions import CHUNKS_PER_BLOCK, DIRECTIONS, MAX_DIRECTIONS_AT_ONCE, Rademacher
 from hf_dpzo.zo.kernel import add_signs, compile_kernel
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, MIN_CHUNKS_PER_THREAD, Stream, Streams
 
 
 SIZES = [1, 7, 64, 65, 1000, CHUNK_SIZE, CHUNK_SIZE + 3, 2 * CHUNK_SIZE + 77]
-WEIGHTS = [{0: 1e-3}, {0: 1e-3, 1: -2e-3}, {k: (-1) ** k * 10.0 ** -(k % 5) for k in range(16)}, {2: 0.0}, {}]
+MANY = {k: (-1) ** k * 10.0 ** -(k % 7) for k in range(MAX_DIRECTIONS_AT_ONCE + 3)}
+WEIGHTS = [
+    MANY,
+    dict.fromkeys(MANY, 0.0),
+    {0: 1e-3},
+    {0: 1e-3, 1: -2e-3},
+    {k: (-1) ** k * 10.0 ** -(k % 5) for k in range(16)},
+    {2: 0.0},
+    {},
+]
 
 
 @pytest.fixture
@@ -262,3 +272,38 @@ def test_a_gpu_ends_at_the_bits_of_the_cpu(kind, plain):
     expected, moved = plain(parameter.clone(), directions, {0: 1e-3, 1: 2e-3}), parameter.cuda()
     directions.add_(moved, index=0, step=3, weights={0: 1e-3, 1: 2e-3})
     assert torch.equal(moved.cpu(), expected)
+
+
+@pytest.mark.parametrize("first", [0, 1, MAX_DIRECTIONS_AT_ONCE + 1])
+@pytest.mark.parametrize("count", [2, MAX_DIRECTIONS_AT_ONCE + 2])
+def test_words_that_are_kept_from_the_sweep_before_change_no_bit(plain, first, count):
+    """The first sweep keeps the words of one direction, and the second one needs them at any place."""
+    pytest.importorskip("numba")
+    size = CHUNK_SIZE + 3
+    parameter, directions = torch.randn(size), Rademacher(seed=5, sizes=[size])
+    weights = {k: (-1) ** k * 10.0 ** -(k % 7) for k in range(count)}
+    expected = plain(plain(parameter.clone(), directions, {first: 0.5}), Rademacher(seed=5, sizes=[size]), weights)
+    fresh = Rademacher(seed=5, sizes=[size])
+    for sweep in ({first: 0.5}, weights):
+        fresh.add_(parameter, index=0, step=3, weights=sweep)
+    assert torch.equal(parameter, expected)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_many_directions_take_no_more_memory_than_few(on_device):
+    """A stranger's log may ask for 65536 of them in each step."""
+    pytest.importorskip("numba")
+    directions, parameter = Rademacher(seed=0, sizes=[4 * CHUNK_SIZE]), torch.zeros(4 * CHUNK_SIZE)
+    peaks = []
+    for count in (16, 4096):
+        weights = dict.fromkeys(range(count), 1e-3)
+        directions.add_(parameter, index=0, step=0, weights=weights)  # Whatever is made once is there.
+        tracemalloc.start()
+        if on_device:
+            with directions._words.sweep(0, 1, weights):
+                directions._combine_on_device(torch.device("cpu"), range(4), (0, 1), weights)
+        else:
+            directions.add_(parameter, index=0, step=1, weights=weights)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0] + (1 << 20)
