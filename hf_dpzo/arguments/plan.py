@@ -29,6 +29,7 @@ PLANNED_FLAGS = (
     "privacy_unit_column",
     "max_rows_per_unit",
     "trials",
+    "canaries",
     # The budget does not depend on it, but the isolation of rows was measured with it.
     "points_per_pass",
     # The budget does not depend on them, but the optimizer is built with them, and the card states them.

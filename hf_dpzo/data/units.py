@@ -1,7 +1,7 @@
 """The units of privacy: single rows, or all the rows of one user."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import datasets
@@ -66,6 +66,17 @@ class Units:
                 f"privacy_unit_column={column}: not all rows of train_dataset have it; name another column."
             ) from None
         return cls.from_users(users, max_rows=max_rows)
+
+    def with_single_rows(self, count: int) -> Self:
+        """Return these units, and `count` more, each of one row. Their rows come after all others.
+
+        >>> units = Units.from_users(["ann", "bob", "ann"], max_rows=2).with_single_rows(1)
+        >>> len(units), units.draw_rows(2)
+        (3, [3])
+        """
+        single = [np.array([row]) for row in range(self.num_rows, self.num_rows + count)]
+        members = None if self.members is None else [*self.members, *single]
+        return replace(self, num_rows=self.num_rows + count, members=members)
 
     def draw_rows(self, unit: int) -> list[int]:
         """Return the rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""

@@ -53,7 +53,7 @@ class CheckingTrainer(SearchingTrainer):
 
     def _refuse_rows(self, dataset: Any) -> None:
         """Raise `ValueError` unless the rows about to be read are the planned ones, and the same in all processes."""
-        refuse_changed_rows(self.train_dataset, dataset, self._units.num_rows)
+        refuse_changed_rows(self.train_dataset, dataset, self._units.num_rows - (self.args.canaries or 0))
         refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
         refuse_differing_rows(self._processes, dataset, self._units)
 
@@ -85,9 +85,13 @@ class CheckingTrainer(SearchingTrainer):
         return isolation
 
     def _build_public_batches(self, losses: BatchLosses, dataset: Any) -> list[Rows]:
-        kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
-        kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
+        kept = self._find_collated_columns(dataset)
         return build_probe_batches(dataset, self.model, losses.collator, kept_columns=kept, public_rows=self.probe_rows)
+
+    def _find_collated_columns(self, dataset: Any) -> set[str]:
+        """Return the names of the columns of `dataset` that reach the collator."""
+        kept = {column.name for column in infer_columns(dataset)} - {self.args.privacy_unit_column}
+        return kept & set(self._signature_columns or kept)
 
     @property
     def _points_per_pass(self) -> int | None:

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from scipy import stats
 
 from hf_dpzo._version import __version__
+from hf_dpzo.auditing.coins import COINS_FILE
 from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.files import CARD_FILE, CONFIG_FILES, PUBLIC_SUFFIXES, STATEMENT_FILE, is_weights_file
 from hf_dpzo.card.front_matter import parse_card
@@ -46,7 +47,7 @@ CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, *CONFIG_FILE
 
 
 # Files of a run's own folder and of the Hub. Nothing is loaded from them.
-HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
+HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock", COINS_FILE}
 
 
 # The check of noise counts the released values that lie as close to zero as these shares of pure noise do.
