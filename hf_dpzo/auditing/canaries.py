@@ -23,7 +23,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 # Tokens of a canary: few, because each costs a forward pass at every probe point of every step.
-CANARY_LENGTH = 16
+CANARY_LENGTH = 8
 
 
 def generate_canaries(

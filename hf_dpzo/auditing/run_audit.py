@@ -15,7 +15,7 @@ Epsilon is never above the claim by more than chance, if the claim holds. Nothin
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,12 @@ class RunAudit:
 
 
 def measure_canaries(
-    descent: Descent, records: Iterable[Record], estimate: StepEstimate, build_batch: Callable[[], LogicalBatch]
+    descent: Descent,
+    records: Iterable[Record],
+    estimate: StepEstimate,
+    build_batch: Callable[[], LogicalBatch],
+    *,
+    points_per_pass: int | None = None,
 ) -> np.ndarray:
     """Replay `records`, and return what each canary adds to each step that it takes part in, `[canaries, steps, K]`.
 
@@ -112,6 +117,7 @@ def measure_canaries(
         records: the records of the steps, in order.
         estimate: the estimate that evaluates a batch in training.
         build_batch: a function that returns a batch of all canaries, each a unit of its own.
+        points_per_pass: the number of probe points of one forward pass, as in training.
     """
     measured = []
 
@@ -121,7 +127,7 @@ def measure_canaries(
         coefficients = estimate.coefficients(losses, batch, descent.estimator(step))
         measured.append(descent.method.mechanism.clip_public(coefficients))
 
-    replay_records(descent, records, follow=follow)
+    replay_records(descent, records, follow=follow, points_per_pass=points_per_pass)
     return np.stack(measured, axis=1)
 
 
@@ -155,7 +161,7 @@ def audit_evidence(
     counts = {"canaries": len(coins), "guesses": guesses, "correct": correct}
     family = partial(_scale_noise, releases)
     noise, spread_chance = bound_noise(evidence, coins, mechanism, releases, error)
-    guess_chance = Promise.of_releases(releases, delta=delta).chance(**counts)
+    guess_chance = _build_promise(releases, delta).chance(**counts)
     return RunAudit(
         **counts,
         included=int(coins.sum()),
@@ -196,6 +202,12 @@ def bound_noise(
     return scale / claim.quantile(size, error), claim.chance(size, scale)
 
 
+@lru_cache(maxsize=256)
+def _build_promise(releases: Releases, delta: float) -> Promise:
+    """Return the promise of `releases`, which takes some tenths of a second."""
+    return Promise.of_releases(releases, delta=delta)
+
+
 def _scale_noise(releases: Releases, factor: float) -> Releases:
     """Return `releases` with `factor` times the noise."""
     scaled = (min(query.noise_multiplier * factor, 0.99 * MAX_NOISE_MULTIPLIER) for query, _ in releases)
@@ -213,7 +225,7 @@ def _bound_by_guesses(
     """
 
     def is_rejected(inverse: float) -> bool:
-        return Promise.of_releases(family(1 / inverse), delta=delta).chance(**counts) <= error
+        return _build_promise(family(1 / inverse), delta).chance(**counts) <= error
 
     low, high = (1.0, 1 / LEAST_NOISE) if chance <= error else (1 / MOST_NOISE, 1.0)
     if low < 1 and not is_rejected(low):

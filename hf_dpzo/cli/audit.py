@@ -19,7 +19,13 @@ def add_command(commands: Subparsers) -> None:
     parser = commands.add_parser("audit", help="attack the mechanism that a recipe would run, or a run with canaries")
     parser.add_argument("recipe", nargs="?", help="a YAML file; its fields are flags, as in hf-dpzo train")
     parser.add_argument("--picture", help="also draw what was found, such as the best attacker's ROC, into this file")
-    parser.add_argument("--run", help="instead: the folder of a recipe's run with canaries, to be audited itself")
+    # Not `run`, which is the function that runs the command.
+    parser.add_argument(
+        "--run",
+        dest="folder",
+        metavar="FOLDER",
+        help="instead: the folder of a recipe's run with canaries, to be audited itself",
+    )
     parser.add_argument("--confidence", type=float, default=0.95, help="--run: of all bounds together; default 0.95")
     parser.add_argument("--card", action="store_true", help="--run: also write what was found into its card")
     parser.add_argument("--demo", choices=["inherent-privacy"], help="instead: do random directions hide data?")
@@ -29,7 +35,7 @@ def add_command(commands: Subparsers) -> None:
 def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     if arguments.demo is not None:
         return Outcome(text=_run_demonstration())
-    if arguments.run is not None:
+    if arguments.folder is not None:
         return _audit_run(arguments, fields)
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml, or --demo.")
@@ -64,7 +70,7 @@ def _audit_run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
 
     if arguments.recipe is not None:
         raise ValueError(f"recipe={arguments.recipe}: a run keeps its own recipe; name it, or --run, but not both.")
-    trainer = rebuild_trainer(Path(arguments.run), fields)
+    trainer = rebuild_trainer(Path(arguments.folder), fields)
     found = trainer.audit_run(confidence=arguments.confidence, card=arguments.card, picture=arguments.picture)
     return Outcome(text=_format_found(found), status=1 if found.exceeds_claim else 0)
 

@@ -162,18 +162,8 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
     _refuse_unknown_flags([*argv, *flags])
     parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
-    recipe.flags = _drop_secrets([*argv, *flags])
+    recipe.flags = (*argv, *flags)
     return recipe, args
-
-
-def _drop_secrets(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return `arguments` without an access token, which must not be kept with a run."""
-    kept, secret = [], False
-    for argument in arguments:
-        secret = argument.startswith("--hub_token") or (secret and not argument.startswith("--"))
-        if not secret:
-            kept.append(argument)
-    return tuple(kept)
 
 
 def _as_flags(name: str, value: Any) -> list[str]:

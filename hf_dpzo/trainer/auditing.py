@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +13,7 @@ from hf_dpzo.auditing.picture import check_picture, draw_run_audit
 from hf_dpzo.auditing.run_audit import RunAudit, audit_evidence, collect_released, measure_canaries
 from hf_dpzo.auditing.scores import Evidence
 from hf_dpzo.card.repository import refresh_card
+from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.data.sampling import FetchedRow, SealedRows
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.io.strict_json import compare_json
@@ -153,7 +153,9 @@ class AuditingTrainer(CheckingTrainer):
         try:
             descent = build_replay(self.model, log)
             records = logging.tqdm(log.records, desc="Replaying the run", disable=self.args.disable_tqdm)
-            coefficients = measure_canaries(descent, records, StepEstimate(losses=self._estimate.losses), self._batch)
+            estimate = StepEstimate(losses=self._estimate.losses)
+            passes = {"points_per_pass": self._points_per_pass}
+            coefficients = measure_canaries(descent, records, estimate, self._build_canary_batch, **passes)
         finally:
             _copy_values(trained, final)
         kept = [not record.void for record in log.records]
@@ -166,7 +168,7 @@ class AuditingTrainer(CheckingTrainer):
             noise_variance=spread**2 if self.args.noise != "laplace" else 2 * spread**2,
         )
 
-    def _batch(self) -> Any:
+    def _build_canary_batch(self) -> LogicalBatch:
         """Return a batch of all canaries, each a unit of its own."""
         rows = [FetchedRow(unit=unit, row=dict(row), slot=unit) for unit, row in enumerate(self._canaries)]
         return self._estimate.losses.collator(rows)["batch"]

@@ -35,7 +35,11 @@ def pass_through(step: int, walk: Walk) -> None:
 
 
 def replay_records(
-    descent: Descent, records: Iterable[Record], *, follow: Callable[[int, Walk], object] = pass_through
+    descent: Descent,
+    records: Iterable[Record],
+    *,
+    follow: Callable[[int, Walk], object] = pass_through,
+    points_per_pass: int | None = None,
 ) -> None:
     """Take the steps of `records` again. The parameters must be where the first of these steps began.
 
@@ -43,6 +47,7 @@ def replay_records(
         descent: the descent that moves the parameters.
         records: the records of the steps, in order.
         follow: a function that is given each step and its walk, and goes through all stops of the walk.
+        points_per_pass: the number of points of one stop, as in training; it changes no parameter.
 
     Raises:
         TrajectoryError: a record has another smoothing or mask than the replay computes.
@@ -56,7 +61,7 @@ def replay_records(
                 f"step={record.step}: the log has smoothing and mask {(record.smoothing, record.mask_fingerprint)}, "
                 f"and this machine makes {computed}; replay where the run was trained."
             )
-        with descent.walk(record.step) as walk:
+        with descent.walk(record.step, points_per_pass=points_per_pass) as walk:
             follow(record.step, walk)
         for group, rate in zip(descent.optimizer.param_groups, record.learning_rates, strict=True):
             group["lr"] = rate
