@@ -265,8 +265,8 @@ def test_a_run_without_canaries_or_without_a_recipe_is_not_audited_by_the_comman
 
 
 def test_an_audit_that_cannot_be_made_is_refused(trained, tmp_path):
-    with pytest.raises(ValueError, match="confidence=1.5"):
-        trained.audit_run(confidence=1.5)
+    with pytest.raises(ValueError, match="confidence=2"):
+        trained.audit_run(confidence=2)
     without = train(tmp_path / "without")
     with pytest.raises(ValueError, match="canaries=None"):
         without.audit_run()
