@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hf_dpzo.io.files import sync_all
 from hf_dpzo.io.strict_json import parse_json
 
 
@@ -68,6 +69,7 @@ class Coins:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
+        sync_all([folder])
 
     @classmethod
     def load(cls, folder: Path) -> Self:

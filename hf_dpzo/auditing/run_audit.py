@@ -142,8 +142,8 @@ def audit_evidence(
 ) -> RunAudit:
     """Compare what `evidence` shows of the `coins` with the claim.
 
-    Guarantee: whatever the rows are, if the promise of `releases` holds, `epsilon_lower` exceeds the claimed epsilon
-    with a probability of at most `1 - confidence`.
+    Guarantee: whatever the rows are, if the mechanism did what it claims, `epsilon_lower` exceeds the claimed epsilon
+    with a probability of at most `1 - confidence`. For the bounds of guesses, the promise of `releases` is enough.
 
     Args:
         evidence: what was released, and what each canary adds.
