@@ -16,8 +16,8 @@ from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.clipping import SENSITIVITY
 
 
-DELTA, STEPS, RATE, K = 1e-5, 120, 0.5, 4
-SETTINGS = {"noise_multiplier": 6.0, "expected_batch_size": 8}
+DELTA, STEPS, RATE, K = 1e-5, 400, 0.5, 4
+SETTINGS = {"noise_multiplier": 12.0, "expected_batch_size": 8}
 METHODS = {
     "joint": AggZO(num_directions=K, **SETTINGS),
     "separate": ZOSO(num_directions=K, **SETTINGS),
@@ -30,7 +30,7 @@ def simulate(method: PrivateMethod, factor: float = 1.0, *, canaries: int = 24, 
     """Return evidence and coins of a run of `method` with `factor` times its noise, and some other rows."""
     directions = method.estimator.num_directions
     rows = torch.from_numpy(RNG.normal(size=(canaries + others, STEPS, directions)) * 100)
-    parts = np.stack([method.mechanism.clip_public(rows[:, step]) for step in range(STEPS)], axis=1)
+    parts = method.mechanism.clip_public(rows.reshape(-1, directions)).reshape(rows.shape)
     coins = RNG.integers(0, 2, canaries).astype(bool)
     present = np.append(coins, np.ones(others, dtype=bool))
     joined = (RNG.random((canaries + others, STEPS)) < RATE) & present[:, None]
@@ -61,8 +61,8 @@ def audit(name: str, evidence: Evidence, coins: np.ndarray, confidence: float = 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sound_mechanism_exceeds_its_claim_no_more_often_than_stated(name):
     """Without other rows, where the bound of the spread is as close as it can be. Each run exceeds it at most in 20."""
-    found = [audit(name, *simulate(METHODS[name])) for _ in range(15)]
-    assert sum(one.epsilon_lower > claimed(name) for one in found) <= 4  # More in one of a thousand tests.
+    found = [audit(name, *simulate(METHODS[name])) for _ in range(10)]
+    assert sum(one.epsilon_lower > claimed(name) for one in found) <= 3  # More in one of a thousand tests.
     assert all(one.exceeds_claim or one.epsilon_lower <= one.epsilon_claimed for one in found)
     assert np.mean([one.epsilon_lower for one in found]) > 0.5 * claimed(name)
 
@@ -70,24 +70,24 @@ def test_a_sound_mechanism_exceeds_its_claim_no_more_often_than_stated(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_bound_on_the_noise_holds_as_often_as_stated(name):
     method = METHODS[name]
-    bounds = [bound_noise(*simulate(method, canaries=2), method.mechanism, releases(method), 0.1) for _ in range(600)]
+    bounds = [bound_noise(*simulate(method, canaries=2), method.mechanism, releases(method), 0.1) for _ in range(300)]
     too_low = sum(noise < 1 for noise, _ in bounds)
-    assert 5 <= too_low <= 90  # 60 or a little fewer, for the two canaries add a little: by chance under 90.
+    assert 5 <= too_low <= 52  # 30 or a little fewer, for the two canaries add a little; more by chance.
     assert [noise < 1 for noise, _ in bounds] == [chance < 0.1 for _, chance in bounds]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_thirds_of_the_noise_exceed_the_claim_and_three_halves_never_do(name):
-    less = [audit(name, *simulate(METHODS[name], 2 / 3)) for _ in range(6)]
+    less = [audit(name, *simulate(METHODS[name], 2 / 3)) for _ in range(4)]
     assert all(one.exceeds_claim and one.epsilon_lower > claimed(name) for one in less)
-    more = [audit(name, *simulate(METHODS[name], 3 / 2)) for _ in range(6)]
+    more = [audit(name, *simulate(METHODS[name], 3 / 2)) for _ in range(4)]
     assert not any(one.exceeds_claim or one.epsilon_lower > claimed(name) for one in more)
 
 
 def test_half_of_the_noise_is_found_beside_other_rows_that_nobody_knows():
-    found = [audit("joint", *simulate(METHODS["joint"], 1 / 2, others=16)) for _ in range(6)]
+    found = [audit("joint", *simulate(METHODS["joint"], 1 / 2, others=16)) for _ in range(4)]
     assert all(one.exceeds_claim for one in found)
-    unsuspicious = [audit("joint", *simulate(METHODS["joint"], others=16)) for _ in range(6)]
+    unsuspicious = [audit("joint", *simulate(METHODS["joint"], others=16)) for _ in range(4)]
     assert not any(one.exceeds_claim for one in unsuspicious)
 
 
