@@ -32,6 +32,7 @@ PLANNED_FLAGS = (
     "max_rows_per_unit",
     "trials",
     "earlier_runs",
+    "canaries",
     # The budget does not depend on it, but the isolation of rows was measured with it.
     "points_per_pass",
     # The budget does not depend on them, but the optimizer is built with them, and the card states them.

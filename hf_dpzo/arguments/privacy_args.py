@@ -53,6 +53,14 @@ def check_earlier_runs(args: TrainingArguments) -> None:
         )
 
 
+def check_canaries(args: TrainingArguments) -> None:
+    """Raise `ValueError` unless there is a claim to audit with `canaries`, and coins to guess."""
+    if args.canaries is not None and not args.private:
+        raise ValueError(f"canaries={args.canaries}: without noise there is no claim to audit; remove it.")
+    if args.canaries == 1:
+        raise ValueError("canaries=1: an audit guesses which of several are in; set 64 or more, or remove it.")
+
+
 def check_units(args: TrainingArguments) -> None:
     """Coerce and check `privacy_unit_column`, `max_rows_per_unit` and `padded_lengths`."""
     args.max_rows_per_unit = coerce_count("max_rows_per_unit", args.max_rows_per_unit)

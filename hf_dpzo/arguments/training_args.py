@@ -16,7 +16,13 @@ from hf_dpzo.arguments.method_args import (
     check_update,
 )
 from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
-from hf_dpzo.arguments.privacy_args import check_earlier_runs, check_privacy, check_trials, check_units
+from hf_dpzo.arguments.privacy_args import (
+    check_canaries,
+    check_earlier_runs,
+    check_privacy,
+    check_trials,
+    check_units,
+)
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.data.units import Units
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
@@ -160,6 +166,13 @@ class ZOTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Attack the mechanism before training, some 20 seconds, and say in the card what was found."},
     )
+    canaries: int | None = field(
+        default=None,
+        metadata={
+            "help": "Add as many made-up rows, each in or out by a secret coin, so that the run itself can be audited "
+            "afterwards: hf-dpzo audit --run. They count as rows."
+        },
+    )
     tuning_runs: int | None = field(
         default=None,
         metadata={
@@ -206,12 +219,14 @@ class ZOTrainingArguments(TrainingArguments):
         return issubclass(METHODS[self.method], PrivateMethod) and self.noise_multiplier != 0
 
     def build_units(self, dataset: Any) -> Units:
-        """Return the units of privacy that the rows of `dataset` belong to."""
+        """Return the units of privacy that the rows of `dataset` belong to, and after them the canaries."""
         if dataset is None:
             return Units(num_rows=0)
         if self.privacy_unit_column is None:
-            return Units(num_rows=len(dataset))
-        return Units.from_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
+            units = Units(num_rows=len(dataset))
+        else:
+            units = Units.from_column(dataset, self.privacy_unit_column, max_rows=self.max_rows_per_unit)
+        return units.with_single_rows(self.canaries or 0)
 
     @property
     def unit_name_plural(self) -> str:
@@ -243,7 +258,7 @@ class ZOTrainingArguments(TrainingArguments):
                 name == "noise_multiplier" and METHODS[self.method].allows_no_noise
             )
             setattr(self, name, coerce_positive(name, getattr(self, name), allow_zero=may_be_zero))
-        for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "tuning_runs", "trials"):
+        for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "canaries", "tuning_runs", "trials"):
             setattr(self, name, coerce_count(name, getattr(self, name)))
         for name, choices in {
             "directions": DIRECTIONS,
@@ -261,3 +276,4 @@ class ZOTrainingArguments(TrainingArguments):
         check_privacy(self)
         check_trials(self)
         check_earlier_runs(self)
+        check_canaries(self)

@@ -1,4 +1,4 @@
-"""Attacks on the mechanism of a run, and a demonstration of what random directions alone give away.
+"""Attacks on the mechanism of a run and on the run itself, and what random directions alone give away.
 
-Imports everything from `privacy` to `step`.
+Imports everything from `io` to `trajectory`.
 """

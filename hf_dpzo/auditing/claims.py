@@ -45,6 +45,11 @@ class GaussianClaim:
         degrees = 2 * count / self.order
         return float(stats.chi2.ppf(probability, degrees) / degrees) ** (1 / self.order)
 
+    def chance(self, count: int, scale: float) -> float:
+        """Return the probability that `count` draws of scale 1 have a scale of `scale` or less."""
+        degrees = 2 * count / self.order
+        return float(stats.chi2.cdf(degrees * scale**self.order, degrees))
+
 
 class LaplaceClaim(GaussianClaim):
     """The claim of Laplace noise, if neighbours differ in one coefficient (Dong, Roth and Su 2022)."""

@@ -19,12 +19,21 @@ FALSE_ALARMS = 0.01
 GROUPS = (2, 4)
 
 
+# An audit of a run takes the claim back only if chance explains what it found less often than this.
+AUDIT_CHANCE = 1e-4
+
+
+AUDITED = "no audit of the run itself found more than is claimed, beyond what chance explains"
+
+
 def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the conditions of a run that is called private, and whether each holds."""
     budget = run.budget
     bound = isolation["bound_in_clip_norms"]
     small = budget.private and budget.delta < 1 / run.num_units
     promised = small and budget.guarantee().epsilon <= MAX_EPSILON
+    empirical = declarations.empirical
+    audited = {} if empirical is None else {AUDITED: empirical["chance"] >= AUDIT_CHANCE}
     held = {
         "every release holds noise": budget.private,
         "no step was taken beyond the plan": len(budget.ledger) <= budget.planned_steps,
@@ -36,6 +45,7 @@ def list_conditions(run: LoggedRun, declarations: Declarations, isolation: Mappi
         and bound <= MAX_ISOLATION_BOUND,
         "no attack that was made on the mechanism found more than is claimed": declarations.audit is None
         or declarations.audit["passed"],
+        **audited,
     }
     return [{"condition": condition, "held": bool(value)} for condition, value in held.items()]
 

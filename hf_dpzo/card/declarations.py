@@ -21,6 +21,7 @@ class Declarations:
     Args:
         isolation: the isolation of the rows of a batch, as probed: its status, and a bound in clip norms.
         audit: the result of an attack on the mechanism; `None` if there was no attack.
+        empirical: the result of an audit of the run itself; `None` if there was none, or it is not published.
         weights: facts about the trained weights: SHA-256, bytes, parameters and steps taken; `None` if not known.
         tuning_runs: the number of runs on the same rows that choices were made from, with this one; `None` if not
             declared.
@@ -37,6 +38,7 @@ class Declarations:
 
     isolation: Mapping[str, Any]
     audit: Mapping[str, Any] | None = None
+    empirical: Mapping[str, Any] | None = None
     weights: Mapping[str, Any] | None = None
     tuning_runs: int | None = None
     eval_data_is_public: bool = False
@@ -58,6 +60,7 @@ class Declarations:
         return cls(
             isolation=checks["numerical_isolation"],
             audit=checks["audit"],
+            empirical=checks.get("empirical"),
             weights=statement["reproducibility"]["weights"],
             tuning_runs=statement["tuning"]["runs_on_private_data"],
             eval_data_is_public=evaluation["data_are_public"],

@@ -1,8 +1,10 @@
 """A private model as a log: a repository without weights, and the model that its log leads to."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,7 +112,13 @@ def push_log(folder: Path, destination: Destination) -> str:
     return snapshot.upload(destination, message="A private model as its log", wait=True).commit_url
 
 
-def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: str | None = None) -> None:
+def refresh_card(
+    folder: Path,
+    *,
+    from_folder: Path | None = None,
+    repository: str | None = None,
+    empirical: Mapping[str, Any] | None = None,
+) -> None:
     """Write the card, `privacy.json` and the picture again, from the log in `folder`.
 
     Args:
@@ -118,6 +126,7 @@ def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: s
         from_folder: the folder whose card and `privacy.json` tell what the log cannot; by default `folder`. If its
             `privacy.json` cannot be read, nothing is declared.
         repository: the repository that the card names; by default the declared one.
+        empirical: what an audit of the run found; by default what is declared of one.
 
     Raises:
         LinkError: one of the files that are read is a link.
@@ -130,4 +139,6 @@ def refresh_card(folder: Path, *, from_folder: Path | None = None, repository: s
         declared = Declarations.from_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)
+    if empirical is not None:
+        declared = replace(declared, empirical=empirical)
     write_card(folder, declared, read_metadata(declared_in))

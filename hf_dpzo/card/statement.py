@@ -98,6 +98,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "conditions": conditions,
             "numerical_isolation": dict(isolation),
             "audit": declarations.audit,
+            **({} if declarations.empirical is None else {"empirical": dict(declarations.empirical)}),
             "non_finite_losses": "count as zero",
         },
         "not_covered": _list_not_covered(run, declarations),
@@ -169,6 +170,7 @@ def _sampling(run: LoggedRun) -> dict[str, Any]:
         "unit_column": run.unit_column,
         "max_rows_per_unit": run.max_rows_per_unit,
         "padded_lengths": run.padded_lengths,
+        **({"canaries": run.num_canaries} if run.num_canaries else {}),
     }
 
 

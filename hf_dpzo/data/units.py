@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import datasets
@@ -85,6 +85,17 @@ class Units:
         own, others = self.members, other.members
         sizes = [(u.num_rows, len(u), u.max_rows_per_unit, u.members is None) for u in (self, other)]
         return sizes[0] == sizes[1] and (own is None or all(map(np.array_equal, own, others)))
+
+    def with_single_rows(self, count: int) -> Self:
+        """Return these units, and `count` more, each of one row. Their rows come after all others.
+
+        >>> units = Units.from_users(["ann", "bob", "ann"], max_rows=2).with_single_rows(1)
+        >>> len(units), units.draw_rows(2)
+        (3, [3])
+        """
+        single = [np.array([row]) for row in range(self.num_rows, self.num_rows + count)]
+        members = None if self.members is None else [*self.members, *single]
+        return replace(self, num_rows=self.num_rows + count, members=members)
 
     def draw_rows(self, unit: int) -> list[int]:
         """Return the rows that `unit` brings to a batch: all of them, or a random choice of `max_rows_per_unit`."""

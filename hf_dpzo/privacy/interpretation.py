@@ -87,7 +87,7 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
     if account(releases, delta=delta).epsilon > MAX_EPSILON:
         return 1.0
     bounds = [1.0]
-    for valid_delta, epsilon in _compute_profile(releases, delta):
+    for valid_delta, epsilon in compute_profile(releases, delta):
         if epsilon < 700:  # Beyond, exp overflows.
             bounds.append(false_alarms * math.exp(epsilon) + valid_delta)
             bounds.append(1 - (1 - false_alarms - valid_delta) * math.exp(-epsilon))
@@ -105,7 +105,7 @@ def privacy_curve(releases: Releases, *, delta: float) -> tuple[tuple[float, flo
     return tuple((stated_delta, epsilon) for stated_delta, epsilon in pairs if math.isfinite(epsilon))
 
 
-def _compute_profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
+def compute_profile(releases: Releases, delta: float) -> list[tuple[float, float]]:
     """Return pairs of a delta and an epsilon that holds with it, at the deltas that bound an attacker."""
     spent = account(releases, delta=delta)
     pairs = [(delta, spent.epsilon), *([] if spent.pure is None else [(0.0, spent.pure)])]

@@ -107,6 +107,10 @@ class IntegerSum(Mechanism):
         """The value of one lattice step: a clip norm over `SENSITIVITY` and over the expected batch size."""
         return self.clip_norm / SENSITIVITY / self.expected_batch_size
 
+    def clip_public(self, coefficients: torch.Tensor) -> np.ndarray:
+        """Return what each of several public rows would add to a sum, in clip norms, float64 `[batch, K]`."""
+        return self._clip(coefficients) / SENSITIVITY
+
     def _clip(self, coefficients: torch.Tensor) -> np.ndarray:
         """Return each row on the lattice, int64 `[batch, K]`. SENSITIVE."""
         return clip_to_lattice(coefficients, self.clip_norm)

@@ -75,6 +75,8 @@ class Recipe:
         words = _parse_json_object("label_words", self.label_words)
         self.labels = tuple(str(label) for label in words)
         self.words = tuple(str(word) for word in words.values())
+        # All fields as the command line spells them, from which `parse_recipe` makes the same recipe again.
+        self.flags: tuple[str, ...] = ()
         allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -160,6 +162,7 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
     _refuse_unknown_flags([*argv, *flags])
     parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
+    recipe.flags = (*argv, *flags)
     return recipe, args
 
 

@@ -1,14 +1,17 @@
 """Runs a recipe from beginning to end: load, evaluate, train, evaluate, save."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import Recipe
+from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.trainer.trainer import ZOTrainer
 
 
@@ -33,6 +36,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_report_guarantee(trainer),
         *([("audit", "passed")] if args.audit else []),
+        *([("canaries", f"{args.canaries}; hf-dpzo audit --run {args.output_dir}")] if args.canaries else []),
         *([("processes", str(args.world_size))] if args.world_size > 1 else []),
         ("steps", str(trainer.state.global_step)),
         ("seconds of training", f"{seconds:.0f}"),
@@ -51,7 +55,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
     causal = recipe.task == "causal-lm"
-    return ZOTrainer(
+    trainer = ZOTrainer(
         model=model,
         args=args,
         train_dataset=train,
@@ -61,6 +65,27 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         compute_metrics=None if causal else compute_accuracy,
         per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.uses_prompt else None,
     )
+    trainer.recipe_flags = recipe.flags
+    return trainer
+
+
+def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
+    """Build the trainer of the recipe that the run with canaries in `folder` was made from, to audit it.
+
+    Args:
+        folder: the folder of the run.
+        flags: flags that replace fields of the recipe, such as the path of data that were moved.
+
+    Raises:
+        ValueError: there are no canaries, or no recipe is kept with them.
+    """
+    kept = Coins.load(folder).recipe
+    if not kept:
+        raise ValueError(
+            f"run={folder}: Python code made it, not a recipe; build the same trainer there and call its audit_run()."
+        )
+    quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none"]
+    return build_trainer(*parse_recipe({}, [*kept, *quiet, *flags]))
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`ZOTrainer`: seven classes, each a layer on the stock Trainer.
+"""`ZOTrainer`: eight classes, each a layer on the stock Trainer.
 
 Imports everything from `io` to `arguments`.
 """

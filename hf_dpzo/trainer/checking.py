@@ -122,7 +122,17 @@ class CheckingTrainer(SearchingTrainer):
 
     def _inspect(self, model: torch.nn.Module) -> None:
         """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
-        self._estimate = assemble_estimate(
+        self._estimate = self._build_estimate()
+        losses = self._estimate.losses
+        model.eval()
+        with self._state.held_still(model):
+            if isinstance(losses, FSDPLosses):
+                losses.learn_gather_order(model, self._public_batches[0])
+            self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+
+    def _build_estimate(self) -> StepEstimate:
+        """Return what evaluates batches on the model."""
+        return assemble_estimate(
             self.model,
             self._processes,
             loss=self.per_example_loss,
@@ -132,12 +142,6 @@ class CheckingTrainer(SearchingTrainer):
             state=self._state,
             capacity=self._batch_capacity,
         )
-        losses = self._estimate.losses
-        model.eval()
-        with self._state.held_still(model):
-            if isinstance(losses, FSDPLosses):
-                losses.learn_gather_order(model, self._public_batches[0])
-            self._isolation = self._measure_isolation(model, losses) if self.args.private else None
 
     def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
         """Return how far public rows move each other's losses.
@@ -153,8 +157,7 @@ class CheckingTrainer(SearchingTrainer):
     def _build_public_batches(self, dataset: Any) -> list[Rows]:
         """Return batches of public rows; none if rows can not be made up, and a run does not need any."""
         try:
-            kept = list_columns(dataset, self.probe_rows) - {self.args.privacy_unit_column}
-            kept &= set(self._signature_columns or kept)  # Other columns do not reach the collator.
+            kept = self._find_collated_columns(dataset)
             return build_probe_batches(
                 dataset, self.model, self._collator, kept_columns=kept, public_rows=self.probe_rows
             )
@@ -183,6 +186,11 @@ class CheckingTrainer(SearchingTrainer):
     def _batch_capacity(self) -> int | None:
         """The number of rows that a batch has room for, if processes divide its probe points; otherwise `None`."""
         return self._row_capacity if self.args.parallel == "points" else None
+
+    def _find_collated_columns(self, dataset: Any) -> set[str]:
+        """Return the names of the columns of `dataset` that reach the collator."""
+        kept = list_columns(dataset, self.probe_rows) - {self.args.privacy_unit_column}
+        return kept & set(self._signature_columns or kept)
 
     @property
     def _points_per_pass(self) -> int | None:

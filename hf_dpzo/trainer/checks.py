@@ -120,6 +120,7 @@ SETTINGS = (
     "save_strategy",
     "save_steps",
     "audit",
+    "canaries",
     "load_best_model_at_end",
     "push_to_hub",
 )

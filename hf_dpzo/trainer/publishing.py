@@ -33,6 +33,8 @@ class PublishingTrainer(ResumableTrainer):
     """
 
     _audit: Audit | None
+    # What an audit of the run itself found, if it is to be published.
+    _empirical: Mapping[str, Any] | None = None
     # The metadata that were passed to `create_model_card` or `push_to_hub`.
     _metadata: Mapping[str, Any] = {}
     _dataset: Sequence[str] = ()
@@ -182,6 +184,7 @@ class PublishingTrainer(ResumableTrainer):
         return Declarations(
             isolation=self._log.header["made_with"]["isolation"],  # That of later parts is beside the log.
             audit=None if self._audit is None else self._audit.as_json(),
+            empirical=self._empirical,
             weights=weights,
             tuning_runs=self.args.tuning_runs,
             eval_data_is_public=self.args.eval_data_is_public,

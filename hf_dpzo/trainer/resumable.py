@@ -234,7 +234,8 @@ class ResumableTrainer(RedactingTrainer):
         """Whether the run starts from the initial values, because no checkpoint holds all that it needs."""
         # A checkpoint of prompt tuning holds only the virtual tokens, not the encoder that produced them.
         # One of a sharded model would have to be sharded again. Stateful steps depend on all steps before them.
-        incomplete = is_prompt_tuned(self.model) or is_sharded(self.model.parameters())
+        # An audit needs the values that the run began from.
+        incomplete = is_prompt_tuned(self.model) or is_sharded(self.model.parameters()) or bool(self.args.canaries)
         incomplete = incomplete or is_stateful(self.method, self.args.update_rule)
         return self._log.checkpoint is None or incomplete
 

@@ -169,6 +169,10 @@ class SearchingTrainer(PushingTrainer):
                 private and not self.args.eval_data_is_public,
                 "a search lets the evaluation data choose the model; set it to True if they are public",
             ),
+            f"canaries={self.args.canaries}": (
+                self.args.canaries is not None,
+                "the coins are those of one run, and a search makes several; leave them out",
+            ),
             "push_to_hub=True": (
                 self.args.push_to_hub,
                 "each trial would replace the one before; push the folder of the best one afterwards",

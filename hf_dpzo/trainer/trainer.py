@@ -18,15 +18,15 @@ from hf_dpzo.auditing.audit import Audit, audit_or_raise
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
-from hf_dpzo.data.sampling import SealedRows, build_batch_sampler
+from hf_dpzo.data.sampling import build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
-from hf_dpzo.trainer.checking import CheckingTrainer
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
 from hf_dpzo.zo.walk import Stop
 
@@ -35,7 +35,7 @@ from hf_dpzo.zo.walk import Stop
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(CheckingTrainer):
+class ZOTrainer(AuditingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -149,7 +149,7 @@ class ZOTrainer(CheckingTrainer):
         self._public_batches = self._build_public_batches(stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
         self._loader = DataLoader(
-            SealedRows(stock.dataset, dropped_column=self.args.privacy_unit_column),
+            self._seal_rows(stock.dataset),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
             collate_fn=self._collator,
             num_workers=stock.num_workers,

@@ -1,6 +1,6 @@
 """Replays a log without data, to get back the weights of its run bit for bit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,29 @@ from hf_dpzo.trajectory.run import ANYWHERE, describe_device, from_header
 from hf_dpzo.zo.directions import DIRECTIONS
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.updates import UPDATES
+from hf_dpzo.zo.walk import Walk
 
 
-def replay_records(descent: Descent, records: Iterable[Record]) -> None:
+def pass_through(step: int, walk: Walk) -> None:
+    """Follow the `walk` of a step without evaluating anything, because a replay has no data."""
+    for _ in walk:
+        pass
+
+
+def replay_records(
+    descent: Descent,
+    records: Iterable[Record],
+    *,
+    follow: Callable[[int, Walk], object] = pass_through,
+    points_per_pass: int | None = None,
+) -> None:
     """Take the steps of `records` again. The parameters must be where the first of these steps began.
+
+    Args:
+        descent: the descent that moves the parameters.
+        records: the records of the steps, in order.
+        follow: a function that is given each step and its walk, and goes through all stops of the walk.
+        points_per_pass: the number of points of one stop, as in training; it changes no parameter.
 
     Raises:
         TrajectoryError: a record has another smoothing or mask than the replay computes.
@@ -43,9 +62,8 @@ def replay_records(descent: Descent, records: Iterable[Record]) -> None:
                 f"step={record.step}: the log has smoothing and mask {(record.smoothing, record.mask_fingerprint)}, "
                 f"and this machine makes {computed}; replay where the run was trained."
             )
-        with descent.walk(record.step) as walk:
-            for _ in walk:
-                pass  # Without data there is nothing to evaluate.
+        with descent.walk(record.step, points_per_pass=points_per_pass) as walk:
+            follow(record.step, walk)
         for group, rate in zip(descent.optimizer.param_groups, record.learning_rates, strict=True):
             group["lr"] = rate
         descent.optimizer.receive(step=record.step, coefficients=[integer * unit for integer in record.integers])
@@ -67,10 +85,21 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
     steps = len(log.records) if at_step is None else at_step
     if not 0 <= steps <= len(log.records):
         raise TrajectoryError(f"at_step={steps}: the log has {len(log.records)} steps; choose one of them.")
-    trained = select_trained_parameters(log, model)
-    check_start(log, fingerprint_frozen(model, trained.values()), fingerprint_values(trained.values()))
+    descent = build_replay(model, log)
     if not anywhere:
         check_device(log, next(model.parameters()).device)
+    with one_sentence_errors(log.header["base"]["name"]):
+        replay_records(descent, log.records[:steps])
+
+
+def build_replay(model: torch.nn.Module, log: Trajectory) -> Descent:
+    """Return what takes the steps of `log` again from the values of `model`, which must be where the run began.
+
+    Raises:
+        TrajectoryError: the model is another one, or is elsewhere.
+    """
+    trained = select_trained_parameters(log, model)
+    check_start(log, fingerprint_frozen(model, trained.values()), fingerprint_values(trained.values()))
     with one_sentence_errors(log.header["base"]["name"]):
         groups = [
             {"params": [trained[name] for name in group["parameters"]], "weight_decay": group["weight_decay"]}
@@ -86,8 +115,7 @@ def replay_onto(model: torch.nn.Module, log: Trajectory, *, at_step: int | None 
             constraint=method.constraint,
         )
         planned = log.header["plan"]["steps"]
-        descent = Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
-        replay_records(descent, log.records[:steps])
+        return Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
 
 
 def rebuild_model(

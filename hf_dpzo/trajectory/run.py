@@ -104,6 +104,11 @@ class LoggedRun:
         return self.header["rows"]["padded_lengths"]
 
     @property
+    def num_canaries(self) -> int:
+        """The number of canaries among the rows, each of which may be a row without content."""
+        return self.header["rows"].get("canaries", {}).get("count", 0)
+
+    @property
     def unit_name(self) -> str:
         """The word for a unit of privacy."""
         return "row" if self.unit_column is None else "user"

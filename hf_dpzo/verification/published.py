@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import PurePosixPath
 
+from hf_dpzo.auditing.coins import COINS_FILE
 from hf_dpzo.card.files import (
     CARD_FILE,
     CONFIG_FILES,
@@ -23,7 +24,7 @@ CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, PARTS_FILE, 
 
 
 # Files of a run's own folder and of the Hub. Nothing is loaded from them.
-HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock"}
+HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock", COINS_FILE}
 
 
 # By an index, a loader takes weights from files of any other names.
