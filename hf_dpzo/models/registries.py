@@ -1,73 +1,102 @@
-"""What a module holds besides the values of its tensors: which tensors and modules, and what is saved as plain data."""
+"""What modules hold besides the values of their tensors: which tensors and modules, and what is saved as plain data."""
 
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from itertools import chain
+from typing import Any
 
 import torch
 from peft import PeftConfig
 from transformers import GenerationConfig, PreTrainedConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registry:
-    """The tensors or modules that one module held under their names.
+class Registries:
+    """The mappings in which the modules of a model look up their parameters, buffers and inner modules.
 
     Args:
-        prefix: the module's own name, and a dot unless it is the whole model.
-        present: the mapping that the module looks names up in.
-        original: what it held.
+        model: the model.
+
+    >>> model = torch.nn.Linear(1, 1)
+    >>> registries = Registries(model)
+    >>> model.register_buffer("seen", torch.zeros(1))
+    >>> registries.restore(), registries.restore()
+    ('seen', None)
     """
 
-    prefix: str
-    present: dict[str, Any]
-    original: dict[str, Any]
+    def __init__(self, model: torch.nn.Module) -> None:
+        # torch 2.13 has no public way to exchange what a module holds without its own checks. Remove when it has.
+        self._mappings = [
+            (name, mapping)
+            for name, module in model.named_modules()
+            for mapping in (module._parameters, module._buffers, module._modules)
+        ]
+        self._originals = [dict(mapping) for _, mapping in self._mappings]
+        self._overview = _overview(mapping for _, mapping in self._mappings)
 
     def restore(self) -> str | None:
         """Put back what was exchanged, remove what was added, and return the name of one of these if there are any."""
-        names = [name for name in {**self.original, **self.present} if not self._is_original(name)]
-        if not names:
+        # There are thousands of mappings, and this is called for each micro-batch.
+        if _overview(mapping for _, mapping in self._mappings) == self._overview:
             return None
-        self.present.clear()
-        self.present.update(self.original)
-        return self.prefix + names[0]
+        changed = []
+        for (prefix, mapping), original in zip(self._mappings, self._originals, strict=True):
+            names = {**original, **mapping}
+            changed += [f"{prefix}.{n}".lstrip(".") for n in names if mapping.get(n) is not original.get(n)]
+            mapping.clear()
+            mapping.update(original)
+        return changed[0] if changed else None
 
-    def _is_original(self, name: str) -> bool:
-        both = name in self.present and name in self.original
-        return both and self.present[name] is self.original[name]
+
+def _overview(mappings: Iterable[dict[str, Any]]) -> tuple[list[str], list[int]]:
+    """Return the names in all mappings, and the identities of what they stand for."""
+    filled = list(filter(None, mappings))
+    return list(chain.from_iterable(filled)), list(map(id, chain.from_iterable(map(dict.values, filled))))
 
 
-def list_registries(model: torch.nn.Module) -> list[Registry]:
-    """Return the registries of all modules in `model`: of parameters, of buffers and of inner modules."""
-    registries = []
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        # torch 2.13 has no public way to exchange what a module holds without its own checks. Remove when it has.
-        for present in (module._parameters, module._buffers, module._modules):
-            registries.append(Registry(prefix=prefix, present=present, original=dict(present)))
-    return registries
+# What a model saves as plain data.
+_CONFIGURATIONS = (PreTrainedConfig, GenerationConfig, PeftConfig)
+
+
+class PlainHolders:
+    """The places in which the modules of a model hold configurations, and the modules that have an extra state.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._places = [place for module in model.modules() for place in _find_places(module)]
+        self._stateful = [m for m in model.modules() if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
+
+    def capture(self) -> list["PlainState"]:
+        """Return the present states of all of them."""
+        places = [(holder, name, holder[name]) for holder, name in self._places if name in holder]
+        pickled = {id(value): pickle.dumps(_read(value)) for _, _, value in places}
+        states = [PlainState(owner=v, pickled=pickled[id(v)], holder=h, name=n) for h, n, v in places]
+        extra = (PlainState(owner=m, pickled=pickle.dumps(_read(m)), holder={}, name="") for m in self._stateful)
+        return [*states, *extra]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainState:
-    """A configuration that is saved with a model, as it was.
+    """A configuration, or a module's extra state, as it was.
 
     Args:
-        owner: the configuration, or a module with an extra state.
+        owner: the configuration, or the module.
         pickled: its attributes, or its extra state.
+        holder: the mapping that holds the configuration.
+        name: its name there.
     """
 
     owner: Any
     pickled: bytes
-
-    @classmethod
-    def capture(cls, owner: Any) -> Self:
-        """Return the present state of `owner`."""
-        return cls(owner=owner, pickled=pickle.dumps(_read(owner)))
+    holder: dict[str, Any]
+    name: str
 
     def restore(self) -> None:
-        """Put the state back, if it has changed."""
+        """Put the state back, if it has changed, and the configuration, if it was exchanged."""
+        self.holder[self.name] = self.owner
         if pickle.dumps(_read(self.owner)) == self.pickled:
             return
         original = pickle.loads(self.pickled)
@@ -78,17 +107,20 @@ class PlainState:
             vars(self.owner).update(original)
 
 
-def list_plain_owners(model: torch.nn.Module) -> list[Any]:
-    """Return what `model` saves besides tensors: its configurations, and its modules with an extra state."""
-    owners = {}
-    for module in model.modules():
-        if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
-            owners[id(module)] = module
-        for value in vars(module).values():
-            candidates: Iterable[Any] = value.values() if isinstance(value, dict) else (value,)
-            found = (c for c in candidates if isinstance(c, PreTrainedConfig | GenerationConfig | PeftConfig))
-            owners |= {id(config): config for config in found}
-    return list(owners.values())
+def restore_plain(states: Iterable[PlainState]) -> None:
+    """Restore each of `states`; a configuration that is held in several places is looked at once."""
+    seen = {}
+    for state in states:
+        state.holder[state.name] = state.owner
+        seen[id(state.owner)] = state
+    for state in seen.values():
+        state.restore()
+
+
+def _find_places(module: torch.nn.Module) -> list[tuple[dict[str, Any], str]]:
+    attributes = vars(module)
+    inner = [value for value in attributes.values() if type(value) is dict]
+    return [(h, n) for h in (attributes, *inner) for n, value in h.items() if isinstance(value, _CONFIGURATIONS)]
 
 
 def _read(owner: Any) -> Any:

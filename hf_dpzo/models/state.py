@@ -14,7 +14,7 @@ from torch._dynamo import OptimizedModule
 from hf_dpzo.distributed.checksums import checksum
 from hf_dpzo.distributed.sharding import is_sharded, to_local
 from hf_dpzo.models.precision import inner_tensors
-from hf_dpzo.models.registries import PlainState, list_plain_owners, list_registries
+from hf_dpzo.models.registries import PlainHolders, Registries, restore_plain
 from hf_dpzo.models.write_guard import ModelChangedError, WriteGuard, put_back
 
 
@@ -48,7 +48,8 @@ class ModelState:
         self._model = model
         # The name of a buffer, parameter or module that was put back; `None` if nothing had to be.
         self.restored: str | None = None
-        self._registries = list_registries(model)
+        self._registries = Registries(model)
+        self._plain = PlainHolders(model)
         tensors = name_tensors(model)
         moving_ids = {id(parameter) for parameter in moving}
         self._moving = {name: tensor for name, tensor in tensors.items() if id(tensor) in moving_ids}
@@ -75,8 +76,7 @@ class ModelState:
 
     def restore_buffers(self) -> None:
         """Put back what modules exchanged or added, and the values of buffers; `restored` then names one of them."""
-        for registry in self._registries:
-            self.restored = registry.restore() or self.restored
+        self.restored = self._registries.restore() or self.restored
         for name, (buffer, copy) in self._copies.items():
             self.restored = name if put_back(buffer, copy) else self.restored
 
@@ -106,15 +106,14 @@ class ModelState:
         Raises:
             ModelChangedError: a weight was changed.
         """
-        plain = [PlainState.capture(owner) for owner in list_plain_owners(self._model)]
+        plain = self._plain.capture()
         compared = self._moving if self._compares(model) else {}
         before, writes = checksum_each(compared.values()), self._count_writes()
         try:
             yield
         finally:
             self.restore_buffers()
-            for state in plain:
-                state.restore()
+            restore_plain(plain)
         after = checksum_each(compared.values())
         changed = next((name for name, old, new in zip(compared, before, after, strict=True) if old != new), None)
         # A write that torch does not count is found before anything is saved.

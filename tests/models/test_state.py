@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import TaskType
+from peft import LoraConfig, TaskType
 from torch import nn
 
 from hf_dpzo.models import preserved as preserving
@@ -14,7 +14,7 @@ from hf_dpzo.models.seal import Seal
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.write_guard import ModelChangedError
 
-from support.models import causal_lm, with_lora
+from support.models import causal_lm, llama_config, with_lora
 
 
 class Counted(nn.Linear):
@@ -87,6 +87,8 @@ RESTORED = {
     "a parameter by another": lambda model: replace(model, "lm_head", nn.Linear(16, 64)),
     "a new module": lambda model: base(model).add_module("late", nn.Linear(1, 1)),
     "the configuration": lambda model: setattr(base(model).config, "seen", 5),
+    "the configuration by another": lambda model: setattr(base(model), "config", llama_config(vocab_size=9)),
+    "the adapter's configuration by another": lambda model: model.peft_config.update(default=LoraConfig(r=9)),
     "a list in the configuration": lambda model: base(model).config.architectures.append("a word"),
     "the adapter's configuration": lambda model: setattr(model.peft_config["default"], "r", 7),
     "an extra state": lambda model: base(model).counted.set_extra_state(7),
