@@ -128,7 +128,7 @@ class PublishingTrainer(ResumableTrainer):
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
                 "save it by its own save_pretrained."
             )
-        if _describe_vocabulary(self._tokenizer) != self._vocabulary:
+        if _describe_vocabulary(self._saved_tokenizer) != self._vocabulary:
             raise ValueError(
                 "processing_class: its vocabulary has changed since training began, which may carry rows into it; set "
                 "the one that training began with."
@@ -144,13 +144,13 @@ class PublishingTrainer(ResumableTrainer):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Train as stock does, then keep the fingerprint of the final weights."""
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
-        self._vocabulary = _describe_vocabulary(self._tokenizer)
+        self._vocabulary = _describe_vocabulary(self._saved_tokenizer)
         output = super().train(*args, **options)
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
         return output
 
     @property
-    def _tokenizer(self) -> Any:
+    def _saved_tokenizer(self) -> Any:
         """What stock saves beside a model: what processes texts, or else the collator's tokenizer."""
         return self.processing_class or getattr(self.data_collator, "tokenizer", None)
 

@@ -10,6 +10,7 @@ import huggingface_hub
 import jinja2
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
 import hf_dpzo.card.model_card
@@ -20,6 +21,7 @@ from hf_dpzo.card.declarations import _versions
 from hf_dpzo.card.model_card import TEMPLATE, _template
 from hf_dpzo.card.repository import refresh_card
 from hf_dpzo.cli.main import main
+from hf_dpzo.models.seal import BrokenSealError
 from hf_dpzo.plots import PICTURE_FILE
 from hf_dpzo.trajectory.checkpoints import MARK_FILE
 from hf_dpzo.verification.verify import verify
@@ -210,7 +212,7 @@ def test_the_weights_of_a_checkpoint_are_hashed_once(make, hashed, kind):
         assert stated == marked and hashed.count(stated) >= 1
 
 
-def test_weights_that_move_after_a_checkpoint_are_hashed_again(make):
+def test_weights_that_move_after_a_checkpoint_end_the_run_and_are_not_saved(make):
     """Also where whoever moves them goes around all that counts changes of a tensor."""
 
     class Moves(TrainerCallback):
@@ -218,11 +220,12 @@ def test_weights_that_move_after_a_checkpoint_are_hashed_again(make):
             next(p for p in model.parameters() if p.requires_grad).data.numpy()[:] += 1
 
     trainer = make(callbacks=[Moves()], save_steps=STEPS)
-    trainer.train()
-    trainer.save_model()
-    said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())
+    with pytest.raises(BrokenSealError):
+        trainer.train()
+    with pytest.raises(ValueError, match="model: it is another one than training left, or was changed since"):
+        trainer.save_model()
     stated, marked = stated_and_marked(checkpoints(trainer)[-1])
-    assert said["reproducibility"]["weights"]["sha256"] != stated == marked
+    assert stated == marked
 
 
 def test_weights_that_were_changed_after_the_last_checkpoint_are_not_saved(make, tmp_path):
@@ -234,23 +237,29 @@ def test_weights_that_were_changed_after_the_last_checkpoint_are_not_saved(make,
         trainer.save_model(str(tmp_path / "other"))
 
 
-def test_a_checkpoint_of_other_weights_than_the_log_leads_to_is_refused(make):
-    """As where a subclass saves an average in place of the trained weights: the mark has the fingerprint of these."""
+def test_a_checkpoint_of_other_weights_than_the_log_leads_to_is_not_written(make):
+    """As where a subclass saves an average in place of the trained weights."""
 
     class SavesOthers(ZOTrainer):
         def save_model(self, output_dir=None, _internal_call=False):
-            parameter = next(p for p in self.model.parameters() if p.requires_grad)
-            kept = parameter.detach().clone()
-            parameter.data.add_(1)
+            next(p for p in self.model.parameters() if p.requires_grad).data.add_(1)
             super().save_model(output_dir, _internal_call)
-            parameter.data.copy_(kept)
 
+    trainer = make(SavesOthers)
+    with pytest.raises(ValueError, match="model: it is another one than training left, or was changed since"):
+        trainer.train()
+    assert not list(Path(trainer.args.output_dir).rglob("adapter_model.safetensors"))
+
+
+def test_a_checkpoint_whose_weights_were_exchanged_is_refused(make):
     class Stops(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 2
 
-    trainer = make(SavesOthers, callbacks=[Stops()])
+    trainer = make(callbacks=[Stops()])
     trainer.train()
+    (weights,) = Path(trainer.args.output_dir).glob("checkpoint-2/*model.safetensors")
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
     again = make(output_dir=trainer.args.output_dir)
     with pytest.raises(ValueError, match="its weights are not those that were saved"):
         again.train(resume_from_checkpoint=True)
