@@ -164,14 +164,15 @@ def test_a_callback_that_reaches_into_the_adapters_ends_the_run_before_the_next_
 
 
 @pytest.mark.parametrize("how", ["switched", "merged", "disabled"])
-def test_an_adapter_that_is_switched_after_training_is_neither_saved_nor_pushed_nor_evaluated(how, make, tmp_path):
-    trainer = make("two")
+def test_an_adapter_that_is_switched_after_training_is_neither_saved_nor_pushed_nor_evaluated(how, make, tmp_path, hub):  # noqa: F811
+    trainer = make("two", push_to_hub=True, hub_model_id="tester/x")
     trainer.train()
     SWITCHES[how](trainer.model)
-    for work in (trainer.save_model, trainer.evaluate, trainer.create_model_card):
+    for work in (trainer.save_model, trainer.evaluate, trainer.create_model_card, trainer.push_to_hub):
         with pytest.raises(ValueError, match=r"adapter=|model: "):
             work()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert "adapter_model.safetensors" not in HfApi().list_repo_files("tester/x")
     assert "base_loss" in trainer.evaluate(metric_key_prefix="base")  # For comparison; no card shows it.
 
 
