@@ -117,7 +117,10 @@ class Unspeakable(Exception):
     "error", [KeyError("\x1b[2J"), IndexError(), AttributeError("a\nb"), RecursionError(), MemoryError(), Unspeakable()]
 )
 def test_every_error_of_a_parser_is_one_sentence(error):
-    with pytest.raises(ValueError, match="x: it cannot be read") as caught, one_sentence("x", ValueError, remedy="y"):
+    with (
+        pytest.raises(ValueError, match="x: it cannot be read") as caught,
+        one_sentence("x: it cannot be read", ValueError, remedy="y"),
+    ):
         raise error
     said = str(caught.value)
     assert said.isascii() and said.isprintable() and said.endswith("; y.") and len(said) < 200
