@@ -84,7 +84,7 @@ def test_links_and_pipes_are_not_read(folder, readers_own):
         open_plain(folder / "link", writable=True)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint-3", "trajectory.zo.lock", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint-3", "runs", "trajectory.zo.lock", "config.json"])
 def test_links_that_a_save_would_follow_are_refused(folder, readers_own, name):
     (folder / name).symlink_to(readers_own)
     with pytest.raises(LinkError, match=f"{name}: it is a link"):
