@@ -38,7 +38,9 @@ def parse_card(text: str) -> ModelCard:
     hf_dpzo.card.front_matter.CardError: README.md: its metadata have license twice, of which ...
     """
     _check_size(text)
-    with one_sentence("README.md: its metadata", CardError, remedy="correct them, or take the card anew"):
+    with one_sentence(
+        "README.md: its metadata cannot be read", CardError, remedy="correct them, or take the card anew"
+    ):
         block = REGEX_YAML_BLOCK.search(text).group(2)
         _check_events(yaml.parse(block, Loader=yaml.SafeLoader))
         _refuse_duplicate_names(yaml.compose(block, Loader=yaml.SafeLoader))

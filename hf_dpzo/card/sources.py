@@ -83,7 +83,7 @@ class Source(ABC):
             SourceError: the file does not exist, is larger, or is no JSON.
         """
         text = self.read_text(name)
-        with one_sentence(f"{name}: it is not valid JSON, and", SourceError, remedy="take it anew"):
+        with one_sentence(f"{name}: it is not valid JSON", SourceError, remedy="take it anew"):
             return parse_json(text)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 # The names by which a save replaces a file or goes into a folder.
-_SAVED = re.compile(r"checkpoint-\d+|.*\.(bin|jinja|json|lock|md|model|png|pt|pth|safetensors|txt|zo)")
+_SAVED = re.compile(r"runs|checkpoint-\d+|.*\.(bin|jinja|json|lock|md|model|png|pt|pth|safetensors|txt|zo)")
 
 
 _SCRATCH = re.compile(r"\..+\.[0-9a-f]{32}\.new")

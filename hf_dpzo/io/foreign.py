@@ -5,17 +5,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def one_sentence(what: str, error_class: type[ValueError], *, remedy: str) -> Iterator[None]:
+def one_sentence(fault: str, error_class: type[ValueError], *passed: type[ValueError], remedy: str) -> Iterator[None]:
     r"""Turn every error inside into an `error_class` of one short sentence in ASCII.
 
     No list of exception types is complete: YAML alone raises six of them for a value that is not of the type it names.
 
     Args:
-        what: what is read.
+        fault: the beginning of the sentence, such as "README.md: its metadata cannot be read".
         error_class: the class to raise. An error of this class passes unchanged.
+        passed: other classes of errors that pass unchanged, because they are such sentences already.
         remedy: what to do about it.
 
-    >>> with one_sentence("README.md", ValueError, remedy="take it anew"):
+    >>> with one_sentence("README.md: it cannot be read", ValueError, remedy="take it anew"):
     ...     {}["a\n"]
     Traceback (most recent call last):
     ValueError: README.md: it cannot be read (KeyError: "'a\\n'"); take it anew.
@@ -23,9 +24,9 @@ def one_sentence(what: str, error_class: type[ValueError], *, remedy: str) -> It
     try:
         yield
     except Exception as error:
-        if isinstance(error, error_class):
+        if isinstance(error, (error_class, *passed)):
             raise
-        raise error_class(f"{what}: it cannot be read ({describe_error(error)}); {remedy}.") from error
+        raise error_class(f"{fault} ({describe_error(error)}); {remedy}.") from error
 
 
 def describe_error(error: Exception, *, limit: int = 120) -> str:

@@ -45,7 +45,9 @@ class CheckpointMark:
         if not path.is_file():
             return None
         with one_sentence(
-            str(path), TrajectoryError, remedy="delete this folder: the log alone gives the weights back"
+            f"{path}: it cannot be read",
+            TrajectoryError,
+            remedy="delete this folder: the log alone gives the weights back",
         ):
             mark = cls(**parse_json(path.read_text(encoding="utf-8")))
             if type(mark.steps) is not int or mark.steps < 0:

@@ -84,17 +84,18 @@ def verify(
 def _run_checks(source: Source, open_model: OpenModel | None) -> Iterator[Finding]:
     statement = None
     try:
-        with one_sentence(STATEMENT_FILE, StatementError, remedy="write it anew"):
+        with one_sentence(f"{STATEMENT_FILE}: it cannot be read", StatementError, SourceError, remedy="write it anew"):
             statement = check_statement(source.read_json(STATEMENT_FILE))
-    except StatementError as error:
+    except (StatementError, SourceError) as error:
         yield Finding(name=STATEMENT_FILE, holds=False, detail=str(error))
     try:
-        with one_sentence(LOG_FILE, TrajectoryError, remedy="use a copy of the log that nobody changed"):
+        remedy = "use a copy of the log that nobody changed"
+        with one_sentence(f"{LOG_FILE}: it cannot be read", TrajectoryError, SourceError, remedy=remedy):
             folder = fetch_log(source)
             log = Trajectory.read(folder)
             run = LoggedRun.from_log(log)
             list_parts(folder, log)
-    except TrajectoryError as error:
+    except (TrajectoryError, SourceError) as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return
     yield from _guard("log", lambda: [_check_log(log, folder, statement)])

@@ -55,7 +55,7 @@ def compare_weights(source: Source, replayed: Path) -> WeightDrift | None:
     if sum(source.sizes[name] for name in names) > largest:
         raise SourceError(f"{', '.join(names[:3])}: together they have more than {largest} bytes, and are not opened.")
     folder = source.fetch(dict.fromkeys(names, largest))
-    with one_sentence(", ".join(names[:3]), SourceError, remedy="take it anew"):
+    with one_sentence(f"{', '.join(names[:3])}: it cannot be read", SourceError, remedy="take it anew"):
         published = _index_tensors([folder / name for name in names])
         _check_shards(shards, published)
         drifts = _compare_tensors(published, _index_tensors(expected))

@@ -84,7 +84,7 @@ def test_links_and_pipes_are_not_read(folder, readers_own):
         open_plain(folder / "link", writable=True)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint-3", "trajectory.zo.lock", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint-3", "runs", "trajectory.zo.lock", "config.json"])
 def test_links_that_a_save_would_follow_are_refused(folder, readers_own, name):
     (folder / name).symlink_to(readers_own)
     with pytest.raises(LinkError, match=f"{name}: it is a link"):
@@ -117,7 +117,10 @@ class Unspeakable(Exception):
     "error", [KeyError("\x1b[2J"), IndexError(), AttributeError("a\nb"), RecursionError(), MemoryError(), Unspeakable()]
 )
 def test_every_error_of_a_parser_is_one_sentence(error):
-    with pytest.raises(ValueError, match="x: it cannot be read") as caught, one_sentence("x", ValueError, remedy="y"):
+    with (
+        pytest.raises(ValueError, match="x: it cannot be read") as caught,
+        one_sentence("x: it cannot be read", ValueError, remedy="y"),
+    ):
         raise error
     said = str(caught.value)
     assert said.isascii() and said.isprintable() and said.endswith("; y.") and len(said) < 200
