@@ -261,7 +261,7 @@ def test_the_command_audits_the_run_of_a_recipe(write, workplace, capsys):
 def test_a_run_without_canaries_or_without_a_recipe_is_not_audited_by_the_command(folder, tmp_path, capsys):
     assert "not a recipe" in refused(capsys, "audit", "--run", str(folder))
     assert "coins of the canaries are not there" in refused(capsys, "audit", "--run", str(tmp_path))
-    assert "name it, or --run" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
+    assert "leave this out" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
 
 
 def test_an_audit_that_cannot_be_made_is_refused(trained, tmp_path):
