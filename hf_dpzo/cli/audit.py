@@ -69,7 +69,9 @@ def _audit_run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     from hf_dpzo.recipe.run import rebuild_trainer
 
     if arguments.recipe is not None:
-        raise ValueError(f"recipe={arguments.recipe}: a run keeps its own recipe; name it, or --run, but not both.")
+        raise ValueError(
+            f"recipe={arguments.recipe}: a run keeps its own recipe; leave this out, and write fields as --name=value."
+        )
     trainer = rebuild_trainer(Path(arguments.folder), fields)
     found = trainer.audit_run(confidence=arguments.confidence, card=arguments.card, picture=arguments.picture)
     return Outcome(text=_format_found(found), status=1 if found.exceeds_claim else 0)

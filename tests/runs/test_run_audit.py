@@ -159,13 +159,19 @@ def test_each_canary_is_a_user_of_its_own(tmp_path):
 
 
 def test_a_resumed_run_has_the_same_coins_and_is_audited_from_its_beginning(tmp_path):
-    first = everybody(tmp_path / "run", save_strategy="steps", save_steps=2)
+    """All parameters are trained, which are kept in checkpoints alone."""
+
+    def go(**changes) -> ZOTrainer:
+        torch.manual_seed(0)
+        return everybody(tmp_path / "run", model=classifier(), save_strategy="steps", save_steps=2, **changes)
+
+    first = go()
     coins = Coins.load(tmp_path / "run")
     log = tmp_path / "run" / "trajectory.zo"
     record = Trajectory.read(log).layout.record_size
     log.write_bytes(log.read_bytes()[: -record - 3])  # As if it had been killed while it wrote its third step.
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    resumed = everybody(tmp_path / "run", resume=True)
+    resumed = go(resume=True)
     assert Coins.load(tmp_path / "run") == coins
     found = resumed.audit_run()
     assert found.included == sum(coins.values)
@@ -261,7 +267,7 @@ def test_the_command_audits_the_run_of_a_recipe(write, workplace, capsys):
 def test_a_run_without_canaries_or_without_a_recipe_is_not_audited_by_the_command(folder, tmp_path, capsys):
     assert "not a recipe" in refused(capsys, "audit", "--run", str(folder))
     assert "coins of the canaries are not there" in refused(capsys, "audit", "--run", str(tmp_path))
-    assert "name it, or --run" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
+    assert "leave this out" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
 
 
 def test_an_audit_that_cannot_be_made_is_refused(trained, tmp_path):
