@@ -50,5 +50,6 @@ def test_a_name_that_no_test_has_would_be_found():
 
 def test_every_known_failure_has_a_test_or_a_reason():
     rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", (ROOT / "docs/failure-modes.md").read_text("utf-8"), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 51))
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > 100
     assert all("::" in prevented or "sharp-edges.md" in prevented for _, prevented in rows)
