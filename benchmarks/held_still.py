@@ -3,8 +3,9 @@
     python benchmarks/held_still.py
 
 Steps of one run take turns: as they are, and without guard, checksums and restored buffers. Every row has 64 random
-tokens, and a batch has as many rows as expected, on average. The model is of OPT-125M's architecture with random
-weights. Times are of the processor. The comparison before a save reads everything that is not trained.
+tokens, and every batch has the same number of rows, which no private run may have. The model is of OPT-125M's
+architecture with random weights. Times are of the processor. The comparison before a save reads everything that is not
+trained.
 """
 
 import statistics
@@ -15,6 +16,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -23,6 +25,7 @@ from transformers import OPTConfig, OPTForCausalLM, TrainerCallback
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.models.seal import Seal
 from hf_dpzo.models.state import ModelState
+from hf_dpzo.privacy.noise import BernoulliSampler
 
 
 TOKENS, STEPS, ROWS = 64, 17, 100
@@ -99,7 +102,8 @@ def measure(rows_per_batch: int, *, lora: bool) -> tuple[float, float]:
             callbacks=[turns],
         )
         turns.trainer = trainer
-        trainer.train()
+        with patch.object(BernoulliSampler, "draw", lambda sampler: np.arange(sampler.size) < rows_per_batch):
+            trainer.train()
     return tuple(statistics.median(turns.seconds[held][1:]) for held in (True, False))
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +26,16 @@ class BatchLosses:
         collator: the collator that built the micro-batches, and can split one into its rows.
         prepare: a function that moves inputs to the model's device.
         device: the device of the losses.
-        state: the state of the model, whose buffers are put back after each micro-batch.
         tail: the shape of what the loss returns for each row: `()`, or `(points,)` for several probe points at once.
+        state: the state of the model, which no micro-batch may change; `None` if nobody minds.
     """
 
     loss: PerExampleLoss
     collator: LogicalBatchCollator
     prepare: Callable[[Any], Any]
     device: torch.device
-    state: ModelState
     tail: tuple[int, ...] = ()
+    state: ModelState | None = None
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
@@ -79,7 +80,7 @@ class BatchLosses:
 
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
-        with self.state.guarded(model):
+        with nullcontext() if self.state is None else self.state.guarded(model):
             losses = self._call_loss(model, self.prepare(micro_batch.inputs))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
