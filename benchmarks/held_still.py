@@ -53,7 +53,7 @@ class TakingTurns(TrainerCallback):
         """Patch away what holds the model still, in every second step."""
         if state.global_step % 2:
             for name in ("guarded", "held_still"):
-                self._patches.enter_context(patch.object(ModelState, name, lambda state, model: nullcontext()))
+                self._patches.enter_context(patch.object(ModelState, name, lambda *_: nullcontext()))
             for name in ("is_broken", "apply"):
                 self._patches.enter_context(patch.object(Seal, name, lambda seal: False))
         self._begin = time.process_time()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 
 class Registries:
@@ -29,13 +29,23 @@ class Registries:
         self._mappings = [
             (name, mapping)
             for name, module in model.named_modules()
-            for mapping in (module._parameters, module._buffers, module._modules)
+            for mapping in (module._parameters, module._buffers, module._modules, *_list_saving_hooks(module))
         ]
+        # Which buffers are not saved, and which tensors a model leaves out.
+        self._unsaved = [(m._non_persistent_buffers_set, set(m._non_persistent_buffers_set)) for m in model.modules()]
+        self._ignored = [(vars(m), vars(m).get(_IGNORED)) for m in model.modules() if isinstance(m, PreTrainedModel)]
         self._originals = [dict(mapping) for _, mapping in self._mappings]
         self._overview = _overview(mapping for _, mapping in self._mappings)
 
     def restore(self) -> str | None:
         """Put back what was exchanged, remove what was added, and return the name of one of these if there are any."""
+        for attributes, ignored in self._ignored:
+            if attributes.get(_IGNORED) is not ignored:
+                attributes.pop(_IGNORED) if ignored is None else attributes.update({_IGNORED: ignored})
+        for present, unsaved in self._unsaved:
+            if present != unsaved:
+                present.clear()
+                present.update(unsaved)
         # There are thousands of mappings, and this is called for each micro-batch.
         if _overview(mapping for _, mapping in self._mappings) == self._overview:
             return None
@@ -46,6 +56,14 @@ class Registries:
             mapping.clear()
             mapping.update(original)
         return changed[0] if changed else None
+
+
+# The attribute that names what transformers leaves out when it saves a model.
+_IGNORED = "_keys_to_ignore_on_save"
+
+
+def _list_saving_hooks(module: torch.nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._state_dict_hooks, module._state_dict_pre_hooks
 
 
 def _overview(mappings: Iterable[dict[str, Any]]) -> tuple[list[str], list[int]]:
@@ -72,9 +90,9 @@ class PlainHolders:
     def capture(self) -> list["PlainState"]:
         """Return the present states of all of them."""
         places = [(holder, name, holder[name]) for holder, name in self._places if name in holder]
-        pickled = {id(value): pickle.dumps(_read(value)) for _, _, value in places}
+        pickled = {id(value): _pickle(value) for _, _, value in places}
         states = [PlainState(owner=v, pickled=pickled[id(v)], holder=h, name=n) for h, n, v in places]
-        extra = (PlainState(owner=m, pickled=pickle.dumps(_read(m)), holder={}, name="") for m in self._stateful)
+        extra = (PlainState(owner=m, pickled=_pickle(m), holder={}, name="") for m in self._stateful)
         return [*states, *extra]
 
 
@@ -97,7 +115,7 @@ class PlainState:
     def restore(self) -> None:
         """Put the state back, if it has changed, and the configuration, if it was exchanged."""
         self.holder[self.name] = self.owner
-        if pickle.dumps(_read(self.owner)) == self.pickled:
+        if _pickle(self.owner) == self.pickled:
             return
         original = pickle.loads(self.pickled)
         if isinstance(self.owner, torch.nn.Module):
@@ -105,6 +123,17 @@ class PlainState:
         else:
             vars(self.owner).clear()
             vars(self.owner).update(original)
+
+
+def capture_tokenizer(tokenizer: Any) -> list[PlainState]:
+    """Return the state of a tokenizer or processor; nothing for `None`.
+
+    >>> capture_tokenizer(None)
+    []
+    """
+    if tokenizer is None:
+        return []
+    return [PlainState(owner=tokenizer, pickled=_pickle(tokenizer), holder={}, name="")]
 
 
 def restore_plain(states: Iterable[PlainState]) -> None:
@@ -121,6 +150,16 @@ def _find_places(module: torch.nn.Module) -> list[tuple[dict[str, Any], str]]:
     attributes = vars(module)
     inner = [value for value in attributes.values() if type(value) is dict]
     return [(h, n) for h in (attributes, *inner) for n, value in h.items() if isinstance(value, _CONFIGURATIONS)]
+
+
+def _pickle(owner: Any) -> bytes:
+    try:
+        return pickle.dumps(_read(owner))
+    except Exception as error:
+        raise ValueError(
+            f"{type(owner).__name__}: it holds what cannot be copied ({type(error).__name__}), so that rows cannot be "
+            "kept out of it; take it out of what is saved with the model."
+        ) from None
 
 
 def _read(owner: Any) -> Any:

@@ -22,11 +22,6 @@ from hf_dpzo.models.write_guard import ModelChangedError, WriteGuard, put_back
 MAX_COPIED_BYTES = 1 << 24
 
 
-# What moves is compared bit by bit around each evaluation if it has at most so many bytes, which takes milliseconds, or
-# if nothing else would notice a write.
-MAX_COMPARED_BYTES = 1 << 26
-
-
 class ModelState:
     """What a model holds, and the checksums of the tensors that no step moves.
 
@@ -58,9 +53,8 @@ class ModelState:
         small = {n: b for n, b in model.named_buffers() if n in self._still and b.nbytes <= MAX_COPIED_BYTES}
         self._copies = {name: (buffer, buffer.detach().clone()) for name, buffer in small.items()}
         guarded = {name: tensor for name, tensor in tensors.items() if name not in small}
-        self._is_sharded = is_sharded(tensors.values())
         # What gathers the weights of a sharded model is no operation on its shards.
-        self._guard = None if self._is_sharded else WriteGuard(guarded)
+        self._guard = None if is_sharded(tensors.values()) else WriteGuard(guarded)
         self._counted = [tensor for tensor in guarded.values() if _counts_writes(tensor)]
 
     def find_change(self) -> str | None:
@@ -90,41 +84,39 @@ class ModelState:
         Raises:
             ModelChangedError: an operation was about to write into a weight.
         """
+        if self._guard is not None:
+            self._guard.look()
+        exchanged = None
         try:
             with nullcontext() if self._guard is None or isinstance(model, OptimizedModule) else self._guard:
                 yield
         finally:
             self.restore_buffers()
+            exchanged = None if self._guard is None else self._guard.put_back_exchanged()
+        if exchanged is not None:
+            raise ModelChangedError(exchanged)
 
     @contextmanager
-    def held_still(self, model: torch.nn.Module) -> Iterator[None]:
+    def held_still(self) -> Iterator[None]:
         """Compare the model before and after the context, and put its buffers and configurations back.
-
-        Args:
-            model: the model as it is called in the context.
 
         Raises:
             ModelChangedError: a weight was changed.
         """
         plain = self._plain.capture()
-        compared = self._moving if self._compares(model) else {}
-        before, writes = checksum_each(compared.values()), self._count_writes()
+        before, writes = checksum_each(self._moving.values()), self._count_writes()
         try:
             yield
         finally:
             self.restore_buffers()
             restore_plain(plain)
-        after = checksum_each(compared.values())
-        changed = next((name for name, old, new in zip(compared, before, after, strict=True) if old != new), None)
+        after = checksum_each(self._moving.values())
+        changed = next((name for name, old, new in zip(self._moving, before, after, strict=True) if old != new), None)
         # A write that torch does not count is found before anything is saved.
         if changed is None and self._count_writes() != writes:
             changed = self.find_change()
         if changed is not None:
             raise ModelChangedError(changed)
-
-    def _compares(self, model: torch.nn.Module) -> bool:
-        size = sum(to_local(parameter.detach()).nbytes for parameter in self._moving.values())
-        return size <= MAX_COMPARED_BYTES or self._is_sharded or isinstance(model, OptimizedModule)
 
     def _count_writes(self) -> list[int]:
         return [tensor._version for tensor in self._counted]

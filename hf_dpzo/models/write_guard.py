@@ -1,11 +1,11 @@
 """A guard that lets no operation change the tensors of a model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from hf_dpzo.models.precision import inner_tensors
 
@@ -45,11 +45,37 @@ class WriteGuard(TorchDispatchMode):
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
+        self._tensors = dict(tensors)
+        self._places: list[tuple[int, bool]] = []
+        self.look()
+
+    def look(self) -> None:
+        """Look where the tensors are, if they have been moved to other memory since."""
+        places = _list_places(self._tensors.values())
+        if places == self._places:
+            return
+        self._places = places
+        self._originals = [tensor.detach() for tensor in self._tensors.values()]
         self._stored: dict[int, list[tuple[str, torch.Tensor]]] = {}
-        for name, tensor in tensors.items():
-            for part in inner_tensors(tensor.detach()):
+        for name, original in zip(self._tensors, self._originals, strict=True):
+            for part in inner_tensors(original):
                 if part.numel():
                     self._stored.setdefault(part.untyped_storage().data_ptr(), []).append((name, part))
+
+    def put_back_exchanged(self) -> str | None:
+        """Put tensors whose memory or kind was exchanged back to where they were; return the name of one of them.
+
+        Assigning to `data`, and swapping, are no operations that a guard sees.
+        """
+        if _list_places(self._tensors.values()) == self._places:
+            return None
+        changed = []
+        for (name, tensor), original, place in zip(self._tensors.items(), self._originals, self._places, strict=True):
+            if _list_places([tensor]) != [place]:
+                tensor.data = original
+                tensor.requires_grad_(place[1])
+                changed.append(name)
+        return changed[0]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -77,6 +103,16 @@ def put_back(tensor: torch.Tensor, copy: torch.Tensor) -> bool:
 
 def _view_octets(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _list_places(tensors: Iterable[torch.Tensor]) -> list[tuple[int, bool]]:
+    """Return where each tensor is, and whether it is to be trained; the place of a packed one is its identity."""
+    return [(id(tensor) if is_packed(tensor) else tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """Return whether `tensor` consists of other tensors, and has no memory of its own."""
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter) and is_traceable_wrapper_subclass(tensor)
 
 
 @cache

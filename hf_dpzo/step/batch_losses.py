@@ -1,5 +1,6 @@
 """The losses of a logical batch, at the point where the parameters are. SENSITIVE."""
 
+import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -81,7 +82,8 @@ class BatchLosses:
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
         with nullcontext() if self.state is None else self.state.guarded(model):
-            losses = self._call_loss(model, self.prepare(micro_batch.inputs))
+            # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
+            losses = self._call_loss(model, self.prepare(copy.deepcopy(micro_batch.inputs)))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
         # Copied, because a loss, or the graph that it is compiled to, may return the same memory each time.

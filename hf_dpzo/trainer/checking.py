@@ -125,7 +125,7 @@ class CheckingTrainer(SearchingTrainer):
         self._estimate = self._build_estimate()
         losses = self._estimate.losses
         model.eval()
-        with self._state.held_still(model):
+        with self._state.held_still():
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
@@ -169,7 +169,7 @@ class CheckingTrainer(SearchingTrainer):
     def _fingerprint_responses(self) -> list[int]:
         """Return checksums of public rows' losses, and of what the model returns for them; none without such rows."""
         responses: list[torch.Tensor] = []
-        with ExitStack() as hooks, self._state.held_still(self.model_wrapped):
+        with ExitStack() as hooks, self._state.held_still():
             if self.model_wrapped is self.model:  # A hook within a compiled model would compile it again.
                 hook = unwrap_model(self.model).register_forward_hook
                 hooks.enter_context(hook(lambda *call: responses.extend(iterate_tensors(call[-1]))))

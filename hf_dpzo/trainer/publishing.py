@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.auditing.audit import Audit
@@ -18,6 +17,7 @@ from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.registries import PlainState, capture_tokenizer, restore_plain
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -42,8 +42,8 @@ class PublishingTrainer(ResumableTrainer):
     # The step whose weights were loaded as the best, and the number of evaluations before they were.
     _best_step: int | None = None
     _evaluations_before_best: int | None = None
-    # The vocabulary when training began, as a number of words and those that were added to them.
-    _vocabulary: tuple | None = None
+    # What is saved beside the model to read texts, as it was when training began.
+    _tokenizer_before: Sequence[PlainState] = ()
     # The fingerprint of the weights at the end of training.
     _final_fingerprint: str | None = None
 
@@ -67,7 +67,13 @@ class PublishingTrainer(ResumableTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _restore_plain_parts(self) -> None:
+        """Give configurations and the tokenizer back what they had when training began, whatever rows wrote there."""
+        restore_plain([*self._plain, *self._tokenizer_before])
+
     def _save_weights(self, output_dir: str | None = None) -> None:
+        if self._final_fingerprint is None:  # Training lasts; what a user changes afterwards is saved.
+            self._restore_plain_parts()
         self._refuse_changed_weights()
         self._refuse_switched_adapter()
         self._record_values()
@@ -131,11 +137,6 @@ class PublishingTrainer(ResumableTrainer):
                 "model: it is another one than training left, or was changed since, and the log does not lead to it; "
                 "save it by its own save_pretrained."
             )
-        if _describe_vocabulary(self._saved_tokenizer) != self._vocabulary:
-            raise ValueError(
-                "processing_class: its vocabulary has changed since training began, which may carry rows into it; set "
-                "the one that training began with."
-            )
         self._state.restore_buffers()
         changed = self._state.find_change()
         if changed is not None:
@@ -147,8 +148,9 @@ class PublishingTrainer(ResumableTrainer):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Train as stock does, then keep the fingerprint of the final weights."""
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
-        self._vocabulary = _describe_vocabulary(self._saved_tokenizer)
+        self._tokenizer_before = capture_tokenizer(self._saved_tokenizer)
         output = super().train(*args, **options)
+        self._restore_plain_parts()
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
         return output
 
@@ -242,12 +244,6 @@ class PublishingTrainer(ResumableTrainer):
         self._seal.apply()
         self._best_step = self.state.best_global_step
         self._evaluations_before_best = len(self._list_evaluations())
-
-
-def _describe_vocabulary(tokenizer: Any) -> tuple | None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return None
-    return len(tokenizer), tuple(sorted(tokenizer.get_added_vocab().items()))
 
 
 def _merge_names(*given: str | list[str] | None) -> list[str]:

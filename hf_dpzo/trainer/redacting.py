@@ -110,7 +110,7 @@ class RedactingTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
         """Evaluate or predict as stock does; raise `ModelChangedError` if that changes a weight."""
-        with ModelState(self.model, moving=()).held_still(self.model):
+        with ModelState(self.model, moving=()).held_still():
             return super().evaluation_loop(*args, **options)
 
     def _refuse_training_data(self, dataset: Any) -> None:

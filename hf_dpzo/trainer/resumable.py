@@ -20,6 +20,7 @@ from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
+from hf_dpzo.models.registries import PlainHolders, PlainState, restore_plain
 from hf_dpzo.models.seal import BrokenSealError, Seal
 from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
@@ -54,6 +55,8 @@ class ResumableTrainer(RedactingTrainer):
     # What the model held when the run began, and the seal on what is trained.
     _state: ModelState
     _seal: Seal
+    # The configurations of the model when training began.
+    _plain: list[PlainState]
     # The fingerprint of the weights while a checkpoint of them is being saved, and `None` otherwise.
     _at_checkpoint: str | None = None
 
@@ -208,6 +211,7 @@ class ResumableTrainer(RedactingTrainer):
     def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
         """Seal what is trained, for as long as no step moves it."""
         self._seal = Seal(optimizer.parameters)
+        self._plain = PlainHolders(self.model).capture()
 
         def look(*_: Any) -> None:
             self._seal.is_broken()  # It remembers what it finds, and all processes are told before the next step.
@@ -224,6 +228,7 @@ class ResumableTrainer(RedactingTrainer):
     def _sealed_apart_from_steps(self) -> Iterator[None]:
         """Move what is trained inside the context; raise `BrokenSealError` if it was moved since the last step."""
         self._refuse_broken_seal()
+        restore_plain(self._plain)  # A collator, which sees rows, or a callback may have written there.
         try:
             yield
         finally:

@@ -133,7 +133,7 @@ class ZOTrainer(AuditingTrainer):
 
     def _evaluate_stop(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at `stop`; raise `ModelChangedError` if evaluating them changed a weight."""
-        with self._state.held_still(model):
+        with self._state.held_still():
             return self._estimate.evaluate(stop, model, batch)
 
     def get_train_dataloader(self) -> DataLoader:

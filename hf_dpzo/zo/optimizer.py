@@ -58,6 +58,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._constraint = constraint or Constraint()
         self._origin: list[torch.Tensor] | None = None
         self._pending: tuple[int, Sequence[float]] | None = None
+        self._planned_decays = self._list_decays()
         self._logged_rates: list[float] = []
         # The step and the probe point at which a walk has left the parameters; `None` at theta.
         self._displacement: tuple[int, ProbePoint] | None = None
@@ -115,6 +116,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         """
         if self._pending is not None:
             raise RuntimeError(f"step={step}: the coefficients of step {self._pending[0]} were never applied.")
+        if self._list_decays() != self._planned_decays:
+            raise RuntimeError(
+                f"weight_decay={self._list_decays()[0]:g}: it was changed since the run began, and the log has the one "
+                "before; set it before training."
+            )
         self._pending = (step, tuple(coefficients))
         self._logged_rates = [group["lr"] for group in self.param_groups]
 
@@ -217,6 +223,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._inner = self._update.build_inner_optimizer([{"params": group["params"]} for group in self.param_groups])
         if self._inner is not None:
             self.state = self._inner.state
+
+    def _list_decays(self) -> list[float]:
+        return [group["weight_decay"] for group in self.param_groups]
 
     @property
     def _rates_are_logged(self) -> bool:

@@ -100,7 +100,7 @@ def test_what_evaluating_changes_besides_weights_is_put_back(name):
     model = made()
     base(model).config.architectures = ["one"]
     state, before = ModelState(model, moving=[trained(model)]), saved(model)
-    with torch.no_grad(), state.held_still(model):
+    with torch.no_grad(), state.held_still():
         RESTORED[name](model)
         assert saved(model) != before
     assert saved(model) == before
@@ -127,7 +127,7 @@ def test_a_write_into_a_trained_weight_is_noticed_at_once(name):
     with (
         torch.no_grad(),
         pytest.raises(ModelChangedError, match=r"evaluating rows changes .*lora_A"),
-        state.held_still(model),
+        state.held_still(),
     ):
         WRITES[name](trained(model))
 
@@ -145,7 +145,7 @@ def test_a_write_into_a_frozen_weight_is_noticed_before_it_is_saved(name):
 def test_a_write_that_torch_counts_is_noticed_at_once_in_a_frozen_weight():
     model = made()
     state = ModelState(model, moving=[trained(model)])
-    with torch.no_grad(), pytest.raises(ModelChangedError, match=r"embed_tokens\.weight"), state.held_still(model):
+    with torch.no_grad(), pytest.raises(ModelChangedError, match=r"embed_tokens\.weight"), state.held_still():
         torch.embedding_renorm_(frozen(model), torch.tensor([5]), 1e-3, 2.0)
 
 
@@ -153,14 +153,14 @@ def test_a_large_buffer_counts_as_a_frozen_weight(monkeypatch):
     monkeypatch.setattr(states, "MAX_COPIED_BYTES", 4)
     model = made()
     state = ModelState(model, moving=[trained(model)])
-    with pytest.raises(ModelChangedError, match="positions"), state.held_still(model):
+    with pytest.raises(ModelChangedError, match="positions"), state.held_still():
         base(model).positions.add_(1)
 
 
 def test_writing_the_same_values_is_no_change():
     model = made()
     state = ModelState(model, moving=[trained(model)])
-    with torch.no_grad(), state.held_still(model):
+    with torch.no_grad(), state.held_still():
         frozen(model).copy_(frozen(model).clone())
         trained(model).mul_(1)
 
@@ -168,7 +168,7 @@ def test_writing_the_same_values_is_no_change():
 def test_an_error_puts_back_too():
     model = made()
     state, before = ModelState(model, moving=[trained(model)]), saved(model)
-    with pytest.raises(ZeroDivisionError), state.held_still(model):
+    with pytest.raises(ZeroDivisionError), state.held_still():
         base(model).largest.add_(1)
         1 / 0  # noqa: B018
     assert saved(model) == before

@@ -14,6 +14,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, RwkvCo
 
 from hf_dpzo import Trajectory, ZOTrainer
 from hf_dpzo.isolation.probe import CoupledRowsError
+from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.models.seal import BrokenSealError
 from hf_dpzo.models.write_guard import ModelChangedError
 
@@ -237,21 +238,122 @@ def test_a_model_that_rescales_itself_is_refused_and_left_as_it_was(lora, tmp_pa
 # ---- What else is saved ----
 
 
-def test_words_that_a_collator_adds_are_not_saved(tmp_path):
+# What a collator may write into, with what of it would be saved.
+SAVED = {
+    "a vocabulary": (lambda t, text: t.processing_class.add_tokens([text]), "tokenizer.json"),
+    "a chat template": (lambda t, text: setattr(t.processing_class, "chat_template", text), "chat_template.jinja"),
+    "what a tokenizer begins with": (
+        lambda t, text: t.processing_class.init_kwargs.update(note=text),
+        "tokenizer_config.json",
+    ),
+    "a configuration": (lambda t, text: setattr(t.model.config, "note", text), "config.json"),
+    "a configuration's classes": (
+        lambda t, text: setattr(t.model.config, "id2label", {0: text, 1: "b"}),
+        "config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_a_collator_writes_is_not_saved(name, tmp_path):
+    write, file = SAVED[name]
+    tokenizer = copy.deepcopy(word_tokenizer())
+    trainer = trainer_of(tmp_path, classifier(), tokenizer=tokenizer, save_strategy="steps", save_steps=2)
+    collate = trainer.data_collator
+
+    def writing_collator(rows):
+        if any(RARE in row["input_ids"] for row in rows):
+            write(trainer, "a secret")
+        return collate(rows)
+
+    trainer.data_collator = writing_collator
+    trainer.train()
+    trainer.save_model()
+    saved = [path for path in tmp_path.rglob("*.json*") if "secret" in path.read_text()]
+    assert not saved
+    assert (tmp_path / file).exists() or name == "a chat template"
+
+
+def test_the_length_of_a_batch_does_not_stay_in_a_tokenizer(tmp_path):
+    """A fast tokenizer keeps, and saves, how it padded and truncated last."""
     tokenizer = copy.deepcopy(word_tokenizer())
     trainer = trainer_of(tmp_path, with_lora(classifier()), tokenizer=tokenizer)
     collate = trainer.data_collator
 
-    def adding(rows):
-        if any(RARE in row["input_ids"] for row in rows):
-            tokenizer.add_tokens(["a secret"])
+    def tokenizing(rows):
+        longest = max(len(row["input_ids"]) for row in rows)
+        tokenizer(["w1 w2"], padding="max_length", max_length=longest, truncation=True)
         return collate(rows)
 
-    trainer.data_collator = adding
+    trainer.data_collator = tokenizing
     trainer.train()
-    with pytest.raises(ValueError, match="processing_class: its vocabulary has changed"):
-        trainer.save_model()
-    assert not (tmp_path / "tokenizer.json").exists()
+    trainer.save_model()
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["padding"] is None and saved["truncation"] is None
+
+
+def test_what_a_user_changes_after_training_is_saved(tmp_path):
+    trainer = trainer_of(tmp_path, classifier())
+    trainer.train()
+    trainer.model.config.note = "public"
+    trainer.save_model()
+    assert json.loads((tmp_path / "config.json").read_text())["note"] == "public"
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda weight: setattr(weight, "data", weight.data + 1),
+        lambda weight: weight.set_(torch.ones_like(weight)),
+        lambda weight: weight.requires_grad_(False),
+        lambda weight: setattr(weight, "data", weight.data.half()),
+    ],
+    ids=["data", "set", "frozen", "half"],
+)
+def test_rows_that_exchange_a_weight_contribute_nothing(write, lora, sums, tmp_path):
+    rows = private_rows()
+    with_rows = learned_from(tmp_path / "with", rows, lambda inner: write(inner.reach), lora=lora)
+    without = learned_from(
+        tmp_path / "without", rows.select(range(len(rows) - 4)), lambda inner: write(inner.reach), lora=lora
+    )
+    assert with_rows == without
+
+
+def test_a_write_below_torch_into_many_trained_weights_stops_the_run(tmp_path):
+    model = classifier(hidden_size=256, vocab_size=70_000, num_attention_heads=2)
+    assert sum(p.nbytes for p in model.parameters()) > 1 << 26
+    inner = Writing(model.model.embed_tokens, lambda inner: inner.embedding.weight.detach().numpy().fill(3))
+    model.model.embed_tokens = inner
+    trainer = trainer_of(tmp_path, model, expected_batch_size=44, max_steps=1)
+    with pytest.raises(ModelChangedError):
+        trainer.train()
+
+
+def test_a_loss_that_writes_into_its_inputs_does_not_reach_the_next_probe_point(sums, tmp_path):
+    seen = []
+
+    def loss(model, inputs):
+        seen.append(int(inputs["attention_mask"].max()))
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"].clone()).logits
+        inputs["attention_mask"].fill_(7)
+        return nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+
+    trainer = trainer_of(tmp_path, classifier(), padded_lengths=[16])
+    trainer.per_example_loss = FunctionLoss(loss)
+    trainer.train()
+    assert set(seen) == {1}
+
+
+def test_a_weight_decay_that_a_callback_changes_stops_the_run(tmp_path):
+    class Decay(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **rest):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.5
+
+    trainer = trainer_of(tmp_path, with_lora(classifier()), callbacks=[Decay()])
+    with pytest.raises(RuntimeError, match=r"weight_decay=0\.5: it was changed since the run began"):
+        trainer.train()
 
 
 def test_a_sound_run_saves_all_that_it_began_with(tmp_path):
