@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from shared import table
 from transformers import OPTConfig, OPTForCausalLM, TrainerCallback
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
@@ -48,6 +49,7 @@ class TakingTurns(TrainerCallback):
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
         self._patches = ExitStack()
         self._begin = 0.0
+        self.trainer: ZOTrainer | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Patch away what holds the model still, in every second step."""
@@ -119,12 +121,13 @@ def measure_comparison() -> float:
 
 def main() -> None:
     """Measure and print everything."""
-    sys.stdout.write("| trained | rows of a batch | seconds a step | without | ratio |\n")
-    sys.stdout.write("|---|---|---|---|---|\n")
+    rows = []
     for rows_per_batch, lora in ((4, False), (4, True), (16, False)):
         held, free = measure(rows_per_batch, lora=lora)
         name = "LoRA" if lora else "all"
-        sys.stdout.write(f"| {name} | {rows_per_batch}x{TOKENS} | {held:.3f} | {free:.3f} | {held / free:.3f} |\n")
+        rows.append((name, f"{rows_per_batch}x{TOKENS}", f"{held:.3f}", f"{free:.3f}", f"{held / free:.3f}"))
+    lines = table(("trained", "rows of a batch", "seconds a step", "without", "ratio"), rows)
+    sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.write(f"\nA comparison of a billion numbers: {measure_comparison():.2f} s\n")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_dpzo.io.files import sync_all
+from hf_dpzo.io.files import write_atomically
 from hf_dpzo.io.strict_json import parse_json
 
 
@@ -61,15 +60,7 @@ class Coins:
         """Write the coins into `folder`, readable by this user alone, and wait until they are on disk."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {"coins": [int(value) for value in self.values], "nonce": self.nonce, "recipe": list(self.recipe)}
-        path, fresh = folder / COINS_FILE, folder / f"{COINS_FILE}.{secrets.token_hex(8)}"
-        # A name that nobody can have made a link of.
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "wb") as file:
-            file.write(json.dumps(content).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        sync_all([folder])
+        write_atomically(folder / COINS_FILE, json.dumps(content).encode(), secretly=True)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

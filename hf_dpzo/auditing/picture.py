@@ -5,12 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_dpzo.auditing.run_audit import RunAudit
-from hf_dpzo.plots import check_picture_path, create_figure
-
-
-def check_picture(path: Path) -> None:
-    """Raise `ValueError` where no picture can be drawn to `path`. Call it before the audit, which takes longer."""
-    check_picture_path(path)
+from hf_dpzo.plots import create_figure
 
 
 def draw_run_audit(audit: RunAudit, path: Path) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import parse_json
+from hf_dpzo.trajectory.base_files import read_sizes
 
 
 # The largest card, configuration or statement, in bytes.
@@ -21,9 +22,6 @@ MAX_TEXT_BYTES = 1 << 20
 
 # A run's folder holds a few files for each of its checkpoints.
 MAX_NESTED_FILES = 100_000
-
-
-_UNKNOWN_SIZE = 1 << 62
 
 
 class SourceError(ValueError):
@@ -116,7 +114,7 @@ class HubCommit(Source):
             reason = str(error).splitlines()[0]
             raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
         self._repository, self._commit = repository, info.sha
-        self.sizes = {file.rfilename: _UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings}
+        self.sizes = read_sizes(info)
         self.nested = frozenset(name for name in self.sizes if "/" in name)
 
     def _fetch_folder(self, names: Sequence[str]) -> Path:

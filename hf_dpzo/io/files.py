@@ -24,12 +24,22 @@ class LinkError(ValueError):
     """A link, or what is no plain file, where a file is to be read or written."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, and wait until it is on disk."""
-    replace_all({path: data})
+# Whoever may read and write a new file, before the umask takes its part.
+_ANYBODY, _OWNER = 0o666, 0o600
 
 
-def replace_all(files: Mapping[Path, bytes], *, durably: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, secretly: bool = False) -> None:
+    """Write a file, whole or not at all, and wait until it is on disk.
+
+    Args:
+        path: the path of the file.
+        data: its content.
+        secretly: whether this user alone may read it.
+    """
+    replace_all({path: data}, mode=_OWNER if secretly else _ANYBODY)
+
+
+def replace_all(files: Mapping[Path, bytes], *, durably: bool = True, mode: int = _ANYBODY) -> None:
     """Write several files, each whole or not at all.
 
     Guarantee: nothing is written through a link, or over a file that has another name than those of `files`.
@@ -37,11 +47,12 @@ def replace_all(files: Mapping[Path, bytes], *, durably: bool = True) -> None:
     Args:
         files: the content of each file, by its path.
         durably: whether to wait until the files are on disk. Pass `False` only where the caller syncs them later.
+        mode: who may read and write the files, of which the umask takes its part.
     """
     scratch_paths = {path: path.with_name(f".{path.name}.{secrets.token_hex(16)}.new") for path in files}
     try:
         for path, data in files.items():
-            _write_new(scratch_paths[path], data)
+            _write_new(scratch_paths[path], data, mode)
         if durably:
             sync_all(scratch_paths.values())
         for path, scratch_path in scratch_paths.items():
@@ -63,10 +74,10 @@ def is_scratch_file(name: str) -> bool:
     return _SCRATCH.fullmatch(name) is not None
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
     """Write a file that does not exist yet."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags, 0o666), "wb") as file:  # The umask takes its part of the mode.
+    with open(os.open(path, flags, mode), "wb") as file:
         file.write(data)
 
 

@@ -93,7 +93,7 @@ def measure_isolation(
         ValueError: the model is not float32 and a loss moved in any bit, or evaluating several points at once fails.
     """
     eager = model._orig_mod if isinstance(model, OptimizedModule) else model
-    changes = [_measure(form, losses, batches).loss_change for form in dict.fromkeys([eager, model])]
+    changes = [_measure(form, losses, batches) for form in dict.fromkeys([eager, model])]
     refuse_padding(eager, losses, batches)
     if points_per_pass is not None:
         changes.append(_measure_stacked(model, losses, batches, points_per_pass))
@@ -135,7 +135,8 @@ def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -
     return any(trace.depends_on_values or trace.operations != traces[0].operations for trace in traces)
 
 
-def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> Isolation:
+def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> float:
+    """Return the largest change of a row's loss, in units of the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses.state.restored = None
     try:
@@ -147,7 +148,7 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
             raise
         raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
     refuse_written(losses.state.restored)
-    return Isolation(loss_change=loss_change)
+    return loss_change
 
 
 def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
@@ -158,7 +159,7 @@ def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Seque
     try:
         # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.
         orders = [stacks, {parameter: values.flip(0) for parameter, values in stacks.items()}]
-        return max(_measure(model, at_stacks(losses, model, order), batches).loss_change for order in orders)
+        return max(_measure(model, at_stacks(losses, model, order), batches) for order in orders)
     except Exception as error:
         raise ValueError(
             f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "

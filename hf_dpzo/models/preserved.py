@@ -8,7 +8,6 @@ from torch._dynamo import OptimizedModule
 
 from hf_dpzo.distributed.sharding import to_local
 from hf_dpzo.models.precision import inner_tensors
-from hf_dpzo.models.registries import PlainHolders, restore_plain
 from hf_dpzo.models.state import ModelState, name_tensors
 from hf_dpzo.models.write_guard import put_back
 
@@ -27,7 +26,7 @@ def preserved(model: torch.nn.Module) -> Iterator[ModelState]:
     """
     modes = {module: module.training for module in model.modules()}
     state = ModelState(model, moving=())
-    plain = PlainHolders(model).capture()
+    plain = state.capture_plain()
     parts = [part for tensor in name_tensors(model).values() for part in inner_tensors(to_local(tensor.detach()))]
     is_small = sum(part.nbytes for part in parts) <= MAX_WHOLE_COPY_BYTES
     copies = [(part, part.clone()) for part in parts] if is_small or isinstance(model, OptimizedModule) else []
@@ -44,4 +43,5 @@ def preserved(model: torch.nn.Module) -> Iterator[ModelState]:
         state.restore_buffers()
         for part, copy in copies:
             put_back(part, copy)
-        restore_plain(plain)
+        for plain_state in plain:
+            plain_state.restore()

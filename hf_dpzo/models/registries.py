@@ -1,10 +1,10 @@
 """What modules hold besides the values of their tensors: which tensors and modules, and what is saved as plain data."""
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import PeftConfig
@@ -88,33 +88,41 @@ class PlainHolders:
         self._stateful = [m for m in model.modules() if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
 
     def capture(self) -> list["PlainState"]:
-        """Return the present states of all of them."""
-        places = [(holder, name, holder[name]) for holder, name in self._places if name in holder]
-        pickled = {id(value): _pickle(value) for _, _, value in places}
-        states = [PlainState(owner=v, pickled=pickled[id(v)], holder=h, name=n) for h, n, v in places]
-        extra = (PlainState(owner=m, pickled=_pickle(m), holder={}, name="") for m in self._stateful)
-        return [*states, *extra]
+        """Return the present states of all of them, each once, wherever it is held."""
+        owners = {id(module): (module, []) for module in self._stateful}
+        for holder, name in self._places:
+            if name in holder:
+                owners.setdefault(id(holder[name]), (holder[name], []))[1].append((holder, name))
+        return [PlainState.of(owner, places) for owner, places in owners.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainState:
-    """A configuration, or a module's extra state, as it was.
+    """What is saved as plain data, as it was.
 
     Args:
-        owner: the configuration, or the module.
+        owner: a configuration, a tokenizer, or a module with an extra state.
         pickled: its attributes, or its extra state.
-        holder: the mapping that holds the configuration.
-        name: its name there.
+        places: the mappings that hold it, and its name in each.
     """
 
     owner: Any
     pickled: bytes
-    holder: dict[str, Any]
-    name: str
+    places: Sequence[tuple[dict[str, Any], str]]
+
+    @classmethod
+    def of(cls, owner: Any, places: Sequence[tuple[dict[str, Any], str]] = ()) -> Self:
+        """Return the present state of `owner`.
+
+        Raises:
+            ValueError: it holds what cannot be copied.
+        """
+        return cls(owner=owner, pickled=_pickle(owner), places=tuple(places))
 
     def restore(self) -> None:
-        """Put the state back, if it has changed, and the configuration, if it was exchanged."""
-        self.holder[self.name] = self.owner
+        """Put the owner back where it was held, and its state into it if that has changed."""
+        for holder, name in self.places:
+            holder[name] = self.owner
         if _pickle(self.owner) == self.pickled:
             return
         original = pickle.loads(self.pickled)
@@ -123,27 +131,6 @@ class PlainState:
         else:
             vars(self.owner).clear()
             vars(self.owner).update(original)
-
-
-def capture_tokenizer(tokenizer: Any) -> list[PlainState]:
-    """Return the state of a tokenizer or processor; nothing for `None`.
-
-    >>> capture_tokenizer(None)
-    []
-    """
-    if tokenizer is None:
-        return []
-    return [PlainState(owner=tokenizer, pickled=_pickle(tokenizer), holder={}, name="")]
-
-
-def restore_plain(states: Iterable[PlainState]) -> None:
-    """Restore each of `states`; a configuration that is held in several places is looked at once."""
-    seen = {}
-    for state in states:
-        state.holder[state.name] = state.owner
-        seen[id(state.owner)] = state
-    for state in seen.values():
-        state.restore()
 
 
 def _find_places(module: torch.nn.Module) -> list[tuple[dict[str, Any], str]]:

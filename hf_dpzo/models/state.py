@@ -14,7 +14,7 @@ from torch._dynamo import OptimizedModule
 from hf_dpzo.distributed.checksums import checksum
 from hf_dpzo.distributed.sharding import is_sharded, to_local
 from hf_dpzo.models.precision import inner_tensors
-from hf_dpzo.models.registries import PlainHolders, Registries, restore_plain
+from hf_dpzo.models.registries import PlainHolders, PlainState, Registries
 from hf_dpzo.models.write_guard import ModelChangedError, WriteGuard, put_back
 
 
@@ -68,6 +68,10 @@ class ModelState:
                 return name
         return next((name for name in present if name not in self._still and name not in self._moving), None)
 
+    def capture_plain(self) -> list[PlainState]:
+        """Return the present states of what is saved with the model besides tensors."""
+        return self._plain.capture()
+
     def restore_buffers(self) -> None:
         """Put back what modules exchanged or added, and the values of buffers; `restored` then names one of them."""
         self.restored = self._registries.restore() or self.restored
@@ -103,13 +107,14 @@ class ModelState:
         Raises:
             ModelChangedError: a weight was changed.
         """
-        plain = self._plain.capture()
+        plain = self.capture_plain()
         before, writes = checksum_each(self._moving.values()), self._count_writes()
         try:
             yield
         finally:
             self.restore_buffers()
-            restore_plain(plain)
+            for state in plain:
+                state.restore()
         after = checksum_each(self._moving.values())
         changed = next((name for name, old, new in zip(self._moving, before, after, strict=True) if old != new), None)
         # A write that torch does not count is found before anything is saved.

@@ -107,10 +107,10 @@ def _view_octets(tensor: torch.Tensor) -> torch.Tensor:
 
 def _list_places(tensors: Iterable[torch.Tensor]) -> list[tuple[int, bool]]:
     """Return where each tensor is, and whether it is to be trained; the place of a packed one is its identity."""
-    return [(id(tensor) if is_packed(tensor) else tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
+    return [(id(tensor) if _is_packed(tensor) else tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
 
 
-def is_packed(tensor: torch.Tensor) -> bool:
+def _is_packed(tensor: torch.Tensor) -> bool:
     """Return whether `tensor` consists of other tensors, and has no memory of its own."""
     return type(tensor) not in (torch.Tensor, torch.nn.Parameter) and is_traceable_wrapper_subclass(tensor)
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from hf_dpzo.auditing.canaries import Rows, RowsWithCanaries, describe_canaries, generate_canaries
 from hf_dpzo.auditing.coins import Coins
-from hf_dpzo.auditing.picture import check_picture, draw_run_audit
+from hf_dpzo.auditing.picture import draw_run_audit
 from hf_dpzo.auditing.run_audit import RunAudit, audit_evidence, collect_released, measure_canaries
 from hf_dpzo.auditing.scores import Evidence
 from hf_dpzo.card.repository import refresh_card
@@ -18,6 +18,7 @@ from hf_dpzo.data.sampling import FetchedRow, SealedRows
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.models.state import ModelState
+from hf_dpzo.plots import check_picture_path
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.checking import CheckingTrainer
@@ -59,7 +60,7 @@ class AuditingTrainer(CheckingTrainer):
         """
         self._refuse_audit(confidence)
         if picture is not None:
-            check_picture(Path(picture))
+            check_picture_path(Path(picture))  # Before the audit, which takes longer.
         folder = Path(self.args.output_dir)
         log = Trajectory.read(folder)
         if self._estimate is None:  # In another process than the one that trained.

@@ -17,7 +17,7 @@ from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
-from hf_dpzo.models.registries import PlainState, capture_tokenizer, restore_plain
+from hf_dpzo.models.registries import PlainState
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -69,7 +69,8 @@ class PublishingTrainer(ResumableTrainer):
 
     def _restore_plain_parts(self) -> None:
         """Give configurations and the tokenizer back what they had when training began, whatever rows wrote there."""
-        restore_plain([*self._plain, *self._tokenizer_before])
+        for state in (*self._plain, *self._tokenizer_before):
+            state.restore()
 
     def _save_weights(self, output_dir: str | None = None) -> None:
         if self._final_fingerprint is None:  # Training lasts; what a user changes afterwards is saved.
@@ -148,7 +149,8 @@ class PublishingTrainer(ResumableTrainer):
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """Train as stock does, then keep the fingerprint of the final weights."""
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
-        self._tokenizer_before = capture_tokenizer(self._saved_tokenizer)
+        tokenizer = self._saved_tokenizer
+        self._tokenizer_before = () if tokenizer is None else (PlainState.of(tokenizer),)
         output = super().train(*args, **options)
         self._restore_plain_parts()
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())

@@ -20,7 +20,7 @@ from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.history import TrainedValues, is_marked_as_trained, mark_as_trained
-from hf_dpzo.models.registries import PlainHolders, PlainState, restore_plain
+from hf_dpzo.models.registries import PlainState
 from hf_dpzo.models.seal import BrokenSealError, Seal
 from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
@@ -211,7 +211,7 @@ class ResumableTrainer(RedactingTrainer):
     def _seal_parameters(self, optimizer: ZOOptimizer) -> None:
         """Seal what is trained, for as long as no step moves it."""
         self._seal = Seal(optimizer.parameters)
-        self._plain = PlainHolders(self.model).capture()
+        self._plain = self._state.capture_plain()
 
         def look(*_: Any) -> None:
             self._seal.is_broken()  # It remembers what it finds, and all processes are told before the next step.
@@ -228,7 +228,8 @@ class ResumableTrainer(RedactingTrainer):
     def _sealed_apart_from_steps(self) -> Iterator[None]:
         """Move what is trained inside the context; raise `BrokenSealError` if it was moved since the last step."""
         self._refuse_broken_seal()
-        restore_plain(self._plain)  # A collator, which sees rows, or a callback may have written there.
+        for state in self._plain:  # A collator, which sees rows, or a callback may have written there.
+            state.restore()
         try:
             yield
         finally:

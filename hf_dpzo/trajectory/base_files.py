@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx
 
@@ -23,7 +23,7 @@ MAX_DOWNLOAD = 2 << 30
 
 
 # The size of a file that the Hub does not tell: more than any limit.
-_UNKNOWN_SIZE = 1 << 62
+UNKNOWN_SIZE = 1 << 62
 
 
 class DownloadError(TrajectoryError):
@@ -107,7 +107,7 @@ def announce_download(
     files = BaseFiles.find(name, source)
     size = files.missing_bytes
     if size > limit:
-        told = "of a size that the Hub does not tell" if size >= _UNKNOWN_SIZE else f"of {format_bytes(size)}"
+        told = "of a size that the Hub does not tell" if size >= UNKNOWN_SIZE else f"of {format_bytes(size)}"
         raise DownloadError(
             f"base={name}: the log asks for a download {told}, and {format_bytes(limit)} are allowed; allow more with "
             "--max-download (in Python max_download), or name a copy as base."
@@ -128,13 +128,18 @@ def format_bytes(size: int) -> str:
     return f"{size} bytes"
 
 
+def read_sizes(info: ModelInfo) -> dict[str, int]:
+    """Return the sizes in bytes of the files that the Hub lists, by their names."""
+    return {file.rfilename: UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings}
+
+
 def _list_remote(location: str, revision: str) -> dict[str, int]:
     """Return the sizes of the files in a repository; nothing if the Hub does not answer."""
     try:
         info = HfApi().model_info(location, revision=revision, files_metadata=True)
     except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError):
         return {}
-    return {file.rfilename: _UNKNOWN_SIZE if file.size is None else file.size for file in info.siblings}
+    return read_sizes(info)
 
 
 def _find_cached(location: str, name: str, revision: str) -> Path | None:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer, seeded_peft_model
@@ -15,17 +15,9 @@ from hf_dpzo.trajectory.earlier_runs import read_earlier_runs
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
+from support.adapters import LORA, load
 from support.models import one_layer, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
-
-
-LORA = {"task_type": TaskType.SEQ_CLS, "r": 2, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture
-def base(tmp_path):
-    one_layer().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
 
 
 @pytest.fixture
@@ -47,10 +39,6 @@ def make(make_args, tmp_path):
 def elsewhere(monkeypatch):
     """As in a process of its own, which knows nothing of the runs of this one."""
     monkeypatch.setattr(history, "_RUNS", {})
-
-
-def load(folder):
-    return type(one_layer()).from_pretrained(folder)
 
 
 def loaded(base, folder):

@@ -5,22 +5,14 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer, seeded_peft_model
 
+from support.adapters import LORA, load
 from support.models import one_layer, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
-
-
-LORA = {"task_type": TaskType.SEQ_CLS, "r": 2, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture
-def base(tmp_path):
-    one_layer().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
 
 
 @pytest.fixture
@@ -37,10 +29,6 @@ def make(make_args):
         )
 
     return made
-
-
-def load(folder):
-    return type(one_layer()).from_pretrained(folder)
 
 
 def adapted(base):
