@@ -15,7 +15,7 @@ from hf_dpzo.trajectory.earlier_runs import read_earlier_runs
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
-from support.adapters import LORA, load
+from support.bases import LORA, load
 from support.models import one_layer, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
 

@@ -18,7 +18,7 @@ from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.trainer import checking
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import LOG_FILE, TrajectoryWriter
-from hf_dpzo.trajectory.parts import PARTS_FILE, list_parts
+from hf_dpzo.trajectory.parts import PARTS_FILE
 from hf_dpzo.verification.verify import verify
 
 from support.runs import train
@@ -78,7 +78,7 @@ def isolation(folder: Path) -> str:
 
 
 def starts(folder: Path) -> list[int]:
-    return [part.first_step for part in list_parts(folder, Trajectory.read(folder))]
+    return [part.first_step for part in Trajectory.read(folder).parts]
 
 
 def test_a_part_in_the_middle_is_stated(go_on, folder):

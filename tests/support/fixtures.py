@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_dpzo import ZOTrainingArguments
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
-from support.adapters import base  # noqa: F401 - a fixture
+from support.bases import base  # noqa: F401 - a fixture
 from support.local_hub import hub  # noqa: F401 - a fixture
 from support.models import word_tokenizer
 from support.pictures import matplotlib_is_there

@@ -10,7 +10,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer, seeded_peft_model
 
-from support.adapters import LORA, load
+from support.bases import LORA, load
 from support.models import one_layer, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
 
