@@ -19,7 +19,7 @@ from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
-from hf_dpzo.trajectory.parts import Part, list_parts
+from hf_dpzo.trajectory.parts import Part
 from hf_dpzo.trajectory.run import LoggedRun
 
 
@@ -81,8 +81,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
     folder = Path(folder)
     log = Trajectory.read(folder)
     run = LoggedRun.from_log(log)
-    parts = list_parts(folder, log)
-    isolation = worst_isolation([declarations.isolation, *(part.environment["isolation"] for part in parts)])
+    isolation = worst_isolation([declarations.isolation, *(part.environment["isolation"] for part in log.parts)])
     conditions = list_conditions(run, declarations, isolation)
     private = all(condition["held"] for condition in conditions)
     return {
@@ -120,7 +119,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         },
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
-        **_describe_parts(parts),
+        **_describe_parts(log.parts),
     }
 
 

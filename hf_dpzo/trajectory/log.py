@@ -22,6 +22,7 @@ import filelock
 
 from hf_dpzo.io.files import open_plain, refuse_links, write_atomically
 from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError, parse_header
+from hf_dpzo.trajectory.parts import PARTS_FILE, PARTS_REMEDY, Part, read_later_parts
 from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Records
 
 
@@ -48,14 +49,15 @@ class Trajectory:
         header_checksum: the checksum of the header, 16 bytes.
         torn_bytes: the number of bytes after the last whole record. They belong to a step whose release an attacker may
             have seen.
-        part_starts: the steps with which a part of the run in another environment begins.
+        later_parts: the parts of the run that went on in another environment, in order. A kill after an entry and
+            before its first release leaves a last one that has no record yet.
     """
 
     header: Mapping[str, Any]
     records: Records
     header_checksum: bytes
     torn_bytes: int
-    part_starts: tuple[int, ...] = ()
+    later_parts: tuple[Part, ...] = ()
 
     @property
     def layout(self) -> RecordLayout:
@@ -66,27 +68,36 @@ class Trajectory:
         """Return the checksum of the log after its first `steps` steps, 16 bytes."""
         return self.records.checksum_at(steps - 1) if steps else self.header_checksum
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts of the run that a release came from, the first as the header has it. A torn record counts."""
+        spent = len(self.records) + (self.torn_bytes > 0)
+        later = (part for part in self.later_parts if part.first_step < spent)
+        return Part(first_step=0, environment=self.header["made_with"]), *later
+
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read the log at `path`, a file or the folder of a run. A stranger may have written it.
+        """Read the log at `path`, a file or the folder of a run, and the parts beside it. They may be a stranger's.
 
         Guarantee: reading runs nothing and takes less than 1 GB, and the header has the shape that the schema asks for.
 
         Raises:
-            TrajectoryError: there is no log, or it is damaged before its last record, or no run writes such a log.
+            TrajectoryError: there is no log, or it is damaged before its last record, or no run writes such a log, or
+                its parts are not beside it as they were.
         """
         path = Path(path) / LOG_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise TrajectoryError(f"{path}: there is no log of a run; name its folder, or its {LOG_FILE}.")
         with open(path, "rb") as file:
             data = file.read(MAX_LOG_BYTES + 1)
+        parts = read_later_parts(path.parent)
         try:
-            return cls._parse(data)
+            return cls._parse(data, parts)
         except TrajectoryError as error:
             raise TrajectoryError(f"{path}: {error}") from error
 
     @classmethod
-    def _parse(cls, data: bytes) -> Self:
+    def _parse(cls, data: bytes, parts: tuple[Part, ...]) -> Self:
         if len(data) > MAX_LOG_BYTES:
             raise TrajectoryError(f"it has more than {MAX_LOG_BYTES} bytes, and no log has; name another file.")
         header, checksum, start = _split_header(data)
@@ -95,24 +106,26 @@ class Trajectory:
         most = (MAX_LOG_BYTES - start) // layout.record_size
         if not (len(data) - start) // layout.record_size <= steps <= most:
             raise TrajectoryError(f"plan.steps={steps}: there are more records, or no log holds so many.")
+        digests = {part.first_step: part.digest for part in parts}
         count = 0
-        part_starts = []
         previous_checksum = checksum
         for begin in range(start, len(data) - layout.record_size + 1, layout.record_size):
             piece = data[begin : begin + layout.record_size]
-            record = layout.unpack(piece, previous_checksum)
+            digest = digests.pop(count, b"")
+            if bool(digest) != layout.begins_part(piece):
+                raise _build_parts_error(count)
+            record = layout.unpack(piece, previous_checksum + digest)
             if record is None or record.step != count:
+                if digest:
+                    raise _build_parts_error(count)
                 if begin + layout.record_size < len(data):
                     raise TrajectoryError(f"record {count} is damaged; replay a copy of the log.")
                 break
-            if not record.is_finite:
-                raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
-            if record.void and any(record.integers):
-                raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
-            if record.begins_part:
-                part_starts.append(count)
+            _check_record(record)
             count += 1
             previous_checksum = piece[-CHECKSUM_BYTES:]
+        if any(first_step > count for first_step in digests):
+            raise _build_parts_error(count)
         end = start + count * layout.record_size
         records = Records(layout=layout, data=data[start:end])
         return cls(
@@ -120,8 +133,23 @@ class Trajectory:
             records=records,
             header_checksum=checksum,
             torn_bytes=len(data) - end,
-            part_starts=tuple(part_starts),
+            later_parts=parts,
         )
+
+
+def _check_record(record: Record) -> None:
+    """Raise `TrajectoryError` for a record that no run writes."""
+    if not record.is_finite:
+        raise TrajectoryError(f"record {record.step} holds a number that is not finite; replay another copy.")
+    if record.void and any(record.integers):
+        raise TrajectoryError(f"record {record.step} is void, and holds a release; replay another copy.")
+
+
+def _build_parts_error(step: int) -> TrajectoryError:
+    return TrajectoryError(
+        f"{PARTS_FILE}: by record {step}, the run's parts are others than those in it, or it is not there; "
+        f"{PARTS_REMEDY}."
+    )
 
 
 class TrajectoryWriter:
@@ -163,8 +191,12 @@ class TrajectoryWriter:
         write_atomically(path, data)
         return cls(path, Trajectory.read(path))
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record, *, part: Part | None = None) -> None:
         """Append `record`, and wait until it is on disk.
+
+        Args:
+            record: the record of the next step.
+            part: the part that begins with it, which is on disk; `None` if none does.
 
         Raises:
             RuntimeError: the record is not of the next step.
@@ -178,7 +210,7 @@ class TrajectoryWriter:
             raise ValueError(
                 f"learning_rate={record.learning_rates}: step {record.step} can not take it; correct the schedule."
             )
-        data = self._layout.pack(record, self._checksum)
+        data = self._layout.pack(record, self._checksum + (b"" if part is None else part.digest))
         try:
             written = 0
             while written < len(data):

@@ -2,9 +2,10 @@
 
 The header of the log has the environment that the run began in. Each later part of another one is an entry in a file
 beside the log, which is on disk before the part's first release. The record of its first step says in the log itself
-that a part begins there, so that the file cannot be left out.
+that a part begins there, and its checksum is over the entry too: the file can neither be left out nor changed.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,6 @@ from hf_dpzo.io.files import open_plain, write_atomically
 from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import find_fault, parse_json
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.log import Trajectory
 
 
 PARTS_FILE = "parts.json"
@@ -29,7 +29,7 @@ MAX_PARTS_BYTES = 1 << 22
 _SCHEMA = "hf-dpzo/parts@1"
 
 
-_REMEDY = "bring back the file that was beside the log; a checkpoint has a copy"
+PARTS_REMEDY = "bring back the file that was beside the log; a checkpoint has a copy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,15 @@ class Part:
     first_step: int
     environment: Mapping[str, Any]
 
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the part's entry, 32 bytes."""
+        return hashlib.sha256(json.dumps(self.as_entry(), sort_keys=True).encode()).digest()
+
+    def as_entry(self) -> dict[str, Any]:
+        """Return the part's entry in the file, in JSON types."""
+        return {"first_step": self.first_step, **self.environment}
+
 
 def is_covered(environment: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     """Return whether what is known of the part before, in environment `last`, holds in `environment` too.
@@ -56,37 +65,15 @@ def is_covered(environment: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
     return {**environment, "isolation": isolation["status"]} == {**last, "isolation": known["status"]} and is_no_worse
 
 
-def list_parts(folder: Path, log: Trajectory) -> tuple[Part, ...]:
-    """Return all parts of the run whose `log` is in `folder`, the first of them as the header has it.
-
-    A part that no release came from is left out. A torn record counts as a release.
+def read_later_parts(folder: Path) -> tuple[Part, ...]:
+    """Return the parts that the file in `folder` holds, in order; none if there is no file.
 
     Raises:
-        TrajectoryError: see `read_later_parts`.
-    """
-    spent = len(log.records) + (log.torn_bytes > 0)
-    later = (part for part in read_later_parts(folder, log) if part.first_step < spent)
-    return Part(first_step=0, environment=log.header["made_with"]), *later
-
-
-def read_later_parts(folder: Path, log: Trajectory) -> tuple[Part, ...]:
-    """Return the parts that the file beside `log` holds, in order; none if there is no file.
-
-    A kill after an entry and before its first release leaves a last one that the log does not have yet.
-
-    Raises:
-        TrajectoryError: the file is not what a run writes, or has not the parts that the log says there are.
+        TrajectoryError: the file is not what a run writes.
     """
     path = folder / PARTS_FILE
-    with one_sentence(str(path), TrajectoryError, remedy=_REMEDY):
-        parts = _parse(_read(path)) if os.path.lexists(path) else ()
-    begun = [part.first_step for part in parts if part.first_step < len(log.records)]
-    if begun != list(log.part_starts) or any(part.first_step > len(log.records) for part in parts):
-        raise TrajectoryError(
-            f"{path}: the log has parts that begin with the steps {list(log.part_starts)[:5]}, and this file "
-            f"{begun[:5] if parts else 'is not there'}; {_REMEDY}."
-        )
-    return parts
+    with one_sentence(str(path), TrajectoryError, remedy=PARTS_REMEDY):
+        return _parse(_read(path)) if os.path.lexists(path) else ()
 
 
 def write_later_parts(folder: Path, parts: Iterable[Part]) -> None:
@@ -96,7 +83,7 @@ def write_later_parts(folder: Path, parts: Iterable[Part]) -> None:
         TrajectoryError: no reader would accept it.
         OSError: the folder cannot be written to.
     """
-    entries = [{"first_step": part.first_step, **part.environment} for part in parts]
+    entries = [part.as_entry() for part in parts]
     data = json.dumps({"schema": _SCHEMA, "parts": entries}, indent=1, sort_keys=True, allow_nan=False).encode()
     _parse(data)
     write_atomically(folder / PARTS_FILE, data)
@@ -109,16 +96,16 @@ def _read(path: Path) -> bytes:
 
 def _parse(data: bytes) -> tuple[Part, ...]:
     if len(data) > MAX_PARTS_BYTES:
-        raise TrajectoryError(f"parts: they take more than {MAX_PARTS_BYTES} bytes; {_REMEDY}.")
+        raise TrajectoryError(f"parts: they take more than {MAX_PARTS_BYTES} bytes; {PARTS_REMEDY}.")
     content = parse_json(data.decode())
     fault = find_fault(content, PARTS_FILE)
     if fault is not None:
-        raise TrajectoryError(f"{PARTS_FILE}: {fault}; {_REMEDY}.")
+        raise TrajectoryError(f"{PARTS_FILE}: {fault}; {PARTS_REMEDY}.")
     parts = tuple(
         Part(first_step=entry["first_step"], environment={name: entry[name] for name in entry if name != "first_step"})
         for entry in content["parts"]
     )
     steps = [part.first_step for part in parts]
     if steps != sorted(set(steps)):
-        raise TrajectoryError(f"{PARTS_FILE}: its parts are not in the order of their first steps; {_REMEDY}.")
+        raise TrajectoryError(f"{PARTS_FILE}: its parts are not in the order of their first steps; {PARTS_REMEDY}.")
     return parts

@@ -73,11 +73,18 @@ class RecordLayout:
         return _FRONT.size + 8 * (self.num_groups + self.num_directions) + CHECKSUM_BYTES
 
     def pack(self, record: Record, previous_checksum: bytes) -> bytes:
-        """Return the bytes of `record`; they end with a checksum over `previous_checksum` and the record."""
+        """Return the bytes of `record`; they end with a checksum over `previous_checksum` and the record.
+
+        Where a part begins, its digest follows the previous checksum.
+        """
         flags = _VOID * record.void | _BEGINS_PART * record.begins_part
         front = _FRONT.pack(record.step, flags, record.smoothing, record.mask_fingerprint)
         body = front + self._values.pack(*record.learning_rates, *record.integers)
         return body + _checksum(previous_checksum, body)
+
+    def begins_part(self, data: bytes) -> bool:
+        """Return whether the record in `data` says that a part begins with it, whether or not its checksum is right."""
+        return bool(_FRONT.unpack_from(data)[1] & _BEGINS_PART)
 
     def unpack(self, data: bytes, previous_checksum: bytes) -> Record | None:
         """Return the record in `data`, or `None` if its checksum is wrong."""

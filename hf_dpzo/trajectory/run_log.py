@@ -17,9 +17,9 @@ from hf_dpzo.trajectory.checkpoints import CheckpointMark, check_checkpoint, fin
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acquire_lock
-from hf_dpzo.trajectory.parts import PARTS_FILE, Part, is_covered, read_later_parts, write_later_parts
 from hf_dpzo.trajectory.records import Record
 from hf_dpzo.trajectory.replay import check_device, replay_records
+from hf_dpzo.trajectory.run_parts import RunParts
 
 
 class RunLog:
@@ -50,10 +50,11 @@ class RunLog:
         self.was_opened = False
         self.existing: Trajectory | None
         self.checkpoint: Path | None
-        # What holds for this part of the run, and the parts on disk, which the first process alone knows.
+        # What holds for this part of the run.
         self._environment: dict[str, Any] | None = None
-        self._parts: tuple[Part, ...] = ()
         self.existing, self.checkpoint = processes.run_on_first(lambda: self._lock_and_find(resume))
+        # The parts on disk. Only the first process adds to them.
+        self._parts = RunParts(folder, () if self.existing is None else self.existing.later_parts)
         # The number of steps on disk, or about to be: other processes do not wait until the first one has written.
         self.num_written = 0 if self.existing is None else len(self.existing.records)
 
@@ -75,7 +76,6 @@ class RunLog:
                     "start one."
                 )
             log = Trajectory.read(folder)
-            self._parts = read_later_parts(folder, log)
             return log, self._choose_checkpoint(resume, log)
         if (folder / LOG_FILE).exists():
             raise TrajectoryError(
@@ -153,7 +153,7 @@ class RunLog:
 
     def _create(self, path: Path, header: dict[str, Any], initial: dict[str, torch.Tensor]) -> None:
         try:
-            (self._folder / PARTS_FILE).unlink(missing_ok=True)  # Of another run, whose log was deleted.
+            self._parts.delete()  # They are of another run, whose log was deleted.
             save_initial_values(initial, self._folder)
             self._writer = TrajectoryWriter.create(path, header)
         except OSError as error:
@@ -202,21 +202,12 @@ class RunLog:
     def _begin_part(self, step: int) -> None:
         """Before the first release of this part of the run, put its environment on disk if it is another one."""
         environment, self._environment = self._environment, None
-        if environment is None or not self._processes.is_first:
-            return
-        # No release came from a part that was to begin here, or it would be in the log, or torn.
-        before = tuple(part for part in self._parts if part.first_step < step)
-        last = before[-1].environment if before else self.header["made_with"]
-        is_new = not is_covered(environment, last)
-        self._parts = (*before, Part(first_step=step, environment=environment)) if is_new else before
-        if self._parts:
-            write_later_parts(self._folder, self._parts)
-        else:
-            (self._folder / PARTS_FILE).unlink(missing_ok=True)
+        if environment is not None and self._processes.is_first:
+            self._parts.begin(step, environment, first=self.header["made_with"])
 
     def _write(self, record: Record) -> None:
         if self._processes.is_first:
-            self._writer.append(record)
+            self._writer.append(record, part=self._parts.find(record.step))
         self.num_written += 1
 
     def mark_checkpoint(self, checkpoint: Path, *, weights: str, steps: int) -> None:
@@ -248,7 +239,7 @@ class RunLog:
             smoothing=descent.begin(step).smoothing,
             mask_fingerprint=descent.mask_fingerprint,
             void=void,
-            begins_part=any(part.first_step == step for part in self._parts),
+            begins_part=self._parts.find(step) is not None,
         )
 
     def _check_weights(self, descent: Descent) -> int:

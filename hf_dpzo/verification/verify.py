@@ -31,7 +31,6 @@ from hf_dpzo.privacy.queries import LaplaceQuery
 from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, logger
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
-from hf_dpzo.trajectory.parts import list_parts
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.published import check_other_files
@@ -94,7 +93,6 @@ def _run_checks(source: Source, open_model: OpenModel | None) -> Iterator[Findin
             folder = fetch_log(source)
             log = Trajectory.read(folder)
             run = LoggedRun.from_log(log)
-            list_parts(folder, log)
     except (TrajectoryError, SourceError) as error:
         yield Finding(name="log", holds=False, detail=str(error))
         return

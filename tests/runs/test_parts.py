@@ -111,7 +111,7 @@ def test_a_part_without_a_release_is_forgotten(go_on, folder, monkeypatch):
     """A kill may come between the entry of a part and its first release."""
     go_on(3)
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryWriter, "append", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(TrajectoryWriter, "append", lambda *_, **__: (_ for _ in ()).throw(Killed()))
         go_on(4, loss_change=1e-8)
     assert [part["first_step"] for part in json.loads((folder / PARTS_FILE).read_text())["parts"]] == [3]
     assert starts(folder) == [0]
@@ -229,6 +229,14 @@ DAMAGE = {
     "unknown isolation": lambda path: damage(path, lambda it: it["parts"][0]["isolation"].update(status="perfect")),
     "an unknown field": lambda path: damage(path, lambda it: it["parts"][0].update(surprise=1)),
     "a version": lambda path: damage(path, lambda it: it["parts"][0]["versions"].update(torch="1\x1b[2J")),
+    "a better isolation": lambda path: damage(
+        path, lambda it: it["parts"][0]["isolation"].update(status="bitwise", bound_in_clip_norms=0.0)
+    ),
+    "a lower bound": lambda path: damage(
+        path, lambda it: it["parts"][0]["isolation"].update(bound_in_clip_norms=1e-12)
+    ),
+    "another version": lambda path: damage(path, lambda it: it["parts"][0]["versions"].update(torch="9.9")),
+    "fewer processes": lambda path: damage(path, lambda it: it["parts"][0].update(processes=7)),
     "huge": lambda path: path.write_bytes(b" " * (1 << 23)),
 }
 
@@ -254,6 +262,10 @@ def test_parts_that_the_log_does_not_have_are_refused(name, go_on, folder, kept)
         train(folder, resume=True, max_steps=STEPS)
     assert PARTS_FILE in str(caught.value) or "parts" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+    for written in ("README.md", "privacy.json"):  # Written again, they would agree with what is there.
+        (folder / written).unlink()
+    assert main(["card", str(folder)]) != 0
+    assert not (folder / "README.md").exists()
 
 
 def test_an_isolation_that_is_better_than_the_parts_is_found(go_on, folder):
