@@ -39,10 +39,11 @@ def is_weights_file(name: str) -> bool:
     return name.endswith(".safetensors") and "/" not in name and name != INITIAL_FILE
 
 
-def is_checkpoint(folder: str) -> bool:
-    """Return whether the Trainer gives checkpoints names like `folder`, or it is a folder in one.
+def split_checkpoint(folder: str) -> str | None:
+    """Return the checkpoint, by the names that the Trainer gives them, that `folder` is or is in; `None` if it is none.
 
-    >>> is_checkpoint("checkpoint-10"), is_checkpoint("other")
-    (True, False)
+    >>> split_checkpoint("checkpoint-10"), split_checkpoint("checkpoint-10/adapter"), split_checkpoint("other")
+    ('checkpoint-10', 'checkpoint-10', None)
     """
-    return re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+(/.*)?", folder) is not None
+    first = folder.split("/")[0]
+    return first if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", first) else None

@@ -33,11 +33,13 @@ class Source(ABC):
 
     Args:
         sizes: the sizes of the files, in bytes, by their names.
-        nested: the names of files in subfolders, none of which is opened.
+        nested: the sizes of the files in subfolders, by their names.
+        linked: the names of subfolders that are links to elsewhere. What they hold is not listed.
     """
 
     sizes: Mapping[str, int]
-    nested: frozenset[str]
+    nested: Mapping[str, int]
+    linked: frozenset[str]
 
     def fetch(self, limits: Mapping[str, int]) -> Path:
         """Fetch files, and return the folder that holds them.
@@ -48,10 +50,11 @@ class Source(ABC):
         Raises:
             SourceError: a file does not exist, or is larger.
         """
+        sizes = {**self.nested, **self.sizes}
         for name, limit in limits.items():
-            if name not in self.sizes:
+            if name not in sizes:
                 raise SourceError(f"{name}: there is no such file; name a folder or a repository that holds one.")
-            _check_size(name, self.sizes[name], limit)
+            _check_size(name, sizes[name], limit)
         folder = self._fetch_folder(list(limits))
         for name, limit in limits.items():
             _check_size(name, (folder / name).stat().st_size, limit)
@@ -91,11 +94,13 @@ class LocalFolder(Source):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-        self.nested = frozenset(itertools.islice(_walk_subfolders(folder), MAX_NESTED_FILES + 1))
-        if len(self.nested) > MAX_NESTED_FILES:
+        found = list(itertools.islice(_walk_subfolders(folder), MAX_NESTED_FILES + 1))
+        if len(found) > MAX_NESTED_FILES:
             raise SourceError(
                 f"{folder}: its subfolders hold more than {MAX_NESTED_FILES} files; name a folder of the model alone."
             )
+        self.nested = {name: _read_size(folder / name) for name, is_link in found if not is_link}
+        self.linked = frozenset(name for name, is_link in found if is_link)
 
     def _fetch_folder(self, names: Sequence[str]) -> Path:
         return self._folder
@@ -114,8 +119,10 @@ class HubCommit(Source):
             reason = str(error).splitlines()[0]
             raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
         self._repository, self._commit = repository, info.sha
-        self.sizes = read_sizes(info)
-        self.nested = frozenset(name for name in self.sizes if "/" in name)
+        sizes = read_sizes(info)
+        self.sizes = {name: size for name, size in sizes.items() if "/" not in name}
+        self.nested = {name: size for name, size in sizes.items() if "/" in name}
+        self.linked = frozenset()
 
     def _fetch_folder(self, names: Sequence[str]) -> Path:
         try:
@@ -123,7 +130,7 @@ class HubCommit(Source):
         except (OSError, httpx.HTTPError) as error:
             reason = str(error).splitlines()[0]
             raise SourceError(f"{self._repository}: {names[0]} cannot be had from the Hub ({reason}).") from error
-        return paths[0].parent
+        return paths[0].parents[names[0].count("/")]
 
 
 def open_source(name: str | Path, revision: str | None = None) -> Source:
@@ -139,12 +146,23 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     return LocalFolder(Path(name)) if Path(name).is_dir() else HubCommit(str(name), revision)
 
 
-def _walk_subfolders(folder: Path) -> Iterator[str]:
-    """Yield the names of the files in the subfolders of `folder`; a subfolder that is a link counts as a file."""
+def _walk_subfolders(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the names of the files in the subfolders of `folder`, and whether each is a subfolder that is a link.
+
+    A link to a place in `folder` is left out, because what it leads to is found there.
+    """
+    root = folder.resolve()
     for place, folders, files in os.walk(folder):
         here = Path(place).relative_to(folder)
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        yield from ((here / name).as_posix() for name in (*files, *links) if here.parts)
+        yield from (((here / name).as_posix(), False) for name in files if here.parts)
+        links = (name for name in folders if Path(place, name).is_symlink())
+        yield from (
+            ((here / name).as_posix(), True) for name in links if not Path(place, name).resolve().is_relative_to(root)
+        )
+
+
+def _read_size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _check_size(name: str, size: int, limit: int) -> None:

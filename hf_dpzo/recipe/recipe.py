@@ -30,6 +30,10 @@ ADAPTERS = ("lora", "none")
 DTYPES = ("float32", "bfloat16")
 
 
+# The fields that may be paths of this machine.
+PATH_FIELDS = ("model_name_or_path", "data", "eval_data")
+
+
 @dataclass(kw_only=True)
 class Recipe:
     """Describes the model, its adapter, the data, and how a row becomes a text.
@@ -69,6 +73,13 @@ class Recipe:
     label_column: str = field(default="label", metadata={"help": "The column that holds the class."})
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
+
+    @property
+    def movable_flags(self) -> tuple[str, ...]:
+        """All fields as the command line spells them, from which `parse_recipe` builds the recipe in any folder."""
+        paths = ((name, getattr(self, name)) for name in PATH_FIELDS)
+        there = ((name, Path(path).resolve()) for name, path in paths if path and Path(path).exists())
+        return (*self.flags, *(f"--{name}={path}" for name, path in there))
 
     def __post_init__(self) -> None:
         self.where_values = _parse_json_object("where", self.where)

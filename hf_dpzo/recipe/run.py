@@ -11,8 +11,9 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import Recipe, parse_recipe
+from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.trainer.trainer import ZOTrainer
+from hf_dpzo.trajectory.log import Trajectory
 
 
 def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
@@ -65,7 +66,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         compute_metrics=None if causal else compute_accuracy,
         per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.uses_prompt else None,
     )
-    trainer.recipe_flags = recipe.flags
+    trainer.recipe_flags = recipe.movable_flags
     return trainer
 
 
@@ -77,15 +78,27 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
         flags: flags that replace fields of the recipe, such as the path of data that were moved.
 
     Raises:
-        ValueError: there are no canaries, or no recipe is kept with them.
+        ValueError: there is no run with canaries, or no recipe is kept with them, or what it names was moved.
     """
+    if not folder.is_dir():
+        raise ValueError(f"run={folder}: there is no such folder; name the output_dir of a run with canaries.")
+    if Trajectory.read(folder).header["rows"].get("canaries") is None:
+        raise ValueError(
+            f"run={folder}: it had no canaries, and an audit guesses which canaries a run had; train with canaries=64, "
+            "or attack its mechanism by hf-dpzo audit and its recipe."
+        )
     kept = Coins.load(folder).recipe
     if not kept:
         raise ValueError(
             f"run={folder}: Python code made it, not a recipe; build the same trainer there and call its audit_run()."
         )
     quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none"]
-    return build_trainer(*parse_recipe({}, [*kept, *quiet, *flags]))
+    recipe, args = parse_recipe({}, [*kept, *quiet, *flags])
+    for name in PATH_FIELDS:
+        path = getattr(recipe, name)
+        if path and Path(path).is_absolute() and not Path(path).exists():
+            raise ValueError(f"{name}={path}: it is not there any more; add --{name}= and where it is now.")
+    return build_trainer(recipe, args)
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:

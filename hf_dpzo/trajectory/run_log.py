@@ -116,9 +116,10 @@ class RunLog:
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
         different = compare_json(self.existing.header, _take_over(header, self.existing.header))
         if different:
+            said = "; ".join(different[:3]).replace("rows.evaluated_alone=", "(per_device_train_batch_size == 1)=")
             raise TrajectoryError(
-                f"resume_from_checkpoint: the log in {self._folder} is of another run: {'; '.join(different[:3])}; set "
-                "what it had, or start a new run in another folder."
+                f"resume_from_checkpoint: the log in {self._folder} is of another run: {said}; set what it had, or "
+                "start a new run in another folder."
             )
         check_device(self.existing, next(model.parameters()).device)
         self._processes.run_on_first(lambda: self._reopen(path))

@@ -1,38 +1,13 @@
-"""Which published files a loader takes, and which were not looked at."""
+"""Which published files a loader takes weights from."""
 
 from collections import defaultdict
-from pathlib import PurePosixPath
 
-from hf_dpzo.auditing.coins import COINS_FILE
-from hf_dpzo.card.files import (
-    CARD_FILE,
-    CONFIG_FILES,
-    PUBLIC_SUFFIXES,
-    STATEMENT_FILE,
-    is_checkpoint,
-    is_weights_file,
-)
+from hf_dpzo.card.files import is_weights_file
 from hf_dpzo.card.sources import Source, SourceError
-from hf_dpzo.io.files import is_scratch_file
-from hf_dpzo.trajectory.initial import INITIAL_FILE
-from hf_dpzo.trajectory.log import LOG_FILE
-from hf_dpzo.trajectory.parts import PARTS_FILE
-from hf_dpzo.verification.finding import Finding
-
-
-CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, PARTS_FILE, *CONFIG_FILES}
-
-
-# Files of a run's own folder and of the Hub. Nothing is loaded from them.
-HARMLESS_FILES = {"training_args.bin", ".gitattributes", ".gitignore", "LICENSE", f"{LOG_FILE}.lock", COINS_FILE}
 
 
 # By an index, a loader takes weights from files of any other names.
 INDEX_SUFFIX = ".index.json"
-
-
-# What a loader that is given a subfolder takes weights or an adapter from.
-_LOADABLE_SUFFIXES = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".safetensors"}
 
 
 def holds_weights(source: Source) -> bool:
@@ -83,31 +58,3 @@ def _read_index(source: Source, name: str) -> dict[str, set[str]]:
             )
         shards[file].add(tensor)
     return dict(shards)
-
-
-def check_other_files(source: Source) -> Finding:
-    """Check that no file which was not looked at could run code or hold other weights."""
-    suspect = [name for name in source.sizes if not _is_known(name)]
-    if suspect:
-        detail = f"{', '.join(suspect[:3])}: what may run code, or hold other weights, was not opened"
-        return Finding(name="other files", holds=False, detail=detail)
-    checked = (name for name in source.sizes if is_weights_file(name) or name.endswith(INDEX_SUFFIX))
-    rest = sorted(set(source.sizes) - CHECKED_FILES - set(checked))
-    folders = sorted({str(PurePosixPath(name).parent) for name in source.nested if _is_loadable(name)})
-    named = [*rest, *(f"{folder}/ (with weights)" for folder in folders)]
-    # A run's own checkpoints are no other model. Each has a card and a log, and can be verified by its own name.
-    strange = [folder for folder in folders if not is_checkpoint(folder)]
-    detail = f"not looked at: {', '.join(named)}" if named else "none"
-    return Finding(name="other files", holds=None if strange else True, detail=detail)
-
-
-def _is_known(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix in PUBLIC_SUFFIXES or name in HARMLESS_FILES or is_scratch_file(path.name)
-
-
-def _is_loadable(name: str) -> bool:
-    path = PurePosixPath(name)
-    return (
-        path.suffix.lower() in _LOADABLE_SUFFIXES or path.name in CONFIG_FILES or path.name.endswith(INDEX_SUFFIX)
-    ) and path.name not in HARMLESS_FILES

@@ -132,7 +132,7 @@ def _build_weights_finding(drift: WeightDrift | None, log: Trajectory, steps: in
     if drift is None:
         return Finding(name="weights", holds=True, detail=f"bit for bit those that {steps} steps of the log lead to")
     if bitwise or drift.relative_drift > MAX_DRIFT:
-        detail = f"{drift.tensor}: {drift.detail} from what the log leads to"
+        detail = f"{drift.tensor}: {drift.detail}"
         return Finding(name="weights", holds=False, detail=detail)
     detail = (
         f"those that {steps} steps of the log lead to, up to {drift.relative_drift:.2g} of a tensor's largest entry: "

@@ -33,7 +33,7 @@ from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
-from hf_dpzo.verification.published import check_other_files
+from hf_dpzo.verification.other_files import check_other_files
 from hf_dpzo.verification.replay import OpenModel, check_replay, open_base_model
 
 
@@ -102,7 +102,7 @@ def _run_checks(source: Source, open_model: OpenModel | None) -> Iterator[Findin
         yield from _guard("claim", lambda: _check_statement(statement, folder, source))
     if open_model is not None:
         yield from _guard("weights", lambda: check_replay(source, folder, log, statement, open_model))
-    yield from _guard("other files", lambda: [check_other_files(source)])
+    yield from _guard("other files", lambda: [check_other_files(source, folder / LOG_FILE)])
 
 
 def _guard(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

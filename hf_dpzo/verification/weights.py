@@ -92,7 +92,7 @@ def _compare_tensors(published: dict[str, Path], replayed: dict[str, Path]) -> I
             form = _describe_form(file, name)
             wanted_form = _describe_form(wanted, name)
             if form != wanted_form:
-                detail = f"it is {form}, and not {wanted_form}"
+                detail = f"it is {form}, and the log leads to {wanted_form}"
                 yield WeightDrift(tensor=name, detail=detail, relative_drift=math.inf)
                 continue
             yield from _compare_values(name, file.get_tensor(name), wanted.get_tensor(name))
@@ -108,4 +108,6 @@ def _compare_values(name: str, published: torch.Tensor, replayed: torch.Tensor) 
         return
     largest = (published.double() - replayed.double()).abs().max().item()
     drift = largest / max(replayed.abs().max().item(), 1e-30) if math.isfinite(largest) else math.inf
-    yield WeightDrift(tensor=name, detail=f"an entry differs by {largest:.3g}", relative_drift=drift)
+    yield WeightDrift(
+        tensor=name, detail=f"an entry differs by {largest:.3g} from what the log leads to", relative_drift=drift
+    )

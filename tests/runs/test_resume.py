@@ -384,7 +384,7 @@ def stopped(make_trainer, monkeypatch, folder, kept):
         ({"clip_norm": 0.5}, "method.clip_norm=1.0 there and 0.5 here"),
         ({"noise_multiplier": 2.0}, "method.noise_multiplier=1.0 there and 2.0 here"),
         ({"rows": ROWS + 1}, "rows.units=10 there and 11 here"),
-        ({"per_device_train_batch_size": 1}, "rows.evaluated_alone=false there and true here"),
+        ({"per_device_train_batch_size": 1}, "(per_device_train_batch_size == 1)=false there and true here"),
         ({"padded_lengths": [16]}, "rows.padded_lengths=null there and [16] here"),
         ({"max_steps": 7}, "plan.steps=6 there and 7 here"),
         ({"seed": 7}, "directions.seed=42 there and 7 here"),

@@ -264,9 +264,28 @@ def test_the_command_audits_the_run_of_a_recipe(write, workplace, capsys):
     assert rebuild_trainer(Path(moved)).audit_run().steps == 3
 
 
+def test_a_run_is_audited_from_another_folder_than_it_was_made_in(write, workplace, tmp_path, capsys, monkeypatch):
+    """A recipe may name its model and its data by paths that are relative to where it was run."""
+    monkeypatch.chdir(workplace)
+    recipe = write(canaries=8, expected_batch_size=40, model_name_or_path="causal", data="rows.csv", output_dir="here")
+    assert main(["train", recipe, "--max_steps", "2"]) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    capsys.readouterr()
+    assert main(["audit", "--run", str(workplace / "here")]) == 0
+    assert table(capsys.readouterr().out)["steps replayed"] == "2"
+    (workplace / "rows.csv").rename(workplace / "moved.csv")
+    assert "it is not there any more" in refused(capsys, "audit", "--run", str(workplace / "here"))
+    assert main(["audit", "--run", str(workplace / "here"), f"--data={workplace / 'moved.csv'}"]) == 0
+
+
 def test_a_run_without_canaries_or_without_a_recipe_is_not_audited_by_the_command(folder, tmp_path, capsys):
     assert "not a recipe" in refused(capsys, "audit", "--run", str(folder))
-    assert "coins of the canaries are not there" in refused(capsys, "audit", "--run", str(tmp_path))
+    assert "no log of a run" in refused(capsys, "audit", "--run", str(tmp_path))
+    assert "no such folder" in refused(capsys, "audit", "--run", str(tmp_path / "nowhere"))
+    train(tmp_path / "without")
+    assert "it had no canaries" in refused(capsys, "audit", "--run", str(tmp_path / "without"))
     assert "leave this out" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
 
 

@@ -16,7 +16,6 @@ from hf_dpzo.card.upload import Destination
 from hf_dpzo.cli.main import main
 from hf_dpzo.io.files import LinkError
 from hf_dpzo.verification.patterns import expand_selection, list_base_modules
-from hf_dpzo.verification.verify import verify
 
 from support.published import failing, rewrite
 
@@ -120,15 +119,6 @@ def test_an_index_without_weights_is_named(tampered, base):
     save_file(zeros, tampered / "parts" / "w.safetensors")
     write_index(tampered, dict.fromkeys(zeros, "parts/w.safetensors"))
     assert "leads a loader to" in failing(tampered, base)["weights"]
-
-
-def test_subfolders_with_weights_are_named(tampered, base):
-    zeros_elsewhere(tampered, "other/model.safetensors")
-    (found,) = (one for one in verify(tampered, base=str(base), weights=False) if one.name == "other files")
-    assert found.holds is None and "other/ (with weights)" in found.detail
-    (tampered / "other").rename(tampered / "checkpoint-5")
-    (found,) = (one for one in verify(tampered, base=str(base), weights=False) if one.name == "other files")
-    assert found.holds is True and "checkpoint-5/ (with weights)" in found.detail
 
 
 # ---- Configurations ----
