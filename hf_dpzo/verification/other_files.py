@@ -18,7 +18,7 @@ from hf_dpzo.card.files import (
     is_weights_file,
     split_checkpoint,
 )
-from hf_dpzo.card.sources import Source
+from hf_dpzo.card.sources import Source, SourceError
 from hf_dpzo.io.files import is_scratch_file
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -81,6 +81,7 @@ def check_other_files(source: Source, log: Path) -> Finding:
     checked = {name for name in source.sizes if is_weights_file(name) or name.endswith(INDEX_SUFFIX)} | CHECKED_FILES
     suspect = [name for name in source.sizes if name not in checked and not _is_inert(name)]
     suspect += [name for name in source.nested if PurePosixPath(name).suffix.lower() in _CODE_SUFFIXES]
+    suspect += [name for name in source.sizes if name not in checked and _asks_for_code(source, name)]
     if suspect:
         detail = f"{_join(suspect, 3)}: what may run code, or hold other weights, was not opened"
         return Finding(name="other files", holds=False, detail=detail)
@@ -103,6 +104,17 @@ def _is_inert(name: str) -> bool:
         or _HARMLESS_NAMES.fullmatch(path.name) is not None
         or is_scratch_file(path.name)
     )
+
+
+def _asks_for_code(source: Source, name: str) -> bool:
+    """Return whether the configuration of a tokenizer or a processor names code, which a loader may be told to run."""
+    if not name.endswith("config.json"):
+        return False
+    try:
+        content = source.read_json(name)
+    except SourceError:  # No loader can read it either.
+        return False
+    return isinstance(content, dict) and bool(content.get("auto_map") or content.get("custom_pipelines"))
 
 
 def _is_loadable(name: str) -> bool:

@@ -80,6 +80,15 @@ def test_code_anywhere_and_unknown_kinds_beside_the_model_fail(name, folder):
     assert found.holds is False and name in found.detail
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "preprocessor_config.json"])
+def test_a_tokenizer_that_asks_for_code_fails(name, folder):
+    (folder / name).write_text('{"auto_map": {"AutoTokenizer": ["someone/else--code.Tokenizer", null]}}')
+    found = find_others(folder)
+    assert found.holds is False and name in found.detail
+    (folder / name).write_text("no JSON")
+    assert find_others(folder).holds is True
+
+
 WEIGHTS = [
     "other/model.safetensors",
     ".git/model.safetensors",
