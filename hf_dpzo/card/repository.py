@@ -16,7 +16,9 @@ from hf_dpzo.card.sources import Source, SourceError, open_source
 from hf_dpzo.card.upload import Destination, Snapshot, copy_log
 from hf_dpzo.io.files import refuse_links
 from hf_dpzo.models.fingerprints import fingerprint_values
+from hf_dpzo.models.history import mark_origin
 from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, announce_download
+from hf_dpzo.trajectory.earlier_runs import name_log
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE, restore_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, MAX_LOG_BYTES, Trajectory
@@ -64,7 +66,8 @@ def from_trajectory(
     location, commit = (base, None) if base is not None else locate_base_model(log.header)
     if base is None:
         announce_download(location, commit, limit=max_download)
-    declared = check_statement(source.read_json(STATEMENT_FILE))["reproducibility"]["weights"]
+    statement = check_statement(source.read_json(STATEMENT_FILE))
+    declared = statement["reproducibility"]["weights"]
     steps = len(log.records) if declared is None else declared["after_step"]
     model = build_initial_model(location, commit, log)
     restore_initial_values(model, folder)
@@ -82,6 +85,7 @@ def from_trajectory(
         raise TrajectoryError(
             f"{name}: its log leads to other weights than its {STATEMENT_FILE} states; do not use it."
         )
+    mark_origin(model, run=name_log(log), claim=statement["claim"])
     return model
 
 

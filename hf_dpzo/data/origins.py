@@ -4,12 +4,13 @@ Index tables, subsets, concatenations and shared memory say that two rows are on
 in a file or in a list, are not searched for: that would read all rows, and two people may have equal ones.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sized
 from typing import Any
 
 import datasets
 import numpy as np
 from datasets.table import ConcatenationTable, MemoryMappedTable
+from torch.utils.data import Dataset
 
 
 # The rows of a source have numbers below this.
@@ -39,7 +40,8 @@ class _Origins:
         if isinstance(dataset, datasets.Dataset):
             return self._number_table(dataset)
         inside = getattr(dataset, "__dict__", {})
-        inner, indices, parts = (inside.get(name) for name in ("dataset", "indices", "datasets"))
+        indices, parts = inside.get("indices"), inside.get("datasets")
+        inner = _find_inner(inside)
         numbered = None
         if inner is not None and indices is not None:
             numbered = self._number_selected(inner, indices)
@@ -47,8 +49,13 @@ class _Origins:
             numbered = self.number_rows(inner)
         elif isinstance(parts, Collection):
             numbered = self._number_parts([*(parts.values() if isinstance(parts, Mapping) else parts)], len(dataset))
+        if not _differ(numbered, dataset):
+            return numbered
+        inner = inside.get("dataset")
+        if _is_longer(dataset, inner):  # So some of its rows come from one row, whichever.
+            return self.number_rows(inner)[np.arange(len(dataset)) % max(1, len(inner))]
         # A class that chooses its rows in another way than torch's own shows nothing.
-        return self._number_source(id(dataset), len(dataset)) if _differ(numbered, dataset) else numbered
+        return self._number_source(id(dataset), len(dataset))
 
     def _number_source(self, key: Any, length: int, start: int = 0) -> np.ndarray:
         first = self._sources.setdefault(key, len(self._sources) + 1) * _STRIDE
@@ -91,6 +98,18 @@ class _Origins:
         for place, chunk in _list_chunks(block):
             addresses = tuple(buffer.address for buffer in chunk.buffers() if buffer is not None)
             yield self._number_source(addresses or (id(block), place), len(chunk), start=chunk.offset)
+
+
+def _find_inner(inside: Mapping[str, Any]) -> Any:
+    """Return the data set that a wrapper's attributes hold, by its name or as the only one; `None` if none does."""
+    if inside.get("dataset") is not None:
+        return inside["dataset"]
+    held = [value for value in inside.values() if isinstance(value, datasets.Dataset | Dataset)]
+    return held[0] if len(held) == 1 else None
+
+
+def _is_longer(dataset: Any, inner: Any) -> bool:
+    return isinstance(inner, Sized) and 0 < len(inner) < len(dataset)
 
 
 def _list_chunks(block: Any) -> Iterator[tuple[int, Any]]:

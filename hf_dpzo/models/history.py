@@ -5,7 +5,8 @@ comes from: an argument, a function, or a file.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -21,8 +22,8 @@ _COMPARED = 1024
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-# An attribute, because deep copies and pickles of a model have it too, and a model whose adapter was taken off.
-_MARK = "_hf_dpzo_trained"
+# Attributes, because deep copies and pickles of a model have them too, and a model whose adapter was taken off.
+_MARK, _ORIGIN = "_hf_dpzo_trained", "_hf_dpzo_origin"
 
 
 # The runs of this process that led to a tensor, by the tensor's key.
@@ -37,6 +38,22 @@ def mark_as_trained(model: torch.nn.Module) -> None:
 def is_marked_as_trained(model: torch.nn.Module) -> bool:
     """Return whether a trainer of this process has trained `model`, or what it is a copy of."""
     return getattr(unwrap_model(model), _MARK, False)
+
+
+def mark_origin(model: torch.nn.Module, *, run: str, claim: Mapping[str, Any] | None) -> None:
+    """Mark `model` as rebuilt from the log of a run. Copies of it are marked too.
+
+    Args:
+        model: the model.
+        run: what identifies the log; see `name_log`.
+        claim: the claim of the run's card; `None` if it makes none.
+    """
+    setattr(unwrap_model(model), _ORIGIN, (run, None if claim is None else dict(claim)))
+
+
+def get_origin(model: torch.nn.Module) -> tuple[str, Mapping[str, Any] | None] | None:
+    """Return the run from whose log `model` was rebuilt, and its claim; `None` if it was not."""
+    return getattr(unwrap_model(model), _ORIGIN, None)
 
 
 class TrainedValues:

@@ -12,6 +12,7 @@ from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.auditing.picture import draw_run_audit
 from hf_dpzo.auditing.run_audit import RunAudit, audit_evidence, collect_released, measure_canaries
 from hf_dpzo.auditing.scores import Evidence
+from hf_dpzo.card.files import STATEMENT_FILE
 from hf_dpzo.card.repository import refresh_card
 from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.data.sampling import FetchedRow, SealedRows
@@ -80,12 +81,15 @@ class AuditingTrainer(CheckingTrainer):
         )
         if picture is not None:
             draw_run_audit(found, Path(picture))
+        if card or found.exceeds_claim:
+            self._empirical = found.as_json()  # From here on each card that is written has it.
         if card:
-            self._empirical = found.as_json()
             if self._is_trained:
                 self._write_card(folder, self._fingerprint())
             else:
                 refresh_card(folder, empirical=self._empirical)
+            for checkpoint in _list_checkpoints(folder):
+                refresh_card(checkpoint, empirical=self._empirical)
         return found
 
     def get_train_dataloader(self) -> DataLoader:
@@ -176,6 +180,11 @@ class AuditingTrainer(CheckingTrainer):
         """Return a batch of all canaries, each a unit of its own."""
         rows = [FetchedRow(unit=unit, row=dict(row), slot=unit) for unit, row in enumerate(self._canaries)]
         return self._estimate.losses.collator(rows)["batch"]
+
+
+def _list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run that have cards of their own."""
+    return sorted(path.parent for path in folder.glob(f"checkpoint-*/{STATEMENT_FILE}"))
 
 
 @torch.no_grad()

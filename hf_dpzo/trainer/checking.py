@@ -19,6 +19,7 @@ from hf_dpzo.isolation.bound import (
     describe_isolation,
     isolation_bound,
     refuse_weak_isolation,
+    worst_isolation,
 )
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
@@ -108,7 +109,7 @@ class CheckingTrainer(SearchingTrainer):
             )
         # Whoever made the model: it is here, and nothing of it was evaluated.
         if self.args.private and self._log.existing is None:
-            refuse_trained_model(self.model, counted=self._counted_logs)
+            refuse_trained_model(self.model, counted=self._earlier_runs.names)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _refuse_changes(self, *, resumes: bool) -> None:
@@ -203,9 +204,11 @@ class CheckingTrainer(SearchingTrainer):
         """What holds for this part of the run, and may be otherwise where it goes on."""
         measured = self._isolation
         bound = None if measured is None else self._bound_isolation(measured)
-        isolation = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        here = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        # The guarantee covers earlier runs too, so it is that of the worst.
+        isolation = worst_isolation([here, *self._earlier_runs.isolations])
         return {
-            "isolation": isolation,
+            "isolation": dict(isolation),
             "versions": collect_versions(),
             "device": describe_device(self.args.device),
             "processes": self._processes.size,

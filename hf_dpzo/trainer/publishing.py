@@ -11,6 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.auditing.audit import Audit
 from hf_dpzo.card.declarations import Declarations, collect_versions
+from hf_dpzo.card.files import STATEMENT_FILE
 from hf_dpzo.card.model_card import read_metadata, write_card
 from hf_dpzo.card.upload import copy_log
 from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
@@ -19,6 +20,7 @@ from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.registries import PlainState
 from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.trainer.beginning import read_statement
 from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -151,6 +153,9 @@ class PublishingTrainer(ResumableTrainer):
         self._final_fingerprint = self._best_step = self._evaluations_before_best = None
         tokenizer = self._saved_tokenizer
         self._tokenizer_before = () if tokenizer is None else (PlainState.of(tokenizer),)
+        if self.is_world_process_zero() and not (Path(self.args.output_dir) / LOG_FILE).exists():
+            # It is of another run, whose log was deleted, and says nothing about this one.
+            (Path(self.args.output_dir) / STATEMENT_FILE).unlink(missing_ok=True)
         output = super().train(*args, **options)
         self._restore_plain_parts()
         self._final_fingerprint = fingerprint_values(unwrap_optimizer(self.optimizer).parameters())
@@ -181,16 +186,31 @@ class PublishingTrainer(ResumableTrainer):
         metadata = {**read_metadata(run), **self._metadata}
         write_card(folder, self._collect_declarations(fingerprint), metadata, pictured=pictured, durably=durably)
 
+    def _find_empirical(self, declared: Declarations | None) -> Mapping[str, Any] | None:
+        """Return what an audit of the run found: the one that exceeds its claim, or else the last that is known."""
+        known = [one for one in (self._empirical, declared and declared.empirical) if one is not None]
+        return next((one for one in known if one["exceeds_claim"]), known[0] if known else None)
+
+    def _read_declarations(self) -> Declarations | None:
+        """Return what the card in the run's folder declares of the run; `None` if there is none.
+
+        Another process may have audited the run, or resumed it with other flags, since this one began.
+        """
+        statement = read_statement(Path(self.args.output_dir))
+        return None if statement is None else Declarations.from_statement(statement)
+
     def _collect_declarations(self, fingerprint: str) -> Declarations:
         arguments = self.args.to_dict()
         weights = self._describe_weights(fingerprint)
         step, metrics = self._find_last_evaluation(weights["after_step"])
+        declared = self._read_declarations()
+        tuning_runs = [self.args.tuning_runs, declared and declared.tuning_runs]
         return Declarations(
             isolation=self._log.header["made_with"]["isolation"],  # That of later parts is beside the log.
             audit=None if self._audit is None else self._audit.as_json(),
-            empirical=self._empirical,
+            empirical=self._find_empirical(declared),
             weights=weights,
-            tuning_runs=self.args.tuning_runs,
+            tuning_runs=max(filter(None, tuning_runs), default=None),
             eval_data_is_public=self.args.eval_data_is_public,
             metrics=metrics,
             metrics_step=step,

@@ -26,9 +26,9 @@ from hf_dpzo.models.seeded import forget_changed_seed
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.trainer.beginning import find_beginning
+from hf_dpzo.trainer.beginning import find_beginning, refuse_runs_without_a_claim
 from hf_dpzo.trainer.redacting import RedactingTrainer
-from hf_dpzo.trajectory.earlier_runs import name_log, read_earlier_runs
+from hf_dpzo.trajectory.earlier_runs import EarlierRuns, name_log, read_earlier_runs
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import select_trained_parameters
@@ -171,6 +171,7 @@ class ResumableTrainer(RedactingTrainer):
             initial=values,
             environment=self._environment,
             began_from=self._find_beginning(values),
+            counted=self._earlier_runs.checksums,
         )
         self._log.open(header, self.model)
         self._adapters = list_adapters(self.model)
@@ -185,19 +186,21 @@ class ResumableTrainer(RedactingTrainer):
         """Return the claim of the run that made the initial values, if one is known; see `find_beginning`."""
         if self._log.existing is not None:
             return self._log.existing.header.get("began_from")
+        folders = self.args.earlier_runs or []
         find = functools.partial(find_beginning, self.model, initial, output_dir=Path(self.args.output_dir))
-        return self._processes.run_on_first(lambda: find(counted=self._counted_logs))
+        return self._processes.run_on_first(lambda: find(earlier=self._earlier_runs, folders=folders))
 
     @property
-    def _counted_logs(self) -> frozenset[str]:
-        """The names of the logs of earlier runs that the epsilon of this one covers."""
+    def _earlier_runs(self) -> EarlierRuns:
+        """The runs on the same rows that the epsilon of this one covers."""
         folders = self.args.earlier_runs or ()
+        refuse_runs_without_a_claim(folders)
         earlier = read_earlier_runs(folders, unit_column=self.args.privacy_unit_column)
         if earlier.releases != self.budget.earlier:
             raise ValueError(
                 f"earlier_runs={folders}: their logs have changed since they were read; make a new trainer."
             )
-        return earlier.names
+        return earlier
 
     def _forget_changed_seed(self) -> None:
         # A run that goes on in the same process has moved the model from where its seed put it.

@@ -33,8 +33,16 @@ COUNTED = (
 )
 
 
-# Flags that no trial may set, because they were used before the first one.
-FIXED_FLAGS = ("privacy_unit_column", "max_rows_per_unit", "eval_data_is_public", "output_dir", "push_to_hub")
+# Flags that no trial may set, because they were used before the first one, or because a card states them for all.
+FIXED_FLAGS = (
+    "privacy_unit_column",
+    "max_rows_per_unit",
+    "eval_data_is_public",
+    "output_dir",
+    "push_to_hub",
+    "padded_lengths",
+    "per_device_train_batch_size",
+)
 
 
 class SearchingTrainer(PushingTrainer):

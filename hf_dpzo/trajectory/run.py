@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -161,6 +161,7 @@ def build_header(
     initial: str | None,
     environment: dict[str, Any],
     began_from: dict[str, Any] | None = None,
+    counted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -174,6 +175,7 @@ def build_header(
             evaluated.
         initial: the fingerprint of the initial values; `None` if it is no longer known.
         began_from: the epsilon and the delta of the run that made what this one begins with, if one is known.
+        counted: the checksums of the logs of earlier runs that the plan counts.
         environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
             may differ when the run is resumed elsewhere.
     """
@@ -203,6 +205,7 @@ def build_header(
                 },
                 "rows": rows,
                 **({} if began_from is None else {"began_from": began_from}),
+                **({"counted": list(counted)} if counted else {}),
                 "replays_on": _choose_replay_device(method, update, optimizer),
                 "made_with": environment,
             }

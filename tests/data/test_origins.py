@@ -117,3 +117,58 @@ def test_rows_are_found_in_any_order_at_random():
         expected = bool(set(first.tolist()) & set(second.tolist()))
         assert has_repeated_rows(concatenate_datasets([TABLE.select(first), TABLE.select(second)])) is expected
         assert has_repeated_rows(ConcatDataset([Subset(ROWS, first), Subset(ROWS, second)])) is expected
+
+
+class Longer(torch.utils.data.Dataset):
+    """Has more rows than the data set that it reads them from."""
+
+    def __init__(self, rows, times: int) -> None:
+        self.dataset = rows
+        self.times = times
+
+    def __len__(self) -> int:
+        return self.times * len(self.dataset)
+
+    def __getitem__(self, index: int):
+        return self.dataset[index % len(self.dataset)]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_wrapper_with_more_rows_than_it_reads_repeats_some(times):
+    assert has_repeated_rows(Longer(TABLE, times)) is (times > 1)
+
+
+class WithDemonstrations(torch.utils.data.Dataset):
+    """Puts public examples before each row."""
+
+    def __init__(self, rows, demonstrations) -> None:
+        self.rows = rows
+        self.demonstrations = demonstrations
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        return {**self.rows[index], "before": self.demonstrations[0]}
+
+
+def test_other_data_sets_that_a_wrapper_holds_repeat_nothing():
+    assert not has_repeated_rows(WithDemonstrations(ROWS, TABLE.select(range(5))))
+
+
+class Held(torch.utils.data.Dataset):
+    """Reads each row of a data set that it holds under a name of its own."""
+
+    def __init__(self, rows) -> None:
+        self._held = rows
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, index: int):
+        return self._held[index]
+
+
+def test_a_wrapper_shows_the_rows_that_it_holds_under_any_name():
+    assert has_repeated_rows(ConcatDataset([Held(TABLE), Held(TABLE)]))
+    assert not has_repeated_rows(ConcatDataset([Held(TABLE.select(range(5))), Held(TABLE.select(range(5, 9)))]))

@@ -1,5 +1,6 @@
 """A run that goes on from what an earlier one made says so, and adds up where it is told of that one's log."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,15 +9,19 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import DataCollatorWithPadding, TrainerCallback
 
-from hf_dpzo import Trajectory, ZOTrainer, seeded_peft_model
+from hf_dpzo import Trajectory, ZOTrainer, from_trajectory, seeded_peft_model
+from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.models import history
 from hf_dpzo.privacy.accounting import account
+from hf_dpzo.trainer import checking
 from hf_dpzo.trajectory.earlier_runs import read_earlier_runs
+from hf_dpzo.trajectory.log import TrajectoryWriter
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.verify import verify
 
 from support.bases import LORA, load
 from support.models import one_layer, word_tokenizer
+from support.published import rewrite
 from support.rows import few_public_rows, labelled_rows
 
 
@@ -183,5 +188,140 @@ def test_a_run_without_noise_or_of_another_unit_cannot_be_counted(make, base, tm
     with pytest.raises(ValueError, match=r"earlier_runs=.*loud: that run added no noise"):
         make(load(base), "second", earlier_runs=[str(tmp_path / "loud")])
     first_run(make, base)
-    with pytest.raises(ValueError, match=r"earlier_runs=.*first: its unit of privacy is a row"):
+    with pytest.raises(ValueError, match=r"earlier_runs=.*first: its privacy_unit_column is None"):
         read_earlier_runs([tmp_path / "first"], unit_column="user")
+
+
+def forget(monkeypatch):
+    """Go on as in a process that knows nothing of the runs before."""
+    monkeypatch.setattr(history, "_RUNS", {})
+
+
+def find_lines(said, words: str) -> list[str]:
+    return [line for line in said["not_covered"] if words in line]
+
+
+def test_what_a_counted_run_did_not_count_is_said(make, base, tmp_path, elsewhere, monkeypatch):
+    first_run(make, base)
+    forget(monkeypatch)
+    uncounted, _ = saved(make(loaded(base, tmp_path / "first"), "second"), base)
+    forget(monkeypatch)
+    third = make(loaded(base, tmp_path / "second"), "third", earlier_runs=[str(tmp_path / "second")])
+    said, card = saved(third, base)
+    (line,) = find_lines(said, "both add up")
+    assert line == find_lines(uncounted, "both add up")[0] and line in card
+
+
+def test_a_named_run_that_did_not_make_the_adapter_silences_nothing(make, base, tmp_path, elsewhere, monkeypatch):
+    first_run(make, base)
+    first_run(make, base, out="other", seed=4)
+    shutil.move(tmp_path / "other", tmp_path / "base" / "far away")
+    forget(monkeypatch)
+    adapter = loaded(base, tmp_path / "base" / "far away")
+    said, _ = saved(make(adapter, "second", earlier_runs=[str(tmp_path / "first")]), base)
+    assert find_lines(said, "what both spent adds up")
+
+
+def test_a_checkpoint_of_a_named_run_is_counted(make, base, tmp_path, elsewhere, monkeypatch):
+    first_run(make, base, save_strategy="steps", save_steps=2)
+    shutil.move(tmp_path / "first", tmp_path / "base" / "far away")
+    forget(monkeypatch)
+    folder = tmp_path / "base" / "far away"
+    said, _ = saved(make(loaded(base, folder / "checkpoint-2"), "second", earlier_runs=[str(folder)]), base)
+    assert not find_lines(said, "add")
+
+
+def test_a_run_whose_card_claims_nothing_cannot_be_counted(make, base, tmp_path):
+    first_run(make, base)
+    rewrite(tmp_path / "first" / "privacy.json", lambda said: said.update(claim=None, status="NOT_PRIVATE"))
+    second = make(loaded(base, tmp_path / "first"), "second", earlier_runs=[str(tmp_path / "first")])
+    with pytest.raises(ValueError, match=r"earlier_runs=.*first: its privacy.json says that it keeps no guarantee"):
+        second.train()
+
+
+def test_a_base_model_that_a_run_without_noise_made_is_named(make, base, tmp_path, elsewhere, monkeypatch):
+    trainer = make(load(base), "first", method="mezo", noise_multiplier="absent", target_delta="absent")
+    trainer.train()
+    trainer.save_model()
+    forget(monkeypatch)
+    said, _ = saved(make(load(tmp_path / "first"), "second"), tmp_path / "first")
+    assert find_lines(said, "what both spent adds up")
+
+
+def test_users_of_another_column_cannot_be_counted(base, tmp_path, make_args):
+    trainer = ZOTrainer(
+        model=load(base),
+        args=make_args(
+            output_dir=str(tmp_path / "first"), max_steps=1, privacy_unit_column="session", max_rows_per_unit=1
+        ),
+        train_dataset=[{**row, "session": f"s{i}"} for i, row in enumerate(labelled_rows(20))],
+        data_collator=DataCollatorWithPadding(word_tokenizer()),
+        probe_rows=few_public_rows(),
+    )
+    trainer.train()
+    with pytest.raises(ValueError, match="its privacy_unit_column is session"):
+        read_earlier_runs([tmp_path / "first"], unit_column="user")
+
+
+def test_an_adapter_is_judged_apart_from_the_base_that_it_was_trained_on(make, base, tmp_path, elsewhere, monkeypatch):
+    whole = make(load(base), "whole")
+    whole.train()
+    whole.save_model()
+    forget(monkeypatch)
+    make_adapter = seeded_peft_model(load(tmp_path / "whole"), LoraConfig(**LORA), seed=1)
+    saved(make(make_adapter, "adapter", earlier_runs=[str(tmp_path / "whole")]), tmp_path / "whole")
+    forget(monkeypatch)
+    adapter = PeftModel.from_pretrained(load(tmp_path / "whole"), tmp_path / "adapter", is_trainable=True)
+    said, _ = saved(make(adapter, "third", earlier_runs=[str(tmp_path / "whole")]), tmp_path / "whole")
+    assert len(find_lines(said, "both add up")) == 1  # The adapter's run is not counted.
+    forget(monkeypatch)
+    adapter = PeftModel.from_pretrained(load(tmp_path / "whole"), tmp_path / "adapter", is_trainable=True)
+    said, _ = saved(make(adapter, "fourth", earlier_runs=[str(tmp_path / "adapter")]), tmp_path / "whole")
+    assert not find_lines(said, "add up")  # It has counted the base.
+
+
+def test_a_base_whose_statement_cannot_be_read_is_named(make, base, tmp_path, elsewhere):
+    (base / "privacy.json").write_text('{"schema": "hf-dpzo/privacy@99"}')
+    said, _ = saved(make(load(base), "second"), base)
+    assert find_lines(said, "what both spent adds up")
+
+
+def test_copies_of_a_log_that_went_on_apart_both_count(make, base, tmp_path):
+    first_run(make, base)
+    log = Trajectory.read(tmp_path / "first")
+    (tmp_path / "fork").mkdir()
+    writer = TrajectoryWriter.create(tmp_path / "fork" / "trajectory.zo", dict(log.header))
+    for record in log.records:
+        integers = tuple(value + (record.step > 0) for value in record.integers)
+        writer.append(dataclasses.replace(record, integers=integers))
+    writer.close()
+    both = read_earlier_runs([tmp_path / "first", tmp_path / "fork"], unit_column=None)
+    assert sum(count for _, count in both.releases) == 6
+    one = read_earlier_runs([tmp_path / "first"], unit_column=None)
+    assert one.count(log) and not one.count(Trajectory.read(tmp_path / "fork"))
+
+
+def test_the_card_states_the_weakest_isolation_of_all_that_it_covers(make, base, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checking, "measure_isolation", lambda *_, **__: Isolation(loss_change=1e-7))
+        first_run(make, base)
+    with monkeypatch.context() as patch:
+        patch.setattr(checking, "measure_isolation", lambda *_, **__: Isolation(loss_change=0.0))
+        second = make(loaded(base, tmp_path / "first"), "second", earlier_runs=[str(tmp_path / "first")])
+        said, _ = saved(second, base)
+    first = json.loads((tmp_path / "first" / "privacy.json").read_text())
+    assert first["validity_checks"]["numerical_isolation"]["status"] == "bounded"
+    assert said["validity_checks"]["numerical_isolation"] == first["validity_checks"]["numerical_isolation"]
+
+
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_a_model_that_was_rebuilt_from_a_log_is_named(is_counted, make, base, tmp_path, elsewhere, monkeypatch):
+    trainer = make(load(base), "first")
+    trainer.train()
+    trainer.save_model()
+    shutil.move(tmp_path / "first", tmp_path / "base" / "far away")
+    folder = tmp_path / "base" / "far away"
+    forget(monkeypatch)
+    options = {"earlier_runs": [str(folder)]} if is_counted else {}
+    said, _ = saved(make(from_trajectory(folder, base=str(base)), "second", **options), folder)
+    assert bool(find_lines(said, "both add up")) is not is_counted

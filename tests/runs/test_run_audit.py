@@ -46,10 +46,11 @@ def everybody(folder: Path, **changes) -> ZOTrainer:
     )
 
 
-def attacked(folder: Path) -> ZOTrainer:
+def attacked(folder: Path, **changes) -> ZOTrainer:
     """Train with enough numbers to see how far they spread."""
     settings = {"num_directions": 16, "clip_norm": 1e-3, "noise_multiplier": 8.0, "max_steps": 20}
-    return everybody(folder, **settings, canaries=16, expected_batch_size=ROWS + 16, per_device_train_batch_size=16)
+    settings |= {"canaries": 16, "expected_batch_size": ROWS + 16, "per_device_train_batch_size": 16}
+    return everybody(folder, **settings, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +241,16 @@ def test_the_card_tells_what_was_found_and_still_verifies(tmp_path):
 def test_a_run_that_clearly_showed_more_than_its_claim_is_not_called_private(tmp_path, monkeypatch):
     honest = DiscreteGaussian.add
     monkeypatch.setattr(DiscreteGaussian, "add", lambda one, sums: honest(DiscreteGaussian(scale=one.scale // 4), sums))
-    trainer = attacked(tmp_path / "run")
-    trainer.audit_run(card=True)
-    assert json.loads((tmp_path / "run" / "privacy.json").read_text())["status"] == "NOT_PRIVATE"
+    saves = {"save_strategy": "steps", "save_steps": 10}
+    attacked(tmp_path / "run", **saves).audit_run(card=True)
+
+    def states() -> set[str]:
+        return {json.loads(path.read_text())["status"] for path in (tmp_path / "run").rglob("privacy.json")}
+
+    assert states() == {"NOT_PRIVATE"}
+    assert len([*(tmp_path / "run").rglob("privacy.json")]) > 1
+    attacked(tmp_path / "run", **saves, resume=True).save_model()
+    assert states() == {"NOT_PRIVATE"}
 
 
 # ---- The command, and what is refused ----
