@@ -40,7 +40,7 @@ class Head:
     @property
     def architectures(self) -> frozenset[str]:
         """The names of the model classes that have this head."""
-        return frozenset(name for table in self.tables for name in _read_table(table))
+        return frozenset(name for table in self.tables for name in read_table(table))
 
 
 # A class that several tables list has the first of these heads.
@@ -141,7 +141,8 @@ def build_head_loss(model: torch.nn.Module) -> PerExampleLoss:
     return head.loss(model)
 
 
-def _read_table(table: str) -> Iterator[str]:
+def read_table(table: str) -> Iterator[str]:
+    """Yield the names of the model classes in the table MODEL_FOR_`table`_MAPPING_NAMES of transformers."""
     for names in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
         yield from (names,) if isinstance(names, str) else names
 
