@@ -11,7 +11,6 @@ from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
 from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows, refuse_own_sampler, refuse_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
-from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
@@ -45,7 +44,7 @@ from hf_dpzo.trainer.checks import (
     refuse_resuming,
     refuse_trained_model,
 )
-from hf_dpzo.trainer.evaluation import load_first_rows, try_evaluation
+from hf_dpzo.trainer.evaluation import load_first_rows, select_alike, try_evaluation
 from hf_dpzo.trainer.searching import SearchingTrainer
 from hf_dpzo.trajectory.run import describe_device, is_stateful
 
@@ -141,9 +140,9 @@ class CheckingTrainer(SearchingTrainer):
                 try_evaluation(self, loader, remedy="correct what fails on them")
             return
         for rows in self._public_batches[:1]:
-            if self.probe_rows is None:  # A collator may not pad, if all rows are of one length.
-                rows = [row for row in rows if count_tokens(row) == count_tokens(rows[0])]
-            loader = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+            # If the data set's rows are all of one length, the collator need not pad; those made up have several.
+            tried = select_alike(rows) if self.probe_rows is None else rows
+            loader = DataLoader(tried, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
             try_evaluation(
                 self, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
             )
