@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, LlamaModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaModel,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_dpzo.isolation.synthetic_rows import generate_probe_rows
@@ -259,3 +266,10 @@ def test_a_function_without_any_scores_is_evaluated_all_the_same():
     loss = FunctionLoss(lambda model, inputs: inputs["x"])
     model, inputs = torch.nn.Linear(1, 1), {"x": torch.ones(2)}
     assert [loss.evaluate(model, inputs)[1] for _ in range(2)] == [None, None]
+
+
+def test_a_model_whose_loss_is_not_that_of_its_table_is_trained_on_its_own():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_encoder_attention_heads": 2}
+    config = ProphetNetConfig(vocab_size=64, num_decoder_attention_heads=2, **sizes, **layers)
+    assert isinstance(build_head_loss(ProphetNetForConditionalGeneration(config)), OwnLoss)
