@@ -154,3 +154,9 @@ def test_losses_alone_compute_no_logits_of_tokens_without_targets(build):
     model.lm_head.register_forward_hook(lambda layer, args, output: sizes.append(output.shape[1]))
     trainer.evaluate()
     assert sizes[-1] == 0
+
+
+def test_a_function_that_misses_something_else_is_not_taken_for_one_without_labels(build):
+    trainer = build(per_example_loss=lambda model, inputs: inputs["weights"])
+    with pytest.raises(KeyError, match="weights"):
+        trainer.evaluate(labelled_rows(6).remove_columns("labels"))
