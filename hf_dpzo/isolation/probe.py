@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
@@ -43,6 +44,10 @@ REMEDY_OWN_TOKENS = "compute each row's loss from the outputs at that row's own 
 
 class CoupledRowsError(ValueError):
     """One row's loss depends on the other rows of its batch, or on the batches before it."""
+
+
+class FailedLossError(ValueError):
+    """The losses of public rows cannot be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
         largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            repeated = tuple(repeat_tokens(rows[index], others)) if index == 0 else ()
+            repeated = tuple(repeat_tokens(rows[index], others, kept=find_ends(model))) if index == 0 else ()
             followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, followed.measure_change())
         refuse_written(state.find_change())
@@ -182,7 +187,13 @@ class _FollowedRow:
         if not math.isfinite(expected):
             raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
         for variation in variations:
-            change = (self._losses(variation) - expected).abs().max().item()
+            try:
+                losses = self._losses(variation)
+            except FailedLossError:
+                if variation.poisoned:  # A batch that fails on NaN is taken apart, and its rows are evaluated alone.
+                    continue
+                raise
+            change = (losses - expected).abs().max().item()
             if not change <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
                 where, remedy = self._locate_change(base, variation)
                 raise CoupledRowsError(
@@ -203,7 +214,7 @@ class _FollowedRow:
             refuse_written(error.name)
         except Exception as error:
             text = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(
+            raise FailedLossError(
                 f"isolation: on public rows, {variation.action} raised {type(error).__name__}: {text}; correct the "
                 "loss or the collator, or pass probe_rows, public rows of the data set's format."
             ) from error
@@ -225,7 +236,9 @@ class _FollowedRow:
         own = locate_row(tokens, self.row)
         locations = [locate_row(tokens, other) for other in self.others]
         indices = {location.index for location in locations if location} - {own.index if own else None}
-        return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
+        batch = next((location.batch for location in locations if location), len(output))
+        places = torch.tensor(sorted(indices), dtype=torch.long, device=output.device)
+        return output.unflatten(0, (batch, -1)).index_fill(0, places, math.nan).flatten(0, 1)
 
     def _locate_change(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
         """Return where the row's activations first differ, in words, and the advice to the user."""
@@ -247,8 +260,15 @@ class _FollowedRow:
         return trace.calls
 
 
+def find_ends(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return the token that ends each row of a model with an encoder and a decoder, whose heads count such tokens."""
+    config = getattr(unwrap_model(model), "config", None)
+    end = getattr(config, "eos_token_id", None)
+    return (end,) if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) else ()
+
+
 def _length(row: Row) -> int:
-    return len(row["input_ids"]) if "input_ids" in row else 0
+    return count_tokens(row)
 
 
 def _replace_by_nan(row: Row) -> Row:

@@ -20,7 +20,7 @@ from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.data.sampling import build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
-from hf_dpzo.losses.heads import as_loss
+from hf_dpzo.losses.heads import as_loss, find_written_fields
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
@@ -28,6 +28,7 @@ from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
+from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.zo.walk import Stop
 
 
@@ -77,6 +78,7 @@ class ZOTrainer(AuditingTrainer):
             raise ValueError(
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
+        refuse_missing_generation(self, args)
         refuse_replaced_parts(compute_loss_func, optimizers)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
         with skipped_stock_validation():
@@ -145,6 +147,7 @@ class ZOTrainer(AuditingTrainer):
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
+            written_fields=find_written_fields(self.model),
         )
         self._public_batches = self._build_public_batches(stock.dataset)
         rate = self.args.sampling_rate(self._num_units)
