@@ -6,8 +6,9 @@ Imports `models`.
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
-from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
+from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt
 from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
+from hf_dpzo.losses.template import Template
 
 
 __all__ = [
