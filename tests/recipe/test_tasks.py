@@ -224,17 +224,15 @@ def test_one_conversation_decides_nothing_about_another(tmp_path, kind):
     """Arrow would give each message the fields that any message of any row has."""
     template = "{% for m in messages %}{{ m | length }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     path = tmp_path / f"rows.{kind}"
-    rows = datasets.Dataset.from_list(
-        [{"messages": TALK}, {"messages": [{"role": "user", "content": "x", "name": "n"}]}]
-    )
+    other = [{"role": "user", "content": "x", "name": "n"}]
+    rows = datasets.Dataset.from_list([{"messages": TALK}, {"messages": other}])
     if kind == "parquet":
         rows.to_parquet(path)
     else:
         path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (TALK, other)))
     changes = {"task": "chat", "label_words": None}
-    assert spell(load_rows(data_recipe(path, **changes), chat_tokenizer(template))[0][0]["input_ids"]).startswith(
-        "2s2u0"
-    )
+    first = load_rows(data_recipe(path, **changes), chat_tokenizer(template))[0][0]
+    assert spell(first["input_ids"]).startswith("2s2u0")
 
 
 def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
