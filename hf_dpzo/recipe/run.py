@@ -41,6 +41,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_report_guarantee(trainer),
+        *([] if trainer.failed_rows is None else [("rows that fail", str(trainer.failed_rows))]),
         ("a missing cell", MISSING[recipe.if_missing]),
         ("tokens of a row, at most", str(recipe.max_length)),
         *([("audit", "passed")] if args.audit else []),
