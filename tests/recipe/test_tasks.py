@@ -1,17 +1,20 @@
 """What a row becomes for each task of a recipe."""
 
+import copy
 import json
 
 import datasets
 import pytest
 import transformers
 
+from hf_dpzo.cli.main import main
 from hf_dpzo.recipe.loading import load_model, load_rows
 from hf_dpzo.recipe.tasks import TASKS
 from hf_dpzo.recipe.tasks.conversations import encode_conversation
 
 from support.data_recipes import data_recipe, letter_tokenizer, spell
 from support.models import classifier, word_tokenizer
+from support.recipes import table
 
 
 @pytest.fixture(autouse=True)
@@ -251,3 +254,32 @@ def test_every_task_names_its_model_and_its_columns():
         changes = {"label_words": {"a": " a", "b": " b"}} if name == "prompt-classification" else {}
         recipe = data_recipe("rows.csv", task=name, **{**recipes, **changes})
         assert task.auto_class(recipe).__name__.startswith("AutoModelFor") and recipe.used_columns
+
+
+RUNS = {
+    "chat": ("causal", {"messages": TALK}, {}),
+    "regression": ("classifier", {"text": "w1 w2", "label": 3.5}, {}),
+    "several-labels": ("classifier", {"text": "w1 w2", "label": ["a", "b"]}, {"classes": ["a", "b", "c"]}),
+    "sequence-classification": ("classifier", {"text": "w1 w2", "label": "no"}, {"classes": ["no", "yes"]}),
+}
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_recipes_of_these_tasks_run(write, workplace, tokenizer, capsys, task):
+    model, row, changes = RUNS[task]
+    copied = copy.deepcopy(tokenizer)
+    path = workplace / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "number": number}) + "\n" for number in range(60)))
+    if task == "chat":  # The tokenizer splits at spaces.
+        copied.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+        copied.chat_template += "{% if add_generation_prompt %}assistant : {% endif %}"
+        copied.save_pretrained(workplace / model)
+    fields = {"task": task, "data": str(path), "label_words": "absent", "template": "{text}", "max_steps": 1}
+    head = workplace / model
+    if task == "several-labels":
+        classifier(num_labels=3).save_pretrained(head)
+    if task == "regression":
+        classifier(num_labels=1).save_pretrained(head)
+    assert main(["train", write(model_name_or_path=str(head), **fields, **changes)]) == 0
+    printed = table(capsys.readouterr().out)
+    assert f"{TASKS[task].metric_name} after" in printed and printed["a missing cell"].startswith("no text")
