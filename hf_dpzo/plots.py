@@ -182,7 +182,7 @@ def draw_training(statement: Mapping[str, Any]) -> bytes | None:
 def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     """Return up to twenty numbers of steps, up to those taken, and epsilon after each.
 
-    Other trials, and earlier runs, count in full.
+    Other trials, earlier runs and reports count in full.
     """
     claim = statement["claim"]
     ledger = statement["accounting"]["ledger"][0]
@@ -194,7 +194,8 @@ def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[flo
     stride = math.ceil(planned / points)
     steps = sorted({0, *range(stride, claim["steps_taken"], stride), claim["steps_taken"]})
     counts = [other_trial_steps + step for step in steps]
-    earlier = tuple((_build_query(release["name"], release), release["count"]) for release in claim.get("earlier", ()))
+    others = (*claim.get("earlier", ()), *claim.get("report", ()))
+    earlier = tuple((_build_query(release["name"], release), release["count"]) for release in others)
     releases = [(*(((query, count),) if count else ()), *earlier) for count in counts]
     return steps, [account(one, delta=claim["delta"]).epsilon for one in releases]
 

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from hf_dpzo.arguments.method_args import ADAM_FLAGS, METHOD_FLAGS, is_given
+from hf_dpzo.arguments.report_plan import plan_report
 from hf_dpzo.data.sampling import steps_per_epoch
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.privacy.accounting import check_delta, check_epsilon
@@ -32,6 +33,7 @@ PLANNED_FLAGS = (
     "max_rows_per_unit",
     "trials",
     "earlier_runs",
+    "report_failed_rows",
     "canaries",
     # The budget does not depend on it, but the isolation of rows was measured with it.
     "points_per_pass",
@@ -49,6 +51,7 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     _check_batch_size(args, num_units)
     sampling_rate = args.sampling_rate(num_units)
     earlier: Releases = ()
+    report: Releases = ()
     steps = _count_planned_steps(args, sampling_rate)
     parameters = {name: getattr(args, name) for name in METHOD_FLAGS if is_given(getattr(args, name))}
     if issubclass(METHODS[args.method], PrivateMethod):
@@ -60,8 +63,12 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     method = METHODS[args.method](**parameters)
     method.check_plan(steps)
     query = method.mechanism.query(sampling_rate)
+    if args.report_failed_rows is not None:
+        counted = {"steps": steps, "trials": args.trials, "delta": args.target_delta, "earlier": earlier}
+        counted["expected_batch_size"] = args.expected_batch_size
+        report = plan_report(query, share=args.report_failed_rows, **counted)
     delta = args.target_delta if args.private else None
-    budget = Budget(query=query, planned_steps=steps, delta=delta, trials=args.trials, earlier=earlier)
+    budget = Budget(query=query, planned_steps=steps, delta=delta, trials=args.trials, earlier=earlier, report=report)
     if budget.private:
         check_epsilon(budget.guarantee())
     return method, budget
@@ -95,7 +102,7 @@ def _choose_noise_multiplier(
     return calibrate_query(
         unscaled.mechanism.query(sampling_rate),
         steps=steps * args.trials,
-        target_epsilon=args.target_epsilon,
+        target_epsilon=args.target_epsilon * (1 - (args.report_failed_rows or 0)),
         target_delta=args.target_delta,
         earlier=earlier,
     ).noise_multiplier

@@ -2,7 +2,7 @@
 
 from transformers import TrainingArguments
 
-from hf_dpzo.arguments.coercion import coerce_count, coerce_list
+from hf_dpzo.arguments.coercion import coerce_count, coerce_list, coerce_positive
 from hf_dpzo.privacy.accounting import check_delta
 
 
@@ -59,6 +59,16 @@ def check_canaries(args: TrainingArguments) -> None:
         raise ValueError(f"canaries={args.canaries}: without noise there is no claim to audit; remove it.")
     if args.canaries == 1:
         raise ValueError("canaries=1: an audit guesses which of several are in; set 64 or more, or remove it.")
+
+
+def check_report(args: TrainingArguments) -> None:
+    """Coerce and check `report_failed_rows`."""
+    args.report_failed_rows = coerce_positive("report_failed_rows", args.report_failed_rows)
+    share = args.report_failed_rows
+    if share is not None and share > 0.5:
+        raise ValueError(f"report_failed_rows={share:g}: it is a share of the budget; set 0.5 or less, such as 0.02.")
+    if share is not None and not args.private:
+        raise ValueError(f"report_failed_rows={share:g}: without noise there is no budget to pay from; remove it.")
 
 
 def check_units(args: TrainingArguments) -> None:

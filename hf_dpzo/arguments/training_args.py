@@ -20,6 +20,7 @@ from hf_dpzo.arguments.privacy_args import (
     check_canaries,
     check_earlier_runs,
     check_privacy,
+    check_report,
     check_trials,
     check_units,
 )
@@ -191,6 +192,13 @@ class ZOTrainingArguments(TrainingArguments):
             "goes on from: epsilon covers what they released too."
         },
     )
+    report_failed_rows: float | None = field(
+        default=None,
+        metadata={
+            "help": "The share of the budget, such as 0.02, that pays for a noisy count of the rows on which training "
+            "fails, shown at the end; default none."
+        },
+    )
     push_trajectory: bool = field(
         default=False,
         metadata={"help": "What is pushed to the Hub holds the log, from which the weights follow, and no weights."},
@@ -277,3 +285,4 @@ class ZOTrainingArguments(TrainingArguments):
         check_trials(self)
         check_earlier_runs(self)
         check_canaries(self)
+        check_report(self)

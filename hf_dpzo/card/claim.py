@@ -65,6 +65,7 @@ def build_claim(run: LoggedRun) -> dict[str, Any]:
         "steps_claimed": budget.claimed_steps,
         **({"trials": budget.trials} if budget.trials > 1 else {}),
         **({"earlier": describe_releases(budget.earlier)} if budget.earlier else {}),
+        **({"report": describe_releases(budget.report)} if budget.report else {}),
         "groups": _list_groups(run),
         "also": _list_other_guarantees(run),
     }

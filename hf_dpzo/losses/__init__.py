@@ -9,10 +9,11 @@ from hf_dpzo.losses.masked_lm import MaskedLMLoss
 from hf_dpzo.losses.multiple_choice import MultipleChoiceLoss
 from hf_dpzo.losses.own import OwnLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
-from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt, Template
+from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt
 from hf_dpzo.losses.question_answering import QuestionAnsweringLoss
 from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
+from hf_dpzo.losses.template import Template
 from hf_dpzo.losses.token_classification import TokenClassificationLoss
 
 

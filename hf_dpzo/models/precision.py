@@ -61,6 +61,19 @@ def describe_reduced_precision(model: torch.nn.Module) -> str | None:
     return "quantization_config: the base is quantized" if _get_quantization_config(model) else None
 
 
+def forget_unpacked_quantizer(model: torch.nn.Module) -> None:
+    """Remove the mark of GGUF from a model whose weights were all unpacked when it was loaded.
+
+    transformers 5.23 keeps it where no kernel can compute with packed weights, calls the model quantized, and refuses
+    to save it. Remove when it does not.
+    """
+    base = unwrap_model(model)
+    quantizer = getattr(base, "hf_quantizer", None)
+    is_unpacked = all(parameter.is_floating_point() for parameter in base.parameters())
+    if quantizer is not None and _get_quantization_config(model).get("quant_method") == "gguf" and is_unpacked:
+        quantizer.remove_quantization_config(base)
+
+
 def refuse_variable_shapes(model: torch.nn.Module, *, fixed: bool) -> None:
     """Raise `ValueError` if `model` is not float32 and the shapes of its batches are not `fixed` by public values."""
     reduced = describe_reduced_precision(model)

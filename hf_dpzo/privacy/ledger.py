@@ -58,7 +58,7 @@ class Ledger:
 
 
 # What a budget is planned with.
-_PLAN = ("query", "planned_steps", "delta", "trials", "earlier")
+_PLAN = ("query", "planned_steps", "delta", "trials", "earlier", "report")
 
 
 class Budget:
@@ -70,6 +70,8 @@ class Budget:
         delta: the delta at which epsilon is stated; `None` for a run without privacy.
         trials: the number of such runs on the same rows, this one among them. The stated epsilon covers all of them.
         earlier: what earlier runs on the same rows released. The stated epsilon covers that too.
+        report: what all of these runs together release at their ends next to their steps, which is covered from the
+            beginning, whether a run comes to its end or not.
 
     Guarantee: the stated epsilon covers every choice that the releases may lead to: when to stop, and which of the
     checkpoints and trials to publish.
@@ -86,7 +88,14 @@ class Budget:
     """
 
     def __init__(
-        self, *, query: Query, planned_steps: int, delta: float | None, trials: int = 1, earlier: Releases = ()
+        self,
+        *,
+        query: Query,
+        planned_steps: int,
+        delta: float | None,
+        trials: int = 1,
+        earlier: Releases = (),
+        report: Releases = (),
     ) -> None:
         if planned_steps < 1:
             raise ValueError(f"planned_steps={planned_steps}: a budget is for at least one step; set max_steps.")
@@ -104,6 +113,7 @@ class Budget:
         self.delta = delta
         self.trials = trials
         self.earlier = earlier
+        self.report = report
         self.ledger = Ledger()
         self.closed = False
 
@@ -140,14 +150,14 @@ class Budget:
 
     @property
     def claimed_releases(self) -> Releases:
-        """The releases that the guarantee covers: in the ledger, still planned, of other trials, and of earlier runs.
+        """The releases that the guarantee covers: in the ledger, planned, of other trials and earlier runs, reports.
 
         A run may stop, or a checkpoint or a trial may be chosen, because of what the releases showed. A guarantee for
         the whole plan of all trials covers every such choice. A guarantee for the steps taken so far would not.
         """
         whole = Ledger(self.ledger.releases)
         whole.append(self.query, count=self.planned_steps - len(self.ledger) + self._other_trial_steps)
-        for query, count in self.earlier:
+        for query, count in (*self.earlier, *self.report):
             whole.append(query, count)
         return whole.releases
 
@@ -169,7 +179,7 @@ class Budget:
         stride = math.ceil(self.planned_steps / 20)
         steps = min(self.planned_steps, math.ceil(len(self.ledger) / stride) * stride)
         steps += self._other_trial_steps
-        releases = (*(((self.query, steps),) if steps else ()), *self.earlier)
+        releases = (*(((self.query, steps),) if steps else ()), *self.earlier, *self.report)
         return account(releases, delta=self._stated_delta).epsilon
 
     @property

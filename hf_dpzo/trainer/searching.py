@@ -30,6 +30,7 @@ COUNTED = (
     "num_train_epochs",
     "trials",
     "earlier_runs",
+    "report_failed_rows",
 )
 
 

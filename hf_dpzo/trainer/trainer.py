@@ -6,6 +6,7 @@ Only hooks are overridden. One step is `training_step` below, followed by the st
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
+from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
 from hf_dpzo.zo.walk import Stop
 
 
@@ -54,6 +56,9 @@ class ZOTrainer(AuditingTrainer):
     Raises:
         ValueError: an argument would break that guarantee; raised before any data are touched.
     """
+
+    # What the last run released about failing rows.
+    failed_rows: FailedRows | None = None
 
     def __init__(
         self,
@@ -182,7 +187,8 @@ class ZOTrainer(AuditingTrainer):
             ignore_keys_for_eval: see stock.
 
         Returns:
-            the number of steps, NaN in place of the loss, which is not released, and the epsilon of a private run.
+            the number of steps, NaN in place of the loss, which is not released, the epsilon of a private run, and the
+            noisy share of failing rows if `report_failed_rows` pays for it.
 
         Raises:
             TrajectoryError: there is no run to resume, or it is another one; the message says what differs.
@@ -201,9 +207,32 @@ class ZOTrainer(AuditingTrainer):
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
             self._refuse_broken_seal()
             refuse_diverged(self._processes, self._build_descent().optimizer.parameters(), output.global_step)
+            self.failed_rows = self._report_failed_rows()
         finally:
             self._close_log()
         metrics = {"epoch": self.state.epoch}
         if self.args.private:
             metrics["epsilon"] = round_up(self.budget.guarantee().epsilon)
+        if self.failed_rows is not None:
+            metrics["failed_rows"] = self.failed_rows.share
         return TrainOutput(output.global_step, math.nan, metrics)
+
+    def _report_failed_rows(self) -> FailedRows | None:
+        """Release the share of units on which training fails, from one more batch; `None` if no budget is set aside."""
+        if not self.budget.report:
+            return None
+        folder = Path(self.args.output_dir)
+        known = self._processes.run_on_first(lambda: load_report(folder))
+        if known is not None:
+            return known
+        batch = next(iter(self._loader))["batch"]
+        self.model_wrapped.eval()
+        with self._state.held_still():
+            failed = mark_failed_units(self._estimate.losses(self.model_wrapped, batch), batch)
+        if self.args.parallel == "points" and not self._processes.is_first:
+            failed = failed[:0]  # All processes have the same batch, and one of them counts.
+        (query, _), *_ = self.budget.report
+        size = self.args.expected_batch_size
+        report = release_report(failed, query, expected_batch_size=size, processes=self._processes)
+        self._processes.run_on_first(lambda: report.save(folder))
+        return report

@@ -89,9 +89,10 @@ def _check_consistency(header: Mapping[str, Any]) -> None:
     steps = header["plan"]["steps"]
     if trials * steps > MAX_STEPS:
         raise TrajectoryError(f"plan.trials={trials}: with {steps} steps each they are more than {MAX_STEPS}")
-    earlier = sum(release["count"] for release in header["plan"].get("earlier", ()))
-    if earlier > MAX_STEPS:
-        raise TrajectoryError(f"plan.earlier: they are {earlier} steps, more than {MAX_STEPS}")
+    for name in ("earlier", "report"):
+        others = sum(release["count"] for release in header["plan"].get(name, ()))
+        if others > MAX_STEPS:
+            raise TrajectoryError(f"plan.{name}: they are {others} steps, more than {MAX_STEPS}")
     directions = header["method"].get("num_directions", 1)
     if directions != header["num_directions"]:
         raise TrajectoryError(f"num_directions={header['num_directions']}: the method has {directions} a step")

@@ -58,6 +58,7 @@ class LoggedRun:
                 delta=plan["delta"],
                 trials=plan.get("trials", 1),
                 earlier=_read_releases(plan.get("earlier", ())),
+                report=_read_releases(plan.get("report", ())),
             ),
         )
         run.budget.ledger.append(run.budget.query, count=min(plan["steps"], len(log.records) + (log.torn_bytes > 0)))
@@ -201,6 +202,7 @@ def build_header(
                     "delta": budget.delta,
                     **({"trials": budget.trials} if budget.trials > 1 else {}),
                     **({"earlier": describe_releases(budget.earlier)} if budget.earlier else {}),
+                    **({"report": describe_releases(budget.report)} if budget.report else {}),
                     "query": {"name": type(budget.query).__name__, **dataclasses.asdict(budget.query)},
                 },
                 "rows": rows,

@@ -13,7 +13,8 @@ from datasets import Dataset
 from peft import LoraConfig, TaskType
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, TorchAoConfig
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, GgufConfig, TorchAoConfig
+from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
 from hf_dpzo import ZOTrainer, replay_onto, seeded_peft_model
 from hf_dpzo.cli.main import main
@@ -24,6 +25,7 @@ from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_values
 from hf_dpzo.models.precision import (
     build_loading_options,
     describe_reduced_precision,
+    forget_unpacked_quantizer,
     inner_tensors,
     refuse_shared_scales,
 )
@@ -534,3 +536,20 @@ def test_tensors_that_do_not_say_how_activations_are_scaled_are_refused():
     model.score.weight = torch.nn.Parameter(hidden, requires_grad=False)
     with pytest.raises(ValueError, match=r"^score\.weight: LinearActivationQuantizedTensor does not say how "):
         refuse_shared_scales(model)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_gguf_file_that_was_unpacked_is_not_quantized(tmp_path, packed):
+    """As transformers leaves a model that it was not asked to unpack, and had to."""
+    model = classifier()
+    configuration = GgufConfig()
+    model.config.quantization_config, model.is_quantized = configuration, True
+    model.hf_quantizer = GgufHfQuantizer(configuration)
+    if packed:
+        model.score.packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    assert describe_reduced_precision(model) is not None
+    forget_unpacked_quantizer(model)
+    assert (describe_reduced_precision(model) is not None) == packed
+    if not packed:
+        model.save_pretrained(tmp_path)
+        assert not hasattr(type(model).from_pretrained(tmp_path).config, "quantization_config")
