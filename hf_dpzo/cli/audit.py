@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     recipe, args = read_recipe(arguments.recipe, fields)
     if not args.private:
         raise ValueError(f"method={args.method}: it adds no noise, so there is no claim to attack; choose another.")
-    train, _ = load_tables(recipe)
+    train, _ = load_tables(recipe, unit_column=args.privacy_unit_column)
     method, _ = args.plan(len(args.build_units(train)))
     result = audit(method, seed=args.seed)
     if arguments.picture is not None:

@@ -5,7 +5,6 @@ is the logit of its word or, if a label has several tokens, their mean log-proba
 E).
 """
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,69 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss, class_losses
+from hf_dpzo.losses.template import Template, find_special_tokens
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """A text with the names of columns in braces, and `{mask}` for the tokenizer's mask token.
-
-    Args:
-        template: the text.
-
-    Raises:
-        ValueError: the text names no column.
-
-    >>> Template(template="{title}: {text}").fields
-    ('title', 'text')
-    """
-
-    template: str
-
-    def __post_init__(self) -> None:
-        if not self.fields:
-            raise ValueError(f"template={self.template!r}: it names no column; write one in braces, such as {{text}}.")
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of the columns in the template, in order."""
-        names = (name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None)
-        return tuple(name for name in names if name != "mask")
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether the template is for a masked language model."""
-        return "{mask}" in self.template
-
-    def encode(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
-        """Return `input_ids` and `attention_mask` of one row.
-
-        A text that is too long loses the end of its longest column, never a part of the template.
-
-        Args:
-            row: the values of the columns by name.
-            tokenizer: the model's tokenizer.
-            max_length: the largest number of tokens.
-
-        Raises:
-            ValueError: the template alone is longer than `max_length`.
-        """
-        columns = {name: str(row[name]) for name in self.fields}
-        encoded = self._render(columns, tokenizer)
-        while len(encoded["input_ids"]) > max_length:
-            longest = max(columns, key=lambda name: len(columns[name]))
-            excess = len(encoded["input_ids"]) - max_length
-            kept = tokenizer(columns[longest], add_special_tokens=False)["input_ids"][: -(excess + 1)]
-            if not kept:
-                raise ValueError(f"max_length={max_length}: the template alone is longer; raise max_length.")
-            columns[longest] = tokenizer.decode(kept, skip_special_tokens=True)
-            encoded = self._render(columns, tokenizer)
-        return encoded
-
-    def _render(self, columns: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        mask = {"mask": tokenizer.mask_token} if self.has_mask else {}
-        encoded = tokenizer(self.template.format_map({**columns, **mask}))
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +43,12 @@ class Prompt(Template):
             raise ValueError(f"label_words={list(self.label_words)}: each class needs a word of its own, two at least.")
         if self.template.count("{mask}") > 1:
             raise ValueError(f"template={self.template!r}: one {{mask}} stands for the label word; remove the others.")
+
+    def encode(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """Return `input_ids` and `attention_mask` of one row. What is to be continued does not end with EOS."""
+        encoded = super().encode(row, tokenizer, max_length)
+        end = len(encoded["input_ids"]) - (0 if self.has_mask else len(find_special_tokens(tokenizer)[1]))
+        return {name: values[:end] for name, values in encoded.items()}
 
     def loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> PerExampleLoss:
         """Return the loss that scores this prompt with `model`.

@@ -1,30 +1,20 @@
 """Loads the model and the rows of tokens that a recipe describes."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig, TaskType
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from datasets import ClassLabel, Json, List
+from peft import LoraConfig
+from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_dpzo.losses.prompting import Template
+from hf_dpzo.data.cells import to_text
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.recipe import Recipe
-
-
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+from hf_dpzo.recipe.tables import load_tables
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -32,7 +22,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left" if recipe.uses_prompt and not recipe.fills_mask else "right"
+    tokenizer.padding_side = recipe.kind.padding_side(recipe)
     return tokenizer
 
 
@@ -41,10 +31,9 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     options = {**build_loading_options(recipe.dtype, recipe.quantization), **_build_source_options(recipe)}
     if recipe.gguf_file is not None:
         options["quantization_config"] = GgufConfig(dequantize=True)
-    if recipe.task == "sequence-classification":
-        options["num_labels"] = len(recipe.labels)
+    options |= recipe.kind.model_options(recipe)
     with publicly_seeded(seed):
-        model = _choose_auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
+        model = recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
     if recipe.model_revision is not None:
         model.config._commit_hash = find_cached_commit(recipe.model_name_or_path, recipe.model_revision)
     # Cards name the model by what the recipe says, not by its path on this machine.
@@ -59,35 +48,12 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.n
     return model if recipe.adapter == "none" else seeded_peft_model(model, _build_lora_config(recipe), seed=seed)
 
 
-def load_tables(recipe: Recipe) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Return the training rows and the evaluation rows, before they are encoded."""
-    train = _load_split(recipe.data, recipe.data_config, recipe.train_split)
-    evaluation = None
-    if recipe.eval_data is not None:
-        if resolve_path(recipe.eval_data) == resolve_path(recipe.data):
-            raise ValueError(
-                f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
-            )
-        evaluation = _load_split(recipe.eval_data, None, "train")
-    elif recipe.eval_split is not None:
-        if recipe.eval_split == recipe.train_split:
-            raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
-        evaluation = _load_split(recipe.data, recipe.data_config, recipe.eval_split)
-    train = _filter_rows(train, recipe)
-    evaluation = None if evaluation is None else _filter_rows(evaluation, recipe)
-    if evaluation is None and recipe.eval_rows is not None:
-        if not 0 < recipe.eval_rows < len(train):
-            raise ValueError(f"eval_rows={recipe.eval_rows}: the data have {len(train)} rows; hold out fewer.")
-        parts = train.train_test_split(test_size=recipe.eval_rows, seed=recipe.split_seed)
-        train, evaluation = parts["train"], parts["test"]
-    return train, evaluation
-
-
 def load_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, kept_column: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """Return the encoded training rows, with the column `kept_column`, and the encoded evaluation rows."""
-    train, evaluation = load_tables(recipe)
+    recipe.kind.check_tokenizer(recipe, tokenizer)
+    train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
     return train, None if evaluation is None else _sort_by_length(_encode_rows(evaluation, recipe, tokenizer))
 
@@ -97,16 +63,11 @@ def _build_source_options(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _choose_auto_class(recipe: Recipe) -> type:
-    if recipe.task == "sequence-classification":
-        return AutoModelForSequenceClassification
-    return AutoModelForMaskedLM if recipe.fills_mask else AutoModelForCausalLM
-
-
 def _build_lora_config(recipe: Recipe) -> LoraConfig:
-    causal_or_head = TaskType.SEQ_CLS if recipe.task == "sequence-classification" else TaskType.CAUSAL_LM
+    trained = recipe.kind.trained_modules
     return LoraConfig(
-        task_type=None if recipe.fills_mask else causal_or_head,
+        task_type=recipe.kind.peft_type(recipe),
+        modules_to_save=None if trained is None else [*trained],
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.lora_target_modules,
@@ -114,70 +75,48 @@ def _build_lora_config(recipe: Recipe) -> LoraConfig:
     )
 
 
-def _load_split(path: str, config: str | None, split: str) -> datasets.Dataset:
-    resolved = resolve_path(path)
-    kind = FORMATS.get(Path(resolved).suffix)
-    if kind is None:
-        return datasets.load_dataset(resolved, config, split=split)
-    if not Path(resolved).is_file():
-        raise ValueError(f"data={path}: no such file.")
-    if split != "train":
-        raise ValueError(f"split={split}: a file has no splits; name the other file as eval_data, or set eval_rows.")
-    return datasets.load_dataset(kind, data_files=resolved, split="train")
-
-
-def _filter_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
-    wanted = recipe.where_values
-    missing = set(wanted) - set(rows.column_names)
-    if missing:
-        raise ValueError(f"where={recipe.where}: the data have no column {sorted(missing)[0]}.")
-    return rows.filter(lambda row: all(row[name] == value for name, value in wanted.items())) if wanted else rows
-
-
 def _encode_rows(
     rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, kept_column: str | None = None
 ) -> datasets.Dataset:
-    columns = [*Template(template=recipe.template).fields]
-    if recipe.task != "causal-lm":
-        columns.append(recipe.label_column)
-    elif recipe.response is not None:
-        columns.extend(Template(template=recipe.response).fields)
-    missing = set(columns) - set(rows.column_names)
-    if missing:
-        names = ", ".join(rows.column_names)
-        raise ValueError(f"template={recipe.template!r}: the data have no column {sorted(missing)[0]}, only {names}.")
-    encode = _encode_text if recipe.task == "causal-lm" else _encode_example
-    options = {"recipe": recipe, "tokenizer": tokenizer}
+    options = {"recipe": recipe, "tokenizer": tokenizer, "names": _find_class_names(rows, recipe)}
+    if kept_column is not None and kept_column in rows.column_names and rows.features[kept_column] == Json():
+        rows = rows.map(_read_unit, input_columns=kept_column, fn_kwargs={"column": kept_column})
     removed = [name for name in rows.column_names if name != kept_column]
-    return rows.map(encode, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
+    return rows.map(_encode_row, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
+
+
+def _find_class_names(rows: datasets.Dataset, recipe: Recipe) -> dict[str, list[str]]:
+    """Return by column the names of classes that data state, where the recipe calls its classes by these names."""
+    named = {}
+    for column in recipe.used_columns:
+        feature = rows.features[column]
+        feature = feature.feature if isinstance(feature, List) else feature
+        if isinstance(feature, ClassLabel) and {*recipe.labels} <= {*feature.names}:
+            named[column] = feature.names
+    return named
+
+
+def _encode_row(
+    row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    named = {column: _name_classes(row[column], classes) for column, classes in names.items()}
+    return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+
+
+def _name_classes(cell: Any, classes: list[str]) -> Any:
+    if isinstance(cell, list):
+        return [_name_classes(item, classes) for item in cell]
+    # Rows without a class have -1 in many data sets.
+    return classes[cell] if isinstance(cell, int) and 0 <= cell < len(classes) else cell
+
+
+def _read_unit(cell: Any, *, column: str) -> dict[str, str]:
+    return {column: to_text(cell, column)}
 
 
 def _sort_by_length(rows: datasets.Dataset) -> datasets.Dataset:
     """Sort rows by length, so that batches need little padding. No metric depends on their order."""
+    if "input_ids" not in rows.column_names:
+        return rows
     lengths = [len(ids) for ids in rows["input_ids"]]
     return rows.select(sorted(range(len(rows)), key=lengths.__getitem__))
-
-
-def _encode_example(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Encode a text and its class."""
-    label = str(row[recipe.label_column])
-    if label not in recipe.labels:
-        raise ValueError(f"label_words={recipe.label_words}: a row has another label; name every class.")
-    encoded = Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
-    return {**encoded, "labels": recipe.labels.index(label)}
-
-
-def _encode_text(row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Encode a text. All of its tokens are learned, or only those of the response if there is one."""
-    template = Template(template=recipe.template)
-    if recipe.response is None:
-        encoded = template.encode(row, tokenizer, recipe.max_length)
-        return {**encoded, "labels": encoded["input_ids"]}
-    response = Template(template=recipe.response).encode(row, tokenizer, recipe.max_length // 2)["input_ids"]
-    response = [*response, tokenizer.eos_token_id]
-    prompt = template.encode(row, tokenizer, recipe.max_length - len(response))["input_ids"]
-    return {
-        "input_ids": [*prompt, *response],
-        "attention_mask": [1] * (len(prompt) + len(response)),
-        "labels": [-100] * len(prompt) + response,
-    }

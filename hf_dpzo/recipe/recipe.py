@@ -19,15 +19,30 @@ from transformers import HfArgumentParser
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
-
-
-TASKS = ("prompt-classification", "sequence-classification", "causal-lm")
+from hf_dpzo.recipe.spelling import read_yaml
+from hf_dpzo.recipe.tasks import TASKS, Task
 
 
 ADAPTERS = ("lora", "none")
 
 
 DTYPES = ("float32", "bfloat16")
+
+
+MISSING = ("empty", "skip", "refuse")
+
+
+# Fields whose names and values are those of columns and cells.
+AS_WRITTEN = (
+    "where",
+    "classes",
+    "label_words",
+    "columns",
+    "label_column",
+    "label_columns",
+    "missing_words",
+    "separator",
+)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +63,7 @@ class Recipe:
     quantization: str | None = field(
         default=None, metadata={"help": "Of these weights; int8: by torchao.", "choices": QUANTIZATIONS}
     )
-    task: str = field(default="prompt-classification", metadata={"help": "What is learned.", "choices": TASKS})
+    task: str = field(default="prompt-classification", metadata={"help": "What is learned.", "choices": [*TASKS]})
     adapter: str = field(
         default="lora", metadata={"help": "What is trained; none: all parameters.", "choices": ADAPTERS}
     )
@@ -56,28 +71,57 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
-    data: str = field(default="", metadata={"help": "A data set on the Hub, or a CSV, JSON (lines) or Parquet file."})
+    data: str = field(
+        default="", metadata={"help": "A CSV, TSV, JSON (lines), Parquet or other file, a folder, or one on the Hub."}
+    )
+    encoding: str | None = field(default=None, metadata={"help": "Of text files; default UTF-8."})
+    separator: str | None = field(default=None, metadata={"help": "Of cells; default the comma or tab of the suffix."})
+    missing_words: list[str] | None = field(
+        default=None, metadata={"help": "Words in text files that stand for a missing cell, such as NA; default none."}
+    )
+    if_missing: str = field(
+        default="empty",
+        metadata={
+            "help": "What a missing cell is. empty: nothing in a text, and a row without text or without label is left "
+            "out; skip: its row is left out; refuse: an error.",
+            "choices": MISSING,
+        },
+    )
     data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set on the Hub."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "The split to evaluate on."})
     eval_data: str | None = field(default=None, metadata={"help": "A file to evaluate on."})
     eval_rows: int | None = field(default=None, metadata={"help": "Without either: rows to hold out for evaluation."})
-    split_seed: int = field(default=0, metadata={"help": "Shuffles the rows before some are held out."})
+    eval_share: float | None = field(default=None, metadata={"help": "In place of eval_rows: the share of rows."})
+    split_seed: int = field(default=0, metadata={"help": "The key of the hash by which rows are held out."})
     where: str | None = field(default=None, metadata={"help": "Rows to keep, as JSON: {column: value}."})
     template: str = field(default="{text}", metadata={"help": "The text of a row, with columns in braces."})
-    response: str | None = field(default=None, metadata={"help": "causal-lm: what follows and is learned."})
-    label_column: str = field(default="label", metadata={"help": "The column that holds the class."})
+    response: str | None = field(default=None, metadata={"help": "What follows the template and is learned."})
+    label_column: str = field(default="label", metadata={"help": "The column that holds the class or the number."})
+    label_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Several: a number each for regression, or a yes or no each for labels."},
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "Between several labels in one text; default: they are a list."}
+    )
+    classes: list[str] | None = field(default=None, metadata={"help": "The classes as in the data, in class order."})
+    columns: str | None = field(
+        default=None, metadata={"help": "As JSON, where the data call a task's columns otherwise: {its name: theirs}."}
+    )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
 
     def __post_init__(self) -> None:
         self.where_values = _parse_json_object("where", self.where)
+        self.column_names = _parse_json_object("columns", self.columns)
         words = _parse_json_object("label_words", self.label_words)
-        self.labels = tuple(str(label) for label in words)
+        self.labels = tuple(str(label) for label in words) or tuple(self.classes or ())
         self.words = tuple(str(word) for word in words.values())
         # All fields as the command line spells them, from which `parse_recipe` makes the same recipe again.
         self.flags: tuple[str, ...] = ()
         allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
+        allowed["if_missing"] = MISSING
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 choices = ", ".join(filter(None, values))
@@ -85,11 +129,9 @@ class Recipe:
         self._refuse_precision()
         if not self.data:
             raise ValueError("data: missing; name a data set on the Hub, or a CSV, JSON or Parquet file.")
-        if self.task != "causal-lm" and len(self.labels) < 2:
-            raise ValueError(
-                f"label_words={self.label_words}: {self.task} needs two classes or more, as {{class: word}}; they are "
-                "public, so they are never read off the data."
-            )
+        if self.eval_rows is not None and self.eval_share is not None:
+            raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
+        self.kind.check(self)
 
     def _refuse_precision(self) -> None:
         if self.adapter == "none" and (self.dtype != "float32" or self.quantization is not None):
@@ -102,6 +144,16 @@ class Recipe:
                 f"quantization={self.quantization}: a GGUF file is unpacked as it is loaded, and not quantized again "
                 "then; name a model in safetensors, or set dtype=bfloat16."
             )
+
+    @property
+    def kind(self) -> Task:
+        """How the task makes rows, a model and a loss."""
+        return TASKS[self.task]
+
+    @property
+    def used_columns(self) -> list[str]:
+        """The columns that are read, without the one of the units of privacy."""
+        return [*dict.fromkeys(name for need in self.kind.needs(self) for name in need)]
 
     @property
     def prompt(self) -> Prompt:
@@ -137,7 +189,7 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     if not path.is_file():
         raise ValueError(f"recipe={path}: no such file.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
     except yaml.YAMLError as error:
         raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

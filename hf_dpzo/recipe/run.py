@@ -4,9 +4,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EvalPrediction
-
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
@@ -31,7 +28,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     trainer.accelerator.end_training()
     if not trainer.is_world_process_zero():
         return []
-    name = "evaluation loss" if recipe.task == "causal-lm" else "accuracy"
+    name = recipe.kind.metric_name
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_report_guarantee(trainer),
@@ -54,16 +51,15 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
-    causal = recipe.task == "causal-lm"
     trainer = ZOTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer),
-        compute_metrics=None if causal else compute_accuracy,
-        per_example_loss=recipe.prompt.loss(model, tokenizer) if recipe.uses_prompt else None,
+        data_collator=recipe.kind.build_collator(tokenizer, model),
+        compute_metrics=recipe.kind.compute_metrics,
+        per_example_loss=recipe.kind.build_loss(recipe, model, tokenizer),
     )
     trainer.recipe_flags = recipe.flags
     return trainer
@@ -88,15 +84,6 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
     return build_trainer(*parse_recipe({}, [*kept, *quiet, *flags]))
 
 
-def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the share of rows whose highest score is that of their class.
-
-    >>> compute_accuracy(EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1])))
-    {'accuracy': 0.5}
-    """
-    return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
-
-
 def _parse_resume_flag(flag: str | None) -> str | bool:
     """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag."""
     return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
@@ -106,7 +93,7 @@ def _measure_metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:
     if trainer.eval_dataset is None:
         return None
     metrics = trainer.evaluate()
-    return f"{metrics['eval_loss' if recipe.task == 'causal-lm' else 'eval_accuracy']:.4f}"
+    return f"{metrics[recipe.kind.metric]:.4f}"
 
 
 def _report_guarantee(trainer: ZOTrainer) -> list[tuple[str, str]]:

@@ -266,5 +266,8 @@ def test_bad_audits_get_one_sentence(write, capsys, tmp_path):
 
 
 def test_users_of_a_recipe_are_protected(write, workplace, capsys):
-    assert main(["train", write(privacy_unit_column="source", expected_batch_size=1, target_delta="0.1")]) == 0
+    assert (
+        main(["train", write(privacy_unit_column="source", eval_rows=1, expected_batch_size=1, target_delta="0.1")])
+        == 0
+    )
     assert "all rows of one user (column source)" in (workplace / "out" / "privacy.json").read_text()

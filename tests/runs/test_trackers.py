@@ -16,7 +16,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from transformers.integrations import WandbCallback
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.recipe.run import compute_accuracy
+from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 
 from support.models import one_layer, with_lora
 from support.rows import labelled_rows

@@ -21,7 +21,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from hf_dpzo import ZOTrainer
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
-from hf_dpzo.recipe.run import compute_accuracy
+from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 
 from support.models import one_layer, with_lora
 from support.rows import labelled_rows

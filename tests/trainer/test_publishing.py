@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 import hf_dpzo
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, seeded_peft_model
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe.run import compute_accuracy
+from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.verification.verify import verify

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments, seeded_peft_model
-from hf_dpzo.recipe.run import compute_accuracy
+from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 
 from support.models import classifier
 from support.pictures import matplotlib_is_there

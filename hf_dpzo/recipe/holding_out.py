@@ -1,0 +1,86 @@
+"""Holds rows out for evaluation, so that one row more or less moves no more than one other."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from hf_dpzo.data.cells import is_missing, to_text
+
+
+_CHUNK_ROWS = 1000
+
+
+def hold_out(
+    rows: datasets.Dataset, *, count: int | None, share: float | None, seed: int, unit_column: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Return the training rows and those that are held out, each in their order.
+
+    A row's place is a keyed hash of what it holds, without missing cells. Those of the smallest hashes are held out.
+
+    Args:
+        rows: all rows.
+        count: how many to hold out; with `unit_column`, how many units, with all of their rows.
+        share: in place of `count`, the share of rows to hold out, between 0 and 1; about as many are.
+        seed: the public key of the hash.
+        unit_column: the column that says to which unit of privacy a row belongs; `None` if each row is a unit.
+
+    Guarantee: with `share`, no row moves another one. With `count`, of which exactly as many are held out, one row or
+    unit more or less changes the training rows by one row or unit: by itself, or by the one whose place it takes. So
+    neighbouring data sets stay neighbours.
+
+    Raises:
+        ValueError: there are not more rows or units than `count`, or `share` leaves one side empty.
+    """
+    if share is not None:
+        limit = round(share * 2**64)
+        chosen = [int.from_bytes(place[:8], "big") < limit for place in _find_places(rows, seed=seed)]
+    elif unit_column is None:
+        chosen = _choose_smallest(_find_places(rows, seed=seed), count)
+    else:
+        places = _find_places(rows.select_columns([unit_column]), seed=seed)
+        held_out = {*sorted({*places})[:count]}
+        chosen = [place in held_out for place in places]
+    if not any(chosen) or all(chosen):
+        asked = f"eval_rows={count}" if share is None else f"eval_share={share}"
+        advice = "hold out fewer, and one at least"
+        if share is None and unit_column is not None:
+            advice = f"it counts units of {unit_column} with all of their rows, so hold out fewer, or set eval_share"
+        raise ValueError(f"{asked}: the data have {len(rows)} rows; {advice}.")
+    held, kept = ([index for index, held in enumerate(chosen) if held is side] for side in (True, False))
+    return rows.select(kept), rows.select(held)
+
+
+def _choose_smallest(places: list[bytes], count: int) -> list[bool]:
+    """Return for each place whether it is among the `count` smallest; of equal ones, the first are."""
+    chosen = {*sorted(range(len(places)), key=places.__getitem__)[: max(0, count)]}
+    return [index in chosen for index in range(len(places))]
+
+
+def _find_places(rows: datasets.Dataset, *, seed: int) -> list[bytes]:
+    """Return the keyed hash of each row."""
+    key = str(seed).encode()[:64]
+    return [hashlib.blake2b(content, key=key, digest_size=16).digest() for content in _iterate_contents(rows)]
+
+
+def _iterate_contents(rows: datasets.Dataset) -> Iterator[bytes]:
+    """Yield what each row holds, in a form that neither types of columns nor missing cells change."""
+    for table in rows.with_format("arrow").iter(_CHUNK_ROWS):
+        for row in pa.table(table).to_pylist():
+            yield json.dumps(_normalize(row), sort_keys=True).encode()
+
+
+def _normalize(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _normalize(item) for name, item in value.items() if not is_missing(item)}
+    if isinstance(value, list):
+        return [_normalize(item) for item in value]
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    try:
+        return to_text(value, "")
+    except ValueError:
+        return repr(value)

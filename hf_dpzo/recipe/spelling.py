@@ -1,0 +1,38 @@
+"""Reads YAML so that names of classes and cells stay as they are written: YAML takes yes for true, and 01 for 1."""
+
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+
+def read_yaml(text: str, *, as_written: Collection[str]) -> Any:
+    """Return what a YAML document holds, and for the fields `as_written` of a mapping the texts as they are written.
+
+    Raises:
+        yaml.YAMLError: it is not valid YAML.
+
+    >>> read_yaml("{classes: [no, 01], label_words: {yes: ' ok'}, use_cpu: yes}", as_written=["classes", "label_words"])
+    {'classes': ['no', '01'], 'label_words': {'yes': ' ok'}, 'use_cpu': True}
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        values = None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+    if isinstance(root, yaml.MappingNode):
+        values |= {
+            key.value: _read_as_written(node)
+            for key, node in root.value
+            if key.value in as_written and values.get(key.value) is not None
+        }
+    return values
+
+
+def _read_as_written(node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: _read_as_written(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_read_as_written(item) for item in node.value]
+    return node.value

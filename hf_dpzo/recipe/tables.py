@@ -1,0 +1,136 @@
+"""Loads the tables that a recipe names: the rows to train on and the rows to evaluate on, before they are encoded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_dpzo.data.cells import Classes, is_missing
+from hf_dpzo.models.location import resolve_path
+from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
+from hf_dpzo.recipe.holding_out import hold_out
+from hf_dpzo.recipe.recipe import Recipe
+from hf_dpzo.recipe.written import find_suffix
+
+
+def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Return the training rows and the evaluation rows, before they are encoded.
+
+    Rows of which a cell is missing are left out, or refused, as `recipe.if_missing` says.
+
+    Args:
+        recipe: the recipe.
+        unit_column: the column that says to which unit of privacy a row belongs; `None` if each row is a unit.
+
+    Raises:
+        ValueError: data are missing, can not be read, or do not have the columns that the recipe names.
+    """
+    train = _load_split(recipe, recipe.data, recipe.data_config, recipe.train_split)
+    evaluation = None
+    if recipe.eval_data is not None:
+        if resolve_path(recipe.eval_data) == resolve_path(recipe.data):
+            raise ValueError(
+                f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
+            )
+        evaluation = _load_split(recipe, recipe.eval_data, None, "train")
+    elif recipe.eval_split is not None:
+        if recipe.eval_split == recipe.train_split:
+            raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
+        evaluation = _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
+    train = _select_rows(train, recipe)
+    if evaluation is not None:
+        return train, _select_rows(evaluation, recipe)
+    if recipe.eval_rows is None and recipe.eval_share is None:
+        return train, None
+    return hold_out(
+        train, count=recipe.eval_rows, share=recipe.eval_share, seed=recipe.split_seed, unit_column=unit_column
+    )
+
+
+def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> datasets.Dataset:
+    path = Path(resolve_path(name)).expanduser()
+    reader = FileReader(
+        encoding=recipe.encoding, separator=recipe.separator, missing_words=tuple(recipe.missing_words or ())
+    )
+    if path.is_dir():
+        return reader.read_folder(path, config, split)
+    if path.is_file():
+        if split != "train":
+            raise ValueError(
+                f"split={split}: a file has no splits; name the other file as eval_data, or set eval_rows."
+            )
+        return reader.read_file(path)
+    if find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ValueError(f"data={name}: no such file.")
+    return _load_from_hub(name, config, split)
+
+
+def _load_from_hub(name: str, config: str | None, split: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        reason = type(error).__name__
+    raise UnreadableFileError(
+        f"data={name}: there is no such file, and the Hub gives no split {split} of that name ({reason}); "
+        "name one that exists, and its data_config if it has several."
+    )
+
+
+def _select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    """Return the rows that `where` describes, and that have what the task needs. Each row decides for itself."""
+    _refuse_missing_columns(rows, recipe)
+    wanted = recipe.where_values
+    if wanted:
+        rows = _keep(rows, _is_wanted, [*wanted], {name: str(value) for name, value in wanted.items()})
+    needs = recipe.kind.needs(recipe)
+    if recipe.if_missing != "empty":
+        needs = [(name,) for name in recipe.used_columns]
+    complete = _keep(rows, _is_complete, recipe.used_columns, needs)
+    if recipe.if_missing == "refuse" and len(complete) < len(rows):
+        raise ValueError(
+            f"if_missing=refuse: a cell is missing in {', '.join(recipe.used_columns)}; fill it in, or set it to "
+            "skip or empty."
+        )
+    if not len(complete):
+        raise ValueError(
+            f"data={recipe.data}: no row has a value in {', '.join(recipe.used_columns)}; name other columns or rows."
+        )
+    return complete
+
+
+def _refuse_missing_columns(rows: datasets.Dataset, recipe: Recipe) -> None:
+    present = rows.column_names
+    for name in recipe.where_values:
+        if name not in present:
+            raise ValueError(f"where={recipe.where}: the data have no column {name}.")
+    for name in recipe.used_columns:
+        if name not in present:
+            raise ValueError(
+                f"{recipe.task}: the data have no column {name}, only {', '.join(present)}; name one of these, or set "
+                "separator if they are not split."
+            )
+
+
+def _keep(
+    rows: datasets.Dataset, decide: Callable[[Mapping[str, Any], Any], bool], columns: Sequence[str], condition: Any
+) -> datasets.Dataset:
+    """Return the rows for which `decide`, given `columns` and the condition, is true."""
+    names = [name for name in rows.column_names if name in columns]
+    marked = rows.select_columns(names).map(
+        _mark, fn_kwargs={"decide": decide, "condition": condition}, remove_columns=names, desc="Selecting"
+    )
+    kept = [index for index, is_kept in enumerate(marked["is_kept"]) if is_kept]
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _mark(row: Mapping[str, Any], *, decide: Callable[[Mapping[str, Any], Any], bool], condition: Any) -> dict:
+    return {"is_kept": decide(row, condition)}
+
+
+def _is_wanted(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    return all(Classes(names=(value,)).find(row[name], name) is not None for name, value in wanted.items())
+
+
+def _is_complete(row: Mapping[str, Any], needs: Sequence[Sequence[str]]) -> bool:
+    return all(any(not is_missing(row[name]) for name in need) for need in needs)

@@ -1,0 +1,46 @@
+"""Conversations, of which the assistant's turns are learned."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import TaskType
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+from hf_dpzo.recipe.tasks.conversations import encode_conversation, read_messages, refuse_template
+from hf_dpzo.recipe.tasks.task import Need, Row, Task
+
+
+if TYPE_CHECKING:
+    from hf_dpzo.recipe.recipe import Recipe
+
+
+class Chat(Task):
+    """The column `messages` is written by the tokenizer's chat template, and the assistant's turns are learned."""
+
+    lora_type = TaskType.CAUSAL_LM
+    roles = ("messages",)
+
+    def check(self, recipe: "Recipe") -> None:
+        """Accept any recipe, of which neither template nor classes are read."""
+
+    def check_tokenizer(self, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `ValueError` for a tokenizer without a chat template that shows what is learned."""
+        refuse_template(tokenizer)
+
+    def auto_class(self, recipe: "Recipe") -> type:
+        """Return the class of causal language models."""
+        return AutoModelForCausalLM
+
+    def needs(self, recipe: "Recipe") -> list[Need]:
+        """Return the column of messages."""
+        return [(self.role("messages", recipe),)]
+
+    def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens, and as labels those of the assistant's turns."""
+        column = self.role("messages", recipe)
+        return encode_conversation(read_messages(row[column], column), tokenizer, max_length=recipe.max_length)
+
+    def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
+        """Return a collator that pads tokens and labels."""
+        return DataCollatorForSeq2Seq(tokenizer)

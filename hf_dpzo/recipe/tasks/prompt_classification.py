@@ -1,0 +1,62 @@
+"""Classes that are predicted by label words after or within a prompt."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import TaskType
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.recipe.tasks.labels import find_class, require_classes
+from hf_dpzo.recipe.tasks.metrics import compute_accuracy
+from hf_dpzo.recipe.tasks.task import Need, Row, Task
+
+
+if TYPE_CHECKING:
+    from hf_dpzo.recipe.recipe import Recipe
+
+
+class PromptClassification(Task):
+    """Scores each class by its word: at the mask of a masked language model, or after a causal one's prompt."""
+
+    metric, metric_name = "eval_accuracy", "accuracy"
+    compute_metrics = staticmethod(compute_accuracy)
+
+    def check(self, recipe: "Recipe") -> None:
+        """Raise `ValueError` unless there is a word for each of two classes or more."""
+        require_classes(recipe)
+        if len(recipe.words) != len(recipe.labels):
+            raise ValueError("label_words: missing; prompt-classification needs a word for each class, {class: word}.")
+        _ = recipe.prompt  # It checks itself.
+
+    def auto_class(self, recipe: "Recipe") -> type:
+        """Return the class for the kind of prompt."""
+        return AutoModelForMaskedLM if recipe.fills_mask else AutoModelForCausalLM
+
+    def peft_type(self, recipe: "Recipe") -> TaskType | None:
+        """Return the kind of a causal language model, or none."""
+        return None if recipe.fills_mask else TaskType.CAUSAL_LM
+
+    def padding_side(self, recipe: "Recipe") -> str:
+        """Return the side away from the label word."""
+        return "right" if recipe.fills_mask else "left"
+
+    def needs(self, recipe: "Recipe") -> list[Need]:
+        """Return the columns of the template, and that of the class."""
+        return [recipe.prompt.fields, (recipe.label_column,)]
+
+    def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the prompt's tokens and the class."""
+        label = find_class(row[recipe.label_column], recipe, recipe.label_column)
+        return {**recipe.prompt.encode(row, tokenizer, recipe.max_length), "labels": label}
+
+    def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
+        """Return a collator that pads."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def build_loss(
+        self, recipe: "Recipe", model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+    ) -> PerExampleLoss | None:
+        """Return the loss that scores label words."""
+        return recipe.prompt.loss(model, tokenizer)

@@ -1,0 +1,210 @@
+"""Reads text files of rows as they are written: no value is taken for a number, a date or a missing cell.
+
+So what is read from a line or an object does not depend on the others. `datasets` and pandas take types from all.
+"""
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from hf_dpzo.data.cells import is_missing, to_text
+
+
+Row = dict[str, Any]
+
+
+OPENERS: dict[str, Callable[..., IO]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+LINES_OF_JSON = (".jsonl", ".ndjson")
+
+
+TEXT_SUFFIXES = (*SEPARATORS, ".json", *LINES_OF_JSON, ".txt")
+
+
+_CHUNK_ROWS = 10_000
+
+
+_DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
+
+
+class UnreadableFileError(ValueError):
+    """A file of rows cannot be read. The message shows none of its values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A CSV, TSV, JSON or text file, which may be compressed.
+
+    Args:
+        path: the file. Its suffix says what it is.
+        encoding: the encoding of the text.
+        separator: what separates the cells of a row; `None` for the comma or tab of the suffix.
+        missing_words: what stands for a missing cell, next to an empty one and JSON's null.
+
+    Raises:
+        UnreadableFileError: the file is not what its suffix says; raised where it is read.
+    """
+
+    path: Path
+    encoding: str | None = None
+    separator: str | None = None
+    missing_words: Sequence[str] = ()
+
+    @property
+    def suffix(self) -> str:
+        """The suffix in lower case, without that of a compression."""
+        return find_suffix(self.path)
+
+    def names(self) -> list[str]:
+        """Return the names of the columns. Those of JSON are all that any object has."""
+        if self.suffix in SEPARATORS:
+            with self._explained(), self._open() as file:
+                return [str(name) for name in pd.read_csv(file, nrows=0, **self._options).columns]
+        return [*dict.fromkeys(name for row in self._objects() for name in row)] if self.suffix != ".txt" else ["text"]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows. A cell is text, `None` if it is missing, or for JSON a list or a dictionary."""
+        if self.suffix in SEPARATORS:
+            yield from self._table()
+        elif self.suffix == ".txt":
+            with self._explained(), self._open() as file:
+                yield from ({"text": self._cell(line.rstrip("\r\n"), "text")} for line in file)
+        else:
+            for row in self._objects():
+                yield {name: self._cell(value, name) for name, value in row.items()}
+
+    def _table(self) -> Iterator[Row]:
+        with self._explained(), self._open() as file, warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # It says that cells would be dropped.
+            for chunk in pd.read_csv(file, chunksize=_CHUNK_ROWS, **self._options):
+                names = [str(name) for name in chunk.columns]
+                for cells in zip(*(chunk[name].tolist() for name in chunk.columns), strict=True):
+                    yield {name: self._cell(cell, name) for name, cell in zip(names, cells, strict=True)}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        separator = SEPARATORS[self.suffix] if self.separator is None else self.separator
+        # With `index_col` unset, a row of more cells than the header has would move the columns of all rows.
+        return {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False, "index_col": False}
+
+    def _objects(self) -> Iterator[Mapping[str, Any]]:
+        with self._explained():
+            if self.suffix == ".json":
+                with self._open() as file:
+                    text = file.read()
+                try:
+                    rows = self._find_rows(_parse(text))
+                except json.JSONDecodeError as error:
+                    if error.msg != "Extra data":
+                        raise
+                    rows = map(_parse, filter(str.strip, text.splitlines()))
+                yield from self._checked(rows)
+            else:
+                with self._open() as file:
+                    yield from self._checked(_parse(line) for line in file if line.strip())
+
+    def _checked(self, rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict):
+                raise UnreadableFileError(
+                    f"data={self.path}: row {number} is no object with the names of columns; write one for each row."
+                )
+            yield row
+
+    def _find_rows(self, value: Any) -> list[Any]:
+        """Return the list of rows in a JSON document: it itself, its only list of objects, or its columns."""
+        if isinstance(value, list):
+            return value
+        fields = value if isinstance(value, dict) else {}
+        lists = [item for item in fields.values() if isinstance(item, list)]
+        objects = [item for item in lists if item and all(isinstance(row, dict) for row in item)]
+        if len(objects) == 1 and len(lists) == 1:
+            return objects[0]
+        if lists and len(lists) == len(fields) and len({len(item) for item in lists}) == 1:
+            return [dict(zip(fields, cells, strict=True)) for cells in zip(*lists, strict=True)]
+        # A single object may be a file of one line.
+        if fields and not lists and not any(isinstance(item, dict) for item in fields.values()):
+            return [value]
+        raise UnreadableFileError(
+            f"data={self.path}: it holds no list of rows; write one object for each row, as JSON lines or in a list."
+        )
+
+    def _cell(self, value: Any, column: str) -> Any:
+        if isinstance(value, list | dict):
+            return value
+        text = value.written if isinstance(value, _WrittenFloat) else to_text(value, column)
+        return None if is_missing(value) or text == "" or text in self.missing_words else text
+
+    def _open(self) -> IO:
+        opener = OPENERS.get(self.path.suffix.lower(), open)
+        # utf-8-sig also reads the mark that some programs put in front.
+        return opener(self.path, "rt", encoding=self.encoding or "utf-8-sig", newline="" if self._is_table else None)
+
+    @property
+    def _is_table(self) -> bool:
+        return self.suffix in SEPARATORS
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise one sentence without values of the file where a reader would fail otherwise."""
+        reason = remedy = None
+        try:
+            yield
+        except UnreadableFileError:
+            raise
+        except (UnicodeError, LookupError):
+            reason = f"it is not text in the encoding {self.encoding or 'utf-8'}"
+            remedy = "set encoding to that of the file, such as latin-1, cp1252 or utf-16"
+        except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+            line = re.search(r"(?:line|row) \d+", str(error))
+            reason = f"its rows do not have the cells that its first row names{f' ({line[0]})' if line else ''}"
+            remedy = "quote cells that hold the separator, or set separator"
+        except (json.JSONDecodeError, RecursionError):
+            reason, remedy = "it is not valid JSON", "write it anew, or give it the suffix of what it is"
+        except _DAMAGED:
+            reason, remedy = "it can not be opened, or is damaged", "check the file, and that its suffix is right"
+        if reason is not None:
+            raise UnreadableFileError(f"data={self.path}: {reason}; {remedy}.")
+
+
+class _WrittenFloat(float):
+    """A number of a JSON file that is not whole, with its text. Inside a list or a dictionary it is a number."""
+
+    written: str
+
+    def __new__(cls, text: str) -> "_WrittenFloat":
+        """Return the number that `text` is."""
+        number = super().__new__(cls, text)
+        number.written = text
+        return number
+
+
+def _parse(text: str) -> Any:
+    """Return the JSON value in `text`. Numbers that are none, such as NaN, are missing."""
+    return json.loads(text, parse_float=_WrittenFloat, parse_constant=lambda name: None)
+
+
+def find_suffix(path: Path) -> str:
+    """Return the suffix of a file in lower case, without that of a compression.
+
+    >>> find_suffix(Path("rows.JSONL.gz")), find_suffix(Path("rows.tsv")), find_suffix(Path("rows"))
+    ('.jsonl', '.tsv', '')
+    """
+    if path.suffix.lower() in OPENERS:
+        path = path.with_suffix("")
+    return path.suffix.lower()

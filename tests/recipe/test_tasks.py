@@ -1,0 +1,253 @@
+"""What a row becomes for each task of a recipe."""
+
+import json
+
+import datasets
+import pytest
+import transformers
+
+from hf_dpzo.recipe.loading import load_model, load_rows
+from hf_dpzo.recipe.tasks import TASKS
+from hf_dpzo.recipe.tasks.conversations import encode_conversation
+
+from support.data_recipes import data_recipe, letter_tokenizer, spell
+from support.models import classifier, word_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def first_row(tmp_path, row, tokenizer=None, **changes):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0][0]
+
+
+def learned(row) -> str:
+    return spell([label for label in row["labels"] if label != -100])
+
+
+RESPONSE = {"task": "causal-lm", "label_words": None, "template": "Q: {text} A:", "response": " {answer}"}
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+def test_prompt_and_response_are_one_text(tmp_path, begins, ends):
+    tokenizer = letter_tokenizer(begins=begins, ends=ends)
+    row = first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **RESPONSE)
+    assert spell(row["input_ids"]) == ("^" if begins else "") + "Q: why A: so$"
+    assert learned(row) == " so$" and len(row["labels"]) == len(row["input_ids"]) == sum(row["attention_mask"])
+
+
+def test_special_tokens_that_a_text_holds_are_not_repeated(tmp_path):
+    tokenizer = letter_tokenizer(begins=True)
+    changes = {**RESPONSE, "template": "<s>Q: {text} A:", "response": " {answer}</s>"}
+    assert (
+        spell(first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **changes)["input_ids"])
+        == "^Q: why A: so$"
+    )
+
+
+def test_a_token_that_reaches_over_the_border_is_cut_there(tmp_path):
+    """The prompt has to be the one that is asked later, which ends there too."""
+    changes = {**RESPONSE, "template": "w1 {text}", "response": "w3 {answer}"}
+    tokenizer = word_tokenizer()
+    row = first_row(tmp_path, {"text": "w2", "answer": "good"}, tokenizer, **changes)
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["w1", "w2", "w3", "good", "[EOS]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("q" * 5, "a" * 40, "[" + "q" * 5 + "]" + "a" * 24 + "$"),
+        ("q" * 50, "a" * 3, "[" + "q" * 25 + "]" + "a" * 3 + "$"),
+        ("q" * 50, "a" * 40, "[" + "q" * 13 + "]" + "a" * 15 + "$"),
+    ],
+)
+def test_the_response_has_the_room_that_the_prompt_leaves(tmp_path, text, answer, expected):
+    changes = {**RESPONSE, "template": "[{text}]", "response": "{answer}", "max_length": 32}
+    assert spell(first_row(tmp_path, {"text": text, "answer": answer}, **changes)["input_ids"]) == expected
+
+
+def test_a_response_that_can_not_fit_is_refused_before_rows_are_read(tmp_path):
+    with pytest.raises(ValueError, match="max_length=7: the template alone leaves no room for a response; set 8 at"):
+        first_row(tmp_path, {"text": "a", "answer": "b"}, **RESPONSE, max_length=7)
+    with pytest.raises(ValueError, match="max_length=2: the template alone is longer"):
+        first_row(tmp_path, {"text": "a", "label": 0}, template="Q: {text}", max_length=3)
+
+
+def test_prompts_for_label_words_do_not_end_with_eos(tmp_path):
+    tokenizer = letter_tokenizer(begins=True, ends=True)
+    row = {"text": "why", "label": 1}
+    assert spell(first_row(tmp_path, row, tokenizer)["input_ids"]) == "^why"
+    assert spell(first_row(tmp_path, row, tokenizer, template="{text} {mask}")["input_ids"]) == "^why *$"
+
+
+@pytest.mark.parametrize("template", ['{{"review": "{text}"}}', "{text}{{}}"])
+def test_braces_that_are_text_are_written_twice(tmp_path, template):
+    found = spell(first_row(tmp_path, {"text": "why", "label": 1}, template=template)["input_ids"])
+    assert found == template.replace("{text}", "why").replace("{{", "{").replace("}}", "}")
+    with pytest.raises(ValueError, match="a brace stands alone; write a brace that is text twice"):
+        first_row(tmp_path, {"text": "why", "label": 1}, template='{"review": "{text}"')
+
+
+def test_columns_may_have_dots(tmp_path):
+    assert spell(first_row(tmp_path, {"a.b": "why", "label": 1}, template="{a.b}")["input_ids"]) == "why"
+
+
+# ---- Heads ----
+
+HEAD = {"task": "sequence-classification", "label_words": None}
+
+
+def test_numbers_are_labels_of_regression(tmp_path):
+    changes = {**HEAD, "task": "regression"}
+    assert first_row(tmp_path, {"text": "a", "label": "3.5"}, **changes)["labels"] == 3.5
+    several = {**changes, "label_columns": ["x", "y"]}
+    assert first_row(tmp_path, {"text": "a", "x": 1, "y": -2.5}, **several)["labels"] == [1.0, -2.5]
+    with pytest.raises(ValueError, match=r"label_column=label: a row holds a text there and no number; .*\.$"):
+        first_row(tmp_path, {"text": "a", "label": "many"}, **changes)
+
+
+@pytest.mark.parametrize(("cell", "separator"), [(["c", "a"], None), ("c|a", "|"), ([2, 0], None)])
+def test_a_row_may_have_several_labels(tmp_path, cell, separator):
+    names = ["0", "1", "2"] if cell == [2, 0] else ["a", "b", "c"]
+    changes = {**HEAD, "task": "several-labels", "classes": names, "label_separator": separator}
+    assert first_row(tmp_path, {"text": "a", "label": cell}, **changes)["labels"] == [1.0, 0.0, 1.0]
+    columns = {**HEAD, "task": "several-labels", "label_columns": ["x", "y", "z"]}
+    row = {"text": "a", "x": True, "y": "0", "z": None}
+    assert first_row(tmp_path, row, **columns)["labels"] == [1.0, 0.0, 0.0]
+
+
+def test_the_first_token_of_a_word_has_its_class(tmp_path):
+    changes = {"task": "token-classification", "label_words": None, "classes": ["O", "B"], "label_column": "tags"}
+    row = first_row(tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "O"]}, letter_tokenizer(begins=True), **changes)
+    assert (spell(row["input_ids"]), row["labels"]) == ("^abc", [-100, 1, -100, 0])
+    with pytest.raises(ValueError, match="a row has another label in the column tags"):
+        first_row(tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "X"]}, **changes)
+    with pytest.raises(ValueError, match="column=tags: it holds no list"):
+        first_row(tmp_path, {"tokens": ["ab", "c"], "tags": "B O"}, **changes)
+
+
+def test_answers_are_found_among_the_tokens(tmp_path):
+    changes = {"task": "question-answering", "label_words": None, "max_length": 12}
+    tokenizer = letter_tokenizer()
+    row = {"question": "why?", "context": "since so", "answers": {"text": ["so"], "answer_start": [6]}}
+    found = first_row(tmp_path, row, tokenizer, **changes)
+    assert spell(found["input_ids"][found["start_positions"] : found["end_positions"] + 1]) == "so"
+    late = {**row, "context": "x" * 50 + "so", "answers": {"text": ["so"], "answer_start": [50]}}
+    for other in (late, {**row, "answers": {"text": [], "answer_start": []}}):
+        found = first_row(tmp_path, other, tokenizer, **changes)
+        assert (found["start_positions"], found["end_positions"]) == (0, 0)
+
+
+@pytest.mark.parametrize("columns", [None, {"choices": ["A", "B"]}])
+def test_each_choice_is_a_text(tmp_path, columns):
+    changes = {"task": "multiple-choice", "label_words": None, "classes": ["A", "B"], "columns": columns}
+    choices = {"choices": ["c", "dd"]} if columns is None else {"A": "c", "B": "dd"}
+    row = first_row(tmp_path, {"text": "q", "label": "B", **choices}, **changes)
+    assert ([spell(choice) for choice in row["input_ids"]], row["labels"]) == (["qc", "qdd"], 1)
+    with pytest.raises(ValueError, match="a row has not 3 choices" if columns is None else "a row has not 3"):
+        first_row(tmp_path, {"text": "q", "label": "B", **choices}, **{**changes, "classes": ["A", "B", "C"]})
+
+
+def test_hidden_words_follow_from_the_row_alone(tmp_path):
+    changes = {"task": "masked-lm", "label_words": None}
+    row, again = (first_row(tmp_path, {"text": "a" * 40, "n": n}, **changes) for n in range(2))
+    assert row == again and spell(row["input_ids"]).count("*") == 6 and learned(row) == "a" * 6
+
+
+def test_sequences_have_responses_as_labels(tmp_path):
+    changes = {**RESPONSE, "task": "seq2seq-lm", "response": "{answer}"}
+    row = first_row(tmp_path, {"text": "why", "answer": "so"}, letter_tokenizer(ends=True), **changes)
+    assert (spell(row["input_ids"]), learned(row)) == ("Q: why A:$", "so$")
+
+
+def test_outputs_of_a_head_have_names(tmp_path):
+    classifier(num_labels=3).save_pretrained(tmp_path / "model")
+    names = {**HEAD, "model_name_or_path": str(tmp_path / "model"), "adapter": "none"}
+    recipes = {
+        ("pos", "neg"): {"label_words": {"1": " pos", "0": " neg"}},
+        ("x", "y"): {"task": "several-labels", "label_columns": ["x", "y"]},
+    }
+    for expected, changes in recipes.items():
+        recipe = data_recipe("rows.csv", **{**names, **changes})
+        assert recipe.kind.model_options(recipe)["id2label"] == dict(enumerate(expected))
+    recipe = data_recipe("rows.csv", **names, classes=["x", "y", "z"])
+    model = load_model(recipe, word_tokenizer(), seed=0)
+    model.save_pretrained(tmp_path / "saved")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").id2label == {0: "x", 1: "y", 2: "z"}
+
+
+# ---- Chat ----
+
+ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}$\n{% endfor %}" + ASK
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<assistant>"
+    "{% generation %}{{ m.content }}${% endgeneration %}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+# Leaves out what the assistant said before the last turn.
+FORGETFUL = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}${% endfor %}"
+    + ASK
+)
+TALK = [
+    {"role": "system", "content": "s"},
+    *({"role": role, "content": f"{role[0]}{turn}"} for turn in range(2) for role in ("user", "assistant")),
+]
+
+
+def chat_tokenizer(template):
+    tokenizer = letter_tokenizer(begins=True, ends=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(("template", "expected"), [(PLAIN, "a0$\na1$\n"), (MARKED, "a0$a1$"), (FORGETFUL, "a1$")])
+def test_the_turns_of_the_assistant_are_learned(tmp_path, template, expected):
+    changes = {"task": "chat", "label_words": None, "max_length": 500}
+    row = first_row(tmp_path, {"messages": TALK}, chat_tokenizer(template), **changes)
+    assert learned(row).replace("\x00", "\n") == expected
+    assert 1 not in row["input_ids"]  # The template writes BOS where a model needs it.
+
+
+def test_long_conversations_lose_their_first_turns():
+    row = encode_conversation(TALK, chat_tokenizer(MARKED), max_length=40)
+    assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and learned(row) == "a1$"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_one_conversation_decides_nothing_about_another(tmp_path, kind):
+    """Arrow would give each message the fields that any message of any row has."""
+    template = "{% for m in messages %}{{ m | length }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    path = tmp_path / f"rows.{kind}"
+    other = [{"role": "user", "content": "x", "name": "n"}]
+    rows = datasets.Dataset.from_list([{"messages": TALK}, {"messages": other}])
+    if kind == "parquet":
+        rows.to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (TALK, other)))
+    changes = {"task": "chat", "label_words": None}
+    first = load_rows(data_recipe(path, **changes), chat_tokenizer(template))[0][0]
+    assert spell(first["input_ids"]).startswith("2s2u0")
+
+
+def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
+    changes = {"task": "chat", "label_words": None}
+    with pytest.raises(ValueError, match="task=chat: this tokenizer has no chat template"):
+        first_row(tmp_path, {"messages": TALK}, **changes)
+    with pytest.raises(ValueError, match="does not show where the assistant's turns begin"):
+        first_row(tmp_path, {"messages": TALK}, chat_tokenizer("{{ messages | length }}"), **changes)
+    with pytest.raises(ValueError, match="column=messages: it holds no list of messages"):
+        first_row(tmp_path, {"messages": "hello"}, chat_tokenizer(PLAIN), **changes)
+
+
+def test_every_task_names_its_model_and_its_columns():
+    recipes = {"classes": ["a", "b"], "label_words": None, "response": "{answer}"}
+    for name, task in TASKS.items():
+        changes = {"label_words": {"a": " a", "b": " b"}} if name == "prompt-classification" else {}
+        recipe = data_recipe("rows.csv", task=name, **{**recipes, **changes})
+        assert task.auto_class(recipe).__name__.startswith("AutoModelFor") and recipe.used_columns
