@@ -41,7 +41,7 @@ REDUCED_TOLERANCE = 0.05
 
 
 # The number of rows that are followed through batches where a loss changes in jumps.
-MANY_ROWS = 8
+MANY_ROWS = 5
 
 
 # The standard deviation of the public noise in a parameter while it is probed: enough to show in losses.

@@ -42,6 +42,7 @@ AS_WRITTEN = (
     "label_columns",
     "missing_words",
     "separator",
+    "stop_strings",
 )
 
 
@@ -108,6 +109,13 @@ class Recipe:
     classes: list[str] | None = field(default=None, metadata={"help": "The classes as in the data, in class order."})
     columns: str | None = field(
         default=None, metadata={"help": "As JSON, where the data call a task's columns otherwise: {its name: theirs}."}
+    )
+    reward: str | None = field(
+        default=None, metadata={"help": "Generation: the metric that is learned, exact_match, token_f1 or accuracy."}
+    )
+    max_new_tokens: int = field(default=8, metadata={"help": "Generation: the tokens that every row decodes."})
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
