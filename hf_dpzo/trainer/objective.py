@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 # The number of public rows that the probe follows, and of those that an objective is tried on.
 PROBED_ROWS = 8
-TRIED_ROWS = 32
+TRIED_ROWS = 16
 
 
 # The number of directions along which an objective is tried.
