@@ -202,7 +202,7 @@ def test_a_row_that_fails_counts_as_zero_and_nothing_tells(tmp_path, sums, capfd
     for number, reward in enumerate((fails, without)):
         torch.manual_seed(0)
         loss = GenerationReward(reward, 3)
-            trainer = make(tmp_path / str(number), loss=loss, smoothing=0.3, **ALONE)
+        trainer = make(tmp_path / str(number), loss=loss, smoothing=0.3, **ALONE)
         trainer.train()
         releases.append(list(sums))
         sums.clear()
