@@ -7,9 +7,18 @@ from pathlib import Path
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.trainer.trainer import ZOTrainer
+
+
+# What is said of missing cells, whether rows have any or not.
+MISSING = {
+    "empty": "no text; a row without text or label is left out",
+    "skip": "its row is left out",
+    "refuse": "refused",
+}
 
 
 def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
@@ -32,6 +41,8 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     return [
         *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
         *_report_guarantee(trainer),
+        ("a missing cell", MISSING[recipe.if_missing]),
+        ("tokens of a row, at most", str(recipe.max_length)),
         *([("audit", "passed")] if args.audit else []),
         *([("canaries", f"{args.canaries}; hf-dpzo audit --run {args.output_dir}")] if args.canaries else []),
         *([("processes", str(args.world_size))] if args.world_size > 1 else []),
@@ -51,6 +62,10 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
+    longest = find_longest_row(model, recipe, tokenizer)
+    if longest < recipe.max_length:
+        recipe.max_length = longest
+        train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     trainer = ZOTrainer(
         model=model,
         args=args,
@@ -62,6 +77,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         per_example_loss=recipe.kind.build_loss(recipe, model, tokenizer),
     )
     trainer.recipe_flags = recipe.flags
+    trainer.longest_row = recipe.max_length
     return trainer
 
 

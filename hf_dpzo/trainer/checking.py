@@ -1,10 +1,13 @@
 """The searching Trainer, made careful: it refuses what would break the guarantee before it evaluates private rows."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
@@ -22,6 +25,7 @@ from hf_dpzo.isolation.bound import (
 )
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
+from hf_dpzo.isolation.synthetic_rows import LABEL_COLUMNS
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
@@ -44,6 +48,14 @@ from hf_dpzo.trainer.checks import (
     refuse_resuming,
     refuse_trained_model,
 )
+from hf_dpzo.trainer.foreseeing import (
+    find_public_length,
+    refuse_failing_rows,
+    refuse_missing_positions,
+    refuse_missing_targets,
+    refuse_undeclared_classes,
+    refuse_unknown_tokens,
+)
 from hf_dpzo.trainer.searching import SearchingTrainer
 from hf_dpzo.trajectory.run import describe_device, is_stateful
 
@@ -57,6 +69,8 @@ class CheckingTrainer(SearchingTrainer):
     probe_rows: Sequence[Mapping[str, Any]] | None
     _processes: Processes
     _isolation: Isolation | None = None
+    # The largest number of tokens of a row, if it is public; 0 if it is not known.
+    longest_row: int = 0
     # The data loader that draws Poisson batches.
     _loader: DataLoader | None = None
     # What evaluates batches, the collator that builds them, and batches of public rows.
@@ -82,6 +96,9 @@ class CheckingTrainer(SearchingTrainer):
         refuse_changed_rows(self.train_dataset, dataset, planned_units=self._units, read_units=units)
         refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
         refuse_differing_rows(self._processes, dataset, self._units)
+        refuse_unknown_tokens(self.model, self.processing_class)
+        refuse_undeclared_classes(self.model, dataset)
+        refuse_missing_targets(dataset)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         """Remove columns as stock does, but from training rows not the one that says whose they are.
@@ -128,7 +145,31 @@ class CheckingTrainer(SearchingTrainer):
         with self._state.held_still():
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
+            self._foresee_failures(model, losses)
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+
+    def _foresee_failures(self, model: torch.nn.Module, losses: BatchLosses) -> None:
+        """Raise `ValueError` if rows of a public length, or public evaluation rows, fail in the model or its loss."""
+        if isinstance(losses, FSDPLosses):  # All processes would have to fail together.
+            return
+        collator = dataclasses.replace(losses.collator, padded_lengths=(), micro_batch_size=1)
+        evaluate = functools.partial(dataclasses.replace(losses, collator=collator).of_public, model)
+        length = max(self.longest_row, find_public_length(self.train_dataset, self.args.padded_lengths))
+        for rows in self._public_batches[:1]:
+            refuse_missing_positions(model, evaluate, rows, length)
+        if self.args.eval_data_is_public or not self.args.private:
+            for name, dataset in self._list_evaluated().items():
+                refuse_failing_rows(name, dataset, evaluate)
+
+    def _list_evaluated(self) -> dict[str, Any]:
+        """Return the labelled evaluation data that can be read row by row, as the collator gets them, by name."""
+        named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
+        labels = {*LABEL_COLUMNS, *self.label_names}
+        return {
+            name: self._remove_unused_columns(dataset, description="evaluation")
+            for name, dataset in named.items()
+            if isinstance(dataset, Dataset) and labels & {*dataset.column_names}
+        }
 
     def _build_estimate(self) -> StepEstimate:
         """Return what evaluates batches on the model."""

@@ -1,0 +1,76 @@
+"""What nearly all of the first rows have in common, read under seal, so that no single row decides.
+
+Where a data set does not state its types, they are those of its first rows. The same holds for what makes a row fail.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.sealed import WithheldError, run_sealed
+
+
+# The number of rows that are compared.
+NUM_COMPARED_ROWS = 9
+
+
+# A label that is no target, and columns of ones at what is learned, by which collators set labels.
+IGNORED, TARGETS, MASKS = -100, ("labels", "label_ids"), ("assistant_masks", "completion_mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonFacts:
+    """What all of the first rows but one at most have in common.
+
+    Args:
+        least_tokens: the number of tokens that each of them has at least; zero for rows without tokens.
+        lack_targets: whether none of them has anything that is learned.
+    """
+
+    least_tokens: int
+    lack_targets: bool
+
+
+def find_common_facts(dataset: Any) -> CommonFacts:
+    """Return what the first rows of `dataset`, three at least, have in common but for one; nothing if they are fewer.
+
+    >>> rows = [{"input_ids": [5] * 9, "labels": [-100] * 9}] * 8 + [{"input_ids": [5], "labels": [5]}]
+    >>> find_common_facts(rows)
+    CommonFacts(least_tokens=9, lack_targets=True)
+    """
+    found = [facts for index in range(min(NUM_COMPARED_ROWS, len(dataset))) if (facts := _read(dataset, index))]
+    if len(found) < 3:
+        return CommonFacts(least_tokens=0, lack_targets=False)
+    lengths = sorted(length for length, _ in found)
+    return CommonFacts(least_tokens=lengths[1], lack_targets=sum(lacks for _, lacks in found) >= len(found) - 1)
+
+
+def _read(dataset: Any, index: int) -> tuple[int, bool] | None:
+    try:
+        return run_sealed("train_dataset", lambda: _describe(dict(dataset[index])))
+    except WithheldError:
+        return None
+
+
+def _describe(row: Mapping[str, Any]) -> tuple[int, bool]:
+    return (count_tokens(row) if "input_ids" in row else 0), lacks_targets(row)
+
+
+def lacks_targets(row: Mapping[str, Any]) -> bool:
+    """Return whether a row says which of its tokens are learned, and none is.
+
+    >>> lacks_targets({"labels": [-100, -100]}), lacks_targets({"labels": [-100, 5]}), lacks_targets({"labels": -100})
+    (True, False, True)
+    >>> lacks_targets({"input_ids": [5], "assistant_masks": [0]}), lacks_targets({"input_ids": [5]})
+    (True, False)
+    """
+    for names, nothing in ((TARGETS, IGNORED), (MASKS, 0)):
+        for name in names:
+            if name in row and isinstance(row[name], Sequence | torch.Tensor | np.ndarray | int):
+                values = np.asarray(row[name])
+                return values.dtype.kind in "iub" and bool((values == nothing).all())
+    return False
