@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from transformers import PreTrainedModel
 
+from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
@@ -96,7 +97,7 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row],
         order = dict.fromkeys([0, by_length[0], by_length[-1], *(range(len(rows)) if followed > 3 else ())])
         for index in islice(order, followed):
             others = rows[:index] + rows[index + 1 :]
-            repeated = tuple(repeat_tokens(rows[index], others)) if index == 0 else ()
+            repeated = tuple(repeat_tokens(rows[index], others, kept=find_ends(model))) if index == 0 else ()
             row = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, row.measure_change())
         refuse_written(state.find_change())
@@ -228,7 +229,9 @@ class _FollowedRow:
         own = locate_row(tokens, self.row)
         locations = [locate_row(tokens, other) for other in self.others]
         indices = {location.index for location in locations if location} - {own.index if own else None}
-        return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
+        batch = next((location.batch for location in locations if location), len(output))
+        places = torch.tensor(sorted(indices), dtype=torch.long, device=output.device)
+        return output.unflatten(0, (batch, -1)).index_fill(0, places, math.nan).flatten(0, 1)
 
     def _locate_change(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
         """Return where the row's activations first differ, in words, and the advice to the user."""
@@ -250,8 +253,15 @@ class _FollowedRow:
         return trace.calls
 
 
+def find_ends(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return the token that ends each row of a model with an encoder and a decoder, whose heads count such tokens."""
+    config = getattr(unwrap_model(model), "config", None)
+    end = getattr(config, "eos_token_id", None)
+    return (end,) if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) else ()
+
+
 def _length(row: Row) -> int:
-    return len(row["input_ids"]) if "input_ids" in row else 0
+    return count_tokens(row)
 
 
 def _replace_by_nan(row: Row) -> Row:

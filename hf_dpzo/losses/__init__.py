@@ -6,11 +6,17 @@ Imports `models`.
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.generation_reward import GenerationReward
+from hf_dpzo.losses.masked_lm import MaskedLMLoss
 from hf_dpzo.losses.metric import MetricLoss
+from hf_dpzo.losses.multiple_choice import MultipleChoiceLoss
+from hf_dpzo.losses.own import OwnLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
 from hf_dpzo.losses.prompting import LabelStringLoss, MaskedWordLoss, NextWordLoss, Prompt
+from hf_dpzo.losses.question_answering import QuestionAnsweringLoss
+from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
 from hf_dpzo.losses.template import Template
+from hf_dpzo.losses.token_classification import TokenClassificationLoss
 
 
 __all__ = [
@@ -18,12 +24,18 @@ __all__ = [
     "FunctionLoss",
     "GenerationReward",
     "LabelStringLoss",
+    "MaskedLMLoss",
     "MaskedWordLoss",
     "MetricLoss",
+    "MultipleChoiceLoss",
     "NextWordLoss",
+    "OwnLoss",
     "PerExampleLoss",
     "Prompt",
+    "QuestionAnsweringLoss",
     "ScoreLoss",
+    "Seq2SeqLoss",
     "SequenceClassificationLoss",
     "Template",
+    "TokenClassificationLoss",
 ]

@@ -48,6 +48,7 @@ from hf_dpzo.trainer.checks import (
     refuse_resuming,
     refuse_trained_model,
 )
+from hf_dpzo.trainer.evaluation import load_first_rows, select_alike, try_evaluation
 from hf_dpzo.trainer.foreseeing import (
     find_public_length,
     refuse_failing_rows,
@@ -147,6 +148,22 @@ class CheckingTrainer(SearchingTrainer):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+        if self.eval_dataset is not None:
+            self._try_evaluation()
+
+    def _try_evaluation(self) -> None:
+        """Raise `ValueError` if evaluating public rows fails: after training, it would be too late."""
+        if self.args.eval_data_is_public or not self.args.private:
+            for loader in load_first_rows(self):
+                try_evaluation(self, loader, remedy="correct what fails on them")
+            return
+        for rows in self._public_batches[:1]:
+            # If the data set's rows are all of one length, the collator need not pad; those made up have several.
+            tried = select_alike(rows) if self.probe_rows is None else rows
+            loader = DataLoader(tried, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+            try_evaluation(
+                self, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
+            )
 
     def _foresee_failures(self, model: torch.nn.Module, losses: BatchLosses) -> None:
         """Raise `ValueError` if rows of a public length, or public evaluation rows, fail in the model or its loss."""

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    DataCollatorWithPadding,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
