@@ -203,7 +203,7 @@ def test_a_row_that_fails_counts_as_zero_and_nothing_tells(tmp_path, sums, capfd
     for number, reward in enumerate((fails, without)):
         torch.manual_seed(0)
         loss = GenerationReward(reward, 3)
-        trainer = make(tmp_path / str(number), loss=loss, smoothing=0.3, **ALONE)
+        trainer = make(tmp_path / str(number), loss=loss, smoothing=2.0, **ALONE)
         trainer.train()
         releases.append(list(sums))
         sums.clear()
@@ -260,10 +260,13 @@ def test_jumps_are_told_from_what_is_continuous():
         logits = model(**arguments).logits
         return (1 - (logits * (2 * one_hot(inputs["labels"], 2) - 1)).sum(dim=1)).clamp(min=0)
 
+    def constant(model, inputs):
+        return 0.0 * errors(model, inputs)
+
     model = with_lora(spread(classifier()))
     collator = LogicalBatchCollator(collate=DataCollatorWithPadding(word_tokenizer()), micro_batch_size=4)
     parts = {"collator": collator, "prepare": lambda inputs: inputs, "device": torch.device("cpu")}
-    for loss, jumps in ((None, False), (hinge, False), (errors, True), (lambda model, inputs: torch.zeros(4), False)):
+    for loss, jumps in ((None, False), (hinge, False), (errors, True), (constant, False)):
         losses = BatchLosses(loss=as_loss(loss, model), **parts)
         assert changes_in_jumps(model, losses, [labelled_rows(8).to_list()]) is jumps, loss
 
@@ -278,15 +281,21 @@ def test_outputs_that_neighbours_round_are_refused_though_no_token_flips(tmp_pat
 
 
 def test_lengths_of_neighbours_do_not_choose_the_kernel(monkeypatch):
-    """transformers leaves out a mask that masks nothing, and the tokens' scores round otherwise then."""
-    generation = Generation(tokenizer=word_tokenizer(), max_new_tokens=1)
-    model, seen = spread(causal_lm()), []
-    model.register_forward_hook(lambda module, args, output: seen.append(output.logits[0, -1].clone()))
-    row = torch.arange(4, 12)
-    for other in (torch.ones(8, dtype=torch.long), (torch.arange(8) > 3).long()):
-        mask = torch.stack([torch.ones(8, dtype=torch.long), other])
-        generation.generate(model, {"input_ids": torch.stack([row, row]), "attention_mask": mask})
-    assert torch.equal(*seen)
+    """transformers leaves out a mask that masks nothing, and attention may then be computed by other kernels."""
+    generation = Generation(tokenizer=word_tokenizer(), max_new_tokens=2)
+    masked = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(*args, attn_mask=None, **options):
+        masked.append(attn_mask is not None)
+        return attend(*args, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    row, all_of_it = torch.arange(4, 12), torch.ones(8, dtype=torch.long)
+    for other in (all_of_it, (torch.arange(8) > 3).long()):
+        inputs = {"input_ids": torch.stack([row, row]), "attention_mask": torch.stack([all_of_it, other])}
+        generation.generate(small_lm(), inputs)
+    assert len(masked) == 4 and all(masked)
 
 
 # ---- What is said before anything is spent ----
