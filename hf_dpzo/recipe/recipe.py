@@ -72,6 +72,9 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
+    lora_freeze_a: bool = field(
+        default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
+    )
     data: str = field(
         default="", metadata={"help": "A CSV, TSV, JSON (lines), Parquet or other file, a folder, or one on the Hub."}
     )
