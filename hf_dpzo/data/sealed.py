@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +13,10 @@ from hf_dpzo.data.silence import silence
 
 
 Result = TypeVar("Result")
+
+
+# Whether this thread works on private rows.
+_SEALED = ContextVar("_SEALED", default=False)
 
 
 class WithheldError(RuntimeError):
@@ -45,6 +50,7 @@ def run_sealed(what: str, work: Callable[[], Result]) -> Result:
     hf_dpzo.data.sealed.WithheldError: data_collator: KeyError was raised; what it says is withheld, ...
     """
     failure = None
+    token = _SEALED.set(True)
     try:
         with silence():
             return run_without_randomness(what, work)
@@ -52,8 +58,19 @@ def run_sealed(what: str, work: Callable[[], Result]) -> Result:
         raise
     except BaseException as error:  # Also SystemExit, which would end the run with a message about a row.
         failure = type(error).__name__
+    finally:
+        _SEALED.reset(token)
     # Raised outside the handler, where Python would attach the other error to this one.
     raise WithheldError(f"{what}: {failure} was raised; what it says is withheld, for it may show a row.")
+
+
+def is_sealed() -> bool:
+    """Return whether private rows are being evaluated, so that a row that fails must not show.
+
+    >>> is_sealed(), run_sealed("per_example_loss", is_sealed)
+    (False, True)
+    """
+    return _SEALED.get()
 
 
 def run_without_randomness(what: str, work: Callable[[], Result]) -> Result:

@@ -22,6 +22,7 @@ from hf_dpzo.isolation.probe import (
     refuse_written,
 )
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
+from hf_dpzo.isolation.watched import WatchedLoss
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -38,6 +39,10 @@ ROUNDING_BY_VALUE = 1e-6
 
 # How far padding may move the loss of a model that is not float32, in the same terms.
 REDUCED_TOLERANCE = 0.05
+
+
+# The number of rows that are followed through batches where a loss changes in jumps.
+MANY_ROWS = 5
 
 
 # The standard deviation of the public noise in a parameter while it is probed: enough to show in losses.
@@ -143,7 +148,9 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     try:
         with nonzero_parameters(trained):
             evaluate = partial(_evaluate, model, losses)
-            loss_change = max(probe_isolation(model, evaluate, rows).loss_change for rows in batches)
+            # Of a loss that changes in jumps, more rows are followed: few of them may be near a tie.
+            followed = MANY_ROWS if isinstance(losses.loss, WatchedLoss) and losses.collator.micro_batch_size > 1 else 3
+            loss_change = max(probe_isolation(model, evaluate, rows, followed=followed).loss_change for rows in batches)
     except CoupledRowsError as error:
         if describe_reduced_precision(model) is None:
             raise
@@ -190,6 +197,8 @@ def nonzero_parameters(trained: Sequence[torch.Tensor]) -> Iterator[None]:
 def _evaluate(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
     """Return one loss for each row, at the last point if there are several."""
     evaluated = losses.of_public(model, rows)
+    if isinstance(losses.loss, WatchedLoss):
+        return evaluated.double().sum(dim=1)  # In float32 a digest would be lost beside a large loss.
     return evaluated[:, -1] if losses.tail else evaluated
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from transformers import PreTrainedModel
@@ -71,19 +72,20 @@ class Isolation:
 
 
 @torch.no_grad()
-def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row]) -> Isolation:
+def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row], *, followed: int = 3) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest are followed in turn, each in at least ten calls of `evaluate`. The
-    other rows are replaced, permuted, lengthened, shortened, removed, added to, made NaN, made copies of the row and
-    repetitions of one token, and one batch is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards
-    its tensors, modes and configurations are as they were.
+    The first row, the shortest and the longest, and then others if more are asked for, are followed in turn, each in at
+    least ten calls of `evaluate`. The other rows are replaced, permuted, lengthened, shortened, removed, added to, made
+    NaN, made copies of the row and repetitions of one token, and one batch is evaluated twice. Meanwhile the model is
+    in evaluation mode. Afterwards its tensors, modes and configurations are as they were.
 
     Args:
         model: the model that `evaluate` calls, with or without an adapter.
         evaluate: a function from a list of rows to one loss for each, float32 `[rows]` in their order. It uses the
             pipeline of training: collator, padding, micro-batches.
         rows: public rows, two or more, which may be made up. Best are five of one length, a shorter and a longer one.
+        followed: the number of rows to follow.
 
     Raises:
         CoupledRowsError: a loss moves by more than 1e-4 of itself (absolute for a loss below one), or a buffer changes.
@@ -96,11 +98,12 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
     with preserved(model) as state:
         largest = 0.0
-        for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
+        order = dict.fromkeys([0, by_length[0], by_length[-1], *(range(len(rows)) if followed > 3 else ())])
+        for index in islice(order, followed):
             others = rows[:index] + rows[index + 1 :]
             repeated = tuple(repeat_tokens(rows[index], others, kept=find_ends(model))) if index == 0 else ()
-            followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
-            largest = max(largest, followed.measure_change())
+            row = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
+            largest = max(largest, row.measure_change())
         refuse_written(state.find_change())
     return Isolation(loss_change=largest)
 

@@ -5,7 +5,9 @@ Imports `models`.
 
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.function import FunctionLoss
+from hf_dpzo.losses.generation_reward import GenerationReward
 from hf_dpzo.losses.masked_lm import MaskedLMLoss
+from hf_dpzo.losses.metric import MetricLoss
 from hf_dpzo.losses.multiple_choice import MultipleChoiceLoss
 from hf_dpzo.losses.own import OwnLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
@@ -20,9 +22,11 @@ from hf_dpzo.losses.token_classification import TokenClassificationLoss
 __all__ = [
     "CausalLMLoss",
     "FunctionLoss",
+    "GenerationReward",
     "LabelStringLoss",
     "MaskedLMLoss",
     "MaskedWordLoss",
+    "MetricLoss",
     "MultipleChoiceLoss",
     "NextWordLoss",
     "OwnLoss",

@@ -5,7 +5,7 @@ loss: it takes the outputs, and reduces within each row. `losses/heads.py` choos
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,18 @@ class PerExampleLoss(ABC):
 
     Subclass it for a head of your own, or pass a function, which becomes a `FunctionLoss`.
     """
+
+    # Whether a loss only changes in jumps, such as one of an argmax; `None` for a loss of which this is measured.
+    is_piecewise_constant: bool | None = None
+
+    def attach(self, model: torch.nn.Module, tokenizer: Any, progress: Callable[[], Any]) -> None:  # noqa: B027
+        """Learn what the trainer knows, before it evaluates anything.
+
+        Args:
+            model: the model to be trained.
+            tokenizer: the trainer's processing class; `None` if it has none.
+            progress: a function that returns a copy of the trainer's state.
+        """
 
     @abstractmethod
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> Scores | None:

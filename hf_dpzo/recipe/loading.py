@@ -45,7 +45,13 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.nn.Module:
     """Return `model` with the adapter that the recipe asks for, initialized from a public seed."""
-    return model if recipe.adapter == "none" else seeded_peft_model(model, _build_lora_config(recipe), seed=seed)
+    if recipe.adapter == "none":
+        return model
+    adapted = seeded_peft_model(model, _build_lora_config(recipe), seed=seed)
+    for name, parameter in adapted.named_parameters():
+        if recipe.lora_freeze_a and "lora_A" in name:
+            parameter.requires_grad_(False)
+    return adapted
 
 
 def load_rows(

@@ -46,6 +46,7 @@ AS_WRITTEN = (
     "label_columns",
     "missing_words",
     "separator",
+    "stop_strings",
 )
 
 
@@ -75,6 +76,9 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
+    lora_freeze_a: bool = field(
+        default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
+    )
     data: str = field(
         default="", metadata={"help": "A CSV, TSV, JSON (lines), Parquet or other file, a folder, or one on the Hub."}
     )
@@ -112,6 +116,13 @@ class Recipe:
     classes: list[str] | None = field(default=None, metadata={"help": "The classes as in the data, in class order."})
     columns: str | None = field(
         default=None, metadata={"help": "As JSON, where the data call a task's columns otherwise: {its name: theirs}."}
+    )
+    reward: str | None = field(
+        default=None, metadata={"help": "Generation: the metric that is learned, exact_match, token_f1 or accuracy."}
+    )
+    max_new_tokens: int = field(default=8, metadata={"help": "Generation: the tokens that every row decodes."})
+    stop_strings: list[str] | None = field(
+        default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})

@@ -22,14 +22,14 @@ from hf_dpzo.models.state import ModelState
 from hf_dpzo.plots import check_picture_path
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.step.estimate import StepEstimate
-from hf_dpzo.trainer.checking import CheckingTrainer
+from hf_dpzo.trainer.objective import ObjectiveTrainer
 from hf_dpzo.trajectory.initial import restore_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.replay import build_replay
 from hf_dpzo.trajectory.run import LoggedRun
 
 
-class AuditingTrainer(CheckingTrainer):
+class AuditingTrainer(ObjectiveTrainer):
     """A checking Trainer that adds canaries to its rows, and audits the run that it made.
 
     Subclasses set the estimate that evaluates batches, when they build the data loader.

@@ -26,7 +26,7 @@ from hf_dpzo.isolation.bound import (
 )
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.synthetic_rows import LABEL_COLUMNS
+from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (

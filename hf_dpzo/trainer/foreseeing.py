@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_dpzo.data.collation import get_row_signature, stretch_row
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.first_rows import find_common_facts, lacks_targets
-from hf_dpzo.isolation.synthetic_rows import LABEL_COLUMNS
+from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 
 

@@ -102,6 +102,7 @@ class ZOTrainer(AuditingTrainer):
             )
         self._refuse_model()
         self.per_example_loss = as_loss(per_example_loss, self.model)
+        self._attach_objective(data_collator)
         self.probe_rows = check_probe_rows(probe_rows)
         self._processes = get_processes(args.device)
         # The rows are those that were passed, or what a class that is combined with this one made of them.
@@ -154,10 +155,11 @@ class ZOTrainer(AuditingTrainer):
             padded_lengths=tuple(self.args.padded_lengths or ()),
             written_fields=find_written_fields(self.model),
         )
-        self._public_batches = self._build_public_batches(stock.dataset)
+        rows = self._encode_rows(stock.dataset)
+        self._public_batches = self._build_public_batches(rows)
         rate = self.args.sampling_rate(self._num_units)
         self._loader = DataLoader(
-            self._seal_rows(stock.dataset),
+            self._seal_rows(rows),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
             collate_fn=self._collator,
             num_workers=stock.num_workers,

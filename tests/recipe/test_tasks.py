@@ -249,7 +249,7 @@ def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
 
 
 def test_every_task_names_its_model_and_its_columns():
-    recipes = {"classes": ["a", "b"], "label_words": None, "response": "{answer}"}
+    recipes = {"classes": ["a", "b"], "label_words": None, "response": "{answer}", "reward": "exact_match"}
     for name, task in TASKS.items():
         changes = {"label_words": {"a": " a", "b": " b"}} if name == "prompt-classification" else {}
         recipe = data_recipe("rows.csv", task=name, **{**recipes, **changes})

@@ -490,12 +490,12 @@ def test_prompts_train_and_predict_labels(make_trainer, tokenizer):
     assert trainer.predict(Dataset.from_list(encoded[:6]).remove_columns("labels")).predictions.shape == (6, 2)
 
 
-def test_losses_need_not_be_differentiable(make_trainer):
+def test_losses_need_not_be_differentiable(make_trainer, make_args):
     def errors(model, inputs):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         return (logits.argmax(-1) != inputs["labels"]).float()
 
-    trainer = make_trainer(per_example_loss=errors)
+    trainer = make_trainer(per_example_loss=errors, args=make_args(per_device_train_batch_size=1))
     trainer.train()
     assert trainer.state.global_step == 4
     assert 0 <= trainer.evaluate()["eval_loss"] <= 1

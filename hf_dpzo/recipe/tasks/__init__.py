@@ -2,6 +2,7 @@
 
 from hf_dpzo.recipe.tasks.causal_lm import CausalLM
 from hf_dpzo.recipe.tasks.chat import Chat
+from hf_dpzo.recipe.tasks.generation import GenerationTask
 from hf_dpzo.recipe.tasks.masked_lm import MaskedLM
 from hf_dpzo.recipe.tasks.multiple_choice import MultipleChoice
 from hf_dpzo.recipe.tasks.prompt_classification import PromptClassification
@@ -26,6 +27,7 @@ TASKS: dict[str, Task] = {
     "causal-lm": CausalLM(),
     "chat": Chat(),
     "seq2seq-lm": Seq2SeqLM(),
+    "generation": GenerationTask(),
 }
 
 

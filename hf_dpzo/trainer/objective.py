@@ -1,0 +1,241 @@
+"""The checking Trainer, for objectives without a gradient: columns reach the loss, and nothing flips by rounding."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from transformers import TrainerState
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.isolation.measure import Rows, measure_isolation
+from hf_dpzo.isolation.probe import Isolation
+from hf_dpzo.isolation.watched import changes_in_jumps, watch_outputs
+from hf_dpzo.losses.objective import COLUMNS, ColumnsCollator, EncodedRows, TextObjective
+from hf_dpzo.losses.output_layer import IGNORE_INDEX
+from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
+from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.trainer.checking import CheckingTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+# The number of public rows that the probe follows, and of those that an objective is tried on.
+PROBED_ROWS = 8
+TRIED_ROWS = 16
+
+
+# The number of directions along which an objective is tried.
+TRIED_DIRECTIONS = 2
+
+
+class ObjectiveTrainer(CheckingTrainer):
+    """A checking Trainer for losses that read a row's columns, and for losses that change in jumps."""
+
+    per_example_loss: PerExampleLoss
+
+    def _attach_objective(self, data_collator: Callable | None) -> None:
+        """Tell the loss what the trainer knows; for a loss of texts, collate columns too.
+
+        Args:
+            data_collator: the user's collator; `None` for the default one.
+        """
+        self.per_example_loss.attach(self.model, self.processing_class, self._copy_progress)
+        if isinstance(self.per_example_loss, TextObjective):
+            self.data_collator = ColumnsCollator(self.per_example_loss.encode, self.model, data_collator)
+
+    def _copy_progress(self) -> TrainerState:
+        """Return a new state of training, in which a user's function cannot leave anything."""
+        state = self.state
+        return TrainerState(epoch=state.epoch, global_step=state.global_step, max_steps=state.max_steps)
+
+    # ---- Rows ----
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Remove columns as stock does, but none that the loss may read."""
+        if isinstance(self.per_example_loss, TextObjective):
+            return dataset
+        return super()._remove_unused_columns(dataset, description=description)
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        """Return stock's collator, or one that removes no column where the loss may read it."""
+        if isinstance(self.per_example_loss, TextObjective):
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description=description)
+
+    def _encode_rows(self, dataset: Any) -> Any:
+        """Return the rows as the collator receives them: where a loss reads texts, with the tokens of prompts."""
+        if isinstance(self.per_example_loss, TextObjective):
+            return EncodedRows(dataset, self.per_example_loss.encode)
+        return dataset
+
+    def _build_public_batches(self, dataset: Any) -> list[Rows]:
+        """Return batches of public rows; for a loss of texts, the user's own or public ones of the evaluation."""
+        public = self._list_public_rows(PROBED_ROWS)
+        if isinstance(self.per_example_loss, TextObjective) and len(public) > 1:
+            return [public]
+        return super()._build_public_batches(dataset)
+
+    def _list_public_rows(self, count: int) -> Rows:
+        """Return at most `count` real rows that are public, as training would receive them; none if there are none."""
+        if self.probe_rows is not None:
+            rows: Any = self.probe_rows
+        elif self.args.eval_data_is_public and self.eval_dataset is not None:
+            named = isinstance(self.eval_dataset, dict)
+            rows = next(iter(self.eval_dataset.values())) if named else self.eval_dataset
+        else:
+            return []
+        longest = max(self.args.padded_lengths or (), default=None)
+        encoded = self._encode_rows(rows)
+        usable = (dict(encoded[index]) for index in range(len(encoded)))
+        fitting = (row for row in usable if longest is None or count_tokens(row) <= longest)
+        column = self.args.privacy_unit_column
+        return [{name: row[name] for name in row if name != column} for row in islice(fitting, count)]
+
+    # ---- Checks ----
+
+    def _inspect(self, model: torch.nn.Module) -> None:
+        """Inspect the model, and warn where public rows show an objective from which nothing could be learned."""
+        super()._inspect(model)
+        if not isinstance(self.per_example_loss, ScoreLoss):
+            with self._state.held_still():
+                self._warn_of_flat_objective(model)
+
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
+        """Return how far public rows move each other's losses; refuse what may flip by rounding.
+
+        Raises:
+            CoupledRowsError: rows move each other's losses too far.
+            ValueError: a loss changes in jumps, and a row's neighbours decide how its model's outputs are rounded.
+        """
+        jumps = self.per_example_loss.is_piecewise_constant
+        if jumps is None:
+            isolation = super()._measure_isolation(model, losses)
+            if not changes_in_jumps(model, losses, self._public_batches):
+                return isolation
+        self._refuse_flips()
+        watched = measure_isolation(model, watch_outputs(losses), self._public_batches)
+        if self._processes.all_reduce_max(watched.loss_change):
+            raise ValueError(
+                f"per_device_train_batch_size={self._train_batch_size}: this objective changes in jumps, and on public "
+                "rows neighbours moved the model's outputs by rounding, which may flip a token or a class; set "
+                "per_device_train_batch_size=1."
+            )
+        return watched
+
+    def _refuse_flips(self) -> None:
+        """Raise `ValueError` where a row's neighbours choose the shapes in which its outputs are computed."""
+        if not self._has_fixed_shapes:
+            raise ValueError(
+                f"per_device_train_batch_size={self._train_batch_size}: this objective changes in jumps, and where "
+                "neighbours choose the shape in which a row is evaluated, rounding may flip a token or a class; set "
+                "padded_lengths, or per_device_train_batch_size=1."
+            )
+        if self._points_per_pass is not None:
+            raise ValueError(
+                f"points_per_pass={self._points_per_pass}: this objective changes in jumps, and of several points at "
+                "once nobody can tell whether rounding may flip a token or a class; remove it."
+            )
+
+    @torch.no_grad()
+    def _warn_of_flat_objective(self, model: torch.nn.Module) -> None:
+        """Warn where an objective has one value on public rows, or the same ones at the probe points of a step."""
+        rows = self._list_collated_rows(TRIED_ROWS)
+        if not rows:
+            return
+        directions = unwrap_optimizer(self.optimizer).directions
+        trained = unwrap_optimizer(self.optimizer).parameters()
+        copies = [parameter.detach().clone() for parameter in trained]
+        smoothing = self._build_descent().begin(len(self.budget.ledger)).smoothing
+        here = self._estimate.losses.of_public(model, rows)
+        moves = False
+        try:
+            for direction in range(TRIED_DIRECTIONS):
+                ends = []
+                for distance in (smoothing, -smoothing):
+                    for index, (parameter, copy) in enumerate(zip(trained, copies, strict=True)):
+                        parameter.copy_(copy)
+                        directions.add_(parameter, index=index, step=0, weights={direction: distance})
+                    ends.append(self._estimate.losses.of_public(model, rows))
+                moves = moves or not torch.equal(*ends)
+        finally:
+            for parameter, copy in zip(trained, copies, strict=True):
+                parameter.copy_(copy)
+        warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
+
+    def _list_collated_rows(self, count: int) -> Rows:
+        """Return real public rows with the columns that reach the collator."""
+        rows = self._list_public_rows(count)
+        if isinstance(self.per_example_loss, TextObjective):
+            return rows
+        kept = set(self._signature_columns or ())
+        return [{name: row[name] for name in row if not kept or name in kept} for row in rows]
+
+    # ---- Evaluation ----
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+        **options: Any,
+    ) -> tuple:
+        """Predict as stock does; where the loss is one of texts, these are generated once, and are the predictions.
+
+        A row that has no reward counts as zero, as in training.
+        """
+        if not isinstance(self.per_example_loss, TextObjective):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **options)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses, tokens = self.per_example_loss.evaluate(model, inputs)
+        loss = losses.nan_to_num(0.0).mean()
+        return (loss, None, None) if prediction_loss_only else (loss, tokens, _stack_labels(inputs[COLUMNS]))
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        """Evaluate or predict as stock does, and name the mean reward, which is the negative loss."""
+        output = super().evaluation_loop(*args, **options)
+        if isinstance(self.per_example_loss, TextObjective):
+            losses = {name: value for name, value in output.metrics.items() if name.endswith("_loss")}
+            output.metrics.update({f"{name.removesuffix('_loss')}_reward": -value for name, value in losses.items()})
+        return output
+
+
+def warn_of_flat_objective(losses: torch.Tensor, *, moves: bool, smoothing: float) -> None:
+    """Warn, by public rows, of an objective that training could not follow.
+
+    Args:
+        losses: the losses of public rows, `[rows]`.
+        moves: whether any of them differs between the two probe points of a direction.
+        smoothing: the distance of the probe points.
+    """
+    count = len(losses)
+    if count > 1 and bool((losses == losses[0]).all()):
+        logger.warning(
+            f"per_example_loss={losses[0].item():g}: it is the same on all {count} public rows, so that there may be "
+            "nothing to learn from; choose a denser objective, such as token_f1 for exact_match, or a prompt that the "
+            "model answers now and then."
+        )
+    if not moves:
+        logger.warning(
+            f"smoothing={smoothing:g}: on {count} public rows the objective is the same at both probe points of "
+            f"{TRIED_DIRECTIONS} directions, so that training would follow noise alone; raise smoothing, or choose a "
+            "denser objective."
+        )
+
+
+def _stack_labels(columns: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+    """Return the labels of rows, padded with -100, `[batch, ...]`; `None` if the rows have none."""
+    if not all(row.get("labels") is not None for row in columns):
+        return None
+    labels = [torch.as_tensor(row["labels"]) for row in columns]
+    longest = max(label.shape[-1] if label.ndim else 0 for label in labels)
+    pad = torch.nn.functional.pad
+    return torch.stack(
+        [pad(label, (0, longest - len(label)), value=IGNORE_INDEX) if label.ndim else label for label in labels]
+    )
