@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
+from hf_dpzo.data.pairs import is_pair, list_sequences, stretch_pair
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 
@@ -136,7 +137,8 @@ class LogicalBatchCollator:
             physical += [stretch_row(physical[0], length)] * (self.micro_batch_size - len(rows))
         # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
-        if self._has_fixed_shapes and tuple(inputs["input_ids"].shape[:2]) != (self.micro_batch_size, length):
+        sequences = self.micro_batch_size * max(1, len(list_sequences(physical[0])))  # A pair has two.
+        if self._has_fixed_shapes and tuple(inputs["input_ids"].shape[:2]) != (sequences, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
         micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
         if get_worker_info() is not None:
@@ -188,6 +190,8 @@ def stretch_row(row: dict[str, Any], length: int) -> dict[str, Any]:
     >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
     {'input_ids': [5, 6, 5], 'labels': 1}
     """
+    if is_pair(row):
+        return stretch_pair(row, length)
     tokens = count_tokens(row)
     return {
         name: _repeat_to_length(value, length) if _is_per_token(value, tokens) else value for name, value in row.items()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_dpzo.data.pairs import list_sequences
 from hf_dpzo.data.sampling import KEY_BITS, FetchedRow
 
 
@@ -59,10 +60,9 @@ def cut_into_micro_batches(rows: Sequence[FetchedRow], size: int) -> Iterator[tu
 
 
 def count_tokens(row: Any) -> int:
-    """Return the number of tokens in a row; 0 if it has none."""
-    tokens = row.get("input_ids") if isinstance(row, dict) else None
+    """Return the number of tokens in a row, of a pair in its longer text; 0 if it has none."""
     try:
-        return len(tokens)
+        return max(map(len, list_sequences(row)), default=0)
     except Exception:  # A number or a scalar tensor has no length, and no other error may show either.
         return 0
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hf_dpzo.data.pairs import CHOSEN, PROMPT, REJECTED, is_pair, list_sequences
 from hf_dpzo.losses.output_layer import IGNORE_INDEX
 
 
@@ -16,6 +17,9 @@ def repeat_tokens(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iter
     >>> [copy["labels"] for copy in repeat_tokens(row, [])]
     [[-100, 5, 5], [-100, 7, 7]]
     """
+    if is_pair(row):
+        yield from _repeat_in_pair(row, others)
+        return
     own = row.get("input_ids")
     if own is None or not len(own):
         return
@@ -29,3 +33,11 @@ def repeat_tokens(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iter
         ):
             repeated["labels"] = [label if label == IGNORE_INDEX else token for label in labels]
         yield repeated
+
+
+def _repeat_in_pair(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield copies of a pair of texts, each with one token everywhere in both."""
+    firsts = [sequence[0] for pair in (row, *others[:2]) for sequence in list_sequences(pair) if len(sequence)]
+    names = [name for name in (PROMPT, CHOSEN, REJECTED) if name in row]
+    for token in dict.fromkeys(map(int, firsts)):
+        yield copy.deepcopy(row) | {name: [token] * len(row[name]) for name in names}

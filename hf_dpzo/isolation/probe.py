@@ -13,9 +13,18 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from hf_dpzo.data.pairs import list_sequences
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import repeat_tokens
-from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
+from hf_dpzo.isolation.trace import (
+    ModuleTrace,
+    Parts,
+    Row,
+    extract_features,
+    iterate_tensors,
+    locate_sequences,
+    parts_differ,
+)
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.models.write_guard import ModelChangedError
@@ -135,7 +144,7 @@ def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
     replaced = [*ordered[2:], row, row][: len(near)]
     lengthened = [*near[1:], max(others, key=_length)]
     shortened = [min(others, key=_length)] * len(near)
-    made_nan = near if "input_ids" in row else [_replace_by_nan(other) for other in near]
+    made_nan = near if list_sequences(row) else [_replace_by_nan(other) for other in near]
     yield _Variation(action="evaluating a batch", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="evaluating the same batch again", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="replacing the other rows of a batch", rows=[row, *replaced], remedy=REMEDY_SEPARATE)
@@ -213,7 +222,7 @@ class _FollowedRow:
 
     def _poison_others(self) -> AbstractContextManager:
         model = unwrap_model(self.model)
-        if not isinstance(model, PreTrainedModel) or "input_ids" not in self.row:
+        if not isinstance(model, PreTrainedModel) or not list_sequences(self.row):
             return nullcontext()
         return model.get_input_embeddings().register_forward_hook(self._poison_embeddings, with_kwargs=True)
 
@@ -222,9 +231,10 @@ class _FollowedRow:
     ) -> torch.Tensor:
         """Return the embeddings with NaN for the other rows, in whatever micro-batch they are. A forward hook."""
         tokens = next(iterate_tensors([args, kwargs]))
-        own = locate_row(tokens, self.row)
-        locations = [locate_row(tokens, other) for other in self.others]
-        indices = {location.index for location in locations if location} - {own.index if own else None}
+        own, *others = [
+            {location.index for location in locate_sequences(tokens, row)} for row in (self.row, *self.others)
+        ]
+        indices = set().union(*others) - own
         return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
 
     def _locate_change(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
@@ -248,7 +258,7 @@ class _FollowedRow:
 
 
 def _length(row: Row) -> int:
-    return len(row["input_ids"]) if "input_ids" in row else 0
+    return max(map(len, list_sequences(row)), default=0)
 
 
 def _replace_by_nan(row: Row) -> Row:

@@ -15,6 +15,7 @@ from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Fe
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 
@@ -30,7 +31,7 @@ PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 
-TOKEN_COLUMNS = ("input_ids", "token_type_ids", "position_ids")
+TOKEN_COLUMNS = (*TEXT_COLUMNS, "token_type_ids", "position_ids")
 
 
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
@@ -186,8 +187,8 @@ class _RowGenerator:
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         # Each row has a generator of its own, so that asking for more rows changes none of them.
         draw = np.random.Generator(np.random.Philox(key=self.series << 32 | index))
-        tokens = self._generate_tokens(draw) if any(column.name == "input_ids" for column in columns) else []
-        return {column.name: column.cast(self._value(column, tokens, draw)) for column in columns}
+        own = assign_tokens([column.name for column in columns], lambda: self._generate_tokens(draw))
+        return {column.name: column.cast(self._value(column, own[column.name], draw)) for column in columns}
 
     def _generate_tokens(self, draw: np.random.Generator) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
@@ -200,7 +201,7 @@ class _RowGenerator:
     def _value(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
         if column.python_type not in (int, float, bool) or (column.name in TOKEN_COLUMNS and len(column.shape) != 1):
             raise column.unsupported_error
-        if column.name == "input_ids":
+        if column.name in TEXT_COLUMNS:
             return tokens
         if column.name in LABEL_COLUMNS:
             return self._label(column, tokens, draw)

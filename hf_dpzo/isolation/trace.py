@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_dpzo.data.pairs import list_sequences
+
 
 Row = dict[str, Any]
 
@@ -91,11 +93,22 @@ class RowLocation:
 
 def locate_row(tensor: torch.Tensor, row: Row) -> RowLocation | None:
     """Return where a batch holds a row's tokens, or its first feature; `None` if it does not."""
-    features = [torch.as_tensor(row["input_ids"])] if "input_ids" in row else list(extract_features(row).values())
-    if not features or tensor.ndim != features[0].ndim + 1:
+    return next(locate_sequences(tensor, row), None)
+
+
+def locate_sequences(tensor: torch.Tensor, row: Row) -> Iterator[RowLocation]:
+    """Yield where a batch holds a row's tokens, for each of its texts, or else its first feature."""
+    features = [*map(torch.as_tensor, list_sequences(row))] or [*extract_features(row).values()][:1]
+    for location in (_locate(tensor, feature) for feature in features):
+        if location is not None:
+            yield location
+
+
+def _locate(tensor: torch.Tensor, feature: torch.Tensor) -> RowLocation | None:
+    if tensor.ndim != feature.ndim + 1:
         return None
     flat = tensor.flatten(1)
-    content = features[0].flatten().to(tensor.device)
+    content = feature.flatten().to(tensor.device)
     if flat.shape[1] < len(content) or tensor.is_floating_point() != content.is_floating_point():
         return None
     matches = (flat.unfold(1, len(content), 1) == content).all(dim=-1).nonzero().tolist()

@@ -1,5 +1,6 @@
 """The searching Trainer, made careful: it refuses what would break the guarantee before it evaluates private rows."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -111,8 +112,13 @@ class CheckingTrainer(SearchingTrainer):
             refuse_trained_model(self.model, counted=self._counted_logs)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
+    @abstractmethod
+    def _refuse_overrides(self) -> None:
+        """Raise `ValueError` for hooks that training would ignore."""
+
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Raise `ValueError` for what was changed since the budget was planned, or added since it was checked."""
+        self._refuse_overrides()
         refuse_arguments(self.args)
         refuse_changed_arguments(self.args, self._planned_values)
         parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}

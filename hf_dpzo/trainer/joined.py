@@ -1,0 +1,188 @@
+"""The auditing Trainer, combined with a trainer of TRL: its rows, its loss and its metrics, of each row alone."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_dpzo.arguments.joined import find_joined_fields, refuse_unread_loss_fields
+from hf_dpzo.data.sealed import WithheldError, run_sealed
+from hf_dpzo.data.silence import silence
+from hf_dpzo.losses.heads import as_loss
+from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.losses.preference import DPOLoss, RewardLoss
+from hf_dpzo.models.unwrap import Inputs
+from hf_dpzo.trainer.auditing import AuditingTrainer
+from hf_dpzo.trainer.joined_losses import JOINED_LOSSES
+from hf_dpzo.trainer.overrides import refuse_overrides
+
+
+# The names that TRL gives to how often the preferred text has the larger reward, to the mean difference of the rewards,
+# and to the means of both.
+REWARD_METRICS = {
+    RewardLoss: ("accuracy", "margin", "chosen_reward", "rejected_reward"),
+    DPOLoss: ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
+}
+
+
+class JoiningTrainer(AuditingTrainer):
+    """An auditing Trainer that may be combined with TRL's SFTTrainer, RewardTrainer or DPOTrainer.
+
+    What these do in a training step of their own is done by the loss of each row. Without such a class, this one only
+    refuses hooks that training would ignore.
+    """
+
+    # The rows that the user passed. Those that are trained on were made from them.
+    _passed_rows: Any = None
+    # The class of TRL, or `None`.
+    _joined_class: type | None = None
+    # Whether the user has passed a loss, which replaces that of the class of TRL.
+    _has_own_loss: bool = False
+    # Whether preparing the rows that were passed says nothing about them.
+    _is_silent: bool = False
+    # Whether reference log-probabilities are computed of private rows.
+    _is_sealing: bool = False
+    # The rewards of evaluated pairs, and their number.
+    _reward_sums: torch.Tensor | None = None
+
+    # ---- Before the trainer is built ----
+
+    def _join(self, args: Any, passed_rows: Any, *, own_loss: bool) -> None:
+        """Find the class of TRL, and refuse what would be ignored. Nothing is built yet."""
+        self._passed_rows, self._is_silent, self._has_own_loss = passed_rows, args.private, own_loss
+        self._joined_class = _find_trl_class(type(self))
+        self._refuse_overrides()
+        if self._joined_class is None:
+            return
+        config = self._joined_class.__name__.removesuffix("Trainer") + "Config"
+        if find_joined_fields(args) is None or find_joined_fields(args)[0].__name__ != config:
+            raise ValueError(
+                f"args={type(args).__name__}: {self._joined_class.__name__} reads the fields of {config}; pass "
+                f"ZO{config} of hf_dpzo.trl, or a dataclass that inherits from ZOTrainingArguments and {config}."
+            )
+        if own_loss:
+            refuse_unread_loss_fields(args)
+
+    def _refuse_overrides(self) -> None:
+        """Raise `ValueError` for hooks that a class, or the instance, overrides, and training would ignore."""
+        honoured: dict[str, type | None] = {} if self._joined_class is None else {"training_step": self._joined_class}
+        if self._has_own_loss:
+            honoured["compute_loss"] = None  # The user has replaced the loss of a class that ours is combined with.
+        elif self._joined_class is not None:
+            honoured["compute_loss"] = self._joined_class
+        refuse_overrides(self, honoured=honoured)
+
+    def _complete_arguments(self, model: Any, others: Mapping[str, Any], args: Any) -> dict[str, Any]:
+        """Return the arguments of DPOTrainer with a reference model, where it would look for one at a path."""
+        needs_model = self._is_dpo and others.get("ref_model") is None and not args.precompute_ref_log_probs
+        has_adapter = isinstance(model, PeftModel) or others.get("peft_config") is not None
+        if not needs_model or has_adapter or not isinstance(model, PreTrainedModel):
+            return dict(others)
+        return {**others, "ref_model": copy.deepcopy(model).requires_grad_(False)}
+
+    @property
+    def _is_dpo(self) -> bool:
+        return self._joined_class is not None and self._joined_class.__name__ == "DPOTrainer"
+
+    def _build_loss(self, loss: PerExampleLoss | Callable | None) -> PerExampleLoss:
+        """Return the loss that the user passed, that of the joined class, or that of the model's head."""
+        if self._joined_class is None or loss is not None:
+            return as_loss(loss, self.model)
+        if getattr(self, "aux_loss_enabled", False):
+            raise ValueError(
+                f"router_aux_loss_coef={self.router_aux_loss_coef}: it weighs how a whole batch is spread over "
+                "experts, which is no loss of a row; set 0."
+            )
+        return JOINED_LOSSES[self._joined_class.__name__](self, self._joined_class)
+
+    # ---- Rows ----
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **options: Any) -> Any:
+        """Prepare rows as TRL does, but say nothing about private ones, of which its warnings would show a part."""
+        with silence() if self._is_silent and dataset is self._passed_rows else nullcontext():
+            return super()._prepare_dataset(dataset, *args, **options)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Compute the reference as DPOTrainer does, but row by row, so that no row moves another one."""
+        (self.ref_model or self.model).eval()
+        self._is_sealing = name == "train" and self.args.private
+        try:
+            return super()._precompute_ref_logps(dataset, name, 1)
+        finally:
+            self._is_sealing = False
+
+    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+        """Return the reference of one pair as DPOTrainer does; NaN for a private one on which it fails."""
+        compute = super().compute_ref_log_probs
+        if not self._is_sealing:
+            return compute(model, inputs)
+        try:
+            return run_sealed("ref_model", lambda: compute(model, inputs))
+        except WithheldError:
+            return (torch.full((1,), torch.nan, device=self.args.device),) * 2
+
+    # ---- Evaluation ----
+
+    def _refuse_training_data(self, dataset: Any) -> None:
+        """Refuse the training rows also in the form in which the user passed them."""
+        super()._refuse_training_data(dataset)
+        if self._joined_class is not None and dataset is not None and dataset is self._passed_rows:
+            super()._refuse_training_data(self.train_dataset)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple:
+        """Return the loss, scores and labels of evaluated rows; of pairs, both rewards. Each row is evaluated once."""
+        if self._joined_class is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            losses, scores = self.per_example_loss.evaluate(model, inputs)
+        if type(self.per_example_loss) in REWARD_METRICS:
+            self._count_rewards(scores)
+        return (losses.mean(), None, None) if prediction_loss_only else (losses.mean(), scores, inputs.get("labels"))
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate or predict as stock does; of pairs, also how often the preferred text has the larger reward."""
+        self._reward_sums = None
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._reward_sums is not None:
+            means = (self._reward_sums[:-1] / self._reward_sums[-1]).tolist()
+            names = REWARD_METRICS[type(self.per_example_loss)]
+            output.metrics.update(
+                {f"{metric_key_prefix}_{name}": mean for name, mean in zip(names, means, strict=True)}
+            )
+        return output
+
+    def _count_rewards(self, rewards: torch.Tensor) -> None:
+        """Add the rewards of evaluated pairs, `[pairs, 2]`, of all processes."""
+        chosen, rejected = self.accelerator.gather_for_metrics(rewards.contiguous()).double().unbind(dim=1)
+        values = [(chosen > rejected).double(), chosen - rejected, chosen, rejected, torch.ones_like(chosen)]
+        sums = torch.stack([value.sum() for value in values])
+        self._reward_sums = sums if self._reward_sums is None else self._reward_sums + sums
+
+
+def _find_trl_class(kind: type) -> type | None:
+    """Return the trainer of TRL that `kind` inherits; raise `ValueError` for one whose loss is not known."""
+    of_trl = [owner for owner in kind.__mro__ if owner.__module__.partition(".")[0] == "trl"]
+    known = [owner for owner in of_trl if owner.__name__ in JOINED_LOSSES]
+    if of_trl and of_trl[0] not in known:
+        names = ", ".join(JOINED_LOSSES)
+        raise ValueError(
+            f"class={kind.__name__}: ZOTrainer does not know the loss of one row of {of_trl[0].__name__}; combine it "
+            f"with one of {names}, or pass rows that are prepared, and per_example_loss, to ZOTrainer itself."
+        )
+    return known[0] if known else None
