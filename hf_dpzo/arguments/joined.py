@@ -52,7 +52,11 @@ _ROUTER = {
 }
 
 
-_JOINS_ROWS = {"padding_free": "it joins the rows of a batch; remove it"}
+# These are refused of any configuration that has them.
+_PADDING_FREE = {"padding_free": "it joins the rows of a batch; remove it"}
+
+
+_PACKING = {"packing": "a packed row holds several examples, and one row is what is protected; remove it"}
 
 
 JOINED_FIELDS = {
@@ -74,8 +78,8 @@ JOINED_FIELDS = {
         refused={
             **_REFUSED,
             **_ROUTER,
-            **_JOINS_ROWS,
-            "packing": "a packed row holds several examples, and one row is what is protected; remove it",
+            **_PADDING_FREE,
+            **_PACKING,
             "eval_packing": "a packed row holds several examples, and the loss is the mean of single ones; remove it",
         },
         unread=frozenset({"packing_strategy"}),
@@ -102,7 +106,7 @@ JOINED_FIELDS = {
         refused={
             **_REFUSED,
             **_ROUTER,
-            **_JOINS_ROWS,
+            **_PADDING_FREE,
             "precompute_ref_batch_size": "the reference is evaluated row by row, which keeps rows apart; remove it",
             "use_weighting": (
                 "its weights are constants to a gradient, but a difference of losses would train them too; remove it"
@@ -128,6 +132,9 @@ def find_joined_fields(args: Any) -> tuple[type, JoinedFields] | None:
 
 def refuse_joined_arguments(args: Any) -> None:
     """Raise `ValueError` for fields of a joined configuration that this library cannot honour, or does not know."""
+    for name, reason in {**_PACKING, **_PADDING_FREE}.items():
+        if getattr(args, name, False):
+            raise ValueError(f"{name}={getattr(args, name)}: {reason}.")
     joined = find_joined_fields(args)
     if joined is None:
         return

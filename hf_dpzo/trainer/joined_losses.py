@@ -93,6 +93,11 @@ def build_dpo_loss(trainer: Trainer, kind: type) -> PerExampleLoss:
     if trainer.precompute_ref_logps:
         reference = None
     elif trainer.ref_model is None:
+        if trainer.args.points_per_pass is not None:
+            raise ValueError(
+                f"points_per_pass={trainer.args.points_per_pass}: the reference is the model without its adapter, "
+                "which cannot be switched off at several points at once; set precompute_ref_log_probs=True."
+            )
         copied = "ref" if "ref" in trainer.model.peft_config else None
         reference = AdapterReference(trainer.model, adapter=copied)
     else:
