@@ -28,7 +28,7 @@ PACKAGES = {
     "card": {"torch", "transformers", "huggingface_hub", "jsonschema"},
     "verification": {"torch", "transformers", "peft", "scipy", "safetensors", "huggingface_hub"},
     "arguments": {"transformers"},
-    "trainer": {"torch", "transformers", "peft", "huggingface_hub"},
+    "trainer": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},
     "trl": {"trl"},
     "recipe": {"torch", "transformers", "peft", "datasets"},
     "cli": {"huggingface_hub"},

@@ -6,7 +6,7 @@ micro-batch cannot be collated or evaluated, its rows are tried one by one.
 
 import copy
 import pickle
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,17 @@ import torch
 from torch.utils.data import get_worker_info
 
 from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
-from hf_dpzo.data.pairs import is_pair, list_sequences, stretch_pair
+from hf_dpzo.data.pairs import is_pair, stretch_pair
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
+
+
+# The fields with the tokens that are read.
+TOKEN_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+# The field with the samples of a sound.
+WAVE_FIELD = "input_values"
 
 
 # Types of which a copy may share the values, because they cannot be changed.
@@ -79,11 +87,14 @@ class LogicalBatchCollator:
         collate: turns a list of rows into the model's inputs.
         micro_batch_size: the largest number of rows in a micro-batch; with `padded_lengths`, the exact number.
         padded_lengths: public lengths, in tokens, ascending; empty for no padding to public shapes.
+        written_fields: the fields with the tokens that a decoder writes, which have a length of their own. They are
+            padded to the same public lengths.
     """
 
     collate: Callable[[list[Any]], Any]
     micro_batch_size: int
     padded_lengths: tuple[int, ...] = ()
+    written_fields: tuple[str, ...] = ()
 
     def __call__(self, rows: Sequence[FetchedRow]) -> dict[str, LogicalBatch]:
         """Return `{"batch": ...}`, a `LogicalBatch` of all drawn units. An empty batch has no micro-batches."""
@@ -119,7 +130,8 @@ class LogicalBatchCollator:
         """Return the length to pad a row to: `None` without `padded_lengths`, and 0 for a row that is too long."""
         if not self.padded_lengths:
             return None
-        return next((length for length in self.padded_lengths if length >= count_tokens(row.row)), 0)
+        longest = max([count_tokens(row.row), *(_count(row.row, name) for name in self.written_fields)])
+        return next((length for length in self.padded_lengths if length >= longest), 0)
 
     def _build_micro_batches(self, rows: tuple[FetchedRow, ...]) -> tuple[MicroBatch, ...]:
         """Return one micro-batch, or if that fails one for each row. A row that fails alone has no inputs."""
@@ -134,16 +146,23 @@ class LogicalBatchCollator:
         physical = [row.row for row in rows]
         length = self._padded_length(rows[0])
         if self._has_fixed_shapes:
-            physical += [stretch_row(physical[0], length)] * (self.micro_batch_size - len(rows))
+            filler = stretch_row(physical[0], length, written_fields=self.written_fields)
+            physical += [filler] * (self.micro_batch_size - len(rows))
         # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
-        sequences = self.micro_batch_size * max(1, len(list_sequences(physical[0])))  # A pair has two.
-        if self._has_fixed_shapes and tuple(inputs["input_ids"].shape[:2]) != (sequences, length):
+        size = len(physical) * (2 if is_pair(rows[0].row) else 1)
+        if self._has_fixed_shapes and not self._is_padded(inputs, size, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
         micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
         if get_worker_info() is not None:
             pickle.dumps(micro_batch)  # A worker that cannot send it would print the reason, and wait for ever.
         return micro_batch
+
+    def _is_padded(self, inputs: Mapping[str, Any], size: int, length: int) -> bool:
+        """Return whether the collator has padded all that a row may be of different length in."""
+        padded = [inputs[name] for name in (*TOKEN_FIELDS, *self.written_fields) if name in inputs]
+        padded += [inputs[name] for name in (WAVE_FIELD,) if name in inputs and inputs[name].ndim == 2]
+        return all(len(one) == size and one.shape[-1] == length for one in padded)
 
     @property
     def _has_fixed_shapes(self) -> bool:
@@ -164,10 +183,17 @@ def get_row_signature(row: Any) -> tuple:
 
 
 def _get_type_signature(value: Any) -> tuple[Hashable, ...]:
-    """Return the type of a value, and the types of what it contains, or an array's type and number of dimensions."""
+    """Return the type of a value, and the types of what it contains, or an array's type and number of dimensions.
+
+    Of several lists of tokens it has the number too: a collator may take the number of a row's choices from one row.
+    """
     if isinstance(value, torch.Tensor | np.ndarray):
-        return type(value), str(value.dtype), value.ndim
-    return (type(value), frozenset(map(type, value))) if isinstance(value, list | tuple) else (type(value),)
+        has_choices = value.ndim > 1 and "float" not in str(value.dtype)
+        return type(value), str(value.dtype), value.ndim, value.shape[0] if has_choices else None
+    if not isinstance(value, list | tuple):
+        return (type(value),)
+    kinds = frozenset(map(type, value))
+    return (type(value), kinds, len(value)) if kinds & {list, tuple} else (type(value), kinds)
 
 
 def copy_row(row: Any) -> Any:
@@ -184,27 +210,55 @@ def copy_row(row: Any) -> Any:
     return {name: value.copy() if flat[name] else copy.deepcopy(value) for name, value in row.items()}
 
 
-def stretch_row(row: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return a row like `row`, of `length` tokens: each field with an integer per token is repeated to that length.
+def stretch_row(row: dict[str, Any], length: int, *, written_fields: Collection[str] = ()) -> dict[str, Any]:
+    """Return a row like `row`, of `length` tokens: the first entry of each field of its tokens is repeated.
+
+    So it has as many ends, masks and other special tokens as `row`, of which some heads want the same number in all.
+
+    Args:
+        row: the row, of one text or of several.
+        length: the number of tokens, of each text if there are several.
+        written_fields: fields with tokens that a decoder writes, which get the same length.
 
     >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
-    {'input_ids': [5, 6, 5], 'labels': 1}
+    {'input_ids': [5, 5, 6], 'labels': 1}
     """
     if is_pair(row):
         return stretch_pair(row, length)
     tokens = count_tokens(row)
+    stretched = {*written_fields, *((WAVE_FIELD,) if np.ndim(row.get(WAVE_FIELD, 0)) == 1 else ())}
     return {
-        name: _repeat_to_length(value, length) if _is_per_token(value, tokens) else value for name, value in row.items()
+        name: _stretch(value, length) if name in stretched or _is_per_token(value, tokens) else value
+        for name, value in row.items()
     }
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:
     """Return whether `value` has an integer for each token. Floats are something else, such as a row's many labels."""
     if isinstance(value, torch.Tensor):
-        return value.ndim > 0 and len(value) == tokens and not value.is_floating_point()
-    return isinstance(value, list) and len(value) == tokens and isinstance(value[0], int)
+        return value.ndim > 0 and value.shape[-1] == tokens and not value.is_floating_point()
+    if not isinstance(value, list) or not value:
+        return False
+    if isinstance(value[0], list):
+        return max(map(len, value)) == tokens
+    return len(value) == tokens and isinstance(value[0], int)
 
 
-def _repeat_to_length(value: Any, length: int) -> Any:
-    places = [place % len(value) for place in range(length)]
-    return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
+def _stretch(value: Any, length: int) -> Any:
+    """Return `value`, or each of several lists in it, with its first entry repeated until there are `length`."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [_stretch(one, length) for one in value]
+    if isinstance(value, np.ndarray):
+        return np.pad(value, (length - len(value), 0), mode="edge")
+    if not isinstance(value, torch.Tensor):
+        return [*value[:1] * (length - len(value)), *value]
+    first = value[..., :1]
+    return torch.cat([first.expand(*first.shape[:-1], length - value.shape[-1]), value], dim=-1)
+
+
+def _count(row: Any, name: str) -> int:
+    """Return the length of a field of `row`; 0 if it has none."""
+    try:
+        return len(row[name])
+    except Exception:  # No error may show.
+        return 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_dpzo.data.pairs import list_sequences
+from hf_dpzo.data.pairs import is_pair, list_sequences
 from hf_dpzo.data.sampling import KEY_BITS, FetchedRow
 
 
@@ -59,10 +59,27 @@ def cut_into_micro_batches(rows: Sequence[FetchedRow], size: int) -> Iterator[tu
         waiting += [part[middle:], part[:middle]]
 
 
+# The columns of what is padded to the longest row of a batch: tokens, or the samples or frames of a sound.
+_PADDED_COLUMNS = ("input_ids", "input_values", "input_features")
+
+
 def count_tokens(row: Any) -> int:
-    """Return the number of tokens in a row, of a pair in its longer text; 0 if it has none."""
+    """Return the number of tokens in a row, or of its samples or frames; of several texts, that of the longest.
+
+    It is 0 for a row without any.
+
+    >>> count_tokens({"input_ids": [5, 6, 7]}), count_tokens({"input_ids": [[5], [6, 7]]}), count_tokens({"x": 1.0})
+    (3, 2, 0)
+    """
+    if not isinstance(row, dict):
+        return 0
+    tokens = next((row[name] for name in _PADDED_COLUMNS if name in row), None)
     try:
-        return max(map(len, list_sequences(row)), default=0)
+        if is_pair(row):
+            return max(map(len, list_sequences(row)))
+        is_nested = "input_ids" in row and isinstance(tokens[0], list | tuple | torch.Tensor | np.ndarray)
+        # A tensor of one token has no length.
+        return max(len(text) for text in tokens) if is_nested and np.ndim(tokens[0]) else len(tokens)
     except Exception:  # A number or a scalar tensor has no length, and no other error may show either.
         return 0
 

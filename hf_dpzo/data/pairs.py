@@ -1,6 +1,6 @@
 """Rows of preference data: two texts that are one example, by the names of columns that TRL gives them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -18,34 +18,37 @@ def is_pair(row: Any) -> bool:
     >>> is_pair({"chosen_ids": [5], "rejected_ids": [6]}), is_pair({"input_ids": [5]})
     (True, False)
     """
-    return CHOSEN in row and REJECTED in row
+    return isinstance(row, Collection) and CHOSEN in row and REJECTED in row
 
 
-def list_sequences(row: Any) -> list[Sequence[int]]:
-    """Return the token sequences that a model reads for a row: none, one, or both texts of a pair.
+def list_sequences(row: Mapping[str, Any]) -> list[list[int]]:
+    """Return the token sequences that a model reads for a pair: the preferred text and the other one.
 
-    >>> list_sequences({"input_ids": [5, 6]})
-    [[5, 6]]
     >>> list_sequences({"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": [8]})
     [[5, 6, 7], [5, 8]]
     """
-    if not isinstance(row, dict):
-        return []
-    if is_pair(row):
-        prompt = list(row.get(PROMPT, ()))
-        return [[*prompt, *row[CHOSEN]], [*prompt, *row[REJECTED]]]
-    return [row["input_ids"]] if "input_ids" in row else []
+    prompt = list(row.get(PROMPT, ()))
+    return [[*prompt, *row[CHOSEN]], [*prompt, *row[REJECTED]]]
+
+
+def split_pair(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row of tokens for each text of a pair; of what is no pair, the row itself.
+
+    >>> split_pair({"chosen_ids": [6, 7], "rejected_ids": [8], "margin": 0.5})
+    [{'input_ids': [6, 7]}, {'input_ids': [8]}]
+    """
+    return [{"input_ids": tokens} for tokens in list_sequences(row)] if is_pair(row) else [row]
 
 
 def stretch_pair(row: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return a pair like `row` whose preferred text has `length` tokens: its own, repeated.
+    """Return a pair like `row` whose preferred text has `length` tokens: its first one is repeated.
 
     >>> stretch_pair({"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": [8]}, 4)
-    {'prompt_ids': [5], 'chosen_ids': [6, 7, 6], 'rejected_ids': [8]}
+    {'prompt_ids': [5], 'chosen_ids': [6, 6, 7], 'rejected_ids': [8]}
     """
     chosen = list(row[CHOSEN])
-    missing = length - len(row.get(PROMPT, ()))
-    return {**row, CHOSEN: [chosen[place % len(chosen)] for place in range(missing)]}
+    missing = length - len(row.get(PROMPT, ())) - len(chosen)
+    return {**row, CHOSEN: [*chosen[:1] * missing, *chosen]}
 
 
 def assign_tokens(names: Collection[str], generate: Callable[[], list[int]]) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ from hf_dpzo.isolation.probe import (
     REMEDY_PADDING,
     CoupledRowsError,
     Isolation,
+    find_ends,
     probe_isolation,
     refuse_written,
 )
@@ -128,7 +129,7 @@ def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -
     row, *others = rows
     count = min(len(others), losses.collator.micro_batch_size - 1)
     traces = []
-    for neighbor in [row, *repeat_tokens(row, others)]:
+    for neighbor in [row, *repeat_tokens(row, others, kept=find_ends(model))]:
         with OperationTrace() as trace:
             losses.of_public(model, [row, *[neighbor] * count])
         traces.append(trace)

@@ -13,18 +13,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from hf_dpzo.data.pairs import list_sequences
+from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.pairs import split_pair
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import repeat_tokens
-from hf_dpzo.isolation.trace import (
-    ModuleTrace,
-    Parts,
-    Row,
-    extract_features,
-    iterate_tensors,
-    locate_sequences,
-    parts_differ,
-)
+from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.models.write_guard import ModelChangedError
@@ -102,7 +95,7 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row])
         largest = 0.0
         for index in dict.fromkeys([0, by_length[0], by_length[-1]]):
             others = rows[:index] + rows[index + 1 :]
-            repeated = tuple(repeat_tokens(rows[index], others)) if index == 0 else ()
+            repeated = tuple(repeat_tokens(rows[index], others, kept=find_ends(model))) if index == 0 else ()
             followed = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, followed.measure_change())
         refuse_written(state.find_change())
@@ -144,7 +137,7 @@ def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
     replaced = [*ordered[2:], row, row][: len(near)]
     lengthened = [*near[1:], max(others, key=_length)]
     shortened = [min(others, key=_length)] * len(near)
-    made_nan = near if list_sequences(row) else [_replace_by_nan(other) for other in near]
+    made_nan = near if count_tokens(row) else [_replace_by_nan(other) for other in near]
     yield _Variation(action="evaluating a batch", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="evaluating the same batch again", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="replacing the other rows of a batch", rows=[row, *replaced], remedy=REMEDY_SEPARATE)
@@ -222,7 +215,7 @@ class _FollowedRow:
 
     def _poison_others(self) -> AbstractContextManager:
         model = unwrap_model(self.model)
-        if not isinstance(model, PreTrainedModel) or not list_sequences(self.row):
+        if not isinstance(model, PreTrainedModel) or "input_ids" not in split_pair(self.row)[0]:
             return nullcontext()
         return model.get_input_embeddings().register_forward_hook(self._poison_embeddings, with_kwargs=True)
 
@@ -231,11 +224,12 @@ class _FollowedRow:
     ) -> torch.Tensor:
         """Return the embeddings with NaN for the other rows, in whatever micro-batch they are. A forward hook."""
         tokens = next(iterate_tensors([args, kwargs]))
-        own, *others = [
-            {location.index for location in locate_sequences(tokens, row)} for row in (self.row, *self.others)
-        ]
-        indices = set().union(*others) - own
-        return output.index_fill(0, torch.tensor(sorted(indices), dtype=torch.long, device=output.device), math.nan)
+        own = [locate_row(tokens, text) for text in split_pair(self.row)]
+        locations = [locate_row(tokens, text) for other in self.others for text in split_pair(other)]
+        indices = {place.index for place in locations if place} - {place.index for place in own if place}
+        batch = next((location.batch for location in locations if location), len(output))
+        places = torch.tensor(sorted(indices), dtype=torch.long, device=output.device)
+        return output.unflatten(0, (batch, -1)).index_fill(0, places, math.nan).flatten(0, 1)
 
     def _locate_change(self, base: _Variation, variation: _Variation) -> tuple[str, str]:
         """Return where the row's activations first differ, in words, and the advice to the user."""
@@ -257,8 +251,15 @@ class _FollowedRow:
         return trace.calls
 
 
+def find_ends(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return the token that ends each row of a model with an encoder and a decoder, whose heads count such tokens."""
+    config = getattr(unwrap_model(model), "config", None)
+    end = getattr(config, "eos_token_id", None)
+    return (end,) if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) else ()
+
+
 def _length(row: Row) -> int:
-    return max(map(len, list_sequences(row)), default=0)
+    return count_tokens(row)
 
 
 def _replace_by_nan(row: Row) -> Row:

@@ -5,19 +5,17 @@ types, they are the types that its first rows have.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Features, LargeList, List, Value
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
-from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.data.sealed import WithheldError, run_sealed
-from hf_dpzo.models.unwrap import class_name, unwrap_model
+from hf_dpzo.isolation.row_generator import REMEDY, Column, RowGenerator, find_kind
+from hf_dpzo.models.unwrap import unwrap_model
 
 
 # The number of rows whose types are compared if a data set does not state them.
@@ -28,51 +26,11 @@ NUM_COMPARED_ROWS = 9
 PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 
 
-LABEL_COLUMNS = ("label", "labels", "label_ids")
-
-
-TOKEN_COLUMNS = (*TEXT_COLUMNS, "token_type_ids", "position_ids")
-
-
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
-
-
-CLASSIFIERS = frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
-
-
-TAGGERS = frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values())
-
-
-REMEDY = "pass probe_rows, public rows of that format"
 
 
 class SeveralTypesError(ValueError):
     """Rows have several types of columns, between which one row could decide."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """The type of one column.
-
-    Args:
-        name: the column's name.
-        python_type: `int`, `float`, `bool`, or a type of which no value can be made up.
-        shape: the size of each dimension of a value; `None` for a size that varies between rows or is private.
-        cast: a function from numbers in nested lists to a value.
-    """
-
-    name: str
-    python_type: type
-    shape: tuple[int | None, ...] = ()
-    cast: Callable[[Any], Any] = lambda value: value
-
-    @property
-    def unsupported_error(self) -> ValueError:
-        """The error to raise if no value of this column can be made up."""
-        dimensions = f" in {len(self.shape)} dimensions" if self.shape else ""
-        return ValueError(
-            f"column={self.name}: values of type {self.python_type.__name__}{dimensions} can not be made up; {REMEDY}."
-        )
 
 
 def generate_probe_rows(
@@ -120,11 +78,11 @@ def _generate(
     config = unwrap_model(model).config if isinstance(unwrap_model(model), PreTrainedModel) else PretrainedConfig()
     columns = [column for column in infer_columns(dataset) if kept is None or column.name in kept]
     # A length that the features fix is public, and every row has it.
-    fixed = next((column.shape[0] for column in columns if column.name == "input_ids" and column.shape), None)
-    head = class_name(unwrap_model(model))
+    fixed = next((column.shape[-1] for column in columns if column.name == "input_ids" and column.shape), None)
+    kind = find_kind(model)
     rows = []
     for length, count in counts.items():
-        generator = _RowGenerator(config=config, head=head, length=fixed or length, series=length)
+        generator = RowGenerator(config=config, kind=kind, length=fixed or length, series=length)
         rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
 
@@ -166,72 +124,6 @@ def _infer_row_columns(dataset: Any, index: int) -> list[Column] | None:
         return run_sealed("train_dataset", lambda: [_column_from_value(name, value) for name, value in row.items()])
     except WithheldError:
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _RowGenerator:
-    """Generates rows of one length.
-
-    Args:
-        config: the model's configuration.
-        head: the name of the model's class.
-        length: the number of tokens in a row.
-        series: the upper part of the generators' keys, which separates rows of one length from those of another.
-    """
-
-    config: PretrainedConfig
-    head: str
-    length: int
-    series: int
-
-    def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
-        # Each row has a generator of its own, so that asking for more rows changes none of them.
-        draw = np.random.Generator(np.random.Philox(key=self.series << 32 | index))
-        own = assign_tokens([column.name for column in columns], lambda: self._generate_tokens(draw))
-        return {column.name: column.cast(self._value(column, own[column.name], draw)) for column in columns}
-
-    def _generate_tokens(self, draw: np.random.Generator) -> list[int]:
-        size = getattr(self.config.get_text_config(), "vocab_size", None)
-        padding = getattr(self.config, "pad_token_id", None)
-        allowed = [token for token in range(size or 0) if token != padding]
-        if not allowed:
-            raise ValueError(f"column=input_ids: the model says of no token that it knows it; {REMEDY}.")
-        return [allowed[index] for index in draw.integers(len(allowed), size=self.length)]
-
-    def _value(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
-        if column.python_type not in (int, float, bool) or (column.name in TOKEN_COLUMNS and len(column.shape) != 1):
-            raise column.unsupported_error
-        if column.name in TEXT_COLUMNS:
-            return tokens
-        if column.name in LABEL_COLUMNS:
-            return self._label(column, tokens, draw)
-        if column.name == "token_type_ids":
-            return [0] * self.length
-        if column.name == "position_ids":
-            return list(range(self.length))
-        return self._numbers(column, draw)
-
-    def _label(self, column: Column, tokens: list[int], draw: np.random.Generator) -> Any:
-        """Return a label, or the labels of a row. Classes are the first two, which every head and every prompt has."""
-        classes = min(2, self.config.num_labels) if column.python_type is int else 2
-        if not column.shape:
-            return column.python_type(draw.integers(classes))
-        if len(column.shape) > 1:
-            raise column.unsupported_error
-        if column.python_type is not int or self.head in CLASSIFIERS:
-            return [column.python_type(label) for label in draw.integers(2, size=self.config.num_labels)]
-        if self.head in TAGGERS:
-            return draw.integers(classes, size=self.length).tolist()
-        return tokens
-
-    def _numbers(self, column: Column, draw: np.random.Generator) -> Any:
-        """Return positive numbers for features and weights, and ones for masks; one for each token if sizes vary."""
-        # Such as an image, whose size is private.
-        if len(column.shape) > 1 and None in column.shape:
-            raise column.unsupported_error
-        sizes = [self.length if size is None else size for size in column.shape]
-        is_varied = column.python_type is float and not column.name.endswith("mask")
-        return draw.random(sizes).tolist() if is_varied else np.full(sizes, column.python_type(1)).tolist()
 
 
 def _has_features(dataset: Any) -> bool:

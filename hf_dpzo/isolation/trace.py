@@ -1,14 +1,14 @@
 """Traces one row of a batch through the modules of a model, so that two traces can be compared."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hf_dpzo.data.pairs import list_sequences
+from hf_dpzo.data.pairs import split_pair
 
 
 Row = dict[str, Any]
@@ -92,28 +92,36 @@ class RowLocation:
 
 
 def locate_row(tensor: torch.Tensor, row: Row) -> RowLocation | None:
-    """Return where a batch holds a row's tokens, or its first feature; `None` if it does not."""
-    return next(locate_sequences(tensor, row), None)
+    """Return where a batch holds a row's tokens, or its first feature; `None` if it does not.
 
-
-def locate_sequences(tensor: torch.Tensor, row: Row) -> Iterator[RowLocation]:
-    """Yield where a batch holds a row's tokens, for each of its texts, or else its first feature."""
-    features = [*map(torch.as_tensor, list_sequences(row))] or [*extract_features(row).values()][:1]
-    for location in (_locate(tensor, feature) for feature in features):
-        if location is not None:
-            yield location
-
-
-def _locate(tensor: torch.Tensor, feature: torch.Tensor) -> RowLocation | None:
-    if tensor.ndim != feature.ndim + 1:
+    Of a row with several texts, its longest one is looked for, in a batch of texts or of rows.
+    """
+    row = split_pair(row)[0]
+    texts = row.get("input_ids")
+    if texts is None:
+        content = next(iter(extract_features(row).values()), None)
+    elif len(texts) and not isinstance(texts[0], int) and torch.as_tensor(texts[0]).ndim:
+        content, tensor = _select_text(texts, tensor)
+    else:
+        content = torch.as_tensor(texts)
+    if content is None or tensor.ndim != content.ndim + 1:
         return None
     flat = tensor.flatten(1)
-    content = feature.flatten().to(tensor.device)
+    content = content.flatten().to(tensor.device)
     if flat.shape[1] < len(content) or tensor.is_floating_point() != content.is_floating_point():
         return None
     matches = (flat.unfold(1, len(content), 1) == content).all(dim=-1).nonzero().tolist()
     sizes = {"batch": len(flat), "length": len(content), "width": flat.shape[1]}
     return next((RowLocation(index=index, start=start, **sizes) for index, start in matches), None)
+
+
+def _select_text(texts: Sequence[Any], tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the longest of a row's texts, and what `tensor` holds of that text of each row, `[batch, tokens]`."""
+    longest = max(range(len(texts)), key=lambda choice: len(texts[choice]))
+    if tensor.ndim == 2 and len(tensor) % len(texts) == 0:
+        tensor = tensor.unflatten(0, (-1, len(texts)))
+    has_texts = tensor.ndim == 3 and tensor.shape[1] == len(texts)
+    return torch.as_tensor(texts[longest]), tensor[:, longest] if has_texts else tensor
 
 
 def iterate_tensors(value: Any) -> Iterator[torch.Tensor]:

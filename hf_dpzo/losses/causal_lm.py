@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from hf_dpzo.losses.output_layer import IGNORE_INDEX, OutputLayer
-from hf_dpzo.losses.per_example import ForwardPass, ScoreLoss
+from hf_dpzo.losses.output_layer import OutputLayer
+from hf_dpzo.losses.per_example import IGNORE_INDEX, ForwardPass, ScoreLoss
 from hf_dpzo.losses.target_log_probs import shift_targets
 from hf_dpzo.models.unwrap import Inputs
 

@@ -3,7 +3,7 @@
 import torch
 
 from hf_dpzo.losses.causal_lm import CausalLMLoss
-from hf_dpzo.losses.output_layer import IGNORE_INDEX
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.losses.target_log_probs import TargetLogProbs
 from hf_dpzo.models.unwrap import Inputs
 

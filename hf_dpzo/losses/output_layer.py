@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
-
-
-# The label of a token without a target, as everywhere in transformers.
-IGNORE_INDEX = -100
 
 
 # The number of a row's positions whose logits are in memory at once. It is the same for all rows, so it couples none.
@@ -76,7 +73,8 @@ class OutputLayer:
         Args:
             model: a model with an output layer that this class `supports`.
             inputs: the model's inputs, with `input_ids` `[batch, tokens]`. Virtual tokens of a prompt come in addition.
-            targets: the token to predict after each token but the last, `[batch, tokens - 1]`; -100 for none.
+            targets: the token to predict at each of the first tokens, `[batch, tokens]` or fewer; -100 for none. For a
+                causal model that is the token after it, so that the last token has none.
         """
         tokens = inputs["input_ids"].shape[1]
         # Computed before the model runs, because `nonzero` waits for everything that is queued on a device.

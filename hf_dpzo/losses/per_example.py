@@ -5,11 +5,21 @@ loss: it takes the outputs, and reduces within each row. `losses/heads.py` choos
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, drop_labels, is_decoder, is_prompt_tuned, unwrap_model
+
+
+# The label of a token without a target, as everywhere in transformers.
+IGNORE_INDEX = -100
+
+
+# What predictions are made from: a tensor `[batch, ...]`, or several, such as those of the two ends of an answer.
+Scores = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 class PerExampleLoss(ABC):
@@ -19,12 +29,12 @@ class PerExampleLoss(ABC):
     """
 
     @abstractmethod
-    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
-        """Return the scores that predictions are made from, `[batch, ...]`."""
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> Scores | None:
+        """Return the scores that predictions are made from, `[batch, ...]`; `None` where there are none."""
 
     @abstractmethod
-    def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the losses, float32 `[batch]`, and the scores."""
+    def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, Scores | None]:
+        """Return the losses, float32 `[batch]`, and the scores; `None` in place of scores where there are none."""
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the losses alone, float32 `[batch]`."""
@@ -35,10 +45,10 @@ class ScoreLoss(PerExampleLoss):
     """A per-example loss that is computed from the scores."""
 
     @abstractmethod
-    def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    def losses(self, scores: Scores, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row, float32 `[batch]`."""
 
-    def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, Scores]:
         """Return the losses, float32 `[batch]`, and the scores from which they are computed."""
         scores = self.scores(model, inputs)
         return self.losses(scores, inputs), scores
@@ -63,10 +73,61 @@ class ForwardPass:
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the model's logits, in float32."""
-        arguments = drop_labels(inputs)
+        return self.outputs(model, drop_labels(inputs)).logits.float()
+
+    def outputs(self, model: torch.nn.Module, inputs: Inputs) -> Any:
+        """Return all that the model returns for `inputs`, and for positions that leave padding out."""
+        arguments = dict(inputs)
         if self._adds_positions and "attention_mask" in arguments and "position_ids" not in arguments:
-            arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        return model(**arguments).logits.float()
+            arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+        return model(**arguments)
+
+
+def find_scores(outputs: Any) -> Scores | None:
+    """Return the scores in what a model returned: its logits, those of both ends of an answer, or `None`.
+
+    Args:
+        outputs: an output of transformers, or a plain mapping, such as `{"logits": ...}`.
+
+    >>> find_scores({"logits": torch.zeros(2, 3)}).shape, find_scores({"last_hidden_state": torch.zeros(2, 3)})
+    (torch.Size([2, 3]), None)
+    """
+    if not isinstance(outputs, Mapping):
+        return getattr(outputs, "logits", None)
+    if outputs.get("logits") is not None:
+        return outputs["logits"]
+    ends = outputs.get("start_logits"), outputs.get("end_logits")
+    return None if ends[0] is None or ends[1] is None else ends
+
+
+def token_losses(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of each row's targets, float32 `[batch]`.
+
+    It is zero for a row without targets, and NaN for one with a target that is no class, which would end the process
+    on a GPU.
+
+    Args:
+        scores: the scores of the classes of each token, `[batch, tokens, classes]`.
+        targets: the class of each token, `[batch, tokens]`; -100 for none.
+
+    >>> token_losses(torch.zeros(3, 2, 2), torch.tensor([[1, -100], [-100, -100], [0, 7]])).tolist()
+    [0.6931471824645996, 0.0, nan]
+    """
+    is_target = targets != IGNORE_INDEX
+    is_class = (targets >= 0) & (targets < scores.shape[-1])
+    safe = torch.where(is_class, targets, IGNORE_INDEX).long()
+    losses = F.cross_entropy(scores.transpose(1, 2), safe, reduction="none", ignore_index=IGNORE_INDEX)
+    means = losses.sum(dim=1) / is_target.sum(dim=1).clamp(min=1)
+    return torch.where((is_target & ~is_class).any(dim=1), torch.nan, means)
+
+
+def drop_padding(targets: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """Return `targets`, `[batch, tokens]`, with -100 at padding, where how much there is depends on other rows."""
+    mask = inputs.get("attention_mask")
+    # A mask of another shape belongs to something else, such as the samples of a wave form.
+    if mask is None or mask.shape != targets.shape:
+        return targets
+    return targets.masked_fill(mask == 0, IGNORE_INDEX)
 
 
 def class_losses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -82,5 +143,5 @@ def class_losses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     [False, True]
     """
     is_class = (labels >= 0) & (labels < scores.shape[-1])
-    losses = F.cross_entropy(scores, torch.where(is_class, labels, 0), reduction="none")
+    losses = F.cross_entropy(scores, torch.where(is_class, labels, 0).long(), reduction="none")
     return torch.where(is_class, losses, torch.nan)

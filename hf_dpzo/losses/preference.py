@@ -11,8 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_dpzo.losses.output_layer import IGNORE_INDEX
-from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss
+from hf_dpzo.losses.per_example import IGNORE_INDEX, ForwardPass, PerExampleLoss, ScoreLoss
 from hf_dpzo.losses.target_log_probs import TargetLogProbs, shift_targets
 from hf_dpzo.models.unwrap import Inputs
 

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from hf_dpzo.losses.output_layer import IGNORE_INDEX, OutputLayer
-from hf_dpzo.losses.per_example import ForwardPass
+from hf_dpzo.losses.output_layer import OutputLayer
+from hf_dpzo.losses.per_example import IGNORE_INDEX, ForwardPass
 from hf_dpzo.models.unwrap import Inputs
 
 

@@ -45,6 +45,7 @@ from hf_dpzo.trainer.checks import (
     refuse_resuming,
     refuse_trained_model,
 )
+from hf_dpzo.trainer.evaluation import load_first_rows, try_evaluation
 from hf_dpzo.trainer.searching import SearchingTrainer
 from hf_dpzo.trajectory.run import describe_device, is_stateful
 
@@ -135,6 +136,20 @@ class CheckingTrainer(SearchingTrainer):
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+        if self.eval_dataset is not None:
+            self._try_evaluation()
+
+    def _try_evaluation(self) -> None:
+        """Raise `ValueError` if evaluating public rows fails: after training, it would be too late."""
+        if self.args.eval_data_is_public or not self.args.private:
+            for loader in load_first_rows(self):
+                try_evaluation(self, loader, remedy="correct what fails on them")
+            return
+        for rows in self._public_batches[:1]:
+            loader = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+            try_evaluation(
+                self, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
+            )
 
     def _build_estimate(self) -> StepEstimate:
         """Return what evaluates batches on the model."""

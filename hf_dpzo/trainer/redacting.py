@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import nested_detach
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from hf_dpzo.data.sampling import SealedRows
-from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.losses.function import FunctionLoss
+from hf_dpzo.losses.per_example import PerExampleLoss, Scores
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.privacy.ledger import Budget, round_up
+from hf_dpzo.trainer.evaluation import LossForward
 
 
 # The values that the stock loop may log about training.
@@ -83,30 +86,74 @@ class RedactingTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the mean of the per-example losses, for evaluation. Training never calls this."""
+        if not return_outputs:
+            return self.per_example_loss(model, inputs).mean()
         losses, scores = self.per_example_loss.evaluate(model, inputs)
-        return (losses.mean(), {"logits": scores}) if return_outputs else losses.mean()
+        return losses.mean(), {"logits": scores}
 
     def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+        **options: Any,
     ) -> tuple:
-        """Predict as stock does, but score rows without labels in the same way as labelled ones."""
-        if any(name in inputs for name in self.label_names):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        with torch.no_grad():
-            return None, self.per_example_loss.scores(model, self._prepare_inputs(inputs)), None
+        """Predict as stock does, by the per-example loss and its scores.
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
-        """Evaluate as stock does, on data that are not the training data."""
+        Where only losses are wanted, or there are no scores, only losses are evaluated. Rows without labels are scored
+        in the same way as labelled ones. Texts are generated if this class is combined with `Seq2SeqTrainer`.
+        """
+        if not prediction_loss_only and getattr(self.args, "predict_with_generate", False):
+            forward = LossForward(lambda given: self.compute_loss(model, given))
+            return super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys, **options)
+        inputs = self._prepare_inputs(inputs)
+        labels = nested_detach(tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, scores = self._evaluate_batch(model, inputs, prediction_loss_only, has_labels=bool(labels))
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, nested_detach(scores), labels[0] if len(labels) == 1 else labels or None
+
+    def _evaluate_batch(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *, has_labels: bool
+    ) -> tuple[torch.Tensor | None, Scores | None]:
+        """Return the mean loss, `None` without labels that it needs, and the scores, `None` unless they are wanted."""
+        try:
+            # A function may need no labels. Others would take rows without labels for mistaken ones.
+            if has_labels or isinstance(self.per_example_loss, FunctionLoss):
+                if prediction_loss_only:
+                    return self.compute_loss(model, inputs), None
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                return loss, outputs["logits"]
+        except KeyError:  # The function asked for labels.
+            if has_labels:
+                raise
+        return None, None if prediction_loss_only else self.per_example_loss.scores(model, inputs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **options: Any
+    ) -> dict:
+        """Evaluate as stock does, on data that are not the training data.
+
+        Args:
+            eval_dataset: see stock.
+            ignore_keys: see stock.
+            metric_key_prefix: see stock.
+            options: arguments of generation, if this class is combined with `Seq2SeqTrainer`.
+        """
         self._refuse_training_data(eval_dataset)
         if metric_key_prefix.startswith("train"):
             raise ValueError(f"metric_key_prefix={metric_key_prefix}: it names training metrics; choose another.")
         self._metric_prefixes.add(metric_key_prefix)
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **options)
 
-    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
-        """Predict as stock does, on data that are not the training data."""
+    def predict(
+        self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test", **options: Any
+    ) -> PredictionOutput:
+        """Predict as stock does, on data that are not the training data. The arguments are those of `evaluate`."""
         self._refuse_training_data(test_dataset)
-        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **options)
 
     def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
         """Evaluate or predict as stock does; raise `ModelChangedError` if that changes a weight."""

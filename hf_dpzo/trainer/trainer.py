@@ -20,6 +20,7 @@ from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.data.sampling import build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
+from hf_dpzo.losses.heads import find_written_fields
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
@@ -146,6 +147,7 @@ class ZOTrainer(JoiningTrainer):
             collate=stock.collate_fn,
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
+            written_fields=find_written_fields(self.model),
         )
         self._public_batches = self._build_public_batches(stock.dataset)
         rate = self.args.sampling_rate(self._num_units)

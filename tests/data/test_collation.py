@@ -121,7 +121,7 @@ def test_stretching_a_row_changes_only_its_fields_of_one_value_per_token():
         "weight": 0.5,
     }
     stretched = stretch_row(row, 3)
-    assert stretched["input_ids"].tolist() == [5, 6, 5]
+    assert stretched["input_ids"].tolist() == [5, 5, 6]
     assert stretched["attention_mask"] == [1, 1, 1]
     assert stretched["labels"] == [0.5, 0.25]
 

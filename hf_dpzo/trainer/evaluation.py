@@ -1,0 +1,73 @@
+"""Evaluation: by losses of one row each, and tried on public rows before anything is spent."""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+
+# The number of public rows that an evaluation is tried on: of a rare class there is one among so many.
+MAX_TRIED_ROWS = 64
+
+
+class LossForward:
+    """Takes the place of a model whose own loss would be evaluated, and returns another loss instead.
+
+    `Seq2SeqTrainer.prediction_step` generates with the Trainer's model, and calls the model that it is given for the
+    loss alone.
+
+    Args:
+        compute_loss: a function from the inputs to the loss.
+    """
+
+    def __init__(self, compute_loss: Callable[[Mapping[str, Any]], torch.Tensor]) -> None:
+        self._compute_loss = compute_loss
+
+    def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Return the loss of `inputs`, as a model's outputs."""
+        return {"loss": self._compute_loss(inputs)}
+
+
+def load_first_rows(trainer: Trainer) -> Iterator[DataLoader]:
+    """Yield, for each of a Trainer's evaluation data sets, a loader of its first rows, as stock would load them."""
+    given = trainer.eval_dataset
+    for dataset in given.values() if isinstance(given, dict) else (given,):
+        collate = trainer.data_collator
+        if isinstance(dataset, Dataset):
+            first = dataset.select(range(min(MAX_TRIED_ROWS, len(dataset))))
+            rows = list(trainer._remove_unused_columns(first, description="Evaluation"))
+        else:
+            rows = list(islice(iter(dataset), MAX_TRIED_ROWS))
+            collate = trainer._get_collator_with_removed_columns(collate, description="Evaluation")
+        yield DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=collate)
+
+
+def try_evaluation(trainer: Trainer, loader: DataLoader, *, remedy: str) -> None:
+    """Evaluate what is in `loader` as `trainer` would, with its metrics, and drop the result.
+
+    Args:
+        trainer: the Trainer, whose callbacks are not told.
+        loader: public rows, as the Trainer would load them.
+        remedy: the advice to a user if it fails.
+
+    Raises:
+        ValueError: it fails.
+    """
+    handler = trainer.callback_handler
+    trainer.callback_handler = CallbackHandler([DefaultFlowCallback], trainer.model, None, None, None)
+    try:
+        # As `Trainer.evaluate` calls it: without metrics, only losses are needed.
+        trainer.evaluation_loop(loader, "Trial", prediction_loss_only=True if trainer.compute_metrics is None else None)
+    except Exception as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"eval_dataset: evaluating public rows raised {type(error).__name__}: {text}; nothing is spent yet: "
+            f"{remedy}."
+        ) from error
+    finally:
+        trainer.callback_handler = handler
