@@ -71,12 +71,7 @@ class JoiningTrainer(AuditingTrainer):
 
     def _refuse_overrides(self) -> None:
         """Raise `ValueError` for hooks that a class, or the instance, overrides, and training would ignore."""
-        honoured: dict[str, type | None] = {} if self._joined_class is None else {"training_step": self._joined_class}
-        if self._has_own_loss:
-            honoured["compute_loss"] = None  # The user has replaced the loss of a class that ours is combined with.
-        elif self._joined_class is not None:
-            honoured["compute_loss"] = self._joined_class
-        refuse_overrides(self, honoured=honoured)
+        refuse_overrides(self, joined=self._joined_class, replaces_loss=self._has_own_loss)
 
     def _complete_arguments(self, model: Any, others: Mapping[str, Any], args: Any) -> dict[str, Any]:
         """Return the arguments of DPOTrainer with a reference model, where it would look for one at a path."""

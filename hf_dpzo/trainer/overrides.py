@@ -34,6 +34,16 @@ REPLACED_HOOKS = {
 }
 
 
+# Hooks that have an effect in a subclass of `ZOTrainer`, but not in a class that it is combined with.
+SHADOWED_HOOKS = {
+    "get_train_dataloader": "its batches are replaced by Poisson samples; remove it, and pass train_dataset",
+    "prediction_step": (
+        "evaluation goes by the per-example loss and its scores, and would ignore it; override it in the subclass of "
+        "ZOTrainer"
+    ),
+}
+
+
 # Attributes of a trainer that stock reads in training, and that would be ignored here.
 REPLACED_ATTRIBUTES = {
     "compute_loss_func": "it returns one number for a batch; pass per_example_loss, which returns one for each",
@@ -45,7 +55,7 @@ REPLACED_ATTRIBUTES = {
 _OWN = ("hf_dpzo", "transformers", "builtins")
 
 
-def refuse_overrides(trainer: Trainer, *, honoured: Mapping[str, type | None]) -> None:
+def refuse_overrides(trainer: Trainer, *, joined: type | None, replaces_loss: bool) -> None:
     """Raise `ValueError` for a hook that a class of `trainer`, or the instance, overrides, and training would ignore.
 
     All classes are looked at in which Python would look, but those of this library and of transformers: subclasses of
@@ -53,16 +63,40 @@ def refuse_overrides(trainer: Trainer, *, honoured: Mapping[str, type | None]) -
 
     Args:
         trainer: the trainer, built or about to be built.
-        honoured: hooks that do have an effect where a given class, or if it is `None` any class below ours, has them.
+        joined: the class that it is combined with whose loss is known, and whose hooks therefore have an effect.
+        replaces_loss: whether the user has passed a loss, which replaces that of any class it is combined with.
     """
-    for name, reason in REPLACED_HOOKS.items():
-        for owner in _find_overrides(trainer, name, honoured):
-            raise ValueError(f"{name}={owner}.{name}: {reason}.")
+    for owner, name, is_below in _find_overrides(trainer):
+        is_known = owner is not None and owner is joined
+        is_replaced = name == "compute_loss" and is_below and replaces_loss
+        reason = REPLACED_HOOKS.get(name) or (SHADOWED_HOOKS[name] if is_below else None)
+        if reason is not None and not is_known and not is_replaced:
+            where = "trainer" if owner is None else owner.__qualname__
+            raise ValueError(f"{name}={where}.{name}: {reason}.")
     for name, reason in REPLACED_ATTRIBUTES.items():
         value = vars(trainer).get(name)
         if value is not None:
             raise ValueError(f"{name}={type(value).__name__}: {reason}.")
-    optimizer, schedule = (vars(trainer).get(name) for name in ("optimizer", "lr_scheduler"))
+    _refuse_own_optimizer(vars(trainer).get("optimizer"), vars(trainer).get("lr_scheduler"))
+
+
+def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]:
+    """Yield who overrides a hook, the hook's name, and whether that is a class that ours is combined with.
+
+    Who is a class, or `None` for the instance.
+    """
+    names = (*REPLACED_HOOKS, *SHADOWED_HOOKS)
+    yield from ((None, name, False) for name in names if name in vars(trainer))
+    is_below = False
+    for kind in type(trainer).__mro__:
+        package = kind.__module__.partition(".")[0]
+        is_below = is_below or package == "hf_dpzo"
+        if package not in _OWN:
+            yield from ((kind, name, is_below) for name in names if name in vars(kind))
+
+
+def _refuse_own_optimizer(optimizer: Any, schedule: Any) -> None:
+    """Raise `ValueError` for an optimizer or a schedule that somebody gave to the trainer."""
     if optimizer is not None and not isinstance(unwrap_optimizer(optimizer), ZOOptimizer):
         raise ValueError(
             f"optimizer={type(optimizer).__name__}: the update is made by ZOOptimizer; set learning_rate and update."
@@ -72,21 +106,6 @@ def refuse_overrides(trainer: Trainer, *, honoured: Mapping[str, type | None]) -
             f"lr_scheduler={type(schedule).__name__}: a schedule belongs to the optimizer of this run; set "
             "lr_scheduler_type, or override create_scheduler."
         )
-
-
-def _find_overrides(trainer: Trainer, name: str, honoured: Mapping[str, type | None]) -> Iterator[str]:
-    """Yield what overrides a hook, in words."""
-    if name in vars(trainer):
-        yield "trainer"
-    is_below = False
-    for kind in type(trainer).__mro__:
-        is_own = kind.__module__.partition(".")[0] in _OWN
-        is_below = is_below or (is_own and kind.__module__.startswith("hf_dpzo.trainer."))
-        if is_own or name not in vars(kind):
-            continue
-        if name in honoured and (honoured[name] is kind or (honoured[name] is None and is_below)):
-            continue
-        yield kind.__qualname__
 
 
 def select_arguments(trainer: Trainer, given: Mapping[str, Any]) -> dict[str, Any]:
