@@ -6,12 +6,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_dpzo.arguments.joined import find_joined_fields, refuse_unread_loss_fields
+from hf_dpzo.data.pairs import TEXT_COLUMNS
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.data.silence import silence
 from hf_dpzo.losses.heads import as_loss
@@ -85,15 +87,23 @@ class JoiningTrainer(AuditingTrainer):
     def _is_dpo(self) -> bool:
         return self._joined_class is not None and self._joined_class.__name__ == "DPOTrainer"
 
-    def _build_loss(self, loss: PerExampleLoss | Callable | None) -> PerExampleLoss:
-        """Return the loss that the user passed, that of the joined class, or that of the model's head."""
-        if self._joined_class is None or loss is not None:
-            return as_loss(loss, self.model)
-        if getattr(self, "aux_loss_enabled", False):
+    def _refuse_model(self) -> None:
+        """Refuse what cannot be trained, and a balance of experts, which TRL adds to the loss of models that have some.
+
+        Raises:
+            ValueError: the model cannot be trained.
+        """
+        if self._joined_class is not None and getattr(self, "aux_loss_enabled", False):
             raise ValueError(
                 f"router_aux_loss_coef={self.router_aux_loss_coef}: it weighs how a whole batch is spread over "
                 "experts, which is no loss of a row; set 0."
             )
+        super()._refuse_model()
+
+    def _build_loss(self, loss: PerExampleLoss | Callable | None) -> PerExampleLoss:
+        """Return the loss that the user passed, that of the joined class, or that of the model's head."""
+        if self._joined_class is None or loss is not None:
+            return as_loss(loss, self.model)
         return JOINED_LOSSES[self._joined_class.__name__](self, self._joined_class)
 
     # ---- Rows ----
@@ -102,6 +112,18 @@ class JoiningTrainer(AuditingTrainer):
         """Prepare rows as TRL does, but say nothing about private ones, of which its warnings would show a part."""
         with silence() if self._is_silent and dataset is self._passed_rows else nullcontext():
             return super()._prepare_dataset(dataset, *args, **options)
+
+    def _prepare_probe_rows(self, rows: list[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:
+        """Return public rows in the form that training rows have been given; they may be in that form already."""
+        if self._joined_class is None or rows is None:
+            return rows
+        dataset = Dataset.from_list([dict(row) for row in rows])
+        if not {*dataset.column_names} & {*TEXT_COLUMNS}:
+            options = (False, self._formatting_func) if self._joined_class.__name__ == "SFTTrainer" else ()
+            dataset = self._prepare_dataset(dataset, self.processing_class, self.args, *options, "probe")
+        if self._is_dpo and self.args.precompute_ref_log_probs and "ref_chosen_logps" not in dataset.column_names:
+            dataset = self._precompute_ref_logps(dataset, "probe", 1)
+        return list(dataset)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Compute the reference as DPOTrainer does, but row by row, so that no row moves another one."""

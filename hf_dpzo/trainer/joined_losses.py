@@ -38,11 +38,11 @@ class TRLArithmetic(PairArithmetic):
             autocast=nullcontext,
             gather=_drop,
             gather_for_metrics=_drop,
-            unwrap_model=lambda model: model,
         )
         self._quiet.precompute_ref_logps = True  # The reference is given.
         self._quiet.aux_loss_enabled = False
-        self._quiet.ref_model = trainer.model  # Any model, so that no adapter is switched.
+        # No model is called, switched to another adapter, or asked for more than this.
+        self._quiet.model = self._quiet.ref_model = SimpleNamespace(training=False, is_gradient_checkpointing=False)
 
     def sum_tokens(self, inputs: Inputs, log_probs: torch.Tensor) -> torch.Tensor:
         """Return the log-probabilities of both texts of one pair, `[2]`."""

@@ -77,7 +77,7 @@ def refuse_overrides(trainer: Trainer, *, joined: type | None, replaces_loss: bo
         value = vars(trainer).get(name)
         if value is not None:
             raise ValueError(f"{name}={type(value).__name__}: {reason}.")
-    _refuse_own_optimizer(vars(trainer).get("optimizer"), vars(trainer).get("lr_scheduler"))
+    _refuse_own_optimizer(*map(vars(trainer).get, ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs")))
 
 
 def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]:
@@ -95,8 +95,13 @@ def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]
             yield from ((kind, name, is_below) for name in names if name in vars(kind))
 
 
-def _refuse_own_optimizer(optimizer: Any, schedule: Any) -> None:
+def _refuse_own_optimizer(optimizer: Any, schedule: Any, built_from: tuple | None) -> None:
     """Raise `ValueError` for an optimizer or a schedule that somebody gave to the trainer."""
+    if built_from is not None and built_from[0] is not ZOOptimizer:
+        raise ValueError(
+            f"optimizer_cls_and_kwargs={built_from[0].__name__}: the update is made by ZOOptimizer; set learning_rate "
+            "and update."
+        )
     if optimizer is not None and not isinstance(unwrap_optimizer(optimizer), ZOOptimizer):
         raise ValueError(
             f"optimizer={type(optimizer).__name__}: the update is made by ZOOptimizer; set learning_rate and update."

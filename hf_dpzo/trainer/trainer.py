@@ -97,7 +97,7 @@ class ZOTrainer(JoiningTrainer):
             super().__init__(**select_arguments(self, given), **self._complete_arguments(model, others, args))
         self._refuse_model()
         self.per_example_loss = self._build_loss(per_example_loss)
-        self.probe_rows = check_probe_rows(probe_rows)
+        self.probe_rows = self._prepare_probe_rows(check_probe_rows(probe_rows))
         self._processes = get_processes(args.device)
         # The rows are those that were passed, or what a class that is combined with this one made of them.
         self._units = args.build_units(self.train_dataset)

@@ -94,6 +94,10 @@ def test_an_optimizer_or_a_schedule_that_is_put_in_place_is_refused(make):
     with pytest.raises(ValueError, match=r"^optimizer=SGD: the update is made by ZOOptimizer"):
         trainer.train()
     trainer = make()
+    trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {})
+    with pytest.raises(ValueError, match=r"^optimizer_cls_and_kwargs=SGD: the update is made by ZOOptimizer"):
+        trainer.train()
+    trainer = make()
     trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD(trainer.model.parameters()))
     with pytest.raises(ValueError, match=r"^lr_scheduler=ConstantLR: "):
         trainer.train()
