@@ -1,6 +1,7 @@
 """The auditing Trainer, combined with a trainer of TRL: its rows, its loss and its metrics, of each row alone."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from hf_dpzo.arguments.joined import find_joined_fields, refuse_unread_loss_fields
 from hf_dpzo.data.pairs import TEXT_COLUMNS
@@ -19,7 +21,6 @@ from hf_dpzo.data.silence import silence
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.losses.preference import DPOLoss, RewardLoss
-from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.joined_losses import JOINED_LOSSES
 from hf_dpzo.trainer.overrides import refuse_overrides
@@ -48,8 +49,6 @@ class JoiningTrainer(AuditingTrainer):
     _has_own_loss: bool = False
     # Whether preparing the rows that were passed says nothing about them.
     _is_silent: bool = False
-    # Whether reference log-probabilities are computed of private rows.
-    _is_sealing: bool = False
     # The rewards of evaluated pairs, and their number.
     _reward_sums: torch.Tensor | None = None
 
@@ -125,24 +124,24 @@ class JoiningTrainer(AuditingTrainer):
             dataset = self._precompute_ref_logps(dataset, "probe", 1)
         return list(dataset)
 
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Compute the reference as DPOTrainer does, but row by row, so that no row moves another one."""
-        (self.ref_model or self.model).eval()
-        self._is_sealing = name == "train" and self.args.private
-        try:
-            return super()._precompute_ref_logps(dataset, name, 1)
-        finally:
-            self._is_sealing = False
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Return `dataset` with the reference of each pair, in the columns of DPOTrainer, which calls this.
 
-    def compute_ref_log_probs(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, ...]:
-        """Return the reference of one pair as DPOTrainer does; NaN for a private one on which it fails."""
-        compute = super().compute_ref_log_probs
-        if not self._is_sealing:
-            return compute(model, inputs)
-        try:
-            return run_sealed("ref_model", lambda: compute(model, inputs))
-        except WithheldError:
-            return (torch.full((1,), torch.nan, device=self.args.device),) * 2
+        Pairs are evaluated one by one, so that none moves another one. No file is written. A private pair on which the
+        reference fails has NaN, and contributes nothing.
+        """
+        evaluate = functools.partial(_evaluate_reference, self, is_private=name == "train" and self.args.private)
+        size, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = logging.tqdm(range(rank, len(dataset), size), desc="Reference", disable=self.args.disable_tqdm)
+        own = torch.full((-(-len(dataset) // size), 2), torch.nan, device=self.args.device)
+        for place, index in enumerate(share):
+            own[place] = evaluate(functools.partial(dataset.__getitem__, index))
+        # Row number i is number i // size of process i % size.
+        rows = self.accelerator.gather(own).unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)[: len(dataset)]
+        columns = ("ref_chosen_logps", "ref_rejected_logps")
+        for column, values in zip(columns, rows.cpu().unbind(dim=1), strict=True):
+            dataset = dataset.add_column(column, values.tolist())
+        return dataset
 
     # ---- Evaluation ----
 
@@ -190,6 +189,22 @@ class JoiningTrainer(AuditingTrainer):
         values = [(chosen > rejected).double(), chosen - rejected, chosen, rejected, torch.ones_like(chosen)]
         sums = torch.stack([value.sum() for value in values])
         self._reward_sums = sums if self._reward_sums is None else self._reward_sums + sums
+
+
+def _evaluate_reference(trainer: JoiningTrainer, read: Callable[[], dict], *, is_private: bool) -> torch.Tensor:
+    """Return the reference of one pair, `[2]`; NaN for a private one on which it fails."""
+    model = (trainer.ref_model or trainer.model).eval()
+
+    def compute() -> torch.Tensor:
+        inputs = trainer._prepare_inputs(trainer.data_collator([read()]))
+        return torch.cat(trainer.compute_ref_log_probs(model, inputs))
+
+    if not is_private:
+        return compute()
+    try:
+        return run_sealed("ref_model", compute)
+    except WithheldError:
+        return torch.full((2,), torch.nan)
 
 
 def _find_trl_class(kind: type) -> type | None:
