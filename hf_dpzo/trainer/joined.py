@@ -18,6 +18,7 @@ from hf_dpzo.arguments.joined import find_joined_fields, refuse_unread_loss_fiel
 from hf_dpzo.data.pairs import TEXT_COLUMNS
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.data.silence import silence
+from hf_dpzo.losses.dft import DFTLoss
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.losses.preference import DPOLoss, RewardLoss
@@ -158,9 +159,14 @@ class JoiningTrainer(AuditingTrainer):
         if self._joined_class is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        loss, scores = self.per_example_loss, None
         with torch.no_grad():
-            losses, scores = self.per_example_loss.evaluate(model, inputs)
-        if type(self.per_example_loss) in REWARD_METRICS:
+            # Logits are large. What DFT is trained on is not the loss that it publishes.
+            if prediction_loss_only and type(loss) not in REWARD_METRICS and not isinstance(loss, DFTLoss):
+                losses = loss(model, inputs)
+            else:
+                losses, scores = loss.evaluate(model, inputs)
+        if type(loss) in REWARD_METRICS:
             self._count_rewards(scores)
         return (losses.mean(), None, None) if prediction_loss_only else (losses.mean(), scores, inputs.get("labels"))
 

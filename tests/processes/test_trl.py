@@ -25,7 +25,7 @@ def job(here: Here, folder: Path, name: str, args: dict) -> tuple:
 
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("reward", {}), ("dpo", {"precompute_ref_log_probs": True})],
+    [pytest.param("reward", {}, marks=pytest.mark.slow), ("dpo", {"precompute_ref_log_probs": True})],
     ids=str,
 )
 def test_two_processes_train_pairs_as_one_does(pair, tmp_path, name, args):

@@ -164,6 +164,16 @@ def test_copies_are_taken_where_users_are_the_unit(make):
     make(rows, privacy_unit_column="user").train()
 
 
+class Weighted(ZOTrainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return WeightedRandomSampler([1.0] * COUNT, COUNT)
+
+
+def test_a_sampler_that_poisson_batches_would_replace_is_refused(make):
+    with pytest.raises(ValueError, match=r"_get_train_sampler=Weighted\..*: batches are Poisson samples"):
+        make(TABLE, Weighted)
+
+
 class AllRows(ZOTrainer):
     """Everybody in each batch, drawn by nobody."""
 
