@@ -153,11 +153,16 @@ class JoiningTrainer(AuditingTrainer):
             super()._refuse_training_data(self.train_dataset)
 
     def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+        **options: Any,
     ) -> tuple:
         """Return the loss, scores and labels of evaluated rows; of pairs, both rewards. Each row is evaluated once."""
         if self._joined_class is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **options)
         inputs = self._prepare_inputs(inputs)
         loss, scores = self.per_example_loss, None
         with torch.no_grad():
