@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hf_dpzo.card.repository import from_trajectory
     from hf_dpzo.losses import PerExampleLoss, Prompt
     from hf_dpzo.models.seeded import seeded_peft_model
+    from hf_dpzo.trainer.seq2seq import ZOSeq2SeqTrainer, ZOSeq2SeqTrainingArguments
     from hf_dpzo.trainer.trainer import ZOTrainer
     from hf_dpzo.trajectory.log import Trajectory
     from hf_dpzo.trajectory.replay import replay_onto
@@ -21,6 +22,8 @@ __all__ = [
     "PerExampleLoss",
     "Prompt",
     "Trajectory",
+    "ZOSeq2SeqTrainer",
+    "ZOSeq2SeqTrainingArguments",
     "ZOTrainer",
     "ZOTrainingArguments",
     "__version__",
@@ -34,6 +37,8 @@ _LAZY_IMPORTS = {
     "PerExampleLoss": "losses",
     "Prompt": "losses",
     "Trajectory": "trajectory.log",
+    "ZOSeq2SeqTrainer": "trainer.seq2seq",
+    "ZOSeq2SeqTrainingArguments": "trainer.seq2seq",
     "ZOTrainer": "trainer.trainer",
     "ZOTrainingArguments": "arguments.training_args",
     "from_trajectory": "card.repository",

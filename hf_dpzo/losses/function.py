@@ -76,4 +76,8 @@ class FunctionLoss(PerExampleLoss):
 def _fits(scores: Scores | None, losses: torch.Tensor) -> bool:
     """Return whether there are scores, and for as many rows as losses."""
     tensors = scores if isinstance(scores, tuple) else (scores,)
-    return all(isinstance(tensor, torch.Tensor) and tensor.shape[:1] == losses.shape[:1] for tensor in tensors)
+    # A loss may have kept the output layer from computing anything.
+    return all(
+        isinstance(tensor, torch.Tensor) and tensor.numel() and tensor.shape[:1] == losses.shape[:1]
+        for tensor in tensors
+    )

@@ -17,7 +17,7 @@ from hf_dpzo.losses.question_answering import QuestionAnsweringLoss
 from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
 from hf_dpzo.losses.token_classification import TokenClassificationLoss
-from hf_dpzo.models.unwrap import class_name, unwrap_model
+from hf_dpzo.models.unwrap import accepts_argument, class_name, unwrap_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Head:
     @property
     def architectures(self) -> frozenset[str]:
         """The names of the model classes that have this head."""
-        return frozenset(name for table in self.tables for name in _read_table(table))
+        return frozenset(name for table in self.tables for name in read_table(table))
 
 
 # A class that several tables list has the first of these heads.
@@ -82,9 +82,9 @@ HEADS = (
 OTHER_HEAD = Head(task="any other, with labels", labels="any", loss=OwnLoss, tables=())
 
 
-# Classes in the table of causal language models that compare what they return at a token with that token's label, and
-# see the tokens behind it too.
-NO_CAUSAL_LMS = ("CpmAntForCausalLM", "XLNetLMHeadModel")
+# Classes whose loss is another one than that of their table: two compare what they return at a token with that token's
+# label and see the tokens behind it too, and two predict several tokens at once.
+OWN_LOSSES = ("CpmAntForCausalLM", "XLNetLMHeadModel", "ProphetNetForCausalLM", "ProphetNetForConditionalGeneration")
 
 
 def find_head(model: torch.nn.Module) -> Head | None:
@@ -141,7 +141,8 @@ def build_head_loss(model: torch.nn.Module) -> PerExampleLoss:
     return head.loss(model)
 
 
-def _read_table(table: str) -> Iterator[str]:
+def read_table(table: str) -> Iterator[str]:
+    """Yield the names of the model classes in the table MODEL_FOR_`table`_MAPPING_NAMES of transformers."""
     for names in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
         yield from (names,) if isinstance(names, str) else names
 
@@ -153,7 +154,10 @@ def _has_stock_loss(base: torch.nn.Module, kind: type) -> bool:
 
 def _is_listed_rightly(base: torch.nn.Module, head: Head) -> bool:
     """Return whether the model is what its table says."""
-    # The table of sequence-to-sequence models also lists decoders that read sounds, whose labels are shifted.
-    if head.loss is Seq2SeqLoss:
-        return base.config.is_encoder_decoder
-    return class_name(base) not in NO_CAUSAL_LMS
+    # The table of sequence-to-sequence models also lists decoders that read sounds, whose labels are shifted, and that
+    # of answers a model that chooses one of a list.
+    if head.loss is Seq2SeqLoss and not base.config.is_encoder_decoder:
+        return False
+    if head.loss is QuestionAnsweringLoss and not accepts_argument(base, "start_positions"):
+        return False
+    return class_name(base) not in OWN_LOSSES

@@ -51,7 +51,9 @@ class OwnLoss(PerExampleLoss):
                 f"model={type(unwrap_model(model)).__name__}: it returned no loss for a row with labels; pass "
                 "per_example_loss, a function (model, inputs) that returns one loss for each row, shape [batch]."
             )
-        return loss.float().reshape(()), find_scores(outputs)
+        # A tuple holds the loss and then the scores, as the stock Trainer reads it.
+        is_tuple = type(outputs) is tuple
+        return loss.float().reshape(()), find_scores(outputs[1] if is_tuple and len(outputs) > 1 else outputs)
 
 
 def split_rows(inputs: Inputs) -> Iterator[dict[str, Any]]:
@@ -80,7 +82,7 @@ def split_rows(inputs: Inputs) -> Iterator[dict[str, Any]]:
 def _find_loss(outputs: Any) -> torch.Tensor | None:
     if isinstance(outputs, Mapping):
         return outputs.get("loss")
-    if isinstance(outputs, tuple):  # As the stock Trainer reads it.
+    if isinstance(outputs, tuple):
         return outputs[0]
     return getattr(outputs, "loss", None)
 

@@ -87,11 +87,13 @@ def find_scores(outputs: Any) -> Scores | None:
     """Return the scores in what a model returned: its logits, those of both ends of an answer, or `None`.
 
     Args:
-        outputs: an output of transformers, or a plain mapping, such as `{"logits": ...}`.
+        outputs: an output of transformers, a plain mapping, such as `{"logits": ...}`, or the scores themselves.
 
     >>> find_scores({"logits": torch.zeros(2, 3)}).shape, find_scores({"last_hidden_state": torch.zeros(2, 3)})
     (torch.Size([2, 3]), None)
     """
+    if isinstance(outputs, torch.Tensor):
+        return outputs
     if not isinstance(outputs, Mapping):
         return getattr(outputs, "logits", None)
     if outputs.get("logits") is not None:

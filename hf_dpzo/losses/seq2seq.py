@@ -26,7 +26,7 @@ class Seq2SeqLoss(ScoreLoss):
         """Return the logits of the target tokens, float32 `[batch, target tokens, vocabulary]`."""
         logits = self._forward.outputs(model, self._arguments(model, inputs)).logits.float()
         # The virtual tokens of prompt tuning may stand in front of the decoder's, and have no labels.
-        return logits[:, -inputs["labels"].shape[1] :] if "labels" in inputs else logits
+        return logits[:, -inputs["labels"].shape[1] :] if inputs.get("labels") is not None else logits
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row, float32 `[batch]`."""
@@ -34,9 +34,9 @@ class Seq2SeqLoss(ScoreLoss):
 
     def _arguments(self, model: torch.nn.Module, inputs: Inputs) -> Mapping[str, Any]:
         """Return `inputs` with what the decoder reads."""
-        if "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs:
+        if inputs.get("decoder_input_ids") is not None or inputs.get("decoder_inputs_embeds") is not None:
             return drop_labels(inputs)
-        if "labels" not in inputs:  # A row to predict for: the decoder begins, and reads nothing.
+        if inputs.get("labels") is None:  # A row to predict for: the decoder begins, and reads nothing.
             config, batch = unwrap_model(model).config, next(iter(inputs.values()))
             first = getattr(config, "decoder_start_token_id", None)
             first = config.pad_token_id or 0 if first is None else first

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -53,3 +54,16 @@ def is_decoder(model: torch.nn.Module) -> bool:
     if model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return False
     return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def find_adapter_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Return the parameters that an adapter adds to the base model's forward pass; none without an adapter.
+
+    A head that is trained beside it is a copy of the base model's own, and is not among them.
+    """
+    if not isinstance(model, PeftModel):
+        return set()
+    kept = {
+        p for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper) for p in module.parameters()
+    }
+    return {parameter for parameter in model.parameters() if parameter.requires_grad} - kept

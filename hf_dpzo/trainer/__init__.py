@@ -3,7 +3,8 @@
 Imports everything from `io` to `arguments`.
 """
 
+from hf_dpzo.trainer.seq2seq import ZOSeq2SeqTrainer, ZOSeq2SeqTrainingArguments
 from hf_dpzo.trainer.trainer import ZOTrainer
 
 
-__all__ = ["ZOTrainer"]
+__all__ = ["ZOSeq2SeqTrainer", "ZOSeq2SeqTrainingArguments", "ZOTrainer"]

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.models.unwrap import find_adapter_parameters, unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 
@@ -53,6 +53,32 @@ class FirstStepGuard(TrainerCallback):
             raise RuntimeError(
                 f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points; check that "
                 "the trainable parameters take part in the forward pass, or raise smoothing."
+            )
+        self._refuse_idle_adapter(kwargs["model"], unwrap_optimizer(kwargs["optimizer"]))
+
+    @torch.no_grad()
+    def _refuse_idle_adapter(self, model: torch.nn.Module, optimizer: ZOOptimizer) -> None:
+        """Raise `RuntimeError` if only the head beside an adapter answers, wherever the adapter's parameters are."""
+        parameters = optimizer.parameters()
+        added = find_adapter_parameters(model)
+        adapter = [index for index, parameter in enumerate(parameters) if parameter in added]
+        if not 0 < len(adapter) < len(parameters):
+            return
+        copies = {index: parameters[index].detach().clone() for index in adapter}
+        responses = []
+        for distance in (+self._smoothing, -self._smoothing):
+            try:
+                for index in adapter:
+                    optimizer.directions.add_(parameters[index], index=index, step=0, weights={0: distance})
+                responses.append(self._fingerprint_responses())
+            finally:
+                for index, copy in copies.items():
+                    parameters[index].copy_(copy)
+        if all(responses) and responses[0] == responses[1]:
+            raise RuntimeError(
+                f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points of its adapter, "
+                "so that the head beside it would be trained alone; choose an adapter that takes part in the forward "
+                "pass of this kind of model, or train the head without one."
             )
 
     @torch.no_grad()

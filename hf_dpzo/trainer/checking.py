@@ -45,7 +45,7 @@ from hf_dpzo.trainer.checks import (
     refuse_resuming,
     refuse_trained_model,
 )
-from hf_dpzo.trainer.evaluation import load_first_rows, try_evaluation
+from hf_dpzo.trainer.evaluation import load_first_rows, select_alike, try_evaluation
 from hf_dpzo.trainer.searching import SearchingTrainer
 from hf_dpzo.trajectory.run import describe_device, is_stateful
 
@@ -145,7 +145,9 @@ class CheckingTrainer(SearchingTrainer):
                 try_evaluation(self, loader, remedy="correct what fails on them")
             return
         for rows in self._public_batches[:1]:
-            loader = DataLoader(rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+            # If the data set's rows are all of one length, the collator need not pad; those made up have several.
+            tried = select_alike(rows) if self.probe_rows is None else rows
+            loader = DataLoader(tried, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
             try_evaluation(
                 self, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
             )

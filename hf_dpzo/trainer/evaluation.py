@@ -1,9 +1,10 @@
 """Evaluation: by losses of one row each, and tried on public rows before anything is spent."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -47,6 +48,22 @@ def load_first_rows(trainer: Trainer) -> Iterator[DataLoader]:
         yield DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=collate)
 
 
+def select_alike(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows whose values have the sizes of those of the first row, which any collator can put together.
+
+    >>> len(select_alike([{"x": [1, 2], "y": [[1], [1, 2]]}, {"x": [3, 4], "y": [[5], [6, 7]]}, {"x": [5], "y": []}]))
+    2
+    """
+    sizes = [{name: _get_sizes(value) for name, value in row.items()} for row in rows]
+    return [row for row, own in zip(rows, sizes, strict=True) if own == sizes[0]]
+
+
+def _get_sizes(value: Any) -> tuple:
+    if isinstance(value, list | tuple):
+        return len(value), *(_get_sizes(part) for part in value if isinstance(part, list | tuple))
+    return tuple(np.shape(value))
+
+
 def try_evaluation(trainer: Trainer, loader: DataLoader, *, remedy: str) -> None:
     """Evaluate what is in `loader` as `trainer` would, with its metrics, and drop the result.
 
@@ -58,6 +75,10 @@ def try_evaluation(trainer: Trainer, loader: DataLoader, *, remedy: str) -> None
     Raises:
         ValueError: it fails.
     """
+    if getattr(trainer.args, "predict_with_generate", False):
+        # As `Seq2SeqTrainer.evaluate` sets it, each time that it is called.
+        given = {"max_length": trainer.args.generation_max_length, "num_beams": trainer.args.generation_num_beams}
+        trainer._gen_kwargs = {name: value for name, value in given.items() if value is not None}
     handler = trainer.callback_handler
     trainer.callback_handler = CallbackHandler([DefaultFlowCallback], trainer.model, None, None, None)
     try:

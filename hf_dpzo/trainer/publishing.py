@@ -18,6 +18,7 @@ from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.models.adapters import saved_alone
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.registries import PlainState
+from hf_dpzo.models.tokenizers import remember_sides
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -167,6 +168,7 @@ class PublishingTrainer(ResumableTrainer):
         saved = [parameter for parameter in self.model.parameters() if parameter.requires_grad or not is_adapter]
         if is_sharded(saved) and not self.is_distributed_loading_by_transformers:
             state_dict = gather_state_dict(self.model, keep=self.args.should_save)
+        remember_sides(self._saved_tokenizer)
         with saved_alone(self.model):
             super()._save(output_dir, state_dict)
 
@@ -214,11 +216,13 @@ class PublishingTrainer(ResumableTrainer):
             "after_step": taken if self._best_step is None else self._best_step,
         }
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **options: Any
+    ) -> dict:
         """Evaluate as stock does. What the card shows, by the prefix "eval", is measured with the trained adapter."""
         if self._is_trained and metric_key_prefix == "eval":
             self._refuse_switched_adapter()
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **options)
 
     def _list_evaluations(self) -> list[dict[str, float]]:
         return [

@@ -248,9 +248,13 @@ class SearchingTrainer(PushingTrainer):
         self._write_trial_card()
         return output
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **options: Any
+    ) -> dict:
         """Evaluate as stock does, and write the metrics into the card of a trial that has ended."""
-        metrics = super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        metrics = super().evaluate(
+            eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **options
+        )
         if self._final_fingerprint is not None:
             self._write_trial_card()
         return metrics

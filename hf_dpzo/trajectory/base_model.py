@@ -1,11 +1,12 @@
 """The base model that a stranger's log names: its class, its head, and how much an adapter may add to it.
 
-Guarantee: only text models of transformers are built, and only of the kind that the base model itself is. Weights come
-from safetensors or GGUF, never from a pickle. No code from a repository is run.
+Guarantee: only models of transformers with heads for texts, images and sounds are built, and only of the kind that the
+base model itself is. Weights come from safetensors or GGUF, never from a pickle. No code from a repository is run.
 """
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,11 @@ import torch
 import transformers
 from peft import PeftConfig, get_peft_model
 from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 
 from hf_dpzo.io.foreign import describe_error
 from hf_dpzo.io.strict_json import abbreviate
+from hf_dpzo.losses.heads import HEADS, read_table
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.trajectory.base_config import (
@@ -34,15 +35,20 @@ from hf_dpzo.trajectory.base_files import BaseFiles
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
-MODELS = {
-    *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
-    *modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values(),
-}
+# The tables of heads that have no loss of their own in `losses`, but are trained by the loss that they return.
+_OTHER_TABLES = (
+    *("AUDIO_FRAME_CLASSIFICATION", "AUDIO_XVECTOR", "CTC", "NEXT_SENTENCE_PREDICTION", "SEMANTIC_SEGMENTATION"),
+    "TABLE_QUESTION_ANSWERING",
+)
+
+
+# Classes that may load parts which another library, or a configuration of any kind, names.
+_OPEN_CLASSES = re.compile("Timm|DPT|Dpt|UperNet")
+
+
+MODELS = {name for head in HEADS for name in head.architectures}
+MODELS |= {name for table in _OTHER_TABLES for name in read_table(table)}
+MODELS = frozenset(name for name in MODELS if not _OPEN_CLASSES.search(name))
 
 
 # An adapter may add this many times the base model's numbers, and a few more that fit on any machine.
@@ -86,7 +92,7 @@ class BaseModel:
             description: the header's `base`.
 
         Raises:
-            ValueError: the log asks for a class that is no text model, or the package does not exist.
+            ValueError: the log asks for a class that is no such model, or the package does not exist.
         """
         head = dict(description["head"])
         if head.get("id2label") is not None:
@@ -207,6 +213,6 @@ def _find_model_class(architecture: str) -> type[PreTrainedModel]:
     model_class = getattr(transformers, architecture, None) if architecture in MODELS else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise TrajectoryError(
-            f"architecture={architecture}: transformers has no such text model; build it, and call replay_onto."
+            f"architecture={architecture}: transformers has no such model; build it, and call replay_onto."
         )
     return model_class

@@ -104,8 +104,13 @@ def _describe_form(file: Any, name: str) -> str:
 
 
 def _compare_values(name: str, published: torch.Tensor, replayed: torch.Tensor) -> Iterator[WeightDrift]:
-    if torch.equal(published.contiguous().view(torch.uint8), replayed.contiguous().view(torch.uint8)):
+    if torch.equal(_read_bytes(published), _read_bytes(replayed)):
         return
     largest = (published.double() - replayed.double()).abs().max().item()
     drift = largest / max(replayed.abs().max().item(), 1e-30) if math.isfinite(largest) else math.inf
     yield WeightDrift(tensor=name, detail=f"an entry differs by {largest:.3g}", relative_drift=drift)
+
+
+def _read_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, also of one without dimensions, such as the count of batches of a normalization."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

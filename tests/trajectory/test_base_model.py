@@ -395,7 +395,7 @@ def test_whole_modules_cannot_be_copied_without_limit(stranger, honest):
     ],
 )
 def test_only_text_models_are_built(name, stranger, honest):
-    assert "transformers has no such text model" in refusal(
+    assert "transformers has no such model" in refusal(
         lambda: rebuild_model(honest[0], stranger(base__architecture=name))
     )
 
