@@ -18,6 +18,8 @@ from hf_dpzo.arguments.joined import find_joined_fields, refuse_unread_loss_fiel
 from hf_dpzo.data.pairs import TEXT_COLUMNS
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.data.silence import silence
+from hf_dpzo.distributed.processes import get_processes
+from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.losses.dft import DFTLoss
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
@@ -104,6 +106,8 @@ class JoiningTrainer(AuditingTrainer):
         """Return the loss that the user passed, that of the joined class, or that of the model's head."""
         if self._joined_class is None or loss is not None:
             return as_loss(loss, self.model)
+        if self._is_dpo and self.ref_model is not None:
+            self._broadcast_weights(self.ref_model)
         return JOINED_LOSSES[self._joined_class.__name__](self, self._joined_class)
 
     # ---- Rows ----
@@ -131,6 +135,7 @@ class JoiningTrainer(AuditingTrainer):
         Pairs are evaluated one by one, so that none moves another one. No file is written. A private pair on which the
         reference fails has NaN, and contributes nothing.
         """
+        self._broadcast_weights(self.ref_model or self.model)
         evaluate = functools.partial(_evaluate_reference, self, is_private=name == "train" and self.args.private)
         size, rank = self.accelerator.num_processes, self.accelerator.process_index
         share = logging.tqdm(range(rank, len(dataset), size), desc="Reference", disable=self.args.disable_tqdm)
@@ -143,6 +148,12 @@ class JoiningTrainer(AuditingTrainer):
         for column, values in zip(columns, rows.cpu().unbind(dim=1), strict=True):
             dataset = dataset.add_column(column, values.tolist())
         return dataset
+
+    def _broadcast_weights(self, model: torch.nn.Module) -> None:
+        """Give a reference the weights of the first process, as what is trained gets them when training begins."""
+        if not isinstance(model, PeftModel):  # Of which the base is compared.
+            whole = (parameter for parameter in model.parameters() if not is_sharded([parameter]))
+            get_processes(self.args.device).broadcast_tensors_(whole)
 
     # ---- Evaluation ----
 
