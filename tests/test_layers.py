@@ -29,6 +29,7 @@ PACKAGES = {
     "verification": {"torch", "transformers", "peft", "scipy", "safetensors", "huggingface_hub"},
     "arguments": {"transformers"},
     "trainer": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},
+    "trl": {"trl"},
     "recipe": {"torch", "transformers", "peft", "datasets"},
     "cli": {"huggingface_hub"},
 }

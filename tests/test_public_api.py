@@ -1,4 +1,4 @@
-"""Four packages are public: each of their names is documented, and recipes, pages and cards use no other."""
+"""Five packages are public: each of their names is documented, and recipes, pages and cards use no other."""
 
 import ast
 import dataclasses
@@ -22,7 +22,7 @@ from hf_dpzo.privacy.ledger import round_up
 from support.paths import ROOT
 
 
-PUBLIC = ("hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses")
+PUBLIC = ("hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses", "hf_dpzo.trl")
 NAMES = {package: importlib.import_module(package).__all__ for package in PUBLIC}
 OBJECTS = {
     f"{package}.{name}": getattr(importlib.import_module(package), name)

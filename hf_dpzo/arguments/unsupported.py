@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hf_dpzo.arguments.joined import refuse_joined_arguments
+
 
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
@@ -85,14 +87,9 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ),
         "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
-        # Arguments of TRL's configurations, which subclasses of the arguments may add.
-        "packing": (
-            _is_set(args, "packing"),
-            "a packed row holds several examples, and one row is what is protected; remove it",
-        ),
-        "padding_free": (_is_set(args, "padding_free"), "it joins the rows of a batch; remove it"),
     }
     _refuse_first(args, refused)
+    refuse_joined_arguments(args)
     if args.hub_token is not None:
         raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
     if args.private:
@@ -117,10 +114,6 @@ def _refuse_for_privacy(args: TrainingArguments) -> None:
         "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steering),
     }
     _refuse_first(args, refused)
-
-
-def _is_set(args: TrainingArguments, name: str) -> bool:
-    return bool(getattr(args, name, False))
 
 
 def _read_value(args: TrainingArguments, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import Dataset
 
 from hf_dpzo.data.content import UnknownContentError, digest_rows, digest_tables
 from hf_dpzo.data.origins import has_repeated_rows
@@ -65,21 +65,6 @@ def refuse_changed_rows(planned: Any, read: Any, *, planned_units: Units, read_u
                 f"train_dataset: its transform would be given rows without {', '.join(dropped)}, which the model does "
                 "not take; set remove_unused_columns=False."
             )
-
-
-def refuse_own_sampler(sampler: Any, dataset: Dataset) -> None:
-    """Raise `ValueError` for a sampler of training rows that somebody chose, because Poisson batches replace it.
-
-    Args:
-        sampler: the sampler that the stock Trainer would draw batches with; `None` for none.
-        dataset: the rows that it samples from.
-    """
-    plain = type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(dataset)
-    if sampler is not None and not plain and type(sampler) is not SequentialSampler:
-        raise ValueError(
-            f"_get_train_sampler={type(sampler).__name__}: batches are Poisson samples, in which all units have one "
-            "chance, so it would be ignored; remove it."
-        )
 
 
 def check_probe_rows(probe_rows: Any) -> list[Mapping[str, Any]] | None:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
+from hf_dpzo.data.pairs import is_pair, stretch_pair
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 
@@ -149,18 +150,19 @@ class LogicalBatchCollator:
             physical += [filler] * (self.micro_batch_size - len(rows))
         # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
-        if self._has_fixed_shapes and not self._is_padded(inputs, length):
+        size = len(physical) * (2 if is_pair(rows[0].row) else 1)
+        if self._has_fixed_shapes and not self._is_padded(inputs, size, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
         micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
         if get_worker_info() is not None:
             pickle.dumps(micro_batch)  # A worker that cannot send it would print the reason, and wait for ever.
         return micro_batch
 
-    def _is_padded(self, inputs: Mapping[str, Any], length: int) -> bool:
+    def _is_padded(self, inputs: Mapping[str, Any], size: int, length: int) -> bool:
         """Return whether the collator has padded all that a row may be of different length in."""
         padded = [inputs[name] for name in (*TOKEN_FIELDS, *self.written_fields) if name in inputs]
         padded += [inputs[name] for name in (WAVE_FIELD,) if name in inputs and inputs[name].ndim == 2]
-        return all(len(one) == self.micro_batch_size and one.shape[-1] == length for one in padded)
+        return all(len(one) == size and one.shape[-1] == length for one in padded)
 
     @property
     def _has_fixed_shapes(self) -> bool:
@@ -221,6 +223,8 @@ def stretch_row(row: dict[str, Any], length: int, *, written_fields: Collection[
     >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
     {'input_ids': [5, 5, 6], 'labels': 1}
     """
+    if is_pair(row):
+        return stretch_pair(row, length)
     tokens = count_tokens(row)
     stretched = {*written_fields, *((WAVE_FIELD,) if np.ndim(row.get(WAVE_FIELD, 0)) == 1 else ())}
     return {

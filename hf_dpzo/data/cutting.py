@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_dpzo.data.pairs import is_pair, list_sequences
 from hf_dpzo.data.sampling import KEY_BITS, FetchedRow
 
 
@@ -74,6 +75,8 @@ def count_tokens(row: Any) -> int:
         return 0
     tokens = next((row[name] for name in _PADDED_COLUMNS if name in row), None)
     try:
+        if is_pair(row):
+            return max(map(len, list_sequences(row)))
         is_nested = "input_ids" in row and isinstance(tokens[0], list | tuple | torch.Tensor | np.ndarray)
         # A tensor of one token has no length.
         return max(len(text) for text in tokens) if is_nested and np.ndim(tokens[0]) else len(tokens)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hf_dpzo.data.pairs import CHOSEN, PROMPT, REJECTED, is_pair, list_sequences
 from hf_dpzo.losses.per_example import IGNORE_INDEX
 
 
@@ -27,6 +28,9 @@ def repeat_tokens(
     >>> [copy["input_ids"] for copy in repeat_tokens({"input_ids": [[5, 1], [6, 7, 1]]}, [], kept=[1])]
     [[[5, 1], [5, 5, 1]], [[7, 1], [7, 7, 1]]]
     """
+    if is_pair(row):
+        yield from _repeat_in_pair(row, others)
+        return
     own = row.get("input_ids")
     flat, *rest = ([token for token in _flatten(text) if token not in kept] for text in _list_texts(row, others[:2]))
     if not flat:
@@ -45,6 +49,14 @@ def repeat_tokens(
 
 def _list_texts(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[Any]:
     return [one.get("input_ids") for one in (row, *others)]
+
+
+def _repeat_in_pair(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield copies of a pair of texts, each with one token everywhere in both."""
+    firsts = [sequence[0] for pair in (row, *others[:2]) for sequence in list_sequences(pair) if len(sequence)]
+    names = [name for name in (PROMPT, CHOSEN, REJECTED) if name in row]
+    for token in dict.fromkeys(map(int, firsts)):
+        yield copy.deepcopy(row) | {name: [token] * len(row[name]) for name in names}
 
 
 def _flatten(tokens: Any) -> list[int]:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.pairs import split_pair
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
@@ -143,7 +144,7 @@ def _build_variations(row: Row, others: list[Row]) -> Iterator[_Variation]:
     replaced = [*ordered[2:], row, row][: len(near)]
     lengthened = [*near[1:], max(others, key=_length)]
     shortened = [min(others, key=_length)] * len(near)
-    made_nan = near if "input_ids" in row else [_replace_by_nan(other) for other in near]
+    made_nan = near if count_tokens(row) else [_replace_by_nan(other) for other in near]
     yield _Variation(action="evaluating a batch", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="evaluating the same batch again", rows=[row, *near], remedy=REMEDY_STATELESS)
     yield _Variation(action="replacing the other rows of a batch", rows=[row, *replaced], remedy=REMEDY_SEPARATE)
@@ -227,7 +228,7 @@ class _FollowedRow:
 
     def _poison_others(self) -> AbstractContextManager:
         model = unwrap_model(self.model)
-        if not isinstance(model, PreTrainedModel) or "input_ids" not in self.row:
+        if not isinstance(model, PreTrainedModel) or "input_ids" not in split_pair(self.row)[0]:
             return nullcontext()
         return model.get_input_embeddings().register_forward_hook(self._poison_embeddings, with_kwargs=True)
 
@@ -236,9 +237,9 @@ class _FollowedRow:
     ) -> torch.Tensor:
         """Return the embeddings with NaN for the other rows, in whatever micro-batch they are. A forward hook."""
         tokens = next(iterate_tensors([args, kwargs]))
-        own = locate_row(tokens, self.row)
-        locations = [locate_row(tokens, other) for other in self.others]
-        indices = {location.index for location in locations if location} - {own.index if own else None}
+        own = [locate_row(tokens, text) for text in split_pair(self.row)]
+        locations = [locate_row(tokens, text) for other in self.others for text in split_pair(other)]
+        indices = {place.index for place in locations if place} - {place.index for place in own if place}
         batch = next((location.batch for location in locations if location), len(output))
         places = torch.tensor(sorted(indices), dtype=torch.long, device=output.device)
         return output.unflatten(0, (batch, -1)).index_fill(0, places, math.nan).flatten(0, 1)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.isolation.media import find_media_shape
 from hf_dpzo.losses.heads import find_head
 from hf_dpzo.models.unwrap import unwrap_model
@@ -16,7 +17,7 @@ from hf_dpzo.models.unwrap import unwrap_model
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 
-TOKEN_COLUMNS = ("input_ids", "token_type_ids", "position_ids")
+TOKEN_COLUMNS = (*TEXT_COLUMNS, "token_type_ids", "position_ids")
 
 
 # The columns of an answer, which are places in a row.
@@ -95,9 +96,9 @@ class RowGenerator:
         """
         # Each row has a generator of its own, so that asking for more rows changes none of them.
         draw = np.random.Generator(np.random.Philox(key=self.series << 32 | index))
-        column = next((column for column in columns if column.name == "input_ids"), None)
-        tokens = [] if column is None else self._row_tokens(column, draw)
-        return {column.name: column.cast(self._value(column, columns, tokens, draw)) for column in columns}
+        column = next((column for column in columns if column.name in TEXT_COLUMNS), None)
+        own = assign_tokens([column.name for column in columns], lambda: self._row_tokens(column, draw))
+        return {column.name: column.cast(self._value(column, columns, own[column.name], draw)) for column in columns}
 
     def _row_tokens(self, column: Column, draw: np.random.Generator) -> list:
         """Return the tokens of a row, or of each of its choices, all of one length: some collators pad no choices."""
@@ -135,7 +136,7 @@ class RowGenerator:
             return tokens if column.name == "input_ids" else [self._per_token(column, len(one)) for one in tokens]
         if column.name in TOKEN_COLUMNS and len(column.shape) != 1:
             raise column.unsupported_error
-        if column.name == "input_ids":
+        if column.name in TEXT_COLUMNS:
             return tokens
         if column.name in LABEL_COLUMNS:
             return self._label(column, tokens, draw)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_dpzo.data.pairs import split_pair
+
 
 Row = dict[str, Any]
 
@@ -94,6 +96,7 @@ def locate_row(tensor: torch.Tensor, row: Row) -> RowLocation | None:
 
     Of a row with several texts, its longest one is looked for, in a batch of texts or of rows.
     """
+    row = split_pair(row)[0]
     texts = row.get("input_ids")
     if texts is None:
         content = next(iter(extract_features(row).values()), None)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.losses.per_example import IGNORE_INDEX, ForwardPass, ScoreLoss
+from hf_dpzo.losses.target_log_probs import shift_targets
 from hf_dpzo.models.unwrap import Inputs
 
 
@@ -42,8 +43,4 @@ class CausalLMLoss(ScoreLoss):
 
     def _targets(self, inputs: Inputs) -> torch.Tensor:
         """Return the token to predict after each token but the last, `[batch, tokens - 1]`; -100 for none."""
-        targets = inputs["labels"][:, 1:]
-        # Nothing is predicted from padding: how much of it a row has depends on the other rows of its batch.
-        if "attention_mask" in inputs:
-            targets = targets.masked_fill(inputs["attention_mask"][:, :-1] == 0, IGNORE_INDEX)
-        return targets
+        return shift_targets(inputs["labels"], inputs.get("attention_mask"))

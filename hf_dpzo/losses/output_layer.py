@@ -88,6 +88,21 @@ class OutputLayer:
 
         return self._run_in_place(model, inputs, compute)
 
+    def compute_target_log_probs(self, model: torch.nn.Module, inputs: Inputs, targets: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability of each target, float32 `[batch, tokens - 1]`; zero where there is none.
+
+        The arguments are those of `compute_target_losses`.
+        """
+        tokens = inputs["input_ids"].shape[1]
+        positions = [(row != IGNORE_INDEX).nonzero().squeeze(1) for row in targets]
+
+        def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+            own = hidden[:, -tokens:]
+            rows = [_row_log_probs(layer, own[row], targets[row], places) for row, places in enumerate(positions)]
+            return torch.stack(rows)
+
+        return self._run_in_place(model, inputs, compute)
+
     def _run_in_place(
         self,
         model: torch.nn.Module,
@@ -156,6 +171,19 @@ def _row_loss(
         for chunk in positions.split(POSITIONS_PER_CHUNK)
     ]
     return torch.stack(losses).sum() / len(positions)
+
+
+def _row_log_probs(
+    layer: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    nothing = torch.zeros(len(targets), device=hidden.device)
+    if not len(positions):
+        return nothing
+    losses = [
+        F.cross_entropy(_logits(layer, hidden[chunk]), targets[chunk], reduction="none")
+        for chunk in positions.split(POSITIONS_PER_CHUNK)
+    ]
+    return nothing.scatter(0, positions, -torch.cat(losses))
 
 
 def _logits(layer: torch.nn.Module, hidden: torch.Tensor, words: list[int] | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`ZOTrainer`: eight classes, each a layer on the stock Trainer.
+"""`ZOTrainer`: nine classes, each a layer on the stock Trainer.
 
 Imports everything from `io` to `arguments`.
 """

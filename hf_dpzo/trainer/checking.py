@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
-from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows, refuse_own_sampler, refuse_rows
+from hf_dpzo.data.checks import refuse_changed_rows, refuse_differing_rows, refuse_rows
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
@@ -94,7 +95,6 @@ class CheckingTrainer(SearchingTrainer):
     def _refuse_rows(self, dataset: Any) -> None:
         """Raise `ValueError` unless the rows about to be read are the planned ones, and the same in all processes."""
         refuse_rows(dataset, private=self.args.private, unit_column=self.args.privacy_unit_column)
-        refuse_own_sampler(self._get_train_sampler(dataset), dataset)
         units = self.args.build_units(dataset)  # Of the very rows that are read, whatever became of those given.
         refuse_changed_rows(self.train_dataset, dataset, planned_units=self._units, read_units=units)
         refuse_sharded_parameters(self.model, self.args, is_stateful=is_stateful(self.method, self.args.update_rule))
@@ -131,8 +131,13 @@ class CheckingTrainer(SearchingTrainer):
             refuse_trained_model(self.model, counted=self._earlier_runs.names)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
+    @abstractmethod
+    def _refuse_overrides(self) -> None:
+        """Raise `ValueError` for hooks that training would ignore."""
+
     def _refuse_changes(self, *, resumes: bool) -> None:
         """Raise `ValueError` for what was changed since the budget was planned, or added since it was checked."""
+        self._refuse_overrides()
         refuse_arguments(self.args)
         refuse_changed_arguments(self.args, self._planned_values)
         parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}

@@ -52,7 +52,7 @@ def refuse_parts(*, dataset: Any, data_collator: Any, callbacks: Iterable[Any], 
         )
 
 
-def refuse_replaced_parts(compute_loss_func: Any, optimizers: tuple) -> None:
+def refuse_replaced_parts(compute_loss_func: Any, optimizers: tuple, optimizer_class: Any = None) -> None:
     """Raise `ValueError` for parts of the stock Trainer that zeroth-order training replaces."""
     if compute_loss_func is not None:
         raise ValueError(
@@ -61,6 +61,10 @@ def refuse_replaced_parts(compute_loss_func: Any, optimizers: tuple) -> None:
     if any(part is not None for part in optimizers):
         raise ValueError(
             "optimizers: the update is made by ZOOptimizer; set learning_rate and lr_scheduler_type instead."
+        )
+    if optimizer_class is not None:
+        raise ValueError(
+            "optimizer_cls_and_kwargs: the update is made by ZOOptimizer; set update, and learning_rate, instead."
         )
 
 

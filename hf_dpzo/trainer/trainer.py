@@ -21,15 +21,16 @@ from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.data.sampling import build_batch_sampler
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
-from hf_dpzo.losses.heads import as_loss, find_written_fields
+from hf_dpzo.losses.heads import find_written_fields
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
-from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
+from hf_dpzo.trainer.joined import JoiningTrainer
+from hf_dpzo.trainer.overrides import select_arguments
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
 from hf_dpzo.zo.walk import Stop
 
@@ -38,7 +39,7 @@ from hf_dpzo.zo.walk import Stop
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(AuditingTrainer):
+class ZOTrainer(JoiningTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -84,26 +85,27 @@ class ZOTrainer(AuditingTrainer):
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
         refuse_missing_generation(self, args)
-        refuse_replaced_parts(compute_loss_func, optimizers)
+        refuse_replaced_parts(compute_loss_func, optimizers, others.get("optimizer_cls_and_kwargs"))
+        self._join(args, train_dataset, own_loss=per_example_loss is not None)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
+        given = {
+            "model": model,
+            "args": args,
+            "data_collator": data_collator,
+            "train_dataset": train_dataset,
+            "eval_dataset": eval_dataset,
+            "processing_class": processing_class,
+            "model_init": model_init,
+            "compute_metrics": compute_metrics,
+            "callbacks": callbacks,
+            "preprocess_logits_for_metrics": preprocess_logits_for_metrics,
+        }
         with skipped_stock_validation():
-            super().__init__(
-                model=model,
-                args=args,
-                data_collator=data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-                **({} if model_init is None else {"model_init": model_init}),  # SFTTrainer has no such parameter.
-                **others,
-            )
+            super().__init__(**select_arguments(self, given), **self._complete_arguments(model, others, args))
         self._refuse_model()
-        self.per_example_loss = as_loss(per_example_loss, self.model)
+        self.per_example_loss = self._build_loss(per_example_loss)
         self._attach_objective(data_collator)
-        self.probe_rows = check_probe_rows(probe_rows)
+        self.probe_rows = self._prepare_probe_rows(check_probe_rows(probe_rows))
         self._processes = get_processes(args.device)
         # The rows are those that were passed, or what a class that is combined with this one made of them.
         self._units = args.build_units(self.train_dataset)

@@ -170,8 +170,8 @@ class Weighted(ZOTrainer):
 
 
 def test_a_sampler_that_poisson_batches_would_replace_is_refused(make):
-    with pytest.raises(ValueError, match="_get_train_sampler=WeightedRandomSampler: batches are Poisson samples"):
-        make(TABLE, Weighted).train()
+    with pytest.raises(ValueError, match=r"_get_train_sampler=Weighted\..*: batches are Poisson samples"):
+        make(TABLE, Weighted)
 
 
 class AllRows(ZOTrainer):
