@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, Scores, find_scores
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
@@ -102,10 +103,11 @@ def _join(scores: Sequence[Scores | None]) -> Scores | None:
 @contextmanager
 def _kept_configuration(model: torch.nn.Module) -> Iterator[None]:
     """Put the configuration back afterwards: the labels of one row would decide the kind of problem of the next."""
-    config = getattr(unwrap_model(model), "config", None)
-    if config is None:
+    base = unwrap_model(model)
+    if not isinstance(base, PreTrainedModel):
         yield
         return
+    config = base.config
     before = dict(vars(config))
     try:
         yield

@@ -97,7 +97,7 @@ def test_a_row_whose_written_tokens_fit_no_public_length_contributes_nothing():
     collator = LogicalBatchCollator(
         collate=CASES["t5"].collator(), micro_batch_size=2, padded_lengths=(4,), written_fields=("labels",)
     )
-    rows = [{"input_ids": [5, 3], "labels": labels} for labels in ([6, 3], [6, 7, 8, 9, 3])]
+    rows = [{"input_ids": [5, 3], "labels": labels} for labels in ([6, 7, 3], [6, 7, 8, 9, 3])]
     batch = collator([FetchedRow(unit=i, row=row, slot=i) for i, row in enumerate(rows)])["batch"]
     (only,) = batch.micro_batches
     assert [row.unit for row in only.rows] == [0]
