@@ -9,6 +9,10 @@ from transformers import PretrainedConfig
 ANY_SIZE = 64
 
 
+# The number of steps of the shortest sound that is stated in samples.
+SHORTEST = 4
+
+
 def find_media_shape(name: str, ndim: int, config: PretrainedConfig, length: int) -> tuple[int, ...] | None:
     """Return the shape of a row's value in column `name`; `None` where the configuration does not say it.
 
@@ -16,7 +20,7 @@ def find_media_shape(name: str, ndim: int, config: PretrainedConfig, length: int
         name: the column's name, as the model's forward has it.
         ndim: the number of dimensions of a value.
         config: the model's configuration.
-        length: how long a sound is, in steps of the model.
+        length: how long a sound is: in samples, or in steps of the model if the model could not hear so few samples.
 
     >>> from transformers import ViTConfig, Wav2Vec2Config
     >>> find_media_shape("pixel_values", 3, ViTConfig(image_size=32), 11)
@@ -45,8 +49,9 @@ def _find_wave(config: PretrainedConfig, length: int) -> tuple[int, ...] | None:
     strides = getattr(config, "conv_stride", None)
     if strides is None:
         return _find_spectrogram(config, length)
-    # Two steps more, because the first one needs more samples than it moves by.
-    return (math.prod(strides) * (length + 2),)
+    step = math.prod(strides)
+    # A length of fewer steps is one in steps; and there are two more, because the first needs more samples.
+    return (length if length >= SHORTEST * step else step * (length + 2),)
 
 
 def _find_spectrogram(config: PretrainedConfig, length: int) -> tuple[int, ...] | None:

@@ -1,7 +1,7 @@
 """Neighbours of a row that are chosen to move its loss."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,10 @@ def repeat_tokens(
     [[[5, 1], [5, 5, 1]], [[7, 1], [7, 7, 1]]]
     """
     own = row.get("input_ids")
-    flat = [token for token in _flatten(own) if token not in kept]
+    flat, *rest = ([token for token in _flatten(text) if token not in kept] for text in _list_texts(row, others[:2]))
     if not flat:
         return
-    firsts = [token for other in others[:2] for token in _flatten(other["input_ids"])[:1] if token not in kept]
+    firsts = [token for text in rest for token in text[:1]]
     for token in dict.fromkeys([flat[0], flat[-1], *firsts]):
         repeated = copy.deepcopy(row)
         repeated["input_ids"] = _fill(own, token, kept)
@@ -41,6 +41,10 @@ def repeat_tokens(
         ):
             repeated["labels"] = [label if label in (IGNORE_INDEX, *kept) else token for label in labels]
         yield repeated
+
+
+def _list_texts(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [one.get("input_ids") for one in (row, *others)]
 
 
 def _flatten(tokens: Any) -> list[int]:

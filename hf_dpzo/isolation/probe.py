@@ -47,6 +47,10 @@ class CoupledRowsError(ValueError):
     """One row's loss depends on the other rows of its batch, or on the batches before it."""
 
 
+class FailedLossError(ValueError):
+    """The losses of public rows cannot be computed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Isolation:
     """The result of the probe.
@@ -186,7 +190,13 @@ class _FollowedRow:
         if not math.isfinite(expected):
             raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
         for variation in variations:
-            change = (self._losses(variation) - expected).abs().max().item()
+            try:
+                losses = self._losses(variation)
+            except FailedLossError:
+                if variation.poisoned:  # A batch that fails on NaN is taken apart, and its rows are evaluated alone.
+                    continue
+                raise
+            change = (losses - expected).abs().max().item()
             if not change <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
                 where, remedy = self._locate_change(base, variation)
                 raise CoupledRowsError(
@@ -207,7 +217,7 @@ class _FollowedRow:
             refuse_written(error.name)
         except Exception as error:
             text = " ".join(str(error).split()).rstrip(".")
-            raise ValueError(
+            raise FailedLossError(
                 f"isolation: on public rows, {variation.action} raised {type(error).__name__}: {text}; correct the "
                 "loss or the collator, or pass probe_rows, public rows of the data set's format."
             ) from error

@@ -100,12 +100,10 @@ class RowGenerator:
         return {column.name: column.cast(self._value(column, columns, tokens, draw)) for column in columns}
 
     def _row_tokens(self, column: Column, draw: np.random.Generator) -> list:
-        """Return the tokens of a row, or of each of its choices, which are of different lengths."""
+        """Return the tokens of a row, or of each of its choices, all of one length: some collators pad no choices."""
         if not self._has_choices(column):
             return self._generate_tokens(draw, self.length, column.name)
-        choices = column.shape[0] or NUM_CHOICES
-        lengths = [self.length if column.shape[1] else max(1, self.length - choice) for choice in range(choices)]
-        return [self._generate_tokens(draw, length, column.name) for length in lengths]
+        return [self._generate_tokens(draw, self.length, column.name) for _ in range(column.shape[0] or NUM_CHOICES)]
 
     def _generate_tokens(self, draw: np.random.Generator, length: int, name: str) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)

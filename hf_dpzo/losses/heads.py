@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers.models.auto import modeling_auto
@@ -37,7 +38,7 @@ class Head:
     loss: Callable[[torch.nn.Module], PerExampleLoss]
     tables: tuple[str, ...]
 
-    @property
+    @cached_property
     def architectures(self) -> frozenset[str]:
         """The names of the model classes that have this head."""
         return frozenset(name for table in self.tables for name in read_table(table))

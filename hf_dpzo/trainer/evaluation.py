@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 
@@ -32,6 +32,15 @@ class LossForward:
     def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
         """Return the loss of `inputs`, as a model's outputs."""
         return {"loss": self._compute_loss(inputs)}
+
+
+def refuse_missing_generation(trainer: Trainer, args: Any) -> None:
+    """Raise `ValueError` if `trainer` generates, and its arguments do not say how."""
+    if isinstance(trainer, Seq2SeqTrainer) and not isinstance(args, Seq2SeqTrainingArguments):
+        raise ValueError(
+            f"args={type(args).__name__}: Seq2SeqTrainer needs arguments of generation too; pass "
+            "ZOSeq2SeqTrainingArguments."
+        )
 
 
 def load_first_rows(trainer: Trainer) -> Iterator[DataLoader]:

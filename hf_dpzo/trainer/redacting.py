@@ -126,8 +126,8 @@ class RedactingTrainer(Trainer):
                     return self.compute_loss(model, inputs), None
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 return loss, outputs["logits"]
-        except KeyError:  # The function asked for labels.
-            if has_labels:
+        except KeyError as error:  # The function asked for labels, or for something else that is missing.
+            if has_labels or not {*error.args} & {*self.label_names, "labels"}:
                 raise
         return None, None if prediction_loss_only else self.per_example_loss.scores(model, inputs)
 

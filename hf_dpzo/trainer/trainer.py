@@ -28,6 +28,7 @@ from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
+from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.zo.walk import Stop
 
 
@@ -77,6 +78,7 @@ class ZOTrainer(AuditingTrainer):
             raise ValueError(
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
+        refuse_missing_generation(self, args)
         refuse_replaced_parts(compute_loss_func, optimizers)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
         with skipped_stock_validation():

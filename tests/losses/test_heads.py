@@ -192,6 +192,17 @@ def test_a_subclass_with_a_loss_of_its_own_is_trained_on_that():
     torch.testing.assert_close(loss(model, case.collate(case.rows(3))), alone(model, case, case.rows(3)))
 
 
+@torch.no_grad()
+def test_a_models_own_loss_does_not_decide_by_one_row_for_the_next():
+    """Transformers writes the kind of the problem of the first labels into the configuration."""
+    case = CASES["several labels"]
+    model = case.model()
+    torch.testing.assert_close(
+        OwnLoss(model)(model, case.collate(case.rows(3))), build_head_loss(model)(model, case.collate(case.rows(3)))
+    )
+    assert model.config.problem_type is None
+
+
 def test_a_loss_function_that_a_user_set_is_kept():
     model = CASES["tokens"].model()
     model.loss_function = lambda **parts: parts["logits"].mean()

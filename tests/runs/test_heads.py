@@ -209,3 +209,8 @@ def test_a_function_is_the_evaluation_loss_beside_generated_text(tmp_path):
         generation_max_length=5,
     )
     assert run.trainer.evaluate()["eval_loss"] == pytest.approx(3.0, abs=0.01)
+
+
+def test_arguments_without_generation_are_refused_by_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"args=ZOTrainingArguments: .* pass ZOSeq2SeqTrainingArguments"):
+        train(tmp_path, "t5", kind=JoinedTrainer)

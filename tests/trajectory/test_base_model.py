@@ -28,6 +28,7 @@ from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, NonPrivateQuery
 from hf_dpzo.trajectory.adapters import build_adapter_config
+from hf_dpzo.trajectory.base_model import MODELS
 from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE, MAX_TENSOR_HEADER_BYTES
 from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, MAX_LOG_BYTES, Trajectory
@@ -593,3 +594,17 @@ def test_mutated_adapters_end_in_one_sentence_or_in_a_configuration(honest):
         except TrajectoryError as error:
             assert str(error).isprintable(), error
     assert made > 20
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ViTForImageClassification", "Wav2Vec2ForCTC", "WhisperForConditionalGeneration", "T5ForConditionalGeneration"],
+)
+def test_models_of_all_heads_are_known(name):
+    assert name in MODELS
+
+
+@pytest.mark.parametrize("name", ["TimmWrapperForImageClassification", "DPTForSemanticSegmentation"])
+def test_models_with_parts_of_other_libraries_are_not_built(name):
+    """A configuration names what they load, and it may be a stranger's."""
+    assert name not in MODELS

@@ -1,0 +1,162 @@
+"""Evaluation by losses of one row each; what is saved beside a model; adapters that do nothing."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from hf_dpzo import ZOTrainer
+
+from support.models import causal_lm, classifier, one_layer, with_lora
+from support.rows import few_public_rows, labelled_rows
+
+
+@pytest.fixture
+def build(make_args, tokenizer):
+    def trainer(model=None, **changes):
+        return ZOTrainer(
+            **{
+                "model": model or one_layer(),
+                "args": make_args(**changes.pop("args", {})),
+                "train_dataset": labelled_rows(40),
+                "eval_dataset": labelled_rows(6, seed=1),
+                "data_collator": DataCollatorWithPadding(tokenizer),
+                "probe_rows": few_public_rows(),
+                **changes,
+            }
+        )
+
+    return trainer
+
+
+def count_calls(model):
+    calls = []
+    model.register_forward_hook(lambda *call: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("metrics", [None, lambda prediction: {"shape": float(prediction.predictions.shape[1])}])
+def test_a_function_is_evaluated_once(build, metrics):
+    model = one_layer()
+
+    def loss(model, inputs):
+        return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
+
+    trainer = build(model, per_example_loss=loss, compute_metrics=metrics)
+    calls = count_calls(model)
+    found = trainer.evaluate()
+    assert len(calls) == 1
+    assert ("eval_shape" in found) == (metrics is not None)
+
+
+def test_a_function_that_needs_no_labels_is_evaluated_without_any(build):
+    def loss(model, inputs):
+        return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
+
+    unlabelled = labelled_rows(6).remove_columns("labels")
+    assert "eval_loss" in build(per_example_loss=loss).evaluate(unlabelled)
+    assert "eval_loss" not in build().evaluate(unlabelled)
+
+
+def test_a_function_that_misses_labels_predicts_all_the_same(build):
+    def loss(model, inputs):
+        return model(input_ids=inputs["input_ids"]).logits[:, 0] * inputs["labels"]
+
+    predicted = build(per_example_loss=loss).predict(labelled_rows(6).remove_columns("labels"))
+    assert predicted.predictions.shape == (6, 2)
+    assert predicted.label_ids is None
+
+
+class Plain(torch.nn.Module):
+    """A module that returns a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(64, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.embed(input_ids).mean(1))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [None, lambda model, inputs: (model(inputs["input_ids"])["logits"].argmax(-1) != inputs["labels"]).float() * 0.5],
+)
+def test_a_plain_module_that_returns_a_dictionary_is_evaluated(build, loss):
+    rows = Dataset.from_list([{"input_ids": [5 + i, 6, 7], "labels": i % 2} for i in range(20)])
+    trainer = build(
+        Plain(),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(4)),
+        probe_rows=rows.to_list()[:4],
+        data_collator=None,
+        per_example_loss=loss,
+        compute_metrics=lambda prediction: {"shape": float(prediction.predictions.shape[1])},
+    )
+    assert trainer.evaluate()["eval_shape"] == 2
+
+
+def test_callbacks_are_not_told_that_evaluation_is_tried(build):
+    trainer = build(args={"max_steps": 1})
+    trainer.train()
+    assert not [log for log in trainer.state.log_history if "eval_loss" in log]
+
+
+def test_each_of_several_evaluation_sets_is_tried(build):
+    def broken(prediction):
+        if len(prediction.label_ids) == 5:
+            raise ZeroDivisionError("five rows")
+        return {}
+
+    sets = {"six": labelled_rows(6, seed=1), "five": labelled_rows(5, seed=2)}
+    trainer = build(eval_dataset=sets, compute_metrics=broken, args={"eval_data_is_public": True})
+    with pytest.raises(ValueError, match=r"raised ZeroDivisionError: five rows; nothing is spent yet"):
+        trainer.train()
+
+
+# ---- What is saved beside a model ----
+
+
+def test_the_side_of_padding_is_saved(build, tokenizer, tmp_path):
+    trainer = build(with_lora(one_layer()), processing_class=tokenizer, args={"max_steps": 1})
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert tokenizer.padding_side == "left"
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").padding_side == "left"
+
+
+# ---- Adapters ----
+
+
+@pytest.mark.filterwarnings("ignore:aLoRA is currently only supported")
+def test_an_adapter_that_takes_no_part_is_refused_though_the_head_beside_it_does(build):
+    """PEFT activates such an adapter in causal language models alone."""
+    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": [7, 8]}
+    trainer = build(get_peft_model(classifier(), LoraConfig(task_type="SEQ_CLS", **options)))
+    with pytest.raises(RuntimeError, match="both probe points of its adapter"):
+        trainer.train()
+
+
+def test_an_adapter_beside_a_head_is_trained_where_it_takes_part(build):
+    trainer = build(with_lora(one_layer()), args={"max_steps": 1})
+    trainer.train()
+    assert len(trainer.budget.ledger) == 1
+
+
+def test_losses_alone_compute_no_logits_of_tokens_without_targets(build):
+    model = causal_lm()
+    rows = [{"input_ids": [5, 6, 7], "attention_mask": [1] * 3, "labels": [-100, -100, 7]} for _ in range(40)]
+    trainer = build(model, train_dataset=rows, eval_dataset=rows[:4], data_collator=None, probe_rows=rows)
+    sizes = []
+    model.lm_head.register_forward_hook(lambda layer, args, output: sizes.append(output.shape[1]))
+    trainer.evaluate()
+    assert sizes[-1] == 0
+
+
+def test_a_function_that_misses_something_else_is_not_taken_for_one_without_labels(build):
+    trainer = build(per_example_loss=lambda model, inputs: inputs["weights"])
+    with pytest.raises(KeyError, match="weights"):
+        trainer.evaluate(labelled_rows(6).remove_columns("labels"))
