@@ -13,6 +13,7 @@ from hf_dpzo.recipe.tasks import TASKS
 from hf_dpzo.recipe.tasks.conversations import encode_conversation
 
 from support.data_recipes import data_recipe, letter_tokenizer, spell
+from support.heads import CASES
 from support.models import classifier, word_tokenizer
 from support.recipes import table
 
@@ -262,6 +263,48 @@ RUNS = {
     "several-labels": ("classifier", {"text": "w1 w2", "label": ["a", "b"]}, {"classes": ["a", "b", "c"]}),
     "sequence-classification": ("classifier", {"text": "w1 w2", "label": "no"}, {"classes": ["no", "yes"]}),
 }
+
+
+# The architecture, a row, and the fields of its recipe.
+HEADS = {
+    "token-classification": (
+        "BertForTokenClassification",
+        {"tokens": ["w1", "w2"], "label": ["no", "yes"]},
+        {"classes": ["no", "yes"]},
+    ),
+    "question-answering": (
+        "BertForQuestionAnswering",
+        {"question": "w1 w2", "context": "w3 w4 w5", "answers": {"text": ["w4"], "answer_start": [3]}},
+        {},
+    ),
+    "multiple-choice": (
+        "BertForMultipleChoice",
+        {"text": "w1 w2", "choices": ["w3", "w4 w5"], "label": "B"},
+        {"classes": ["A", "B"]},
+    ),
+    "masked-lm": ("BertForMaskedLM", {"text": "w1 w2 w3 w4 w5 w6 w7 w8"}, {}),
+    "seq2seq-lm": ("T5ForConditionalGeneration", {"text": "w1 w2", "answer": "w3"}, {"response": "{answer}"}),
+    "regression": ("BertForSequenceClassification", {"text": "w1", "a": 1.5, "b": "2"}, {"label_columns": ["a", "b"]}),
+}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_recipes_of_other_heads_run_and_verify(write, workplace, capsys, task):
+    architecture, row, changes = HEADS[task]
+    case = next(one for one in CASES.values() if one.architecture == architecture)
+    head = workplace / "head"
+    case.model(**({"num_labels": 2} if task != "seq2seq-lm" else {})).save_pretrained(head)
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = "right"
+    tokenizer.save_pretrained(head)
+    path = workplace / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "number": number}) + "\n" for number in range(60)))
+    modules = ["q", "v"] if task == "seq2seq-lm" else ["query", "value"]
+    fields = {"task": task, "data": str(path), "label_words": "absent", "template": "{text}", "max_steps": 1}
+    fields |= {"lora_target_modules": modules, "output_dir": str(workplace / "out"), **changes}
+    assert main(["train", write(model_name_or_path=str(head), **fields)]) == 0
+    assert f"{TASKS[task].metric_name} after" in table(capsys.readouterr().out)
+    assert main(["verify", str(workplace / "out"), "--base", str(head)]) == 0
 
 
 @pytest.mark.parametrize("task", RUNS)
