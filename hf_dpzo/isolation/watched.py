@@ -28,8 +28,17 @@ _SCALE = 2.0**-38
 TINY_SHIFT = 1e-5
 
 
+# A shift away from where parameters are zero, such as those of a new adapter.
+START = 0.05
+
+
 # Shifts at which an argmax flips, if anything makes it flip.
-LARGE_SHIFTS = (0.05, 0.3, 1.0)
+LARGE_SHIFTS = (1e-3, 0.05, 0.3, 1.0)
+
+
+# The smallest change of a loss that is a jump, as a share of it. A smaller one is of a loss that moves, but that is
+# rounded to fewer places than a tiny shift reaches.
+LEAST_JUMP = 1e-4
 
 
 # The share of rows that a tiny shift may move by a flip.
@@ -84,7 +93,7 @@ def changes_in_jumps(model: torch.nn.Module, losses: BatchLosses, batches: Seque
     def evaluate(shift: float) -> torch.Tensor:
         for index, (parameter, copy) in enumerate(zip(trained, copies, strict=True)):
             parameter.copy_(copy)
-            directions.add_(parameter, index=index, step=0, weights={0: LARGE_SHIFTS[0], 1: shift})
+            directions.add_(parameter, index=index, step=0, weights={0: START, 1: shift})
         return torch.cat([watched.of_public(model, rows) for rows in batches])
 
     try:
@@ -93,7 +102,15 @@ def changes_in_jumps(model: torch.nn.Module, losses: BatchLosses, batches: Seque
         # Only rows whose outputs moved say anything about the loss.
         if not moved[:, 1].any() or moved[moved[:, 1], 0].float().mean() > FLIPPED_SHARE:
             return False
-        return any(bool((evaluate(shift)[:, 0] != base[:, 0]).any()) for shift in LARGE_SHIFTS)
+        changes = (_find_least_change(base[:, 0], evaluate(shift)[:, 0]) for shift in LARGE_SHIFTS)
+        first = next((change for change in changes if change is not None), 0.0)
+        return first >= LEAST_JUMP
     finally:
         for parameter, copy in zip(trained, copies, strict=True):
             parameter.copy_(copy)
+
+
+def _find_least_change(before: torch.Tensor, after: torch.Tensor) -> float | None:
+    """Return the smallest change of a row's loss that is not zero, as a share of it; `None` if no loss changed."""
+    changes = ((after - before).abs() / before.abs().clamp(min=1e-3))[after != before]
+    return changes.min().item() if len(changes) else None

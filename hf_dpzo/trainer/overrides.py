@@ -97,7 +97,7 @@ def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]
 
 def _refuse_own_optimizer(optimizer: Any, schedule: Any, built_from: tuple | None) -> None:
     """Raise `ValueError` for an optimizer or a schedule that somebody gave to the trainer."""
-    if built_from is not None and built_from[0] is not ZOOptimizer:
+    if built_from is not None and not issubclass(built_from[0], ZOOptimizer):
         raise ValueError(
             f"optimizer_cls_and_kwargs={built_from[0].__name__}: the update is made by ZOOptimizer; set learning_rate "
             "and update."

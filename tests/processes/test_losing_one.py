@@ -56,10 +56,10 @@ class Kept(TrainerCallback):
 def on_a_full_disk(here: Here, kind: str, folder: Path) -> None:
     append = TrajectoryWriter.append
 
-    def full(writer, record) -> None:
+    def full(writer, record, **options) -> None:
         if record.step == 2:
             raise OSError("the disk is full")
-        append(writer, record)
+        append(writer, record, **options)
 
     here.patch.setattr(TrajectoryWriter, "append", full)
     train(folder / "run", model=model_of(kind), callbacks=[Kept(folder / "ends")])

@@ -199,11 +199,11 @@ def inside_the_append(patch, count: int) -> None:
     """Half of a record is written."""
     append_whole = TrajectoryWriter.append
 
-    def append(writer, record):
+    def append(writer, record, **options):
         if record.step == count:
             writer._file.write(writer._layout.pack(record, writer._checksum)[:30])
             die()
-        append_whole(writer, record)
+        append_whole(writer, record, **options)
 
     patch.setattr(TrajectoryWriter, "append", append)
 

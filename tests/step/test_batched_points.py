@@ -195,7 +195,9 @@ def test_a_loss_that_cannot_be_batched_over_points_is_refused(make_args, tokeniz
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         return torch.tensor([row.sum().item() for row in logits])
 
-    with pytest.raises(ValueError, match=r"^points_per_pass=2: .* fails, or joins rows \(ValueError\); remove it\.$"):
+    with pytest.raises(
+        ValueError, match=r"^points_per_pass=2: .* fails, or joins rows \(FailedLossError\); remove it\.$"
+    ):
         trained(make_args, tokenizer, loss=loss, points_per_pass=2)
 
 
