@@ -125,7 +125,8 @@ def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequenc
             if not change <= tolerance:
                 raise CoupledRowsError(
                     f"padded_lengths={list(losses.collator.padded_lengths)}: padding moved a row's loss by "
-                    f"{change:.2g}, so that what is trained is not the row without it; {REMEDY_PADDING}."
+                    f"{change:.2g}, so that what is trained is not the row without it; {REMEDY_PADDING}, or leave "
+                    "padded_lengths out and set per_device_train_batch_size=1."
                 )
 
 

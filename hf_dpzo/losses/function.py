@@ -54,10 +54,10 @@ class FunctionLoss(PerExampleLoss):
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row, `[batch]`, as the function computes it."""
-        return self.fn(model, inputs)
+        return _as_floats(self.fn(model, inputs))
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, Scores | None]:
-        """Return the losses, `[batch]`, and the scores; `None` where there are none."""
+        """Return the losses, float32 `[batch]`, and the scores; `None` where there are none."""
         found: list[Scores | None] = []
 
         def keep(module: torch.nn.Module, args: tuple, output: Any) -> None:
@@ -65,12 +65,18 @@ class FunctionLoss(PerExampleLoss):
 
         handle = model.register_forward_hook(keep) if isinstance(model, torch.nn.Module) else None
         try:
-            losses = self.fn(model, inputs)
+            losses = _as_floats(self.fn(model, inputs))
         finally:
             if handle is not None:
                 handle.remove()
         (scores,) = found if len(found) == 1 else (None,)
         return losses, scores if _fits(scores, losses) else self.scores(model, inputs)
+
+
+def _as_floats(losses: Any) -> Any:
+    """Return losses that are whole numbers or truth values as float32, and anything else as it is."""
+    is_exact = isinstance(losses, torch.Tensor) and not losses.is_floating_point()
+    return losses.float() if is_exact else losses
 
 
 def _fits(scores: Scores | None, losses: torch.Tensor) -> bool:

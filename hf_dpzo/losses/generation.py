@@ -57,6 +57,10 @@ class Generation:
             KeyError: the row has neither `input_ids` nor `prompt`.
             ValueError: the prompt is empty.
         """
+        if "input_ids" not in row and "prompt" not in row:
+            raise KeyError(
+                "prompt: a row has neither this column nor input_ids; rename the column of its prompts to prompt."
+            )
         tokens = list(row["input_ids"]) if "input_ids" in row else self._encode_prompt(row["prompt"])
         if "attention_mask" in row:
             tokens = [token for token, is_there in zip(tokens, row["attention_mask"], strict=True) if is_there]

@@ -1,6 +1,7 @@
 """The durable Trainer, made to publish: whatever it saves carries its guarantee and its log."""
 
 import math
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -282,7 +283,8 @@ def _sanitize(metric: str) -> str:
     return re.sub(r"[^\w./@-]", "_", metric)[:128]
 
 
-def _is_model_metric(metric: str, value: float) -> bool:
-    """Return whether a metric describes the model, and not the machine's speed."""
+def _is_model_metric(metric: str, value: Any) -> bool:
+    """Return whether a metric is a number that describes the model, and not the machine's speed."""
     timing = metric.endswith(("_runtime", "_per_second", "_preparation_time"))
-    return metric.startswith("eval_") and not timing and math.isfinite(value)
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return metric.startswith("eval_") and not timing and is_number and math.isfinite(value)

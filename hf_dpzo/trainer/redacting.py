@@ -106,6 +106,8 @@ class RedactingTrainer(Trainer):
         """
         if not prediction_loss_only and getattr(self.args, "predict_with_generate", False):
             forward = LossForward(lambda given: self.compute_loss(model, given))
+            # A collator of sequence to sequence gives None to rows without labels, and stock asks for its length.
+            inputs = {name: value for name, value in inputs.items() if value is not None}
             return super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys, **options)
         inputs = self._prepare_inputs(inputs)
         labels = nested_detach(tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None))

@@ -1,5 +1,9 @@
 """Evaluation by losses of one row each; what is saved beside a model; adapters that do nothing."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -162,3 +166,23 @@ def test_a_function_that_misses_something_else_is_not_taken_for_one_without_labe
     trainer = build(per_example_loss=lambda model, inputs: inputs["weights"])
     with pytest.raises(KeyError, match="weights"):
         trainer.evaluate(labelled_rows(6).remove_columns("labels"))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_losses_that_are_whole_numbers_or_truth_values_are_evaluated(build, kind):
+    def loss(model, inputs):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return (logits.argmax(dim=1) != inputs["labels"]).to(kind)
+
+    found = build(per_example_loss=loss, args={"per_device_train_batch_size": 1}).evaluate()
+    assert 0 <= found["eval_loss"] <= 1
+
+
+def test_metrics_that_are_no_numbers_are_left_out_of_the_card(build):
+    found = {"text": "good", "truth": True, "nothing": None, "list": [1, 2], "number": np.float32(0.5)}
+    trainer = build(compute_metrics=lambda prediction: dict(found), args={"eval_data_is_public": True})
+    trainer.train()
+    assert trainer.evaluate()["eval_text"] == "good"
+    trainer.save_model()
+    said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())["evaluation"]["metrics"]
+    assert said["eval_number"] == 0.5 and not {"eval_text", "eval_truth", "eval_nothing", "eval_list"} & {*said}
