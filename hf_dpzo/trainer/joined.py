@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -56,6 +56,17 @@ class JoiningTrainer(AuditingTrainer):
     _reward_sums: torch.Tensor | None = None
 
     # ---- Before the trainer is built ----
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raise `TypeError` for a class that puts another trainer before this one, and so would keep its steps."""
+        super().__init_subclass__(**options)
+        before = cls.__mro__[1 : cls.__mro__.index(JoiningTrainer)]
+        others = [kind for kind in before if issubclass(kind, Trainer) and not issubclass(kind, JoiningTrainer)]
+        if others:
+            raise TypeError(
+                f"{cls.__name__}: {others[0].__name__} comes before ZOTrainer, so that rows are prepared and evaluated "
+                f"by it alone; write class {cls.__name__}(ZOTrainer, {others[0].__name__})."
+            )
 
     def _join(self, args: Any, passed_rows: Any, *, own_loss: bool) -> None:
         """Find the class of TRL, and refuse what would be ignored. Nothing is built yet."""

@@ -210,3 +210,10 @@ def test_arguments_without_the_fields_of_trl_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"^args=ZOTrainingArguments: SFTTrainer reads the fields of SFTConfig"):
         sft(tmp_path, config=ZOTrainingArguments)
+
+
+@pytest.mark.parametrize("other", [Seq2SeqTrainer, trl.SFTTrainer])
+def test_a_trainer_that_comes_before_ours_is_refused_when_the_class_is_made(other):
+    with pytest.raises(TypeError, match=rf"^Mine: {other.__name__} comes before ZOTrainer"):
+        type("Mine", (other, ZOTrainer), {})
+    type("Mine", (type("Mixin", (), {}), ZOTrainer, other), {})
