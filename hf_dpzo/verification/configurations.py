@@ -65,6 +65,7 @@ def compare_configurations(
             config = unwrap_model(model).config
             published = _fill(published, wanted, partial(_read_defaults, type(config)))
             wanted = _fill(wanted, published, partial(_read_fields, config))
+            published = _adopt_unstated_types(published, wanted)
         differences += compare_json(published, wanted, name)
     return differences
 
@@ -76,6 +77,20 @@ def _fill(
     missing = set(others) - set(fields)
     given = read() if missing else {}
     return {**fields, **{field: given.get(field) for field in missing}}
+
+
+def _adopt_unstated_types(published: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `published` with the types of `wanted` in parts of a model that state none.
+
+    A model that was put together in Python states none for its parts; loaded again, it states that of its weights.
+    """
+    filled = dict(published)
+    for name, value in published.items():
+        other = wanted.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            adopted = {"dtype": other.get("dtype")} if value.get("dtype") is None else {}
+            filled[name] = {**_adopt_unstated_types(value, other), **adopted}
+    return filled
 
 
 def _read_fields(config: PreTrainedConfig) -> dict[str, Any]:

@@ -7,7 +7,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    Seq2SeqTrainer,
+)
 
 from hf_dpzo import (
     ZOSeq2SeqTrainer,
@@ -19,7 +25,7 @@ from hf_dpzo import (
 from hf_dpzo.cli.main import main
 from hf_dpzo.losses.heads import build_head_loss
 
-from support.heads import CASES, HeadCase
+from support.heads import BERT, CASES, HeadCase
 from support.runs import SHORT_RUN
 
 
@@ -214,3 +220,22 @@ def test_a_function_is_the_evaluation_loss_beside_generated_text(tmp_path):
 def test_arguments_without_generation_are_refused_by_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"args=ZOTrainingArguments: .* pass ZOSeq2SeqTrainingArguments"):
         train(tmp_path, "t5", kind=JoinedTrainer)
+
+
+def test_a_model_that_was_put_together_of_two_is_verified(tmp_path, capsys):
+    """Its parts state no type of their weights before it is loaded."""
+    part = BertConfig(**{**BERT, "num_labels": 2, "max_position_embeddings": 32})
+    torch.manual_seed(0)
+    model = EncoderDecoderModel(config=EncoderDecoderConfig.from_encoder_decoder_configs(part, part))
+    model.config.update({"decoder_start_token_id": 3, "pad_token_id": 0, "vocab_size": 64})
+    model.save_pretrained(tmp_path / "base")
+    case = next(one for one in CASES.values() if one.architecture == "T5ForConditionalGeneration")
+    trainer = ZOTrainer(
+        model=model,
+        args=ZOTrainingArguments(output_dir=str(tmp_path / "out"), **SHORT_RUN),
+        train_dataset=Dataset.from_list(case.rows(20)),
+        data_collator=case.collator(),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert main(["verify", str(tmp_path / "out"), "--base", str(tmp_path / "base")]) == 0, capsys.readouterr().out
