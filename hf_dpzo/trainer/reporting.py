@@ -10,7 +10,8 @@ import torch
 from hf_dpzo.arguments.report_plan import build_report_mechanism
 from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.distributed.processes import Processes
-from hf_dpzo.io.files import write_atomically
+from hf_dpzo.io.files import read_plain, write_atomically
+from hf_dpzo.io.strict_json import parse_json
 from hf_dpzo.privacy.queries import LaplaceQuery, Query
 
 
@@ -37,14 +38,16 @@ class FailedRows:
         return f"{100 * self.share:.1f} % (give or take {200 * self.deviation:.1f} %)"
 
     def save(self, folder: Path) -> None:
-        """Write it to `folder`, so that a run that is resumed does not release it again."""
+        """Write it to `folder`, where a run that is resumed finds it."""
         write_atomically(folder / REPORT_FILE, json.dumps(asdict(self)).encode())
 
 
 def load_report(folder: Path) -> FailedRows | None:
-    """Return what the run in `folder` has released; `None` if it has not yet."""
-    path = folder / REPORT_FILE
-    return FailedRows(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """Return what the run in `folder` has released; `None` if the file is not there any more, or was damaged."""
+    try:
+        return FailedRows(**parse_json(read_plain(folder / REPORT_FILE).decode()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def mark_failed_units(losses: torch.Tensor, batch: LogicalBatch) -> torch.Tensor:

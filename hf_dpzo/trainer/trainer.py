@@ -211,7 +211,8 @@ class ZOTrainer(JoiningTrainer):
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
             self._refuse_broken_seal()
             refuse_diverged(self._processes, self._build_descent().optimizer.parameters(), output.global_step)
-            self.failed_rows = self._report_failed_rows()
+            ends_here = self._log.num_spent_steps < self.budget.planned_steps <= output.global_step
+            self.failed_rows = self._report_failed_rows(may_release=ends_here)
         finally:
             self._close_log()
         metrics = {"epoch": self.state.epoch}
@@ -221,14 +222,17 @@ class ZOTrainer(JoiningTrainer):
             metrics["failed_rows"] = self.failed_rows.share
         return TrainOutput(output.global_step, math.nan, metrics)
 
-    def _report_failed_rows(self) -> FailedRows | None:
-        """Release the share of units on which training fails, from one more batch; `None` if no budget is set aside."""
+    def _report_failed_rows(self, *, may_release: bool) -> FailedRows | None:
+        """Release the share of units on which training fails, from one more batch; `None` if no budget is set aside.
+
+        Args:
+            may_release: whether the run's last step was taken here. If not, the count comes then, or came, and may be lost.
+        """
         if not self.budget.report:
             return None
         folder = Path(self.args.output_dir)
-        known = self._processes.run_on_first(lambda: load_report(folder))
-        if known is not None:
-            return known
+        if not may_release:
+            return self._processes.run_on_first(lambda: load_report(folder))
         batch = next(iter(self._loader))["batch"]
         self.model_wrapped.eval()
         with self._state.held_still():

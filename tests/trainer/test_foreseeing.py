@@ -11,6 +11,7 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
+    TrainerCallback,
 )
 
 from hf_dpzo import Trajectory, ZOTrainer
@@ -46,7 +47,7 @@ def trainer(tmp_path, model, train, evaluation=None, *, collator=DataCollatorWit
     tokenizer.padding_side = "right"
     return ZOTrainer(
         model=model,
-        args=short_args(tmp_path / "out", max_steps=1, **changes),
+        args=short_args(tmp_path / "out", **{"max_steps": 1, **changes}),
         train_dataset=train,
         eval_dataset=evaluation,
         processing_class=tokenizer,
@@ -205,6 +206,36 @@ def test_a_resumed_run_counts_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_dpzo.trainer.trainer.release_report", None)
     again.train(resume_from_checkpoint=True)
     assert again.failed_rows == FailedRows(**first)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_a_count_that_was_lost_is_not_released_again(tmp_path, monkeypatch, damage):
+    torch.manual_seed(0)
+    trainer(tmp_path, one_layer(), failing_rows(40), report_failed_rows=0.1).train()
+    damage(tmp_path / "out" / REPORT_FILE)
+    torch.manual_seed(0)
+    again = trainer(tmp_path, one_layer(), failing_rows(40), report_failed_rows=0.1)
+    monkeypatch.setattr("hf_dpzo.trainer.trainer.release_report", None)
+    again.train(resume_from_checkpoint=True)
+    assert again.failed_rows is None
+
+
+def test_a_run_that_stops_early_counts_when_it_goes_on_to_its_end(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    def build() -> ZOTrainer:
+        torch.manual_seed(0)
+        return trainer(tmp_path, one_layer(), failing_rows(40), report_failed_rows=0.1, max_steps=2)
+
+    first = build()
+    first.add_callback(Stop())
+    first.train()
+    assert first.failed_rows is None and not (tmp_path / "out" / REPORT_FILE).exists()
+    again = build()
+    again.train(resume_from_checkpoint=True)
+    assert again.failed_rows is not None
 
 
 def test_users_are_counted_once_each(tmp_path):
