@@ -69,7 +69,8 @@ class MetricLoss(PerExampleLoss):
     """Trains on a metric of each row, of which more is better. The loss of a row is its negative metric.
 
     The prediction is the class with the highest score: of the row, or of each of its tokens that has a label; or each
-    label whose score is positive, if there are several. With `max_new_tokens` it is the text that is generated after
+    label whose score is positive, if there are several. A model of numbers predicts these, for a function to compare,
+    and one of answers the places of an answer's tokens. With `max_new_tokens` it is the text that is generated after
     the prompt, and `MetricLoss` returns a `TextMetricLoss`.
 
     Args:
@@ -130,6 +131,11 @@ class MetricLoss(PerExampleLoss):
     def attach(self, model: torch.nn.Module, tokenizer: Any, progress: Callable[[], Any]) -> None:
         """Choose the head whose scores are predicted from, unless a loss was passed."""
         self._loss = self._loss or build_head_loss(model)
+        if _predicts_numbers(model) and self._compute in METRICS.values():
+            raise ValueError(
+                f"metric={self._compute.__name__}: it compares classes, and this model predicts numbers; pass a "
+                "function (prediction, reference) -> number, of which more is better."
+            )
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the scores of the head, `[batch, ...]`."""
@@ -139,10 +145,28 @@ class MetricLoss(PerExampleLoss):
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses, float32 `[batch]`, and the scores of the head; NaN for a row without a label."""
         scores = self.scores(model, inputs)
+        if isinstance(scores, tuple):
+            return self._measure_answers(scores, inputs), scores
+        if _predicts_numbers(model):
+            compared = zip(scores.tolist(), inputs["labels"].float().reshape(scores.shape).tolist(), strict=True)
+            losses = [-float(self._compute(*map(_unwrap_one, pair))) for pair in compared]
+            return torch.tensor(losses, dtype=torch.float32, device=scores.device), scores
         shifts = is_decoder(unwrap_model(model)) and scores.ndim == 3 and inputs["labels"].shape == scores.shape[:2]
         predicted, labels = (scores[:, :-1], inputs["labels"][:, 1:]) if shifts else (scores, inputs["labels"])
         losses = [-self._measure(row, label) for row, label in zip(predicted, labels, strict=True)]
         return torch.tensor(losses, dtype=torch.float32, device=scores.device), scores
+
+    def _measure_answers(self, scores: tuple[torch.Tensor, ...], inputs: Inputs) -> torch.Tensor:
+        """Return the losses of answers, `[batch]`, by the places of the first and the last token of each."""
+        mask = inputs.get("attention_mask")  # How much padding a row has depends on others.
+        own = scores if mask is None else [one.masked_fill(mask == 0, -math.inf) for one in scores]
+        starts, ends = (one.argmax(dim=1).tolist() for one in own)
+        wanted = zip(inputs["start_positions"].tolist(), inputs["end_positions"].tolist(), strict=True)
+        losses = [
+            -float(self._compute(list(range(start, end + 1)), list(range(first, last + 1))))
+            for start, end, (first, last) in zip(starts, ends, wanted, strict=True)
+        ]
+        return torch.tensor(losses, dtype=torch.float32, device=scores[0].device)
 
     def _measure(self, scores: torch.Tensor, label: torch.Tensor) -> float:
         if scores.shape == label.shape:
@@ -153,6 +177,15 @@ class MetricLoss(PerExampleLoss):
         if label.ndim == 0:
             return float(self._compute(int(predicted), int(label)))
         return float(self._compute(predicted[is_target].tolist(), label[is_target].tolist()))
+
+
+def _predicts_numbers(model: torch.nn.Module) -> bool:
+    config = getattr(unwrap_model(model), "config", None)
+    return getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", None) == 1
+
+
+def _unwrap_one(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 class TextMetricLoss(TextObjective):

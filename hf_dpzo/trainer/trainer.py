@@ -226,7 +226,7 @@ class ZOTrainer(JoiningTrainer):
         """Release the share of units on which training fails, from one more batch; `None` if no budget is set aside.
 
         Args:
-            may_release: whether the run's last step was taken here. If not, the count comes then, or came, and may be lost.
+            may_release: whether the run's last step was taken here. If not, the count comes then, or has come.
         """
         if not self.budget.report:
             return None

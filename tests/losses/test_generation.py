@@ -13,9 +13,11 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 from hf_dpzo.data.sealed import run_sealed
 from hf_dpzo.losses import GenerationReward, MetricLoss, PerExampleLoss
 from hf_dpzo.losses.generation import Generation
+from hf_dpzo.losses.heads import build_head_loss
 from hf_dpzo.losses.metric import accuracy, exact_match, token_f1
 from hf_dpzo.losses.objective import COLUMNS, ColumnsCollator
 
+from support.heads import CASES
 from support.models import causal_lm, classifier, word_tokenizer
 
 
@@ -277,6 +279,33 @@ def test_accuracy_of_next_tokens_counts_targets_alone():
     labels[0, 3], labels[0, 4] = predicted[0, 2], predicted[0, 3] + 1
     losses = MetricLoss("accuracy")(model(), {**inputs, "labels": labels})
     assert losses[0] == -0.5 and math.isnan(losses[1])
+
+
+def test_the_metric_of_an_answer_is_that_of_its_places():
+    case = CASES["answers"]
+    head, inputs = case.model(), case.collate(case.rows(3))
+    scores = build_head_loss(head).scores(head, inputs)
+    starts, ends = (one.masked_fill(inputs["attention_mask"] == 0, -math.inf).argmax(dim=1) for one in scores)
+    ends = torch.maximum(starts, ends)
+    inputs |= {"start_positions": starts, "end_positions": ends}
+    found = MetricLoss("token_f1")(head, inputs)
+    spans = [list(range(a, b + 1)) for a, b in zip(starts.tolist(), scores_ends(scores, inputs), strict=True)]
+    wanted = [list(range(a, b + 1)) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    assert found.tolist() == [-token_f1(*pair) for pair in zip(spans, wanted, strict=True)]
+
+
+def scores_ends(scores, inputs) -> list[int]:
+    return scores[1].masked_fill(inputs["attention_mask"] == 0, -math.inf).argmax(dim=1).tolist()
+
+
+def test_a_model_of_numbers_takes_a_function_of_numbers():
+    head = classifier(num_labels=1)
+    inputs = {"input_ids": torch.randint(4, 40, (3, 5)), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    predicted = head(**inputs).logits[:, 0]
+    loss = MetricLoss(lambda prediction, reference: -abs(prediction - reference))
+    assert torch.allclose(loss(head, {**inputs, "labels": torch.zeros(3)}), predicted.abs())
+    with pytest.raises(ValueError, match="metric=accuracy: it compares classes"):
+        MetricLoss("accuracy").attach(head, None, dict)
 
 
 SCRIPT = """
