@@ -106,7 +106,17 @@ def _encode_row(
     row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     named = {column: _name_classes(row[column], classes) for column, classes in names.items()}
-    return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+    try:
+        return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+    except Exception as error:
+        # Those of this project hold no value of a row. What others say may.
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise
+        reason = type(error).__name__
+    raise ValueError(
+        f"task={recipe.task}: a row can not become tokens ({reason}); check the values in "
+        f"{', '.join(recipe.used_columns)}."
+    )
 
 
 def _name_classes(cell: Any, classes: list[str]) -> Any:
