@@ -14,7 +14,8 @@ from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.recipe.tables import load_tables
+from hf_dpzo.recipe.tables import keep_rows, load_tables
+from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -57,7 +58,13 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.n
 def load_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, kept_column: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Return the encoded training rows, with the column `kept_column`, and the encoded evaluation rows."""
+    """Return the encoded training rows, with the column `kept_column`, and the encoded evaluation rows.
+
+    Rows of no token, and those of which no token is learned, are left out.
+
+    Raises:
+        ValueError: the rows can not be read, or can not become tokens, or nothing is left of them.
+    """
     recipe.kind.check_tokenizer(recipe, tokenizer)
     train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
@@ -88,7 +95,21 @@ def _encode_rows(
     if kept_column is not None and kept_column in rows.column_names and rows.features[kept_column] == Json():
         rows = rows.map(_read_unit, input_columns=kept_column, fn_kwargs={"column": kept_column})
     removed = [name for name in rows.column_names if name != kept_column]
-    return rows.map(_encode_row, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
+    encoded = rows.map(_encode_row, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
+    decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
+    learned = keep_rows(encoded, decisive, _is_learned)
+    if not len(learned):
+        raise ValueError(
+            f"data={recipe.data}: with max_length={recipe.max_length} no row has a token that is learned; raise it, or "
+            "correct the rows."
+        )
+    return learned
+
+
+def _is_learned(row: Mapping[str, Any]) -> bool:
+    """Return whether an encoded row has tokens, and labels of which one at least counts."""
+    labels = row.get("labels")
+    return bool(row.get("input_ids", True)) and not (isinstance(labels, list) and all(one == IGNORED for one in labels))
 
 
 def _find_class_names(rows: datasets.Dataset, recipe: Recipe) -> dict[str, list[str]]:

@@ -160,6 +160,8 @@ def _mark_fitting(
     messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[int], list[bool]]:
     """Return at most `max_length` tokens of a conversation, and which of them the assistant writes."""
+    if not messages:
+        return [], []
     tokens, learned = _mark_turns(messages, tokenizer)
     while len(tokens) > max_length and (shorter := _drop_first_exchange(messages)) is not None:
         messages = shorter
