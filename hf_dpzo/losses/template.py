@@ -31,6 +31,13 @@ class Template:
     def __post_init__(self) -> None:
         if not self.fields:
             raise ValueError(f"template={self.template!r}: it names no column; write one in braces, such as {{text}}.")
+        try:
+            self.render(dict.fromkeys(self.fields, ""))
+        except ValueError:
+            raise ValueError(
+                f"template={self.template!r}: what follows a column's name in braces can not be done to a text; leave "
+                "it out."
+            ) from None
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from hf_dpzo.data.cells import is_missing, to_text
+from hf_dpzo.data.cells import is_missing, to_number, to_text
 
 
 _CHUNK_ROWS = 1000
@@ -55,10 +55,10 @@ def hold_out(
         chosen = [place in held_out for place in places]
     if not any(chosen) or all(chosen):
         asked = f"eval_rows={count}" if share is None else f"eval_share={share}"
-        advice = "hold out fewer, and one at least"
+        advice = "hold out one row at least, and not all"
         if by_unit:
             advice = f"it counts units of {unit_column} with all of their rows, so hold out fewer, or set eval_share"
-        raise ValueError(f"{asked}: the data have {len(rows)} rows; {advice}.")
+        raise ValueError(f"{asked}: it leaves no row on one side; {advice}.")
     held, kept = ([index for index, held in enumerate(chosen) if held is side] for side in (True, False))
     return rows.select(kept), rows.select(held)
 
@@ -90,6 +90,9 @@ def _normalize(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     try:
-        return to_text(value, "")
+        text = to_text(value, "")
     except ValueError:
         return repr(value)
+    # A program may write 1 as 1.0 because a cell of another row is missing.
+    number = to_number(text)
+    return text if number is None else to_text(number, "")

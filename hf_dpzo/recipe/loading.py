@@ -23,6 +23,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"model_name_or_path={recipe.model_name_or_path}: its tokenizer has no token to pad rows with, nor EOS; "
+            "set its pad_token and save it beside the model."
+        )
     tokenizer.padding_side = recipe.kind.padding_side(recipe)
     return tokenizer
 
@@ -34,7 +39,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
         options["quantization_config"] = GgufConfig(dequantize=True)
     options |= recipe.kind.model_options(recipe)
     with publicly_seeded(seed):
-        model = recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
+        model = _load_weights(recipe, options)
     if recipe.model_revision is not None:
         model.config._commit_hash = find_cached_commit(recipe.model_name_or_path, recipe.model_revision)
     # Cards name the model by what the recipe says, not by its path on this machine.
@@ -42,6 +47,18 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return add_adapter(model, recipe, seed=seed)
+
+
+def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
+    try:
+        return recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error) or "num_labels" not in options:
+            raise
+    raise ValueError(
+        f"classes={', '.join(recipe.labels)}: the head of {recipe.model_name_or_path} has not {options['num_labels']} "
+        "outputs; name as many classes as it has, or a model without a head."
+    )
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.nn.Module:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hf_dpzo.data.cells import Classes, is_missing
 from hf_dpzo.models.location import resolve_path
@@ -29,7 +30,7 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
     train = _load_split(recipe, recipe.data, recipe.data_config, recipe.train_split)
     evaluation = None
     if recipe.eval_data is not None:
-        if resolve_path(recipe.eval_data) == resolve_path(recipe.data):
+        if _find_path(recipe.eval_data).resolve() == _find_path(recipe.data).resolve():
             raise ValueError(
                 f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
             )
@@ -38,11 +39,13 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
         if recipe.eval_split == recipe.train_split:
             raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
         evaluation = _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
-    train = _select_rows(train, recipe)
+    train = _select_rows(_shorten_floats(train, recipe), recipe)
     if evaluation is not None:
-        return train, _select_rows(evaluation, recipe)
+        return train, _select_rows(_shorten_floats(evaluation, recipe), recipe)
     if recipe.eval_rows is None and recipe.eval_share is None:
         return train, None
+    if unit_column is not None and unit_column not in train.column_names:
+        raise ValueError(f"privacy_unit_column={unit_column}: the data have no such column; name one of them.")
     return hold_out(
         train,
         count=recipe.eval_rows,
@@ -53,8 +56,12 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
     )
 
 
+def _find_path(name: str) -> Path:
+    return Path(resolve_path(name)).expanduser()
+
+
 def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> datasets.Dataset:
-    path = Path(resolve_path(name)).expanduser()
+    path = _find_path(name)
     reader = FileReader(
         encoding=recipe.encoding, separator=recipe.separator, missing_words=tuple(recipe.missing_words or ())
     )
@@ -80,6 +87,17 @@ def _load_from_hub(name: str, config: str | None, split: str) -> datasets.Datase
         f"data={name}: there is no such file, and the Hub gives no split {split} of that name ({reason}); "
         "name one that exists, and its data_config if it has several."
     )
+
+
+def _shorten_floats(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    """Return the rows with numbers of few bits as they are written: Python would take 0.1 for 0.10000000149."""
+    for name in recipe.used_columns:
+        kind = getattr(rows.features.get(name), "dtype", None)
+        if kind in ("float16", "float32"):
+            cells = [cell if is_missing(cell) else float(str(np.dtype(kind).type(cell))) for cell in rows[name]]
+            shortened = datasets.Dataset.from_dict({name: cells}, datasets.Features({name: datasets.Value("float64")}))
+            rows = datasets.concatenate_datasets([rows.remove_columns(name), shortened], axis=1)
+    return rows
 
 
 def _select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:

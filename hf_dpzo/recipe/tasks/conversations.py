@@ -1,5 +1,6 @@
 """Conversations as tokens, by the chat template of a tokenizer."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -180,7 +181,7 @@ def _drop_first_exchange(messages: Messages) -> Messages | None:
 
 def _mark_turns(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     """Return the tokens of a conversation, and which of them the assistant writes."""
-    if "{% generation" in str(tokenizer.chat_template) or "{%- generation" in str(tokenizer.chat_template):
+    if re.search(r"\{%[-+]?\s*generation\b", str(tokenizer.chat_template)):
         encoded = tokenizer.apply_chat_template(
             messages, return_dict=True, return_assistant_tokens_mask=True, tokenize=True
         )
