@@ -125,9 +125,13 @@ def find_cache(paths: Sequence[Path]) -> str:
 
 
 def _generate_rows(files: Sequence[TextFile], names: Sequence[str], holds_json: bool) -> Iterator[dict[str, Any]]:
+    is_empty = True
     for file in files:
         for row in file.rows():
+            is_empty = False
             yield {name: _encode(row.get(name), holds_json=holds_json) for name in names}
+    if is_empty:
+        raise UnreadableFileError(f"data={files[0].path}: it holds no row; name a file of rows.")
 
 
 def _encode(cell: Any, *, holds_json: bool) -> str | None:

@@ -112,15 +112,18 @@ def _encode_rows(
     if kept_column is not None and kept_column in rows.column_names and rows.features[kept_column] == Json():
         rows = rows.map(_read_unit, input_columns=kept_column, fn_kwargs={"column": kept_column})
     removed = [name for name in rows.column_names if name != kept_column]
-    encoded = rows.map(_encode_row, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
-    decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
-    learned = keep_rows(encoded, decisive, _is_learned)
-    if not len(learned):
+    first = next((place for place, row in enumerate(rows) if _is_learned(_encode_row(row, **options))), None)
+    if first is None:
         raise ValueError(
             f"data={recipe.data}: with max_length={recipe.max_length} no row has a token that is learned; raise it, or "
             "correct the rows."
         )
-    return learned
+    settings = {"fn_kwargs": options, "remove_columns": removed, "desc": "Tokenizing"}
+    # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
+    features = rows.select([first]).map(_encode_row, **settings).features
+    encoded = rows.map(_encode_row, features=features, **settings)
+    decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
+    return keep_rows(encoded, decisive, _is_learned)
 
 
 def _is_learned(row: Mapping[str, Any]) -> bool:

@@ -133,3 +133,19 @@ def test_rows_without_an_answer_and_numbers_of_other_types_are_read(tmp_path, an
 def test_an_empty_separator_of_labels_is_refused():
     with pytest.raises(ValueError, match="label_separator='': it is no text"):
         data_recipe("rows.csv", task="several-labels", label_words=None, classes=["a", "b"], label_separator="")
+
+
+def test_rows_without_tokens_decide_no_type(tmp_path):
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = CHAT
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    path = write(tmp_path, "jsonl", [{"messages": []}] * 1001 + [{"messages": talk}])
+    assert len(load(path, tokenizer, task="chat", label_words=None)) == 1
+
+
+@pytest.mark.parametrize(("kind", "content"), [("jsonl", ""), ("json", "[]"), ("csv", "text,label\n"), ("txt", "")])
+def test_files_without_a_row_get_one_sentence(tmp_path, kind, content):
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="it holds no row; name a file of rows"):
+        load(path)
