@@ -122,3 +122,20 @@ def test_the_forms_of_contents_are_found_anew_for_another_template():
     for template in (PLAIN, PLAIN.replace("{{ m.content }}", PARTS)):
         tokenizer.chat_template = template
         assert spell(encode_conversation(TALK, tokenizer, max_length=50)["input_ids"]) == "<user>hi$<assistant>yo$"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "length", "expected"),
+    [
+        (50, 3, 60, "<user>" + "q" * 38 + "$<assistant>aaa$"),
+        (50, 50, 60, "<user>" + "q" * 12 + "$<assistant>" + "a" * 30),
+        (5, 50, 60, "<user>qqqqq$<assistant>" + "a" * 37),
+        (5, 5, 10, "<user>$<as"),
+    ],
+)
+def test_a_long_question_leaves_half_of_the_row_to_the_answer(asked, answer, length, expected):
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = PLAIN
+    talk = [{"role": "user", "content": "q" * asked}, {"role": "assistant", "content": "a" * answer}]
+    row = encode_conversation(talk, tokenizer, max_length=length)
+    assert spell(row["input_ids"]) == expected

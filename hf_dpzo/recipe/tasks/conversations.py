@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from hf_dpzo.data.cells import drop_missing, to_text
+from hf_dpzo.losses.template import Template
 from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
@@ -96,7 +97,8 @@ def refuse_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def encode_conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
     """Return `input_ids`, `attention_mask` and `labels` of a conversation; the assistant's turns are learned.
 
-    If it is too long, it loses its first turns, but for the system's, and then the end of what is left.
+    If it is too long, it loses its first turns, but for the system's, then the end of the longest text before the first
+    answer, which has at least half of the room, and then the end of what is left.
 
     Raises:
         ValueError: the chat template refuses the conversation. The message holds nothing of it.
@@ -167,7 +169,33 @@ def _mark_fitting(
     while len(tokens) > max_length and (shorter := _drop_first_exchange(messages)) is not None:
         messages = shorter
         tokens, learned = _mark_turns(messages, tokenizer)
+    while (excess := _count_excess(learned, max_length)) > 0 and (
+        shorter := _shorten_prompt(messages, tokenizer, excess)
+    ) is not None:
+        messages = shorter
+        tokens, learned = _mark_turns(messages, tokenizer)
     return tokens[:max_length], learned[:max_length]
+
+
+def _count_excess(learned: Sequence[bool], max_length: int) -> int:
+    """Return how many tokens in front of the first that is learned have no room; half of the room is for the others."""
+    asked = learned.index(True) if True in learned else 0
+    return min(asked - max_length // 2, len(learned) - max_length)
+
+
+def _shorten_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase, excess: int) -> Messages | None:
+    """Return the conversation, of which the longest text before the first answer has lost `excess` tokens or so."""
+    answers = (place for place, message in enumerate(messages) if place > 0 and message["role"] == "assistant")
+    asked = messages[: next(answers, 0)]
+    texts = {
+        str(place): message["content"] for place, message in enumerate(asked) if isinstance(message["content"], str)
+    }
+    shorter = Template.shorten(texts, tokenizer, excess - 1) if texts else None
+    if shorter is None:
+        return None
+    return [
+        {**message, "content": shorter.get(str(place), message["content"])} for place, message in enumerate(messages)
+    ]
 
 
 def _drop_first_exchange(messages: Messages) -> Messages | None:
