@@ -225,6 +225,8 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
         raise ValueError(f"recipe={path}: no such file.")
     try:
         values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
+    except UnicodeDecodeError:
+        raise ValueError(f"recipe={path}: it is not text in UTF-8; save it as such.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

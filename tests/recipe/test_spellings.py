@@ -141,3 +141,9 @@ def test_a_tokenizer_that_can_not_pad_gets_one_sentence(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="its tokenizer has no token to pad rows with"):
         load_tokenizer(data_recipe("rows.csv", model_name_or_path=str(tmp_path)))
+
+
+def test_a_recipe_of_another_encoding_gets_one_sentence(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes("data: caf\u00e9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"recipe=.*: it is not text in UTF-8; save it as such\.$"):
+        read_recipe(tmp_path / "recipe.yaml")
