@@ -294,7 +294,7 @@ def test_recipes_of_other_heads_run_and_verify(write, workplace, capsys, task):
     case = next(one for one in CASES.values() if one.architecture == architecture)
     head = workplace / "head"
     case.model(**({"num_labels": 2} if task != "seq2seq-lm" else {})).save_pretrained(head)
-    tokenizer = word_tokenizer()
+    tokenizer = copy.deepcopy(word_tokenizer())
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(head)
     path = workplace / "rows.jsonl"
