@@ -27,6 +27,19 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def drop_missing(value: Any) -> Any:
+    """Return a cell without the fields that hold no value, at every depth of its lists and dictionaries.
+
+    A table of stated types gives each dictionary the fields that any row has, so nulls say nothing about a row.
+
+    >>> drop_missing([{"x": 1, "y": None, "z": {"a": None}}, None])
+    [{'x': 1, 'z': {}}, None]
+    """
+    if isinstance(value, dict):
+        return {name: drop_missing(item) for name, item in value.items() if not is_missing(item)}
+    return [drop_missing(item) for item in value] if isinstance(value, list) else value
+
+
 def to_text(value: Any, column: str) -> str:
     """Return the text of one cell, which depends on nothing but the cell.
 

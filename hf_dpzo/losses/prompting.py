@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss, class_losses
-from hf_dpzo.losses.template import Template, find_special_tokens
+from hf_dpzo.losses.template import Template
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
@@ -46,9 +46,8 @@ class Prompt(Template):
 
     def encode(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """Return `input_ids` and `attention_mask` of one row. What is to be continued does not end with EOS."""
-        encoded = super().encode(row, tokenizer, max_length)
-        end = len(encoded["input_ids"]) - (0 if self.has_mask else len(find_special_tokens(tokenizer)[1]))
-        return {name: values[:end] for name, values in encoded.items()}
+        encode = super().encode if self.has_mask else super().encode_open
+        return encode(row, tokenizer, max_length)
 
     def loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> PerExampleLoss:
         """Return the loss that scores this prompt with `model`.

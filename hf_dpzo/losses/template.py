@@ -31,6 +31,13 @@ class Template:
     def __post_init__(self) -> None:
         if not self.fields:
             raise ValueError(f"template={self.template!r}: it names no column; write one in braces, such as {{text}}.")
+        try:
+            self.render(dict.fromkeys(self.fields, ""))
+        except ValueError:
+            raise ValueError(
+                f"template={self.template!r}: what follows a column's name in braces can not be done to a text; leave "
+                "it out."
+            ) from None
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -67,6 +74,9 @@ class Template:
             ValueError: the template alone is longer than `max_length`, or a value has no text.
         """
         columns = self.read_columns(row)
+        if self.has_mask and tokenizer.mask_token:
+            # In a column it would be a second mask.
+            columns = {name: text.replace(tokenizer.mask_token, " ") for name, text in columns.items()}
         encoded = self._tokenize(columns, tokenizer)
         while len(encoded["input_ids"]) > max_length:
             columns = self.shorten(columns, tokenizer, len(encoded["input_ids"]) - max_length)
@@ -74,6 +84,14 @@ class Template:
                 raise ValueError(f"max_length={max_length}: the template alone is longer; raise max_length.")
             encoded = self._tokenize(columns, tokenizer)
         return encoded
+
+    def encode_open(
+        self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> dict[str, Any]:
+        """Return what `encode` does, for a text that is continued, so that it does not end with EOS or the like."""
+        encoded = Template.encode(self, row, tokenizer, max_length)
+        end = len(encoded["input_ids"]) - len(find_special_tokens(tokenizer)[1])
+        return {name: values[:end] for name, values in encoded.items()}
 
     def read_columns(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return the text of each column that the template names."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 from datasets import Features, Json, Value
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
 from hf_dpzo._version import __version__
@@ -45,15 +46,19 @@ class FileReader:
 
     def read_folder(self, path: Path, config: str | None, split: str) -> datasets.Dataset:
         """Return a split of a folder: one that `save_to_disk` made, or one with files that `datasets` knows."""
+        path = path.resolve()  # Never a name on the Hub.
         explained = f"data={path}: it holds no {split} split of files that can be read"
         if (path / "dataset_dict.json").is_file():
             path = path / split
+            if not path.is_dir():
+                raise UnreadableFileError(f"data={path.parent}: it has no split {split}; name one of its folders.")
         if (path / "state.json").is_file():
             return _explain(explained, lambda: datasets.load_from_disk(str(path)))
         builder = _explain(explained, lambda: datasets.load_dataset_builder(str(path), config))
         found = (builder.config.data_files or {}).get(split, ())
         files = [Path(file) for file in found]
         suffixes = {find_suffix(file) for file in files}
+        _explain(explained, lambda: _refuse_mixed_folder(path, split, files))
         if len(suffixes) == 1 and suffixes <= {*TEXT_SUFFIXES}:
             return self._read_files(files, suffixes.pop())
         options = {"split": split, "cache_dir": find_cache(files)}
@@ -66,8 +71,7 @@ class FileReader:
         if suffix not in _EXTENSION_TO_MODULE:
             raise UnreadableFileError(
                 f"data={paths[0]}: no reader is known for its suffix; name a file of one of the kinds "
-                f"{', '.join(list_suffixes())}, of which {', '.join(TEXT_SUFFIXES)} may be compressed "
-                f"({', '.join(OPENERS)})."
+                f"{', '.join(TEXT_SUFFIXES)}, which may be compressed ({', '.join(OPENERS)}), .parquet or .arrow."
             )
         module, options = _EXTENSION_TO_MODULE[suffix]
         options = {**options, "split": "train", "cache_dir": find_cache(paths)}
@@ -90,8 +94,25 @@ class FileReader:
 
 def list_suffixes() -> list[str]:
     """Return the suffixes of the files that hold rows, as far as `datasets` and this module read them."""
-    known = {suffix for suffix, (module, _) in _EXTENSION_TO_MODULE.items() if not module.endswith("folder")}
+    # Its tasks of agents are folders, though it knows them by files such as README.md.
+    modules = _EXTENSION_TO_MODULE.items()
+    known = {suffix for suffix, (module, _) in modules if not module.endswith("folder") and module != "harbor"}
     return [*TEXT_SUFFIXES, *sorted({suffix.lower() for suffix in known} - {*TEXT_SUFFIXES})]
+
+
+def _refuse_mixed_folder(path: Path, split: str, files: Sequence[Path]) -> None:
+    """Raise `UnreadableFileError` if a split has files of other kinds than `files`, which `datasets` would not read."""
+    patterns = {split: get_data_patterns(str(path)).get(split, [])}
+    there = [Path(file) for file in DataFilesDict.from_patterns(patterns, base_path=str(path))[split]]
+    read = {find_suffix(file) for file in files}
+    kinds = sorted(read | ({find_suffix(file) for file in there} & {*list_suffixes()}))
+    pages = [path / name for name in (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)]
+    says_itself = any("data_files:" in page.read_text(errors="replace") for page in pages if page.is_file())
+    if len(read) > 1 or (len(kinds) > 1 and not says_itself):
+        raise UnreadableFileError(
+            f"data={path}: the split {split} has files of the kinds {', '.join(kinds)}; name one of them, or a folder "
+            "with files of one kind."
+        )
 
 
 def find_cache(paths: Sequence[Path]) -> str:
@@ -104,9 +125,13 @@ def find_cache(paths: Sequence[Path]) -> str:
 
 
 def _generate_rows(files: Sequence[TextFile], names: Sequence[str], holds_json: bool) -> Iterator[dict[str, Any]]:
+    is_empty = True
     for file in files:
         for row in file.rows():
+            is_empty = False
             yield {name: _encode(row.get(name), holds_json=holds_json) for name in names}
+    if is_empty:
+        raise UnreadableFileError(f"data={files[0].path}: it holds no row; name a file of rows.")
 
 
 def _encode(cell: Any, *, holds_json: bool) -> str | None:

@@ -2,24 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from hf_dpzo.data.cells import is_missing, to_text
+from hf_dpzo.data.cells import is_missing, to_number, to_text
 
 
 _CHUNK_ROWS = 1000
 
 
 def hold_out(
-    rows: datasets.Dataset, *, count: int | None, share: float | None, seed: int, unit_column: str | None
+    rows: datasets.Dataset,
+    *,
+    count: int | None,
+    share: float | None,
+    seed: int,
+    unit_column: str | None,
+    columns: Sequence[str],
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Return the training rows and those that are held out, each in their order.
 
-    A row's place is a keyed hash of what it holds, without missing cells. Those of the smallest hashes are held out.
+    A row's place is a keyed hash of what it holds in `columns`, without missing cells. Those of the smallest hashes are
+    held out.
 
     Args:
         rows: all rows.
@@ -27,6 +34,7 @@ def hold_out(
         share: in place of `count`, the share of rows to hold out, between 0 and 1; about as many are.
         seed: the public key of the hash.
         unit_column: the column that says to which unit of privacy a row belongs; `None` if each row is a unit.
+        columns: the columns that are used. Others may number the rows, so that one row more would change all.
 
     Guarantee: with `share`, no row moves another one. With `count`, of which exactly as many are held out, one row or
     unit more or less changes the training rows by one row or unit: by itself, or by the one whose place it takes. So
@@ -35,21 +43,22 @@ def hold_out(
     Raises:
         ValueError: there are not more rows or units than `count`, or `share` leaves one side empty.
     """
+    by_unit = share is None and unit_column is not None
+    places = _find_places(rows.select_columns([unit_column] if by_unit else [*columns]), seed=seed)
     if share is not None:
         limit = round(share * 2**64)
-        chosen = [int.from_bytes(place[:8], "big") < limit for place in _find_places(rows, seed=seed)]
+        chosen = [int.from_bytes(place[:8], "big") < limit for place in places]
     elif unit_column is None:
-        chosen = _choose_smallest(_find_places(rows, seed=seed), count)
+        chosen = _choose_smallest(places, count)
     else:
-        places = _find_places(rows.select_columns([unit_column]), seed=seed)
         held_out = {*sorted({*places})[:count]}
         chosen = [place in held_out for place in places]
     if not any(chosen) or all(chosen):
         asked = f"eval_rows={count}" if share is None else f"eval_share={share}"
-        advice = "hold out fewer, and one at least"
-        if share is None and unit_column is not None:
+        advice = "hold out one row at least, and not all"
+        if by_unit:
             advice = f"it counts units of {unit_column} with all of their rows, so hold out fewer, or set eval_share"
-        raise ValueError(f"{asked}: the data have {len(rows)} rows; {advice}.")
+        raise ValueError(f"{asked}: it leaves no row on one side; {advice}.")
     held, kept = ([index for index, held in enumerate(chosen) if held is side] for side in (True, False))
     return rows.select(kept), rows.select(held)
 
@@ -81,6 +90,9 @@ def _normalize(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     try:
-        return to_text(value, "")
+        text = to_text(value, "")
     except ValueError:
         return repr(value)
+    # A program may write 1 as 1.0 because a cell of another row is missing.
+    number = to_number(text)
+    return text if number is None else to_text(number, "")

@@ -14,7 +14,8 @@ from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.recipe.tables import load_tables
+from hf_dpzo.recipe.tables import keep_rows, load_tables
+from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -22,6 +23,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"model_name_or_path={recipe.model_name_or_path}: its tokenizer has no token to pad rows with, nor EOS; "
+            "set its pad_token and save it beside the model."
+        )
     tokenizer.padding_side = recipe.kind.padding_side(recipe)
     return tokenizer
 
@@ -33,7 +39,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
         options["quantization_config"] = GgufConfig(dequantize=True)
     options |= recipe.kind.model_options(recipe)
     with publicly_seeded(seed):
-        model = recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
+        model = _load_weights(recipe, options)
     if recipe.model_revision is not None:
         model.config._commit_hash = find_cached_commit(recipe.model_name_or_path, recipe.model_revision)
     # Cards name the model by what the recipe says, not by its path on this machine.
@@ -41,6 +47,18 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return add_adapter(model, recipe, seed=seed)
+
+
+def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
+    try:
+        return recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error) or "num_labels" not in options:
+            raise
+    raise ValueError(
+        f"classes={', '.join(recipe.labels)}: the head of {recipe.model_name_or_path} has not {options['num_labels']} "
+        "outputs; name as many classes as it has, or a model without a head."
+    )
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.nn.Module:
@@ -57,7 +75,13 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.n
 def load_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, kept_column: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Return the encoded training rows, with the column `kept_column`, and the encoded evaluation rows."""
+    """Return the encoded training rows, with the column `kept_column`, and the encoded evaluation rows.
+
+    Rows of no token, and those of which no token is learned, are left out.
+
+    Raises:
+        ValueError: the rows can not be read, or can not become tokens, or nothing is left of them.
+    """
     recipe.kind.check_tokenizer(recipe, tokenizer)
     train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
@@ -88,7 +112,24 @@ def _encode_rows(
     if kept_column is not None and kept_column in rows.column_names and rows.features[kept_column] == Json():
         rows = rows.map(_read_unit, input_columns=kept_column, fn_kwargs={"column": kept_column})
     removed = [name for name in rows.column_names if name != kept_column]
-    return rows.map(_encode_row, fn_kwargs=options, remove_columns=removed, desc="Tokenizing")
+    first = next((place for place, row in enumerate(rows) if _is_learned(_encode_row(row, **options))), None)
+    if first is None:
+        raise ValueError(
+            f"data={recipe.data}: with max_length={recipe.max_length} no row has a token that is learned; raise it, or "
+            "correct the rows."
+        )
+    settings = {"fn_kwargs": options, "remove_columns": removed, "desc": "Tokenizing"}
+    # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
+    features = rows.select([first]).map(_encode_row, **settings).features
+    encoded = rows.map(_encode_row, features=features, **settings)
+    decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
+    return keep_rows(encoded, decisive, _is_learned)
+
+
+def _is_learned(row: Mapping[str, Any]) -> bool:
+    """Return whether an encoded row has tokens, and labels of which one at least counts."""
+    labels = row.get("labels")
+    return bool(row.get("input_ids", True)) and not (isinstance(labels, list) and all(one == IGNORED for one in labels))
 
 
 def _find_class_names(rows: datasets.Dataset, recipe: Recipe) -> dict[str, list[str]]:
@@ -106,7 +147,17 @@ def _encode_row(
     row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     named = {column: _name_classes(row[column], classes) for column, classes in names.items()}
-    return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+    try:
+        return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+    except Exception as error:
+        # Those of this project hold no value of a row. What others say may.
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise
+        reason = type(error).__name__
+    raise ValueError(
+        f"task={recipe.task}: a row can not become tokens ({reason}); check the values in "
+        f"{', '.join(recipe.used_columns)}."
+    )
 
 
 def _name_classes(cell: Any, classes: list[str]) -> Any:

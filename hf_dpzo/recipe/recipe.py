@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
-from hf_dpzo.recipe.spelling import read_yaml
+from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task
 
 
@@ -135,6 +135,9 @@ class Recipe:
         return (*self.flags, *(f"--{name}={path}" for name, path in there))
 
     def __post_init__(self) -> None:
+        for name in ("missing_words", "stop_strings", "classes", "label_columns"):
+            if getattr(self, name) is not None:
+                setattr(self, name, restore_hyphens(getattr(self, name)))
         self.where_values = _parse_json_object("where", self.where)
         self.column_names = _parse_json_object("columns", self.columns)
         words = _parse_json_object("label_words", self.label_words)
@@ -153,7 +156,17 @@ class Recipe:
             raise ValueError("data: missing; name a data set on the Hub, or a CSV, JSON or Parquet file.")
         if self.eval_rows is not None and self.eval_share is not None:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
+        self._refuse_numbers()
         self.kind.check(self)
+
+    def _refuse_numbers(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"max_length={self.max_length}: a row needs a token; raise it.")
+        if self.eval_share is not None and not 0 < self.eval_share < 1:
+            raise ValueError(f"eval_share={self.eval_share}: it is a share of the rows, between 0 and 1.")
+        self.separator = "\t" if self.separator == r"\t" else self.separator
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise ValueError(f"separator={self.separator!r}: it must be one character; write the file anew with one.")
 
     def _refuse_precision(self) -> None:
         if self.adapter == "none" and (self.dtype != "float32" or self.quantization is not None):
@@ -212,6 +225,8 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
         raise ValueError(f"recipe={path}: no such file.")
     try:
         values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
+    except UnicodeDecodeError:
+        raise ValueError(f"recipe={path}: it is not text in UTF-8; save it as such.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -245,7 +260,7 @@ def _as_flags(name: str, value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, list):
-        return [f"--{name}", *(str(item) for item in value)]
+        return [f"--{name}", *mark_hyphens([str(item) for item in value])]
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]

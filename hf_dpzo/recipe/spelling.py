@@ -1,6 +1,7 @@
 """Reads YAML so that names of classes and cells stay as they are written: YAML takes yes for true, and 01 for 1."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -36,3 +37,17 @@ def _read_as_written(node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_read_as_written(item) for item in node.value]
     return node.value
+
+
+def mark_hyphens(values: Sequence[str]) -> list[str]:
+    r"""Return values of a flag, with a backslash before those that begin with a hyphen and would be flags.
+
+    >>> mark_hyphens(["-neg", "-1", "pos"]), restore_hyphens(["\\-neg", "-1", "pos"])
+    (['\\-neg', '-1', 'pos'], ['-neg', '-1', 'pos'])
+    """
+    return [rf"\{value}" if re.match(r"\\+-|-(?!\d+$|\d*\.\d+$)", value) else value for value in values]
+
+
+def restore_hyphens(values: Sequence[str]) -> list[str]:
+    """Return the values from which `mark_hyphens` made these."""
+    return [value[1:] if re.match(r"\\+-", value) else value for value in values]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hf_dpzo.data.cells import Classes, is_missing
 from hf_dpzo.models.location import resolve_path
@@ -29,7 +30,7 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
     train = _load_split(recipe, recipe.data, recipe.data_config, recipe.train_split)
     evaluation = None
     if recipe.eval_data is not None:
-        if resolve_path(recipe.eval_data) == resolve_path(recipe.data):
+        if _find_path(recipe.eval_data).resolve() == _find_path(recipe.data).resolve():
             raise ValueError(
                 f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
             )
@@ -38,18 +39,29 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
         if recipe.eval_split == recipe.train_split:
             raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
         evaluation = _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
-    train = _select_rows(train, recipe)
+    train = _select_rows(_shorten_floats(train, recipe), recipe)
     if evaluation is not None:
-        return train, _select_rows(evaluation, recipe)
+        return train, _select_rows(_shorten_floats(evaluation, recipe), recipe)
     if recipe.eval_rows is None and recipe.eval_share is None:
         return train, None
+    if unit_column is not None and unit_column not in train.column_names:
+        raise ValueError(f"privacy_unit_column={unit_column}: the data have no such column; name one of them.")
     return hold_out(
-        train, count=recipe.eval_rows, share=recipe.eval_share, seed=recipe.split_seed, unit_column=unit_column
+        train,
+        count=recipe.eval_rows,
+        share=recipe.eval_share,
+        seed=recipe.split_seed,
+        unit_column=unit_column,
+        columns=recipe.used_columns,
     )
 
 
+def _find_path(name: str) -> Path:
+    return Path(resolve_path(name)).expanduser()
+
+
 def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> datasets.Dataset:
-    path = Path(resolve_path(name)).expanduser()
+    path = _find_path(name)
     reader = FileReader(
         encoding=recipe.encoding, separator=recipe.separator, missing_words=tuple(recipe.missing_words or ())
     )
@@ -77,16 +89,29 @@ def _load_from_hub(name: str, config: str | None, split: str) -> datasets.Datase
     )
 
 
+def _shorten_floats(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    """Return the rows with numbers of few bits as they are written: Python would take 0.1 for 0.10000000149."""
+    for name in recipe.used_columns:
+        kind = getattr(rows.features.get(name), "dtype", None)
+        if kind in ("float16", "float32"):
+            cells = [cell if is_missing(cell) else float(str(np.dtype(kind).type(cell))) for cell in rows[name]]
+            shortened = datasets.Dataset.from_dict({name: cells}, datasets.Features({name: datasets.Value("float64")}))
+            rows = datasets.concatenate_datasets([rows.remove_columns(name), shortened], axis=1)
+    return rows
+
+
 def _select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
     """Return the rows that `where` describes, and that have what the task needs. Each row decides for itself."""
     _refuse_missing_columns(rows, recipe)
-    wanted = recipe.where_values
+    wanted = {name: str(value) for name, value in recipe.where_values.items()}
     if wanted:
-        rows = _keep(rows, _is_wanted, [*wanted], {name: str(value) for name, value in wanted.items()})
+        rows = keep_rows(rows, [*wanted], lambda row: _is_wanted(row, wanted))
+        if not len(rows):
+            raise ValueError(f"where={recipe.where}: no row has these values; write them as the data do.")
     needs = recipe.kind.needs(recipe)
     if recipe.if_missing != "empty":
         needs = [(name,) for name in recipe.used_columns]
-    complete = _keep(rows, _is_complete, recipe.used_columns, needs)
+    complete = keep_rows(rows, recipe.used_columns, lambda row: _is_complete(row, needs))
     if recipe.if_missing == "refuse" and len(complete) < len(rows):
         raise ValueError(
             f"if_missing=refuse: a cell is missing in {', '.join(recipe.used_columns)}; fill it in, or set it to "
@@ -112,20 +137,12 @@ def _refuse_missing_columns(rows: datasets.Dataset, recipe: Recipe) -> None:
             )
 
 
-def _keep(
-    rows: datasets.Dataset, decide: Callable[[Mapping[str, Any], Any], bool], columns: Sequence[str], condition: Any
+def keep_rows(
+    rows: datasets.Dataset, columns: Sequence[str], decide: Callable[[Mapping[str, Any]], bool]
 ) -> datasets.Dataset:
-    """Return the rows for which `decide`, given `columns` and the condition, is true."""
-    names = [name for name in rows.column_names if name in columns]
-    marked = rows.select_columns(names).map(
-        _mark, fn_kwargs={"decide": decide, "condition": condition}, remove_columns=names, desc="Selecting"
-    )
-    kept = [index for index, is_kept in enumerate(marked["is_kept"]) if is_kept]
+    """Return the rows for which `decide`, given their `columns`, is true."""
+    kept = [index for index, row in enumerate(rows.select_columns([*columns])) if decide(row)]
     return rows if len(kept) == len(rows) else rows.select(kept)
-
-
-def _mark(row: Mapping[str, Any], *, decide: Callable[[Mapping[str, Any], Any], bool], condition: Any) -> dict:
-    return {"is_kept": decide(row, condition)}
 
 
 def _is_wanted(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
@@ -133,4 +150,4 @@ def _is_wanted(row: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
 
 
 def _is_complete(row: Mapping[str, Any], needs: Sequence[Sequence[str]]) -> bool:
-    return all(any(not is_missing(row[name]) for name in need) for need in needs)
+    return all(any(not is_missing(row[name]) and row[name] != "" for name in need) for need in needs)

@@ -4,19 +4,18 @@ So what is read from a line or an object does not depend on the others. `dataset
 """
 
 import bz2
+import codecs
+import csv
 import gzip
 import json
 import lzma
-import re
-import warnings
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-
-import pandas as pd
 
 from hf_dpzo.data.cells import is_missing, to_text
 
@@ -34,9 +33,6 @@ LINES_OF_JSON = (".jsonl", ".ndjson")
 
 
 TEXT_SUFFIXES = (*SEPARATORS, ".json", *LINES_OF_JSON, ".txt")
-
-
-_CHUNK_ROWS = 10_000
 
 
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
@@ -74,7 +70,7 @@ class TextFile:
         """Return the names of the columns. Those of JSON are all that any object has."""
         if self.suffix in SEPARATORS:
             with self._explained(), self._open() as file:
-                return [str(name) for name in pd.read_csv(file, nrows=0, **self._options).columns]
+                return self._header(self._reader(file))
         return [*dict.fromkeys(name for row in self._objects() for name in row)] if self.suffix != ".txt" else ["text"]
 
     def rows(self) -> Iterator[Row]:
@@ -89,18 +85,43 @@ class TextFile:
                 yield {name: self._cell(value, name) for name, value in row.items()}
 
     def _table(self) -> Iterator[Row]:
-        with self._explained(), self._open() as file, warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # It says that cells would be dropped.
-            for chunk in pd.read_csv(file, chunksize=_CHUNK_ROWS, **self._options):
-                names = [str(name) for name in chunk.columns]
-                for cells in zip(*(chunk[name].tolist() for name in chunk.columns), strict=True):
+        with self._explained(), self._open() as file:
+            reader = self._reader(file)
+            names = self._header(reader)
+            try:
+                for cells in filter(None, reader):
+                    if len(cells) > len(names):
+                        raise csv.Error
+                    cells += [""] * (len(names) - len(cells))
                     yield {name: self._cell(cell, name) for name, cell in zip(names, cells, strict=True)}
+            except csv.Error:
+                raise self._broken(f" (line {reader.line_num})") from None
 
-    @property
-    def _options(self) -> dict[str, Any]:
+    def _reader(self, file: IO) -> Any:
+        """Return a reader that fails where a quote is not closed before a separator, and would swallow rows."""
         separator = SEPARATORS[self.suffix] if self.separator is None else self.separator
-        # With `index_col` unset, a row of more cells than the header has would move the columns of all rows.
-        return {"sep": separator, "dtype": str, "keep_default_na": False, "na_filter": False, "index_col": False}
+        csv.field_size_limit(sys.maxsize)
+        return csv.reader(file, delimiter=separator, strict=True)
+
+    def _header(self, reader: Any) -> list[str]:
+        """Return the names of the columns, of which those without one are numbered."""
+        try:
+            first = next(filter(None, reader), [])
+        except csv.Error:
+            first = []
+        if not first:
+            raise self._broken(" in its first line")
+        names = [name or f"Unnamed: {place}" for place, name in enumerate(first)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UnreadableFileError(f"data={self.path}: it has two columns {', '.join(twice)}; rename one.")
+        return names
+
+    def _broken(self, place: str) -> UnreadableFileError:
+        return UnreadableFileError(
+            f"data={self.path}: its rows do not have the cells that its first row names{place}; quote cells that hold "
+            "the separator, write quotes in them twice, or set separator."
+        )
 
     def _objects(self) -> Iterator[Mapping[str, Any]]:
         with self._explained():
@@ -112,7 +133,7 @@ class TextFile:
                 except json.JSONDecodeError as error:
                     if error.msg != "Extra data":
                         raise
-                    rows = map(_parse, filter(str.strip, text.splitlines()))
+                    rows = map(_parse, filter(str.strip, text.split("\n")))
                 yield from self._checked(rows)
             else:
                 with self._open() as file:
@@ -153,7 +174,9 @@ class TextFile:
     def _open(self) -> IO:
         opener = OPENERS.get(self.path.suffix.lower(), open)
         # utf-8-sig also reads the mark that some programs put in front.
-        return opener(self.path, "rt", encoding=self.encoding or "utf-8-sig", newline="" if self._is_table else None)
+        encoding = self.encoding or "utf-8"
+        encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        return opener(self.path, "rt", encoding=encoding, newline="" if self._is_table else None)
 
     @property
     def _is_table(self) -> bool:
@@ -170,10 +193,6 @@ class TextFile:
         except (UnicodeError, LookupError):
             reason = f"it is not text in the encoding {self.encoding or 'utf-8'}"
             remedy = "set encoding to that of the file, such as latin-1, cp1252 or utf-16"
-        except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-            line = re.search(r"(?:line|row) \d+", str(error))
-            reason = f"its rows do not have the cells that its first row names{f' ({line[0]})' if line else ''}"
-            remedy = "quote cells that hold the separator, or set separator"
         except (json.JSONDecodeError, RecursionError):
             reason, remedy = "it is not valid JSON", "write it anew, or give it the suffix of what it is"
         except _DAMAGED:

@@ -15,15 +15,20 @@ from support.models import causal_lm
 GENERATION = {"task": "generation", "reward": "exact_match", "template": "Q: {text} A:", "max_new_tokens": 2}
 
 
-def first_row(tmp_path, row, **changes):
+def first_row(tmp_path, row, tokenizer=None, **changes):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    return load_rows(data_recipe(path, **{**GENERATION, **changes}), letter_tokenizer())[0][0]
+    return load_rows(data_recipe(path, **{**GENERATION, **changes}), tokenizer or letter_tokenizer())[0][0]
 
 
 def test_the_prompt_is_encoded_and_the_word_of_the_class_is_to_be_met(tmp_path):
     row = first_row(tmp_path, {"text": "why", "label": 1})
     assert spell(row["input_ids"]) == "Q: why A:" and row["reference"] == " good"
+
+
+def test_the_prompt_does_not_end_with_eos(tmp_path):
+    tokenizer = letter_tokenizer(begins=True, ends=True)
+    assert spell(first_row(tmp_path, {"text": "why", "label": 1}, tokenizer)["input_ids"]) == "^Q: why A:"
 
 
 def test_a_response_is_to_be_met_where_there_is_one(tmp_path):

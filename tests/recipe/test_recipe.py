@@ -116,7 +116,7 @@ REFUSED = [
     ({"label_words": {0: "bad", 2: "good"}}, "a row has another label"),
     ({"label_words": {0: "bad"}}, "needs two classes or more"),
     ({"label_words": "bad,good"}, "it must be a mapping"),
-    ({"eval_rows": 80}, "eval_rows=80: the data have 80 rows"),
+    ({"eval_rows": 80}, "eval_rows=80: it leaves no row on one side"),
     ({"eval_split": "test"}, "split=test: a file has no splits"),
     ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
     ({"target_delta": "0.1"}, "target_delta=0.1: with 70 rows"),

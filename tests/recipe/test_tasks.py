@@ -10,7 +10,6 @@ import transformers
 from hf_dpzo.cli.main import main
 from hf_dpzo.recipe.loading import load_model, load_rows
 from hf_dpzo.recipe.tasks import TASKS
-from hf_dpzo.recipe.tasks.conversations import encode_conversation
 
 from support.data_recipes import data_recipe, letter_tokenizer, spell
 from support.heads import CASES
@@ -185,76 +184,15 @@ def test_outputs_of_a_head_have_names(tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").id2label == {0: "x", 1: "y", 2: "z"}
 
 
-# ---- Chat ----
-
-ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
-PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}$\n{% endfor %}" + ASK
-MARKED = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<assistant>"
-    "{% generation %}{{ m.content }}${% endgeneration %}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
-)
-# Leaves out what the assistant said before the last turn.
-FORGETFUL = (
-    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}${% endfor %}"
-    + ASK
-)
-TALK = [
-    {"role": "system", "content": "s"},
-    *({"role": role, "content": f"{role[0]}{turn}"} for turn in range(2) for role in ("user", "assistant")),
-]
-
-
-def chat_tokenizer(template):
-    tokenizer = letter_tokenizer(begins=True, ends=True)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-@pytest.mark.parametrize(("template", "expected"), [(PLAIN, "a0$\na1$\n"), (MARKED, "a0$a1$"), (FORGETFUL, "a1$")])
-def test_the_turns_of_the_assistant_are_learned(tmp_path, template, expected):
-    changes = {"task": "chat", "label_words": None, "max_length": 500}
-    row = first_row(tmp_path, {"messages": TALK}, chat_tokenizer(template), **changes)
-    assert learned(row).replace("\x00", "\n") == expected
-    assert 1 not in row["input_ids"]  # The template writes BOS where a model needs it.
-
-
-def test_long_conversations_lose_their_first_turns():
-    row = encode_conversation(TALK, chat_tokenizer(MARKED), max_length=40)
-    assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and learned(row) == "a1$"
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_one_conversation_decides_nothing_about_another(tmp_path, kind):
-    """Arrow would give each message the fields that any message of any row has."""
-    template = "{% for m in messages %}{{ m | length }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-    path = tmp_path / f"rows.{kind}"
-    other = [{"role": "user", "content": "x", "name": "n"}]
-    rows = datasets.Dataset.from_list([{"messages": TALK}, {"messages": other}])
-    if kind == "parquet":
-        rows.to_parquet(path)
-    else:
-        path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (TALK, other)))
-    changes = {"task": "chat", "label_words": None}
-    first = load_rows(data_recipe(path, **changes), chat_tokenizer(template))[0][0]
-    assert spell(first["input_ids"]).startswith("2s2u0")
-
-
-def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
-    changes = {"task": "chat", "label_words": None}
-    with pytest.raises(ValueError, match="task=chat: this tokenizer has no chat template"):
-        first_row(tmp_path, {"messages": TALK}, **changes)
-    with pytest.raises(ValueError, match="does not show where the assistant's turns begin"):
-        first_row(tmp_path, {"messages": TALK}, chat_tokenizer("{{ messages | length }}"), **changes)
-    with pytest.raises(ValueError, match="column=messages: it holds no list of messages"):
-        first_row(tmp_path, {"messages": "hello"}, chat_tokenizer(PLAIN), **changes)
-
-
 def test_every_task_names_its_model_and_its_columns():
     recipes = {"classes": ["a", "b"], "label_words": None, "response": "{answer}", "reward": "exact_match"}
     for name, task in TASKS.items():
         changes = {"label_words": {"a": " a", "b": " b"}} if name == "prompt-classification" else {}
         recipe = data_recipe("rows.csv", task=name, **{**recipes, **changes})
         assert task.auto_class(recipe).__name__.startswith("AutoModelFor") and recipe.used_columns
+
+
+TALK = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
 
 
 RUNS = {
@@ -294,7 +232,7 @@ def test_recipes_of_other_heads_run_and_verify(write, workplace, capsys, task):
     case = next(one for one in CASES.values() if one.architecture == architecture)
     head = workplace / "head"
     case.model(**({"num_labels": 2} if task != "seq2seq-lm" else {})).save_pretrained(head)
-    tokenizer = word_tokenizer()
+    tokenizer = copy.deepcopy(word_tokenizer())
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(head)
     path = workplace / "rows.jsonl"

@@ -61,7 +61,7 @@ class GenerationTask(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the prompt's tokens and the text to be met."""
-        encoded = Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
+        encoded = Template(template=recipe.template).encode_open(row, tokenizer, recipe.max_length)
         if recipe.response is None:
             return {
                 **encoded,

@@ -25,6 +25,8 @@ class SeveralLabels(TextHead):
     def check(self, recipe: "Recipe") -> None:
         """Raise `ValueError` unless the classes are named."""
         super().check(recipe)
+        if recipe.label_separator == "":
+            raise ValueError("label_separator='': it is no text; name what stands between labels, or leave it out.")
         if recipe.label_columns is None:
             require_classes(recipe)
         elif recipe.labels and len(recipe.labels) != len(recipe.label_columns):

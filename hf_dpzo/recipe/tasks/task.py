@@ -98,3 +98,10 @@ def refuse_slow(task: str, tokenizer: PreTrainedTokenizerBase) -> None:
             f"task={task}: {type(tokenizer).__name__} does not say which token comes from where; save its fast version "
             "beside the model."
         )
+
+
+def refuse_short(max_length: int, tokenizer: PreTrainedTokenizerBase, *, texts: int) -> None:
+    """Raise `ValueError` unless rows of `texts` texts, one or two, have room for a token of each."""
+    needed = tokenizer.num_special_tokens_to_add(pair=texts > 1) + texts
+    if max_length < needed:
+        raise ValueError(f"max_length={max_length}: it leaves no room for a text; set {needed} at least.")

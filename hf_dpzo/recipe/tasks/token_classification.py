@@ -14,7 +14,7 @@ from transformers import (
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.recipe.tasks.labels import find_class, name_outputs, require_classes
 from hf_dpzo.recipe.tasks.metrics import IGNORED, compute_token_accuracy
-from hf_dpzo.recipe.tasks.task import Need, Row, Task, refuse_slow
+from hf_dpzo.recipe.tasks.task import Need, Row, Task, refuse_short, refuse_slow
 
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class TokenClassification(Task):
-    """The words in the column `tokens`, and a class for each in `label_column`. The first token of a word has it."""
+    """The words in the column `tokens`, and a class for each in `label_column`. The first token of a word has it.
+
+    Words that are no text have no token, and a row that is too long loses its last words.
+    """
 
     lora_type = TaskType.TOKEN_CLS
     metric, metric_name = "eval_accuracy", "accuracy of words"
@@ -34,8 +37,9 @@ class TokenClassification(Task):
         require_classes(recipe)
 
     def check_tokenizer(self, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise `ValueError` for a tokenizer that does not say which token comes from where."""
+        """Raise `ValueError` for a tokenizer that does not say which token comes from where, or without room."""
         refuse_slow(recipe.task, tokenizer)
+        refuse_short(recipe.max_length, tokenizer, texts=1)
 
     def auto_class(self, recipe: "Recipe") -> type:
         """Return the class of models with a head for each token."""

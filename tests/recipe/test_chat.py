@@ -1,0 +1,88 @@
+"""Conversations: the turns of the assistant are learned, as the chat template of the tokenizer writes them."""
+
+import json
+
+import datasets
+import pytest
+
+from hf_dpzo.recipe.loading import load_rows
+from hf_dpzo.recipe.tasks.conversations import encode_conversation
+
+from support.data_recipes import data_recipe, letter_tokenizer, spell
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def first_row(tmp_path, row, tokenizer=None, **changes):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0][0]
+
+
+def learned(row) -> str:
+    return spell([label for label in row["labels"] if label != -100])
+
+
+ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}$\n{% endfor %}" + ASK
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<assistant>"
+    "{% generation %}{{ m.content }}${% endgeneration %}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+# Leaves out what the assistant said before the last turn.
+FORGETFUL = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}${% endfor %}"
+    + ASK
+)
+TALK = [
+    {"role": "system", "content": "s"},
+    *({"role": role, "content": f"{role[0]}{turn}"} for turn in range(2) for role in ("user", "assistant")),
+]
+
+
+def chat_tokenizer(template):
+    tokenizer = letter_tokenizer(begins=True, ends=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(("template", "expected"), [(PLAIN, "a0$\na1$\n"), (MARKED, "a0$a1$"), (FORGETFUL, "a1$")])
+def test_the_turns_of_the_assistant_are_learned(tmp_path, template, expected):
+    changes = {"task": "chat", "label_words": None, "max_length": 500}
+    row = first_row(tmp_path, {"messages": TALK}, chat_tokenizer(template), **changes)
+    assert learned(row).replace("\x00", "\n") == expected
+    assert 1 not in row["input_ids"]  # The template writes BOS where a model needs it.
+
+
+def test_long_conversations_lose_their_first_turns():
+    row = encode_conversation(TALK, chat_tokenizer(MARKED), max_length=40)
+    assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and learned(row) == "a1$"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_one_conversation_decides_nothing_about_another(tmp_path, kind):
+    """Arrow would give each message the fields that any message of any row has."""
+    template = "{% for m in messages %}{{ m | length }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    path = tmp_path / f"rows.{kind}"
+    other = [{"role": "user", "content": "x", "name": "n"}]
+    rows = datasets.Dataset.from_list([{"messages": TALK}, {"messages": other}])
+    if kind == "parquet":
+        rows.to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (TALK, other)))
+    changes = {"task": "chat", "label_words": None}
+    first = load_rows(data_recipe(path, **changes), chat_tokenizer(template))[0][0]
+    assert spell(first["input_ids"]).startswith("2s2u0")
+
+
+def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
+    changes = {"task": "chat", "label_words": None}
+    with pytest.raises(ValueError, match="task=chat: this tokenizer has no chat template"):
+        first_row(tmp_path, {"messages": TALK}, **changes)
+    with pytest.raises(ValueError, match="does not show where the assistant's turns begin"):
+        first_row(tmp_path, {"messages": TALK}, chat_tokenizer("{{ messages | length }}"), **changes)
+    with pytest.raises(ValueError, match="column=messages: it holds no list of messages"):
+        first_row(tmp_path, {"messages": "hello"}, chat_tokenizer(PLAIN), **changes)
