@@ -133,9 +133,17 @@ def _call(function: RewardFunction, passed: Mapping[str, Any]) -> float:
     rewards = function(**passed)
     if inspect.isawaitable(rewards):
         rewards = _wait_for(rewards)
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        rewards = [*rewards]
+    except TypeError:
+        raise ValueError(
+            f"reward_funcs={name}: it returned {type(rewards).__name__}; return a list, with one number each."
+        ) from None
     if len(rewards) != 1:
-        name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(f"reward_funcs={name}: it returned {len(rewards)} rewards for 1 completion; return one each.")
+    if isinstance(rewards[0], str):
+        raise ValueError(f"reward_funcs={name}: a reward is a text; return a number, or None for no reward.")
     return math.nan if rewards[0] is None else float(rewards[0])
 
 

@@ -85,7 +85,10 @@ class BatchLosses:
             # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
             losses = self._call_loss(model, self.prepare(copy.deepcopy(micro_batch.inputs)))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
-            raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
+            given = f"shape {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise ValueError(
+                f"per_example_loss: it returned {given}; it must return one loss for each row, shape [batch]."
+            )
         # Copied, because a loss, or the graph that it is compiled to, may return the same memory each time.
         return losses[: len(micro_batch.rows)].to(device=self.device, dtype=torch.float32, copy=True)
 

@@ -238,6 +238,28 @@ def test_errors_are_raised_where_rows_are_public():
         losses_of(GenerationReward(fails_on_one, NEW), prompts())
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (1.0, "it returned float; return a list"),
+        (None, "it returned NoneType; return a list"),
+        (torch.tensor(1.0), "it returned Tensor; return a list"),
+        (["good"], "a reward is a text; return a number"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_an_error_of_its_function(returned, message):
+    def judge(prompts, completions, **columns):
+        return returned
+
+    with pytest.raises(ValueError, match=f"^reward_funcs=judge: {message}"):
+        losses_of(GenerationReward(judge, NEW), prompts())
+
+
+@pytest.mark.parametrize("returned", [torch.tensor([1.0]), (1,), [True]])
+def test_any_sequence_of_one_number_is_a_reward(returned):
+    assert losses_of(GenerationReward(lambda prompts, completions, **columns: returned, NEW), prompts())[0] == -1
+
+
 def test_one_reward_too_many_is_an_error():
     with pytest.raises(ValueError, match="returned 2 rewards for 1 completion"):
         losses_of(GenerationReward(lambda **columns: [0.0, 1.0], NEW), prompts())
