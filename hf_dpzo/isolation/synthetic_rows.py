@@ -105,8 +105,8 @@ def infer_columns(dataset: Any) -> list[Column]:
     rows = [columns for columns in found if columns]
     if not rows:
         raise ValueError(
-            "train_dataset: its first rows fail, or are no mappings from columns to values; try what makes them on "
-            "public rows."
+            "train_dataset: its first rows fail, or are no mappings from columns to values; let it return a "
+            "dictionary for each row, and try what makes them on public rows."
         )
     types = [tuple((column.name, column.python_type, column.shape) for column in columns) for columns in rows]
     (commonest, count), *_ = Counter(types).most_common(1)
