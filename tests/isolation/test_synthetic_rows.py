@@ -203,7 +203,7 @@ def test_columns_that_never_reach_the_collator_are_left_out():
         ({**TOKENS, "labels": None}, r"column=labels: values of type NoneType"),
         ({"pixel_values": torch.zeros(3, 4, 5)}, r"column=pixel_values: values of type float in 3 dimensions"),
         ({"input_ids": torch.zeros(1, 4).long()}, r"column=input_ids: values of type int in 2 dimensions"),
-        (([5, 6], 1), r"train_dataset: its first rows fail, or are no mappings from columns to values; let it return a dictionary"),
+        (([5, 6], 1), r"train_dataset: its first rows fail, or are no mappings .*; let it return a dictionary"),
     ],
 )
 def test_values_that_cannot_be_made_up_are_refused_without_showing_them(row, message):
