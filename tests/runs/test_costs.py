@@ -230,7 +230,7 @@ def test_a_second_run_finds_the_tokenized_rows(write_recipe, counted):
     counts = counted(PreTrainedTokenizerFast, "__call__")
     recipe, args = read_recipe(path)
     build_trainer(recipe, args)
-    assert counts["__call__"] < 10  # For words, and for what the tokenizer puts around a text.
+    assert counts["__call__"] < 30  # For words, and for what the tokenizer puts around a text; there are 60 rows.
 
 
 @pytest.fixture
