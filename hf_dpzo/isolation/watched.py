@@ -17,6 +17,7 @@ from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.zo.directions import Gaussian
+from hf_dpzo.zo.shift import shifted
 
 
 # A digest of this many bits is exact in float32, and at this scale far below what counts as a coupled row.
@@ -76,7 +77,6 @@ def watch_outputs(losses: BatchLosses) -> BatchLosses:
     return replace(losses, loss=WatchedLoss(loss=losses.loss), tail=(2,))
 
 
-@torch.no_grad()
 def changes_in_jumps(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Sequence[Any]]) -> bool:
     """Return whether losses stay where they are while weights move a little, and jump where these move far.
 
@@ -86,28 +86,21 @@ def changes_in_jumps(model: torch.nn.Module, losses: BatchLosses, batches: Seque
         batches: batches of public rows.
     """
     watched = watch_outputs(losses)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    copies = [parameter.detach().clone() for parameter in trained]
-    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
+    trained = dict(enumerate(parameter for parameter in model.parameters() if parameter.requires_grad))
+    directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained.values()])
 
     def evaluate(shift: float) -> torch.Tensor:
-        for index, (parameter, copy) in enumerate(zip(trained, copies, strict=True)):
-            parameter.copy_(copy)
-            directions.add_(parameter, index=index, step=0, weights={0: START, 1: shift})
-        return torch.cat([watched.of_public(model, rows) for rows in batches])
+        with shifted(trained, directions, {0: START, 1: shift}):
+            return torch.cat([watched.of_public(model, rows) for rows in batches])
 
-    try:
-        base, near = evaluate(0.0), evaluate(TINY_SHIFT)
-        moved = base != near
-        # Only rows whose outputs moved say anything about the loss.
-        if not moved[:, 1].any() or moved[moved[:, 1], 0].float().mean() > FLIPPED_SHARE:
-            return False
-        changes = (_find_least_change(base[:, 0], evaluate(shift)[:, 0]) for shift in LARGE_SHIFTS)
-        first = next((change for change in changes if change is not None), 0.0)
-        return first >= LEAST_JUMP
-    finally:
-        for parameter, copy in zip(trained, copies, strict=True):
-            parameter.copy_(copy)
+    base, near = evaluate(0.0), evaluate(TINY_SHIFT)
+    moved = base != near
+    # Only rows whose outputs moved say anything about the loss.
+    if not moved[:, 1].any() or moved[moved[:, 1], 0].float().mean() > FLIPPED_SHARE:
+        return False
+    changes = (_find_least_change(base[:, 0], evaluate(shift)[:, 0]) for shift in LARGE_SHIFTS)
+    first = next((change for change in changes if change is not None), 0.0)
+    return first >= LEAST_JUMP
 
 
 def _find_least_change(before: torch.Tensor, after: torch.Tensor) -> float | None:

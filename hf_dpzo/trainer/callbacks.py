@@ -4,7 +4,7 @@ Both checks use public values alone. Whether the losses respond is tried on publ
 Whether the parameters move follows from what was released.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_dpzo.models.unwrap import find_adapter_parameters, unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.shift import shifted
 
 
 # The number of coordinates of each parameter that are compared: enough to notice a move, too few to cost memory.
@@ -56,47 +57,32 @@ class FirstStepGuard(TrainerCallback):
             )
         self._refuse_idle_adapter(kwargs["model"], unwrap_optimizer(kwargs["optimizer"]))
 
-    @torch.no_grad()
     def _refuse_idle_adapter(self, model: torch.nn.Module, optimizer: ZOOptimizer) -> None:
         """Raise `RuntimeError` if only the head beside an adapter answers, wherever the adapter's parameters are."""
         parameters = optimizer.parameters()
         added = find_adapter_parameters(model)
         adapter = [index for index, parameter in enumerate(parameters) if parameter in added]
-        if not 0 < len(adapter) < len(parameters):
-            return
-        copies = {index: parameters[index].detach().clone() for index in adapter}
-        responses = []
-        for distance in (+self._smoothing, -self._smoothing):
-            try:
-                for index in adapter:
-                    optimizer.directions.add_(parameters[index], index=index, step=0, weights={0: distance})
-                responses.append(self._fingerprint_responses())
-            finally:
-                for index, copy in copies.items():
-                    parameters[index].copy_(copy)
-        if all(responses) and responses[0] == responses[1]:
+        if 0 < len(adapter) < len(parameters) and not self._answers(optimizer, adapter):
             raise RuntimeError(
                 f"smoothing={self._smoothing:g}: the model's outputs are the same at both probe points of its adapter, "
                 "so that the head beside it would be trained alone; choose an adapter that takes part in the forward "
                 "pass of this kind of model, or train the head without one."
             )
 
-    @torch.no_grad()
     def _is_responsive(self, optimizer: ZOOptimizer) -> bool:
         """Return whether perturbing any parameter changes the responses. The smallest are tried first."""
+        sizes = [parameter.numel() for parameter in optimizer.parameters()]
+        return any(self._answers(optimizer, [index]) for index in sorted(range(len(sizes)), key=sizes.__getitem__))
+
+    def _answers(self, optimizer: ZOOptimizer, indices: Sequence[int]) -> bool:
+        """Return whether the responses differ between both sides of some parameters, or there are none to compare."""
         parameters = optimizer.parameters()
-        for index in sorted(range(len(parameters)), key=lambda i: parameters[i].numel()):
-            parameter, copy = parameters[index], parameters[index].detach().clone()
-            responses = []
-            for distance in (+self._smoothing, -self._smoothing):
-                try:
-                    optimizer.directions.add_(parameter, index=index, step=0, weights={0: distance})
-                    responses.append(self._fingerprint_responses())
-                finally:
-                    parameter.copy_(copy)
-            if not all(responses) or responses[0] != responses[1]:
-                return True
-        return False
+        moved = {index: parameters[index] for index in indices}
+        responses = []
+        for distance in (+self._smoothing, -self._smoothing):
+            with shifted(moved, optimizer.directions, {0: distance}):
+                responses.append(self._fingerprint_responses())
+        return not all(responses) or responses[0] != responses[1]
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -19,6 +19,7 @@ from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trainer.checking import CheckingTrainer
+from hf_dpzo.zo.shift import shifted
 
 
 logger = logging.get_logger(__name__)
@@ -141,30 +142,22 @@ class ObjectiveTrainer(CheckingTrainer):
                 "once nobody can tell whether rounding may flip a token or a class; remove it."
             )
 
-    @torch.no_grad()
     def _warn_of_flat_objective(self, model: torch.nn.Module) -> None:
         """Warn where an objective has one value on public rows, or the same ones at the probe points of a step."""
         rows = self._list_collated_rows(TRIED_ROWS)
         if not rows:
             return
-        directions = unwrap_optimizer(self.optimizer).directions
-        trained = unwrap_optimizer(self.optimizer).parameters()
-        copies = [parameter.detach().clone() for parameter in trained]
+        optimizer = unwrap_optimizer(self.optimizer)
+        trained = dict(enumerate(optimizer.parameters()))
         smoothing = self._build_descent().begin(len(self.budget.ledger)).smoothing
         here = self._estimate.losses.of_public(model, rows)
         moves = False
-        try:
-            for direction in range(TRIED_DIRECTIONS):
-                ends = []
-                for distance in (smoothing, -smoothing):
-                    for index, (parameter, copy) in enumerate(zip(trained, copies, strict=True)):
-                        parameter.copy_(copy)
-                        directions.add_(parameter, index=index, step=0, weights={direction: distance})
+        for direction in range(TRIED_DIRECTIONS):
+            ends = []
+            for distance in (smoothing, -smoothing):
+                with shifted(trained, optimizer.directions, {direction: distance}):
                     ends.append(self._estimate.losses.of_public(model, rows))
-                moves = moves or not torch.equal(*ends)
-        finally:
-            for parameter, copy in zip(trained, copies, strict=True):
-                parameter.copy_(copy)
+            moves = moves or not torch.equal(*ends)
         warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
 
     def _list_collated_rows(self, count: int) -> Rows:
