@@ -22,7 +22,7 @@ from hf_dpzo.distributed.processes import get_processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.losses.dft import DFTLoss
 from hf_dpzo.losses.heads import as_loss
-from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.losses.per_example import PerExampleLoss, Scores
 from hf_dpzo.losses.preference import DPOLoss, RewardLoss
 from hf_dpzo.trainer.auditing import AuditingTrainer
 from hf_dpzo.trainer.joined_losses import JOINED_LOSSES
@@ -174,28 +174,24 @@ class JoiningTrainer(AuditingTrainer):
         if self._joined_class is not None and dataset is not None and dataset is self._passed_rows:
             super()._refuse_training_data(self.train_dataset)
 
-    def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
-        **options: Any,
-    ) -> tuple:
-        """Return the loss, scores and labels of evaluated rows; of pairs, both rewards. Each row is evaluated once."""
+    def _evaluate_batch(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool
+    ) -> tuple[torch.Tensor | None, Scores | None]:
+        """Return the mean loss and the scores; of pairs, both rewards. Each row is evaluated once."""
         if self._joined_class is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **options)
-        inputs = self._prepare_inputs(inputs)
-        loss, scores = self.per_example_loss, None
-        with torch.no_grad():
-            # Logits are large. What DFT is trained on is not the loss that it publishes.
-            if prediction_loss_only and type(loss) not in REWARD_METRICS and not isinstance(loss, DFTLoss):
-                losses = loss(model, inputs)
-            else:
-                losses, scores = loss.evaluate(model, inputs)
+            return super()._evaluate_batch(model, inputs, prediction_loss_only)
+        loss = self.per_example_loss
+        # Logits are large. What DFT is trained on is not the loss that it publishes.
+        if prediction_loss_only and type(loss) not in REWARD_METRICS and not isinstance(loss, DFTLoss):
+            return loss(model, inputs).mean(), None
+        losses, scores = loss.evaluate(model, inputs)
         if type(loss) in REWARD_METRICS:
             self._count_rewards(scores)
-        return (losses.mean(), None, None) if prediction_loss_only else (losses.mean(), scores, inputs.get("labels"))
+        return losses.mean(), scores
+
+    def _read_labels(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the labels; a class of TRL may name none, though its rows have some."""
+        return super()._read_labels(inputs) if self._joined_class is None else inputs.get("labels")
 
     def evaluation_loop(
         self,

@@ -15,7 +15,7 @@ from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.watched import changes_in_jumps, watch_outputs
 from hf_dpzo.losses.objective import COLUMNS, ColumnsCollator, EncodedRows, TextObjective
 from hf_dpzo.losses.output_layer import IGNORE_INDEX
-from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss
+from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss, Scores
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trainer.checking import CheckingTrainer
@@ -170,25 +170,28 @@ class ObjectiveTrainer(CheckingTrainer):
 
     # ---- Evaluation ----
 
-    def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: Any = None,
-        **options: Any,
-    ) -> tuple:
-        """Predict as stock does; where the loss is one of texts, these are generated once, and are the predictions.
+    def _evaluate_batch(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool
+    ) -> tuple[torch.Tensor | None, Scores | None]:
+        """Return the mean loss and the scores; where the loss is one of texts, these are generated once.
 
         A row that has no reward counts as zero, as in training.
         """
         if not isinstance(self.per_example_loss, TextObjective):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **options)
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses, tokens = self.per_example_loss.evaluate(model, inputs)
-        loss = losses.nan_to_num(0.0).mean()
-        return (loss, None, None) if prediction_loss_only else (loss, tokens, _stack_labels(inputs[COLUMNS]))
+            return super()._evaluate_batch(model, inputs, prediction_loss_only)
+        losses, tokens = self.per_example_loss.evaluate(model, inputs)
+        return losses.nan_to_num(0.0).mean(), tokens
+
+    @property
+    def _predicts_texts(self) -> bool:
+        """Whether predictions are texts that `Seq2SeqTrainer` generates. A loss of texts generates them itself."""
+        return super()._predicts_texts and not isinstance(self.per_example_loss, TextObjective)
+
+    def _read_labels(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the labels, which a loss of texts has among the columns of a row."""
+        if not isinstance(self.per_example_loss, TextObjective):
+            return super()._read_labels(inputs)
+        return _stack_labels(inputs[COLUMNS])
 
     def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
         """Evaluate or predict as stock does, and name the mean reward, which is the negative loss."""

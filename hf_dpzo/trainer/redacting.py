@@ -3,6 +3,7 @@
 What the stock loop knows about training (losses, sizes and counts) is a function of unreleased data.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -104,23 +105,33 @@ class RedactingTrainer(Trainer):
         Where only losses are wanted, or there are no scores, only losses are evaluated. Rows without labels are scored
         in the same way as labelled ones. Texts are generated if this class is combined with `Seq2SeqTrainer`.
         """
-        if not prediction_loss_only and getattr(self.args, "predict_with_generate", False):
+        if not prediction_loss_only and self._predicts_texts:
             forward = LossForward(lambda given: self.compute_loss(model, given))
             # A collator of sequence to sequence gives None to rows without labels, and stock asks for its length.
             inputs = {name: value for name, value in inputs.items() if value is not None}
             return super().prediction_step(forward, inputs, prediction_loss_only, ignore_keys, **options)
         inputs = self._prepare_inputs(inputs)
-        labels = nested_detach(tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None))
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, scores = self._evaluate_batch(model, inputs, prediction_loss_only, has_labels=bool(labels))
+            loss, scores = self._evaluate_batch(model, inputs, prediction_loss_only)
         if prediction_loss_only:
             return loss, None, None
-        return loss, nested_detach(scores), labels[0] if len(labels) == 1 else labels or None
+        return loss, nested_detach(scores), self._read_labels(inputs)
+
+    @property
+    def _predicts_texts(self) -> bool:
+        """Whether predictions are texts that `Seq2SeqTrainer` generates."""
+        return getattr(self.args, "predict_with_generate", False)
+
+    def _read_labels(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the labels that metrics are computed from, several in a tuple; `None` without any."""
+        labels = nested_detach(tuple(inputs[name] for name in self.label_names if inputs.get(name) is not None))
+        return labels[0] if len(labels) == 1 else labels or None
 
     def _evaluate_batch(
-        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *, has_labels: bool
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool
     ) -> tuple[torch.Tensor | None, Scores | None]:
         """Return the mean loss, `None` without labels that it needs, and the scores, `None` unless they are wanted."""
+        has_labels = any(inputs.get(name) is not None for name in self.label_names)
         try:
             # A function may need no labels. Others would take rows without labels for mistaken ones.
             if has_labels or isinstance(self.per_example_loss, FunctionLoss):
