@@ -11,10 +11,11 @@ import torch
 from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.card.files import READ_FILES, STATEMENT_FILE
 from hf_dpzo.card.model_card import read_metadata, write_card
-from hf_dpzo.card.schema import StatementError, check_statement
-from hf_dpzo.card.sources import Source, SourceError, open_source
+from hf_dpzo.card.schema import check_statement
+from hf_dpzo.card.sources import MAX_TEXT_BYTES, Source, open_source
 from hf_dpzo.card.upload import Destination, Snapshot, copy_log
 from hf_dpzo.io.files import refuse_links
+from hf_dpzo.io.strict_json import parse_json
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.history import mark_origin
 from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, announce_download
@@ -116,6 +117,17 @@ def push_log(folder: Path, destination: Destination) -> str:
     return snapshot.upload(destination, message="A private model as its log", wait=True).commit_url
 
 
+def read_statement(folder: Path) -> dict[str, Any] | None:
+    """Return the statement in `folder`; `None` if there is none, or none that this version can read."""
+    path = folder / STATEMENT_FILE
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+            return None
+        return check_statement(parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def refresh_card(
     folder: Path,
     *,
@@ -137,10 +149,9 @@ def refresh_card(
     """
     declared_in = from_folder or folder
     refuse_links(*(declared_in / name for name in READ_FILES))
-    try:
-        declared = Declarations.from_statement(check_statement(open_source(declared_in).read_json(STATEMENT_FILE)))
-    except (SourceError, StatementError):  # There is none, or a kill cut it off.
-        declared = Declarations.from_log(Trajectory.read(folder))
+    statement = read_statement(declared_in)  # There is none, or a kill cut it off.
+    known = None if statement is None else Declarations.from_statement(statement)
+    declared = known or Declarations.from_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)
     if empirical is not None:

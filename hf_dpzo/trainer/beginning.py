@@ -9,8 +9,7 @@ import torch
 from peft import PeftModel
 
 from hf_dpzo.card.files import STATEMENT_FILE
-from hf_dpzo.card.schema import StatementError, check_statement
-from hf_dpzo.io.strict_json import parse_json
+from hf_dpzo.card.repository import read_statement
 from hf_dpzo.models.adapters import has_trained_values
 from hf_dpzo.models.history import get_origin
 from hf_dpzo.models.seeded import get_adapter_seed
@@ -22,10 +21,6 @@ from hf_dpzo.trajectory.log import Trajectory
 
 # A folder with more entries than this is not searched to its end.
 _MAX_ENTRIES = 1000
-
-
-# No statement is as long as this, in bytes.
-_MAX_BYTES = 1 << 24
 
 
 # A training that no guarantee is known of.
@@ -135,17 +130,6 @@ def _list_neighbors(output_dir: Path) -> Iterator[Path]:
                 yield from folder.glob("checkpoint-*")
     except OSError:
         return
-
-
-def read_statement(folder: Path) -> dict[str, Any] | None:
-    """Return the statement in `folder`; `None` if there is none, or none that this version can read."""
-    path = folder / STATEMENT_FILE
-    try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            return None
-        return check_statement(parse_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError, StatementError):
-        return None
 
 
 def _read_log(folder: Path) -> Trajectory | None:

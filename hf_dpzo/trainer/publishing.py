@@ -14,6 +14,7 @@ from hf_dpzo.auditing.audit import Audit
 from hf_dpzo.card.declarations import Declarations, collect_versions
 from hf_dpzo.card.files import STATEMENT_FILE
 from hf_dpzo.card.model_card import read_metadata, write_card
+from hf_dpzo.card.repository import read_statement
 from hf_dpzo.card.upload import copy_log
 from hf_dpzo.distributed.sharding import gather_state_dict, is_sharded
 from hf_dpzo.io.files import refuse_links_in
@@ -22,7 +23,6 @@ from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.registries import PlainState
 from hf_dpzo.models.tokenizers import remember_sides
 from hf_dpzo.models.unwrap import unwrap_optimizer
-from hf_dpzo.trainer.beginning import read_statement
 from hf_dpzo.trainer.resumable import ResumableTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -195,10 +195,12 @@ class PublishingTrainer(ResumableTrainer):
         return next((one for one in known if one["exceeds_claim"]), known[0] if known else None)
 
     def _read_declarations(self) -> Declarations | None:
-        """Return what the card in the run's folder declares of the run; `None` if there is none.
+        """Return what the card in the run's folder declares of the run beside this process; `None` if nothing can be.
 
-        Another process may have audited the run, or resumed it with other flags, since this one began.
+        Another process may have begun the run with other flags, or have audited its canaries.
         """
+        if self._log.existing is None and not self.args.canaries:
+            return None
         statement = read_statement(Path(self.args.output_dir))
         return None if statement is None else Declarations.from_statement(statement)
 

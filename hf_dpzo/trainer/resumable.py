@@ -48,6 +48,8 @@ class ResumableTrainer(RedactingTrainer):
     _row_facts: dict[str, Any]
     _environment: dict[str, Any]
     _log: RunLog | None = None
+    # The runs on the same rows that the epsilon of this one covers, as they were when training began.
+    _earlier_runs: EarlierRuns
     # The names of the adapters when training began, that of the trained one first.
     _adapters: tuple[str, ...] = ()
     # The values that the run leads to.
@@ -83,6 +85,7 @@ class ResumableTrainer(RedactingTrainer):
         if resume:
             self.budget = self.budget.copy_unspent()
         self.budget.require_steps(planned)
+        self._earlier_runs = self._read_earlier_runs()
         folder = Path(self.args.output_dir)
         self._log = RunLog(folder, resume=resume, planned_steps=planned, processes=self._processes)
         self.budget.ledger.append(self.budget.query, count=self._log.num_spent_steps)
@@ -190,9 +193,8 @@ class ResumableTrainer(RedactingTrainer):
         find = functools.partial(find_beginning, self.model, initial, output_dir=Path(self.args.output_dir))
         return self._processes.run_on_first(lambda: find(earlier=self._earlier_runs, folders=folders))
 
-    @property
-    def _earlier_runs(self) -> EarlierRuns:
-        """The runs on the same rows that the epsilon of this one covers."""
+    def _read_earlier_runs(self) -> EarlierRuns:
+        """Return the runs on the same rows that the epsilon of this one covers; raise `ValueError` if it cannot."""
         folders = self.args.earlier_runs or ()
         refuse_runs_without_a_claim(folders)
         earlier = read_earlier_runs(folders, unit_column=self.args.privacy_unit_column)
