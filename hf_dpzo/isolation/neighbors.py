@@ -1,13 +1,22 @@
 """Neighbours of a row that are chosen to move its loss."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from hf_dpzo.data.pairs import CHOSEN, PROMPT, REJECTED, is_pair, list_sequences
 from hf_dpzo.losses.per_example import IGNORE_INDEX
+
+
+def find_end_token(config: Any) -> int | None:
+    """Return the token that ends each row of a model with an encoder and a decoder; `None` for any other model.
+
+    Some of their heads read what stands at the end of a text, and want as many such tokens in each row.
+    """
+    end = getattr(config, "eos_token_id", None)
+    return end if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) else None
 
 
 def repeat_tokens(
@@ -32,7 +41,8 @@ def repeat_tokens(
         yield from _repeat_in_pair(row, others)
         return
     own = row.get("input_ids")
-    flat, *rest = ([token for token in _flatten(text) if token not in kept] for text in _list_texts(row, others[:2]))
+    texts = (one.get("input_ids") for one in (row, *others[:2]))
+    flat, *rest = ([token for token in _flatten(text) if token not in kept] for text in texts)
     if not flat:
         return
     firsts = [token for text in rest for token in text[:1]]
@@ -45,10 +55,6 @@ def repeat_tokens(
         ):
             repeated["labels"] = [label if label in (IGNORE_INDEX, *kept) else token for label in labels]
         yield repeated
-
-
-def _list_texts(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[Any]:
-    return [one.get("input_ids") for one in (row, *others)]
 
 
 def _repeat_in_pair(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

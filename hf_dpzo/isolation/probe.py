@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.pairs import split_pair
 from hf_dpzo.data.sealed import GlobalRandomnessError
-from hf_dpzo.isolation.neighbors import repeat_tokens
+from hf_dpzo.isolation.neighbors import find_end_token, repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
@@ -265,10 +265,9 @@ class _FollowedRow:
 
 
 def find_ends(model: torch.nn.Module) -> tuple[int, ...]:
-    """Return the token that ends each row of a model with an encoder and a decoder, whose heads count such tokens."""
-    config = getattr(unwrap_model(model), "config", None)
-    end = getattr(config, "eos_token_id", None)
-    return (end,) if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) else ()
+    """Return the tokens that stay where they are in neighbours that repeat one token."""
+    end = find_end_token(getattr(unwrap_model(model), "config", None))
+    return () if end is None else (end,)
 
 
 def _length(row: Row) -> int:

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.isolation.media import find_media_shape
+from hf_dpzo.isolation.neighbors import find_end_token
 from hf_dpzo.losses.heads import find_head
 from hf_dpzo.models.unwrap import unwrap_model
 
@@ -108,7 +109,7 @@ class RowGenerator:
 
     def _generate_tokens(self, draw: np.random.Generator, length: int, name: str) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
-        end = self._end_token
+        end = find_end_token(self.config)
         allowed = [token for token in range(size or 0) if token not in (self._padding_token, end)]
         if not allowed:
             raise ValueError(f"column={name}: the model says of no token that it knows it; {REMEDY}.")
@@ -119,12 +120,6 @@ class RowGenerator:
     @property
     def _padding_token(self) -> int | None:
         return getattr(self.config, "pad_token_id", None)
-
-    @property
-    def _end_token(self) -> int | None:
-        """The token that ends every row of a model with an encoder and a decoder; `None` for any other model."""
-        end = getattr(self.config, "eos_token_id", None)
-        return end if getattr(self.config, "is_encoder_decoder", False) and isinstance(end, int) else None
 
     def _has_choices(self, column: Column) -> bool:
         return self.kind == "choice" and len(column.shape) == 2

@@ -10,12 +10,12 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dpzo.data.cells import to_text
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import keep_rows, load_tables
-from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -129,7 +129,9 @@ def _encode_rows(
 def _is_learned(row: Mapping[str, Any]) -> bool:
     """Return whether an encoded row has tokens, and labels of which one at least counts."""
     labels = row.get("labels")
-    return bool(row.get("input_ids", True)) and not (isinstance(labels, list) and all(one == IGNORED for one in labels))
+    return bool(row.get("input_ids", True)) and not (
+        isinstance(labels, list) and all(one == IGNORE_INDEX for one in labels)
+    )
 
 
 def _find_class_names(rows: datasets.Dataset, recipe: Recipe) -> dict[str, list[str]]:

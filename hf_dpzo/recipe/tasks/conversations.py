@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from hf_dpzo.data.cells import drop_missing, to_text
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.losses.template import Template
-from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
 Messages = list[dict[str, Any]]
@@ -109,7 +109,7 @@ def encode_conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase, 
     return {
         "input_ids": tokens,
         "attention_mask": [1] * len(tokens),
-        "labels": [token if marked else IGNORED for token, marked in zip(tokens, learned, strict=True)],
+        "labels": [token if marked else IGNORE_INDEX for token, marked in zip(tokens, learned, strict=True)],
     }
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.losses.template import Template
-from hf_dpzo.recipe.tasks.metrics import IGNORED
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
 
 
@@ -46,7 +46,7 @@ class MaskedLM(Task):
         return {
             "input_ids": [tokenizer.mask_token_id if place in hidden else token for place, token in enumerate(tokens)],
             "attention_mask": encoded["attention_mask"],
-            "labels": [token if place in hidden else IGNORED for place, token in enumerate(tokens)],
+            "labels": [token if place in hidden else IGNORE_INDEX for place, token in enumerate(tokens)],
         }
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:

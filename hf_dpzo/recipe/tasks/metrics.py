@@ -3,8 +3,7 @@
 import numpy as np
 from transformers import EvalPrediction
 
-
-IGNORED = -100
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -23,7 +22,7 @@ def compute_token_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     >>> compute_token_accuracy(EvalPrediction(predictions=scores, label_ids=np.array([[1, 1, -100]])))
     {'accuracy': 0.5}
     """
-    labelled = prediction.label_ids != IGNORED
+    labelled = prediction.label_ids != IGNORE_INDEX
     right = np.argmax(prediction.predictions, axis=-1) == prediction.label_ids
     return {"accuracy": float(right[labelled].mean())}
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.losses.template import Template, find_special_tokens
-from hf_dpzo.recipe.tasks.metrics import IGNORED
 
 
 def encode_response(
@@ -47,7 +47,7 @@ def encode_response(
     return {
         "input_ids": tokens,
         "attention_mask": [1] * len(tokens),
-        "labels": [IGNORED] * (len(before) + len(prompt)) + [*learned, *after],
+        "labels": [IGNORE_INDEX] * (len(before) + len(prompt)) + [*learned, *after],
     }
 
 

@@ -12,8 +12,9 @@ from transformers import (
 )
 
 from hf_dpzo.data.cells import to_text
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.recipe.tasks.labels import find_class, name_outputs, require_classes
-from hf_dpzo.recipe.tasks.metrics import IGNORED, compute_token_accuracy
+from hf_dpzo.recipe.tasks.metrics import compute_token_accuracy
 from hf_dpzo.recipe.tasks.task import Need, Row, Task, refuse_short, refuse_slow
 
 
@@ -67,7 +68,7 @@ class TokenClassification(Task):
         encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=recipe.max_length)
         places = encoded.word_ids()
         firsts = [place is not None and place not in places[:index] for index, place in enumerate(places)]
-        labels = [numbers[place] if first else IGNORED for place, first in zip(places, firsts, strict=True)]
+        labels = [numbers[place] if first else IGNORE_INDEX for place, first in zip(places, firsts, strict=True)]
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
