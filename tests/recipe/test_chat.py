@@ -8,22 +8,7 @@ import pytest
 from hf_dpzo.recipe.loading import load_rows
 from hf_dpzo.recipe.tasks.conversations import encode_conversation
 
-from support.data_recipes import data_recipe, letter_tokenizer, spell
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def first_row(tmp_path, row, tokenizer=None, **changes):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0][0]
-
-
-def learned(row) -> str:
-    return spell([label for label in row["labels"] if label != -100])
+from support.data_recipes import data_recipe, encode_first_row, letter_tokenizer, spell, spell_learned
 
 
 ASK = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -52,14 +37,14 @@ def chat_tokenizer(template):
 @pytest.mark.parametrize(("template", "expected"), [(PLAIN, "a0$\na1$\n"), (MARKED, "a0$a1$"), (FORGETFUL, "a1$")])
 def test_the_turns_of_the_assistant_are_learned(tmp_path, template, expected):
     changes = {"task": "chat", "label_words": None, "max_length": 500}
-    row = first_row(tmp_path, {"messages": TALK}, chat_tokenizer(template), **changes)
-    assert learned(row).replace("\x00", "\n") == expected
+    row = encode_first_row(tmp_path, {"messages": TALK}, chat_tokenizer(template), **changes)
+    assert spell_learned(row).replace("\x00", "\n") == expected
     assert 1 not in row["input_ids"]  # The template writes BOS where a model needs it.
 
 
 def test_long_conversations_lose_their_first_turns():
     row = encode_conversation(TALK, chat_tokenizer(MARKED), max_length=40)
-    assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and learned(row) == "a1$"
+    assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and spell_learned(row) == "a1$"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -81,8 +66,8 @@ def test_one_conversation_decides_nothing_about_another(tmp_path, kind):
 def test_tokenizers_that_can_not_chat_get_one_sentence(tmp_path):
     changes = {"task": "chat", "label_words": None}
     with pytest.raises(ValueError, match="task=chat: this tokenizer has no chat template"):
-        first_row(tmp_path, {"messages": TALK}, **changes)
+        encode_first_row(tmp_path, {"messages": TALK}, **changes)
     with pytest.raises(ValueError, match="does not show where the assistant's turns begin"):
-        first_row(tmp_path, {"messages": TALK}, chat_tokenizer("{{ messages | length }}"), **changes)
+        encode_first_row(tmp_path, {"messages": TALK}, chat_tokenizer("{{ messages | length }}"), **changes)
     with pytest.raises(ValueError, match="column=messages: it holds no list of messages"):
-        first_row(tmp_path, {"messages": "hello"}, chat_tokenizer(PLAIN), **changes)
+        encode_first_row(tmp_path, {"messages": "hello"}, chat_tokenizer(PLAIN), **changes)

@@ -21,11 +21,6 @@ EITHER = PLAIN.replace(
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def load(tmp_path, conversations, template, kind="jsonl", **changes):
     path = tmp_path / f"{len(conversations)}.{kind}"
     if kind == "parquet":

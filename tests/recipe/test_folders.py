@@ -8,11 +8,6 @@ from hf_dpzo.recipe.tables import load_tables
 from support.data_recipes import data_recipe
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 ROWS = {
     "csv": "text,label\na,1\n",
     "tsv": "text\tlabel\na\t1\n",

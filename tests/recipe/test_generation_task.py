@@ -1,14 +1,12 @@
 """Recipes that train on generated text, and adapters of which half is trained."""
 
-import json
-
 import pytest
 from peft import get_peft_model_state_dict
 
 from hf_dpzo.losses.objective import TextObjective
-from hf_dpzo.recipe.loading import add_adapter, load_rows
+from hf_dpzo.recipe.loading import add_adapter
 
-from support.data_recipes import data_recipe, letter_tokenizer, spell
+from support.data_recipes import data_recipe, encode_first_row, letter_tokenizer, spell
 from support.models import causal_lm
 
 
@@ -16,9 +14,7 @@ GENERATION = {"task": "generation", "reward": "exact_match", "template": "Q: {te
 
 
 def first_row(tmp_path, row, tokenizer=None, **changes):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    return load_rows(data_recipe(path, **{**GENERATION, **changes}), tokenizer or letter_tokenizer())[0][0]
+    return encode_first_row(tmp_path, row, tokenizer, **{**GENERATION, **changes})
 
 
 def test_the_prompt_is_encoded_and_the_word_of_the_class_is_to_be_met(tmp_path):

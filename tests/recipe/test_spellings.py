@@ -12,11 +12,6 @@ from support.data_recipes import data_recipe, letter_tokenizer, spell
 from support.models import classifier, word_tokenizer
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def texts(path, content, **changes):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return load_tables(data_recipe(path, **changes))[0]["text"][:]

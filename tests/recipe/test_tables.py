@@ -15,11 +15,6 @@ from hf_dpzo.recipe.tables import load_tables
 from support.data_recipes import data_recipe, letter_tokenizer, spell
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def texts(path, **changes) -> list[str]:
     return [spell(row["input_ids"]) for row in load_rows(data_recipe(path, **changes), letter_tokenizer())[0]]
 

@@ -3,33 +3,17 @@
 import copy
 import json
 
-import datasets
 import pytest
 import transformers
 
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe.loading import load_model, load_rows
+from hf_dpzo.recipe.loading import load_model
 from hf_dpzo.recipe.tasks import TASKS
 
-from support.data_recipes import data_recipe, letter_tokenizer, spell
+from support.data_recipes import data_recipe, encode_first_row, letter_tokenizer, spell, spell_learned
 from support.heads import CASES
 from support.models import classifier, word_tokenizer
 from support.recipes import table
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def first_row(tmp_path, row, tokenizer=None, **changes):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0][0]
-
-
-def learned(row) -> str:
-    return spell([label for label in row["labels"] if label != -100])
 
 
 RESPONSE = {"task": "causal-lm", "label_words": None, "template": "Q: {text} A:", "response": " {answer}"}
@@ -39,16 +23,16 @@ RESPONSE = {"task": "causal-lm", "label_words": None, "template": "Q: {text} A:"
 @pytest.mark.parametrize("ends", [False, True])
 def test_prompt_and_response_are_one_text(tmp_path, begins, ends):
     tokenizer = letter_tokenizer(begins=begins, ends=ends)
-    row = first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **RESPONSE)
+    row = encode_first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **RESPONSE)
     assert spell(row["input_ids"]) == ("^" if begins else "") + "Q: why A: so$"
-    assert learned(row) == " so$" and len(row["labels"]) == len(row["input_ids"]) == sum(row["attention_mask"])
+    assert spell_learned(row) == " so$" and len(row["labels"]) == len(row["input_ids"]) == sum(row["attention_mask"])
 
 
 def test_special_tokens_that_a_text_holds_are_not_repeated(tmp_path):
     tokenizer = letter_tokenizer(begins=True)
     changes = {**RESPONSE, "template": "<s>Q: {text} A:", "response": " {answer}</s>"}
     assert (
-        spell(first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **changes)["input_ids"])
+        spell(encode_first_row(tmp_path, {"text": "why", "answer": "so"}, tokenizer, **changes)["input_ids"])
         == "^Q: why A: so$"
     )
 
@@ -57,7 +41,7 @@ def test_a_token_that_reaches_over_the_border_is_cut_there(tmp_path):
     """The prompt has to be the one that is asked later, which ends there too."""
     changes = {**RESPONSE, "template": "w1 {text}", "response": "w3 {answer}"}
     tokenizer = word_tokenizer()
-    row = first_row(tmp_path, {"text": "w2", "answer": "good"}, tokenizer, **changes)
+    row = encode_first_row(tmp_path, {"text": "w2", "answer": "good"}, tokenizer, **changes)
     assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == ["w1", "w2", "w3", "good", "[EOS]"]
 
 
@@ -71,33 +55,33 @@ def test_a_token_that_reaches_over_the_border_is_cut_there(tmp_path):
 )
 def test_the_response_has_the_room_that_the_prompt_leaves(tmp_path, text, answer, expected):
     changes = {**RESPONSE, "template": "[{text}]", "response": "{answer}", "max_length": 32}
-    assert spell(first_row(tmp_path, {"text": text, "answer": answer}, **changes)["input_ids"]) == expected
+    assert spell(encode_first_row(tmp_path, {"text": text, "answer": answer}, **changes)["input_ids"]) == expected
 
 
 def test_a_response_that_can_not_fit_is_refused_before_rows_are_read(tmp_path):
     with pytest.raises(ValueError, match="max_length=7: the template alone leaves no room for a response; set 8 at"):
-        first_row(tmp_path, {"text": "a", "answer": "b"}, **RESPONSE, max_length=7)
+        encode_first_row(tmp_path, {"text": "a", "answer": "b"}, **RESPONSE, max_length=7)
     with pytest.raises(ValueError, match="max_length=2: the template alone is longer"):
-        first_row(tmp_path, {"text": "a", "label": 0}, template="Q: {text}", max_length=3)
+        encode_first_row(tmp_path, {"text": "a", "label": 0}, template="Q: {text}", max_length=3)
 
 
 def test_prompts_for_label_words_do_not_end_with_eos(tmp_path):
     tokenizer = letter_tokenizer(begins=True, ends=True)
     row = {"text": "why", "label": 1}
-    assert spell(first_row(tmp_path, row, tokenizer)["input_ids"]) == "^why"
-    assert spell(first_row(tmp_path, row, tokenizer, template="{text} {mask}")["input_ids"]) == "^why *$"
+    assert spell(encode_first_row(tmp_path, row, tokenizer)["input_ids"]) == "^why"
+    assert spell(encode_first_row(tmp_path, row, tokenizer, template="{text} {mask}")["input_ids"]) == "^why *$"
 
 
 @pytest.mark.parametrize("template", ['{{"review": "{text}"}}', "{text}{{}}"])
 def test_braces_that_are_text_are_written_twice(tmp_path, template):
-    found = spell(first_row(tmp_path, {"text": "why", "label": 1}, template=template)["input_ids"])
+    found = spell(encode_first_row(tmp_path, {"text": "why", "label": 1}, template=template)["input_ids"])
     assert found == template.replace("{text}", "why").replace("{{", "{").replace("}}", "}")
     with pytest.raises(ValueError, match="a brace stands alone; write a brace that is text twice"):
-        first_row(tmp_path, {"text": "why", "label": 1}, template='{"review": "{text}"')
+        encode_first_row(tmp_path, {"text": "why", "label": 1}, template='{"review": "{text}"')
 
 
 def test_columns_may_have_dots(tmp_path):
-    assert spell(first_row(tmp_path, {"a.b": "why", "label": 1}, template="{a.b}")["input_ids"]) == "why"
+    assert spell(encode_first_row(tmp_path, {"a.b": "why", "label": 1}, template="{a.b}")["input_ids"]) == "why"
 
 
 # ---- Heads ----
@@ -107,42 +91,44 @@ HEAD = {"task": "sequence-classification", "label_words": None}
 
 def test_numbers_are_labels_of_regression(tmp_path):
     changes = {**HEAD, "task": "regression"}
-    assert first_row(tmp_path, {"text": "a", "label": "3.5"}, **changes)["labels"] == 3.5
+    assert encode_first_row(tmp_path, {"text": "a", "label": "3.5"}, **changes)["labels"] == 3.5
     several = {**changes, "label_columns": ["x", "y"]}
-    assert first_row(tmp_path, {"text": "a", "x": 1, "y": -2.5}, **several)["labels"] == [1.0, -2.5]
+    assert encode_first_row(tmp_path, {"text": "a", "x": 1, "y": -2.5}, **several)["labels"] == [1.0, -2.5]
     with pytest.raises(ValueError, match=r"label_column=label: a row holds a text there and no number; .*\.$"):
-        first_row(tmp_path, {"text": "a", "label": "many"}, **changes)
+        encode_first_row(tmp_path, {"text": "a", "label": "many"}, **changes)
 
 
 @pytest.mark.parametrize(("cell", "separator"), [(["c", "a"], None), ("c|a", "|"), ([2, 0], None)])
 def test_a_row_may_have_several_labels(tmp_path, cell, separator):
     names = ["0", "1", "2"] if cell == [2, 0] else ["a", "b", "c"]
     changes = {**HEAD, "task": "several-labels", "classes": names, "label_separator": separator}
-    assert first_row(tmp_path, {"text": "a", "label": cell}, **changes)["labels"] == [1.0, 0.0, 1.0]
+    assert encode_first_row(tmp_path, {"text": "a", "label": cell}, **changes)["labels"] == [1.0, 0.0, 1.0]
     columns = {**HEAD, "task": "several-labels", "label_columns": ["x", "y", "z"]}
     row = {"text": "a", "x": True, "y": "0", "z": None}
-    assert first_row(tmp_path, row, **columns)["labels"] == [1.0, 0.0, 0.0]
+    assert encode_first_row(tmp_path, row, **columns)["labels"] == [1.0, 0.0, 0.0]
 
 
 def test_the_first_token_of_a_word_has_its_class(tmp_path):
     changes = {"task": "token-classification", "label_words": None, "classes": ["O", "B"], "label_column": "tags"}
-    row = first_row(tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "O"]}, letter_tokenizer(begins=True), **changes)
+    row = encode_first_row(
+        tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "O"]}, letter_tokenizer(begins=True), **changes
+    )
     assert (spell(row["input_ids"]), row["labels"]) == ("^abc", [-100, 1, -100, 0])
     with pytest.raises(ValueError, match="a row has another label in the column tags"):
-        first_row(tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "X"]}, **changes)
+        encode_first_row(tmp_path, {"tokens": ["ab", "c"], "tags": ["B", "X"]}, **changes)
     with pytest.raises(ValueError, match="column=tags: it holds no list"):
-        first_row(tmp_path, {"tokens": ["ab", "c"], "tags": "B O"}, **changes)
+        encode_first_row(tmp_path, {"tokens": ["ab", "c"], "tags": "B O"}, **changes)
 
 
 def test_answers_are_found_among_the_tokens(tmp_path):
     changes = {"task": "question-answering", "label_words": None, "max_length": 12}
     tokenizer = letter_tokenizer()
     row = {"question": "why?", "context": "since so", "answers": {"text": ["so"], "answer_start": [6]}}
-    found = first_row(tmp_path, row, tokenizer, **changes)
+    found = encode_first_row(tmp_path, row, tokenizer, **changes)
     assert spell(found["input_ids"][found["start_positions"] : found["end_positions"] + 1]) == "so"
     late = {**row, "context": "x" * 50 + "so", "answers": {"text": ["so"], "answer_start": [50]}}
     for other in (late, {**row, "answers": {"text": [], "answer_start": []}}):
-        found = first_row(tmp_path, other, tokenizer, **changes)
+        found = encode_first_row(tmp_path, other, tokenizer, **changes)
         assert (found["start_positions"], found["end_positions"]) == (0, 0)
 
 
@@ -150,22 +136,22 @@ def test_answers_are_found_among_the_tokens(tmp_path):
 def test_each_choice_is_a_text(tmp_path, columns):
     changes = {"task": "multiple-choice", "label_words": None, "classes": ["A", "B"], "columns": columns}
     choices = {"choices": ["c", "dd"]} if columns is None else {"A": "c", "B": "dd"}
-    row = first_row(tmp_path, {"text": "q", "label": "B", **choices}, **changes)
+    row = encode_first_row(tmp_path, {"text": "q", "label": "B", **choices}, **changes)
     assert ([spell(choice) for choice in row["input_ids"]], row["labels"]) == (["qc", "qdd"], 1)
     with pytest.raises(ValueError, match="a row has not 3 choices" if columns is None else "a row has not 3"):
-        first_row(tmp_path, {"text": "q", "label": "B", **choices}, **{**changes, "classes": ["A", "B", "C"]})
+        encode_first_row(tmp_path, {"text": "q", "label": "B", **choices}, **{**changes, "classes": ["A", "B", "C"]})
 
 
 def test_hidden_words_follow_from_the_row_alone(tmp_path):
     changes = {"task": "masked-lm", "label_words": None}
-    row, again = (first_row(tmp_path, {"text": "a" * 40, "n": n}, **changes) for n in range(2))
-    assert row == again and spell(row["input_ids"]).count("*") == 6 and learned(row) == "a" * 6
+    row, again = (encode_first_row(tmp_path, {"text": "a" * 40, "n": n}, **changes) for n in range(2))
+    assert row == again and spell(row["input_ids"]).count("*") == 6 and spell_learned(row) == "a" * 6
 
 
 def test_sequences_have_responses_as_labels(tmp_path):
     changes = {**RESPONSE, "task": "seq2seq-lm", "response": "{answer}"}
-    row = first_row(tmp_path, {"text": "why", "answer": "so"}, letter_tokenizer(ends=True), **changes)
-    assert (spell(row["input_ids"]), learned(row)) == ("Q: why A:$", "so$")
+    row = encode_first_row(tmp_path, {"text": "why", "answer": "so"}, letter_tokenizer(ends=True), **changes)
+    assert (spell(row["input_ids"]), spell_learned(row)) == ("Q: why A:$", "so$")
 
 
 def test_outputs_of_a_head_have_names(tmp_path):

@@ -11,11 +11,6 @@ from hf_dpzo.recipe.tables import load_tables
 from support.data_recipes import data_recipe, letter_tokenizer, spell
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def load(path, tokenizer=None, **changes):
     return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0]
 

@@ -1,11 +1,14 @@
 """Recipes of which only the data are read, and tokenizers that a real model would not be needed for."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from hf_dpzo.recipe.loading import load_rows
 from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 
 
@@ -38,3 +41,17 @@ def letter_tokenizer(*, begins: bool = False, ends: bool = False) -> PreTrainedT
 def spell(tokens: list[int]) -> str:
     """Return the text of such tokens, with ^ for BOS, $ for EOS, and * for a mask."""
     return "".join({1: "^", 2: "$", 3: "*"}.get(token, chr(token)) for token in tokens)
+
+
+def encode_first_row(
+    folder: Path, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Write a file with `row` alone into `folder`, and return what it becomes by a recipe."""
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return load_rows(data_recipe(path, **changes), tokenizer or letter_tokenizer())[0][0]
+
+
+def spell_learned(row: Mapping[str, Any]) -> str:
+    """Return the text of the tokens of `row` that are learned."""
+    return spell([label for label in row["labels"] if label != -100])
