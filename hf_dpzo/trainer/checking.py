@@ -44,7 +44,6 @@ from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trainer.checks import (
-    refuse_changed_arguments,
     refuse_large_copies,
     refuse_parts,
     refuse_resuming,
@@ -136,10 +135,9 @@ class CheckingTrainer(SearchingTrainer):
         """Raise `ValueError` for hooks that training would ignore."""
 
     def _refuse_changes(self, *, resumes: bool) -> None:
-        """Raise `ValueError` for what was changed since the budget was planned, or added since it was checked."""
+        """Raise `ValueError` for what was added since it was checked."""
         self._refuse_overrides()
         refuse_arguments(self.args)
-        refuse_changed_arguments(self.args, self._planned_values)
         parts = {"data_collator": self.data_collator, "callbacks": self.callback_handler.callbacks}
         refuse_parts(dataset=self.train_dataset, **parts, args=self.args)
         if resumes:

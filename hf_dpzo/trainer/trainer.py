@@ -27,7 +27,12 @@ from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
-from hf_dpzo.trainer.checks import refuse_differing_settings, refuse_parts, refuse_replaced_parts
+from hf_dpzo.trainer.checks import (
+    refuse_changed_arguments,
+    refuse_differing_settings,
+    refuse_parts,
+    refuse_replaced_parts,
+)
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
@@ -202,6 +207,7 @@ class ZOTrainer(JoiningTrainer):
             raise ValueError("train_dataset=None: training needs rows; pass train_dataset.")
         self._begin_trial(trial)
         refuse_differing_settings(self._processes, self.args)
+        refuse_changed_arguments(self.args, self._planned_values)
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
