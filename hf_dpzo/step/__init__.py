@@ -1,4 +1,4 @@
 """One step: its public half, its secret half, and the fast forms of both.
 
-Imports everything from `distributed` to `losses`.
+Imports everything from `distributed` to `frozen`.
 """

@@ -13,6 +13,7 @@ import torch
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator, MicroBatch
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed, run_without_randomness
+from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import Inputs
@@ -29,6 +30,7 @@ class BatchLosses:
         device: the device of the losses.
         tail: the shape of what the loss returns for each row: `()`, or `(points,)` for several probe points at once.
         state: the state of the model, which no micro-batch may change; `None` if nobody minds.
+        shared: keeps the work that all probe points of a step share; `None` if each does all of it.
     """
 
     loss: PerExampleLoss
@@ -37,6 +39,7 @@ class BatchLosses:
     device: torch.device
     tail: tuple[int, ...] = ()
     state: ModelState | None = None
+    shared: SharedWork | None = None
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
@@ -53,8 +56,7 @@ class BatchLosses:
 
         They are computed as those of private rows are, but errors are raised.
         """
-        numbered = [FetchedRow(unit=unit, row=row, slot=unit) for unit, row in enumerate(rows)]
-        batch = self.collator(numbered)["batch"]
+        batch = self.build_public_batch(rows)
         losses = torch.full((len(rows), *self.tail), torch.nan, device=self.device)
         for micro_batch in batch.micro_batches:
             if micro_batch.inputs is None:
@@ -64,6 +66,11 @@ class BatchLosses:
                 "per_example_loss", functools.partial(self._compute, model, micro_batch)
             )
         return losses
+
+    def build_public_batch(self, rows: Sequence[Any]) -> LogicalBatch:
+        """Return public `rows` as a batch, each as a unit of its own."""
+        numbered = [FetchedRow(unit=unit, row=row, slot=unit) for unit, row in enumerate(rows)]
+        return self.collator(numbered)["batch"]
 
     def _evaluate_next(self, model: torch.nn.Module, waiting: deque[MicroBatch]) -> list[torch.Tensor]:
         """Return the losses of the next micro-batch, NaN for a row that fails alone.
@@ -81,7 +88,8 @@ class BatchLosses:
 
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
-        with nullcontext() if self.state is None else self.state.guarded(model):
+        guarded = nullcontext() if self.state is None else self.state.guarded(model)
+        with guarded, nullcontext() if self.shared is None else self.shared.reused(model, micro_batch):
             # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
             losses = self._call_loss(model, self.prepare(copy.deepcopy(micro_batch.inputs)))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):

@@ -1,6 +1,7 @@
 """The secret half of a step: the losses of its batch, and the coefficients computed from them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,11 @@ class StepEstimate:
     """
 
     losses: BatchLosses
+
+    def share_work(self, batch: LogicalBatch) -> AbstractContextManager[None]:
+        """Return a context in which all stops share the work on `batch` that no probe point changes."""
+        shared = self.losses.shared
+        return nullcontext() if shared is None else shared.opened(batch.micro_batches)
 
     def evaluate(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at the points of `stop`, float64 `[rows, points]`."""

@@ -43,6 +43,7 @@ from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.step.fsdp import FSDPLosses
+from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer.checks import (
     refuse_large_copies,
     refuse_parts,
@@ -152,6 +153,8 @@ class CheckingTrainer(SearchingTrainer):
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
+            losses = dataclasses.replace(losses, shared=find_shared_work(model, losses, self._public_batches))
+            self._estimate = dataclasses.replace(self._estimate, losses=losses)
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
         if self.eval_dataset is not None:
             self._try_evaluation()

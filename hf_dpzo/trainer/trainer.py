@@ -138,7 +138,8 @@ class ZOTrainer(JoiningTrainer):
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         with self._sealed_apart_from_steps(), descent.walk(step, points_per_pass=self._points_per_pass) as walk:
-            losses = [self._evaluate_stop(stop, model, batch) for stop in walk]
+            with self._estimate.share_work(batch):
+                losses = [self._evaluate_stop(stop, model, batch) for stop in walk]
             coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
             record = functools.partial(self._record_release, descent, step)  # On disk before any process learns of it.
             release = self.method.mechanism.release(coefficients, self._processes, record)

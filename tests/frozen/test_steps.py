@@ -1,0 +1,59 @@
+"""Steps that share frozen work release the integers of steps that do not, and evaluate frozen layers once."""
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import TrainerCallback
+
+from hf_dpzo.trainer import checking
+
+from support.models import classifier
+from support.runs import train
+from support.stacks import find_layers
+
+
+def upper_lora() -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"], layers_to_transform=[2])
+    return get_peft_model(classifier(num_hidden_layers=3), config)
+
+
+SETTINGS = {
+    "one point": {"method": "aggzo", "num_directions": 3},
+    "several points": {"method": "aggzo", "num_directions": 3, "points_per_pass": 2},
+    "one direction": {"method": "dpzero"},
+    "without public shapes": {"method": "aggzo", "num_directions": 2, "padded_lengths": None},
+}
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_shared_work_changes_no_integer(changes, tmp_path, sums, monkeypatch):
+    train(tmp_path / "shared", model=upper_lora(), **changes)
+    shared = sums.copy()
+    sums.clear()
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    train(tmp_path / "whole", model=upper_lora(), **changes)
+    assert shared == sums and any(map(any, sums))
+
+
+class Counter(TrainerCallback):
+    """Counts how often layers compute in a step."""
+
+    def __init__(self, layers: dict[str, torch.nn.Module]) -> None:
+        self.counts = dict.fromkeys(layers, 0)
+        for name, layer in layers.items():
+            layer.mlp.register_forward_hook(lambda *_, name=name: self._count(name))
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.counts = dict.fromkeys(self.counts, 0)
+
+    def _count(self, name: str) -> None:
+        self.counts[name] += 1
+
+
+def test_a_step_evaluates_frozen_layers_once(tmp_path, sums):
+    model = upper_lora()
+    frozen, _, trained = find_layers(model)
+    counter = Counter({"frozen": frozen, "trained": trained})
+    train(tmp_path, model=model, method="aggzo", num_directions=4, max_steps=1, callbacks=[counter])
+    assert 0 < counter.counts["frozen"] * 8 == counter.counts["trained"]
