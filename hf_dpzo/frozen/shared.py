@@ -11,8 +11,8 @@ from hf_dpzo.frozen.layers import Stretch
 from hf_dpzo.models.unwrap import accepts_argument, unwrap_model
 
 
-# What is kept for a step takes at most this share of the memory of the model, or so many bytes of a small one. What does
-# not fit is computed again.
+# What is kept for a step takes at most this share of the memory of the model, or so many bytes of a small one. More than
+# that is computed again.
 KEPT_SHARE = 0.05
 MIN_KEPT_BYTES = 1 << 24
 
