@@ -3,25 +3,25 @@
 The tokens before the invocation are those of the base model, to the last bit. A row without an invocation is the base.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import ALoraLinearVariant
+from torch._dynamo import OptimizedModule
 
 
 def find_invocation(model: torch.nn.Module) -> tuple[int, ...] | None:
     """Return the tokens that activate the adapter of `model` that a run trains; `None` if it is always active.
 
-    >>> from peft import get_peft_model
-    >>> config = LoraConfig(target_modules=["0"], alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM")
-    >>> find_invocation(torch.nn.Sequential(torch.nn.Linear(2, 2)))
-    >>> find_invocation(get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), config))
-    (5, 6)
+    >>> find_invocation(torch.nn.Linear(2, 2)) is None
+    True
     """
-    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    inner = model._orig_mod if isinstance(model, OptimizedModule) else model
+    config = inner.active_peft_config if isinstance(inner, PeftModel) else None
     if not isinstance(config, LoraConfig) or config.alora_invocation_tokens is None:
         return None
     return tuple(config.alora_invocation_tokens)
@@ -49,6 +49,26 @@ def locate_invocation(input_ids: torch.Tensor, tokens: Sequence[int]) -> torch.T
     return torch.where(begins, places, -1).amax(dim=1)
 
 
+def hold_invocation(inputs: Mapping[str, Any], tokens: Sequence[int], *, rows: int) -> torch.Tensor:
+    """Return whether each row of a batch holds the invocation, bool `[rows]`: in all of its texts, if it has several.
+
+    What is no tensor of tokens is not judged: of such rows the result is `True`.
+
+    Args:
+        inputs: a batch as a collator returns it. Of pairs, the second texts come after all of the first ones.
+        tokens: the tokens of the invocation.
+        rows: the number of rows in the batch.
+
+    >>> pairs = torch.tensor([[5, 1], [5, 2], [3, 5], [3, 3]])
+    >>> hold_invocation({"input_ids": pairs}, [5], rows=2).tolist()
+    [True, False]
+    """
+    input_ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or not rows or len(input_ids) % rows:
+        return torch.ones(rows, dtype=torch.bool)
+    return (locate_invocation(input_ids, tokens) >= 0).view(-1, rows).all(dim=0)
+
+
 @contextmanager
 def as_ordinary(model: torch.nn.Module) -> Iterator[None]:
     """Let the activated adapter of `model` compute at all positions, as an ordinary LoRA with the same weights.
@@ -74,25 +94,65 @@ def as_ordinary(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_hooks(model: torch.nn.Module) -> Iterator[None]:
-    """Leave no hook in `model` that a call inside the context put there and did not take away.
+def rows_apart(model: torch.nn.Module) -> Iterator[None]:
+    """Let the activated adapter of `model` compute each row in a shape that no other row decides, and leave no hook.
+
+    PEFT multiplies the activated positions of all rows of a batch together, so that their number, which each row has a
+    part in, decides how every row is rounded. Here the adapter computes at all positions and is added at the activated
+    ones: the same, up to rounding. `torch.func.vmap` can batch it over points.
 
     PEFT 0.21 tells each layer by a hook where a row is activated, and takes the hooks away behind a `yield` without
     `finally`: a call that fails leaves them, one more in each layer, and `get_base_model()` computes with them from
-    then on. Remove when PEFT removes them itself.
+    then on. So hooks that a call inside the context left are taken away. Remove that when PEFT does it.
+
+    A model without an activated adapter computes as before.
     """
     if find_invocation(model) is None:
         yield
         return
+    adapter = model.active_adapter
     layers = _list_layers(model)
     hooks = [set(layer._forward_pre_hooks) for layer in layers]
+    variants = {layer: layer.lora_variant[adapter] for layer in layers if adapter in layer.lora_variant}
+    for layer in variants:
+        layer.lora_variant[adapter] = MaskedActivation()
     try:
         yield
     finally:
+        for layer, variant in variants.items():
+            layer.lora_variant[adapter] = variant
         for layer, own in zip(layers, hooks, strict=True):
             for key in set(layer._forward_pre_hooks) - own:
                 del layer._forward_pre_hooks[key]
                 layer._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+class MaskedActivation(ALoraLinearVariant):
+    """PEFT's activation, in shapes that depend on the shape of the batch alone. See `rows_apart`."""
+
+    @staticmethod
+    def forward(
+        module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """Return `result`, `[batch, tokens, features]`, with the adapter added where a row is activated.
+
+        Args:
+            module: the layer.
+            active_adapter: the adapter.
+            x: the input of the layer, `[batch, tokens, features]`.
+            result: what the layer computes without the adapter.
+            options: as `alora_offsets` the number of activated tokens at the end of each row; `None` for none.
+        """
+        offsets = options.get("alora_offsets")
+        if offsets is None:
+            return result
+        tokens = result.shape[1] if result.ndim == 3 else 1
+        counts = torch.tensor([min(offset or 0, tokens) for offset in offsets], device=result.device)
+        is_active = torch.arange(tokens, device=result.device) >= tokens - counts[:, None]
+        first, second = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        inputs = module.lora_dropout[active_adapter](x.to(first.weight.dtype))
+        added = second(first(inputs)) * module.scaling[active_adapter]
+        return torch.where(is_active.view(*result.shape[:-1], 1), (result + added).to(result.dtype), result)
 
 
 def _list_layers(model: torch.nn.Module) -> list[LoraLayer]:

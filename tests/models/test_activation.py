@@ -10,7 +10,8 @@ from peft.tuners.lora.variants import calculate_alora_offsets
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
-from hf_dpzo.models.activation import as_ordinary, find_invocation, locate_invocation, own_hooks
+from hf_dpzo.isolation.operations import OperationTrace
+from hf_dpzo.models.activation import as_ordinary, find_invocation, locate_invocation, rows_apart
 
 from support.models import causal_lm
 
@@ -78,7 +79,9 @@ def test_as_an_ordinary_adapter_it_can_be_batched_over_points_and_as_an_activate
             batched = torch.func.vmap(evaluate)(stacks)
         each = [evaluate({name: stack[point] for name, stack in stacks.items()}) for point in range(2)]
         torch.testing.assert_close(batched, torch.stack(each), atol=1e-5, rtol=1e-5)
-        with pytest.raises(RuntimeError), own_hooks(model):
+        with rows_apart(model):
+            torch.testing.assert_close(torch.func.vmap(evaluate)(stacks), batched, atol=1e-5, rtol=1e-5)
+        with pytest.raises(RuntimeError):  # When this passes, PEFT can be batched itself.
             torch.func.vmap(evaluate)(stacks)
 
 
@@ -94,12 +97,12 @@ def test_peft_leaves_a_hook_where_a_call_fails_and_none_is_left_inside_the_conte
     model = activated()
     outside = torch.tensor([[5, 6, 100]])  # No token of the vocabulary.
     before = count_hooks(model)
-    with pytest.raises(IndexError), own_hooks(model):
+    with pytest.raises(IndexError), rows_apart(model):
         model(input_ids=outside)
     assert count_hooks(model) == before
     with pytest.raises(IndexError):
         model(input_ids=outside)
-    assert count_hooks(model) > before  # When this fails, PEFT takes them away, and `own_hooks` can go.
+    assert count_hooks(model) > before  # When this fails, PEFT takes them away itself.
 
 
 def test_a_cache_is_not_needed_for_a_row_that_begins_with_the_invocation():
@@ -110,3 +113,33 @@ def test_a_cache_is_not_needed_for_a_row_that_begins_with_the_invocation():
         with as_ordinary(model):
             tail = model(input_ids=rows, past_key_values=DynamicCache()).logits
     torch.testing.assert_close(tail, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_apart_from_other_rows_it_is_what_peft_computes_wherever_the_rows_are_activated():
+    model = activated()
+    rows = torch.tensor([[9, 8, 7, 5, 6, 3], [5, 6, 5, 6, 1, 1], [1, 2, 3, 4, 8, 9], [1, 1, 1, 1, 5, 6]])
+    with torch.no_grad():
+        expected = model(input_ids=rows).logits
+        with rows_apart(model):
+            torch.testing.assert_close(model(input_ids=rows).logits, expected, atol=1e-6, rtol=1e-5)
+        with model.disable_adapter():
+            base = model(input_ids=rows).logits
+    assert torch.equal(base[2], expected[2]) and torch.equal(base[0, :3], expected[0, :3])
+    assert not torch.allclose(base[1, 2:], expected[1, 2:], atol=0.01)
+    assert torch.equal(base[1, :2], expected[1, :2])  # The last invocation counts.
+
+
+def test_no_row_decides_the_shape_in_which_another_one_is_computed():
+    model = activated()
+    batches = [torch.tensor([[9, 5, 6, 3], other]) for other in ([5, 6, 1, 1], [1, 1, 5, 6], [1, 1, 1, 1])]
+    traces = []
+    with torch.no_grad():
+        for rows in batches:
+            with rows_apart(model), OperationTrace() as trace:
+                model(input_ids=rows)
+            with OperationTrace() as by_peft:
+                model(input_ids=rows)
+            products = [[shapes for name, shapes in t.operations if "mm" in name] for t in (trace, by_peft)]
+            traces.append(products)
+    assert all(ours == traces[0][0] for ours, _ in traces)
+    assert any(peft != traces[0][1] for _, peft in traces)  # When this fails, PEFT computes in such shapes itself.
