@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PeftType, TaskType
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import ALoraLinearVariant
 from torch._dynamo import OptimizedModule
+from transformers import PreTrainedModel
+
+from hf_dpzo.models.unwrap import unwrap_model
 
 
 def find_invocation(model: torch.nn.Module) -> tuple[int, ...] | None:
@@ -67,6 +70,38 @@ def hold_invocation(inputs: Mapping[str, Any], tokens: Sequence[int], *, rows: i
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or not rows or len(input_ids) % rows:
         return torch.ones(rows, dtype=torch.bool)
     return (locate_invocation(input_ids, tokens) >= 0).view(-1, rows).all(dim=0)
+
+
+def refuse_activation(model: torch.nn.Module) -> None:
+    """Raise `ValueError` for an activated adapter whose configuration says that nothing activates it."""
+    tokens = find_invocation(model)
+    if tokens is None:
+        return
+    config = model.active_peft_config
+    shown = f"alora_invocation_tokens={list(tokens)}"
+    if not tokens:
+        raise ValueError(f"{shown}: no tokens activate the adapter; name some, or leave the field out.")
+    if config.peft_type != PeftType.LORA:
+        raise ValueError(
+            f"{shown}: adapters of type {config.peft_type.value} ignore it; use LoraConfig, or leave it out."
+        )
+    if config.task_type != TaskType.CAUSAL_LM:
+        raise ValueError(
+            f"{shown}: with task_type={config.task_type} PEFT never activates the adapter, and the model would stay "
+            "the base; set task_type='CAUSAL_LM' for a causal language model, or leave alora_invocation_tokens out."
+        )
+    size = _count_known_tokens(unwrap_model(model))
+    wrong = [token for token in tokens if type(token) is not int or not 0 <= token < size]
+    if wrong:
+        raise ValueError(
+            f"{shown}: {wrong[0]!r} is none of the {size:g} tokens that the model knows; pass the numbers that the "
+            "tokenizer gives for the invocation."
+        )
+
+
+def _count_known_tokens(model: torch.nn.Module) -> float:
+    table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    return table.num_embeddings if isinstance(table, torch.nn.Embedding) else float("inf")
 
 
 @contextmanager
