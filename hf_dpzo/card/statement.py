@@ -110,6 +110,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "hyperparameters": dict(declarations.hyperparameters),
             "dataset": list(declarations.dataset),
             "task": declarations.task or TASKS.get(run.header["base"]["architecture"].rpartition("For")[2]),
+            **_describe_invocation(run.header["adapter"]),
         },
         "evaluation": {
             "data_are_public": declarations.eval_data_is_public,
@@ -121,6 +122,12 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         "versions": dict(declarations.versions),
         **_describe_parts(log.parts),
     }
+
+
+def _describe_invocation(adapter: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the tokens that activate the adapter; nothing for one that is always active."""
+    tokens = None if adapter is None else adapter["config"].get("alora_invocation_tokens")
+    return {} if tokens is None else {"invocation": list(tokens)}
 
 
 def _describe_parts(parts: Sequence[Part]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Where a data set does not state its types, they are those of its first rows. The same holds for what makes a row fail.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,25 @@ def find_common_facts(dataset: Any) -> CommonFacts:
         return CommonFacts(least_tokens=0, lack_targets=False)
     lengths = sorted(length for length, _ in found)
     return CommonFacts(least_tokens=lengths[1], lack_targets=sum(lacks for _, lacks in found) >= len(found) - 1)
+
+
+def are_common(dataset: Any, judge: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Return whether `judge` holds of all of the first rows, three at least, but for one.
+
+    >>> are_common([{"x": 1}] * 8 + [{"x": 2}], lambda row: row["x"] == 1)
+    True
+    """
+    found = [
+        answer for index in range(min(NUM_COMPARED_ROWS, len(dataset))) for answer in _judge(dataset, index, judge)
+    ]
+    return len(found) >= 3 and sum(found) >= len(found) - 1
+
+
+def _judge(dataset: Any, index: int, judge: Callable[[Mapping[str, Any]], bool]) -> list[bool]:
+    try:
+        return [run_sealed("train_dataset", lambda: judge(dict(dataset[index])))]
+    except WithheldError:
+        return []
 
 
 def _read(dataset: Any, index: int) -> tuple[int, bool] | None:

@@ -17,12 +17,13 @@ from hf_dpzo.isolation.probe import (
     REMEDY_PADDING,
     CoupledRowsError,
     Isolation,
-    find_ends,
+    find_kept_tokens,
     probe_isolation,
     refuse_written,
 )
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
 from hf_dpzo.isolation.watched import WatchedLoss
+from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
@@ -68,7 +69,7 @@ def build_probe_batches(
     """
     if public_rows is not None:
         return [[{name: row[name] for name in row if name in kept_columns} for row in public_rows]]
-    shapes = _choose_lengths(collator.padded_lengths, collator.micro_batch_size)
+    shapes = _choose_lengths(collator.padded_lengths, collator.micro_batch_size, find_invocation(model) or ())
     return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=lengths) for lengths in shapes]
 
 
@@ -135,7 +136,7 @@ def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -
     row, *others = rows
     count = min(len(others), losses.collator.micro_batch_size - 1)
     traces = []
-    for neighbor in [row, *repeat_tokens(row, others, kept=find_ends(model))]:
+    for neighbor in [row, *repeat_tokens(row, others, kept=find_kept_tokens(model))]:
         with OperationTrace() as trace:
             losses.of_public(model, [row, *[neighbor] * count])
         traces.append(trace)
@@ -203,9 +204,20 @@ def _evaluate(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.
     return evaluated[:, -1] if losses.tail else evaluated
 
 
-def _choose_lengths(padded_lengths: Sequence[int], micro_batch_size: int) -> list[list[int]]:
-    """Return for each shape the lengths of a batch's rows, which are more than fill a micro-batch."""
+def _choose_lengths(padded_lengths: Sequence[int], micro_batch_size: int, invocation: Sequence[int]) -> list[list[int]]:
+    """Return for each shape the lengths of a batch's rows, which are more than fill a micro-batch.
+
+    Of public lengths, those that have no room for an invocation are left out: rows of them contribute nothing.
+    """
     if not padded_lengths:
-        return [[*PROBE_LENGTHS, *PROBE_LENGTHS[:1] * micro_batch_size]]
+        missing = max(0, len(invocation) + 2 - min(PROBE_LENGTHS))
+        lengths = [length + missing + missing % 2 for length in PROBE_LENGTHS]  # Odd lengths stay odd.
+        return [[*lengths, *lengths[:1] * micro_batch_size]]
     several = max(5, micro_batch_size)
-    return [[*[n] * several, max(1, n // 2), max(1, 3 * n // 4)] for n in padded_lengths]
+    fitting = [length for length in padded_lengths if length >= len(invocation)]
+    if not fitting:
+        raise ValueError(
+            f"padded_lengths={list(padded_lengths)}: none has room for the {len(invocation)} tokens that activate the "
+            "adapter; add a longer one."
+        )
+    return [[*[n] * several, max(1, n // 2), max(1, 3 * n // 4)] for n in fitting]

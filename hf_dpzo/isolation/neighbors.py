@@ -29,7 +29,8 @@ def repeat_tokens(
     Args:
         row: the row to copy, of one text or of several.
         others: the other rows.
-        kept: tokens that stay where they are, such as the end of a text, of which a head wants as many in each row.
+        kept: tokens that stay where they are, such as the end of a text, of which a head wants as many in each row, or
+            those that activate an adapter.
 
     >>> row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
     >>> [copy["labels"] for copy in repeat_tokens(row, [])]
@@ -38,7 +39,7 @@ def repeat_tokens(
     [[[5, 1], [5, 5, 1]], [[7, 1], [7, 7, 1]]]
     """
     if is_pair(row):
-        yield from _repeat_in_pair(row, others)
+        yield from _repeat_in_pair(row, others, kept)
         return
     own = row.get("input_ids")
     texts = (one.get("input_ids") for one in (row, *others[:2]))
@@ -57,12 +58,15 @@ def repeat_tokens(
         yield repeated
 
 
-def _repeat_in_pair(row: dict[str, Any], others: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield copies of a pair of texts, each with one token everywhere in both."""
-    firsts = [sequence[0] for pair in (row, *others[:2]) for sequence in list_sequences(pair) if len(sequence)]
+def _repeat_in_pair(
+    row: dict[str, Any], others: Sequence[dict[str, Any]], kept: Collection[int]
+) -> Iterator[dict[str, Any]]:
+    """Yield copies of a pair of texts, each with one token everywhere in both but at those that are kept."""
+    texts = (sequence for pair in (row, *others[:2]) for sequence in list_sequences(pair))
+    firsts = [token for text in texts for token in [token for token in map(int, text) if token not in kept][:1]]
     names = [name for name in (PROMPT, CHOSEN, REJECTED) if name in row]
-    for token in dict.fromkeys(map(int, firsts)):
-        yield copy.deepcopy(row) | {name: [token] * len(row[name]) for name in names}
+    for token in dict.fromkeys(firsts):
+        yield copy.deepcopy(row) | {name: [int(one) if one in kept else token for one in row[name]] for name in names}
 
 
 def _flatten(tokens: Any) -> list[int]:

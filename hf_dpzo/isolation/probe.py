@@ -19,6 +19,7 @@ from hf_dpzo.data.pairs import split_pair
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import find_end_token, repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
+from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.models.write_guard import ModelChangedError
@@ -102,7 +103,7 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row],
         order = dict.fromkeys([0, by_length[0], by_length[-1], *(range(len(rows)) if followed > 3 else ())])
         for index in islice(order, followed):
             others = rows[:index] + rows[index + 1 :]
-            repeated = tuple(repeat_tokens(rows[index], others, kept=find_ends(model))) if index == 0 else ()
+            repeated = tuple(repeat_tokens(rows[index], others, kept=find_kept_tokens(model))) if index == 0 else ()
             row = _FollowedRow(model=model, evaluate=evaluate, row=rows[index], others=others, repeated=repeated)
             largest = max(largest, row.measure_change())
         refuse_written(state.find_change())
@@ -264,10 +265,10 @@ class _FollowedRow:
         return trace.calls
 
 
-def find_ends(model: torch.nn.Module) -> tuple[int, ...]:
-    """Return the tokens that stay where they are in neighbours that repeat one token."""
+def find_kept_tokens(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return the tokens that stay where they are in neighbours that repeat one token: ends, and an invocation."""
     end = find_end_token(getattr(unwrap_model(model), "config", None))
-    return () if end is None else (end,)
+    return (*(find_invocation(model) or ()), *(() if end is None else (end,)))
 
 
 def _length(row: Row) -> int:

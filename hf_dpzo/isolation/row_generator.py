@@ -82,12 +82,15 @@ class RowGenerator:
         kind: what the labels are; see `find_kind`.
         length: the number of tokens in a row.
         series: the upper part of the generators' keys, which separates rows of one length from those of another.
+        invocation: tokens that each text holds once, with others before and after them where there is room: those that
+            activate an adapter. None by default.
     """
 
     config: PretrainedConfig
     kind: str | None
     length: int
     series: int
+    invocation: tuple[int, ...] = ()
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         """Return row number `index`, with a value for each of `columns`.
@@ -104,18 +107,32 @@ class RowGenerator:
     def _row_tokens(self, column: Column, draw: np.random.Generator) -> list:
         """Return the tokens of a row, or of each of its choices, all of one length: some collators pad no choices."""
         if not self._has_choices(column):
-            return self._generate_tokens(draw, self.length, column.name)
+            return self._insert_invocation(self._generate_tokens(draw, self.length, column.name), column.name)
         return [self._generate_tokens(draw, self.length, column.name) for _ in range(column.shape[0] or NUM_CHOICES)]
 
     def _generate_tokens(self, draw: np.random.Generator, length: int, name: str) -> list[int]:
         size = getattr(self.config.get_text_config(), "vocab_size", None)
         end = find_end_token(self.config)
-        allowed = [token for token in range(size or 0) if token not in (self._padding_token, end)]
+        left_out = (self._padding_token, end, *self.invocation[:1])
+        allowed = [token for token in range(size or 0) if token not in left_out]
         if not allowed:
             raise ValueError(f"column={name}: the model says of no token that it knows it; {REMEDY}.")
         tokens = [allowed[index] for index in draw.integers(len(allowed), size=length)]
         # A head that reads what stands at the end of the text finds one end in each row.
         return tokens if end is None else [*tokens[:-1], end]
+
+    def _insert_invocation(self, tokens: list[int], name: str) -> list[int]:
+        """Return `tokens` with the invocation in place of some of them, in the first half if that has room."""
+        count, room = len(self.invocation), len(tokens) - len(self.invocation)
+        if not count:
+            return tokens
+        if room < 0:
+            raise ValueError(
+                f"column={name}: its {len(tokens)} tokens have no room for the {count} that activate the adapter; take "
+                "longer rows, or an adapter that is always active."
+            )
+        start = min(max(1, (len(tokens) // 2 - count) // 2), room)
+        return [*tokens[:start], *self.invocation, *tokens[start + count :]]
 
     @property
     def _padding_token(self) -> int | None:

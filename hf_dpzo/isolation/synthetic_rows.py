@@ -13,8 +13,10 @@ import torch
 from datasets import Array2D, Array3D, Array4D, Array5D, ClassLabel, Dataset, Features, LargeList, List, Value
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_dpzo.data.pairs import is_pair
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.isolation.row_generator import REMEDY, Column, RowGenerator, find_kind
+from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -62,11 +64,11 @@ def generate_rows(
             values or lengths. All but one must have the same, so that no single row decides.
         model: the model, whose configuration says the number of tokens and of labels.
         count: the number of rows.
-        length: the number of tokens in each row.
+        length: the number of tokens in each row; more if one that activates the adapter needs more.
         kept_columns: the columns that the rows have, since others never reach the collator; `None` for all.
 
     Raises:
-        ValueError: a column cannot be made up, such as one of texts or images.
+        ValueError: a column cannot be made up, such as one of texts or images, or has no room for an invocation.
     """
     return _generate(dataset, model, {length: count}, kept_columns)
 
@@ -80,11 +82,26 @@ def _generate(
     # A length that the features fix is public, and every row has it.
     fixed = next((column.shape[-1] for column in columns if column.name == "input_ids" and column.shape), None)
     kind = find_kind(model)
+    invocation = find_invocation(model) or ()
+    least = count_least_tokens(invocation, columns)
     rows = []
     for length, count in counts.items():
-        generator = RowGenerator(config=config, kind=kind, length=fixed or length, series=length)
+        tokens = fixed or max(length, least)
+        generator = RowGenerator(config=config, kind=kind, length=tokens, series=length, invocation=invocation)
         rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
+
+
+def count_least_tokens(invocation: Sequence[int], columns: Sequence[Column]) -> int:
+    """Return how many tokens a row needs to hold `invocation`; 0 for none.
+
+    The shorter text of a made-up pair has two thirds of the tokens, or somewhat more.
+
+    >>> count_least_tokens([5, 6], []), count_least_tokens([], [])
+    (2, 0)
+    """
+    needed = len(invocation)
+    return (3 * (needed + 1) + 1) // 2 if needed and is_pair([column.name for column in columns]) else needed
 
 
 def infer_columns(dataset: Any) -> list[Column]:

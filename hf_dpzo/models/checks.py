@@ -8,6 +8,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_dpzo.distributed.sharding import find_fsdp_roots, get_local_shard, is_sharded
+from hf_dpzo.models.activation import refuse_activation
 from hf_dpzo.models.precision import refuse_shared_scales
 from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwrap_model
 
@@ -15,10 +16,13 @@ from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwra
 def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
     """Raise `ValueError` for a model whose parameters cannot be perturbed, or for one that is known to couple rows.
 
+    An adapter that nothing would activate is refused too.
+
     Args:
         model: the model to be trained.
         private: whether the run is private. Only then coupled rows are refused.
     """
+    refuse_activation(model)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(

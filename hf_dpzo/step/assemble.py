@@ -9,6 +9,7 @@ from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
@@ -41,6 +42,7 @@ def assemble_estimate(
             probe points; `None` if each process has a share of the batch.
     """
     parts = {"loss": loss, "collator": collator, "prepare": prepare, "device": device, "state": state}
+    parts["invocation"] = find_invocation(model)
     if is_sharded(model.parameters()):
         losses = FSDPLosses(**parts, processes=processes, gather_order=GatherOrder(model))
     else:

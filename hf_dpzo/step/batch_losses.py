@@ -15,6 +15,7 @@ from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed, run_without_randomness
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.activation import hold_invocation, rows_apart
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.unwrap import Inputs
 
@@ -31,6 +32,8 @@ class BatchLosses:
         tail: the shape of what the loss returns for each row: `()`, or `(points,)` for several probe points at once.
         state: the state of the model, which no micro-batch may change; `None` if nobody minds.
         shared: keeps the work that all probe points of a step share; `None` if each does all of it.
+        invocation: the tokens that activate the adapter; `None` for one that is always active. A row without them would
+            be the base, from which nothing is learned: it has no loss, and contributes nothing.
     """
 
     loss: PerExampleLoss
@@ -40,6 +43,7 @@ class BatchLosses:
     tail: tuple[int, ...] = ()
     state: ModelState | None = None
     shared: SharedWork | None = None
+    invocation: tuple[int, ...] | None = None
 
     @torch.no_grad()
     def __call__(self, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
@@ -88,17 +92,24 @@ class BatchLosses:
 
     def _compute(self, model: torch.nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
-        guarded = nullcontext() if self.state is None else self.state.guarded(model)
-        with guarded, nullcontext() if self.shared is None else self.shared.reused(model, micro_batch):
+        with rows_apart(model), nullcontext() if self.state is None else self.state.guarded(model):
             # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
-            losses = self._call_loss(model, self.prepare(copy.deepcopy(micro_batch.inputs)))
+            inputs = self.prepare(copy.deepcopy(micro_batch.inputs))
+            if self.shared is None:
+                losses = self._call_loss(model, inputs)
+            else:
+                losses = self.shared.evaluate(model, micro_batch, inputs, self._call_loss)
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             given = f"shape {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise ValueError(
                 f"per_example_loss: it returned {given}; it must return one loss for each row, shape [batch]."
             )
         # Copied, because a loss, or the graph that it is compiled to, may return the same memory each time.
-        return losses[: len(micro_batch.rows)].to(device=self.device, dtype=torch.float32, copy=True)
+        losses = losses.to(device=self.device, dtype=torch.float32, copy=True)
+        if self.invocation is not None:
+            held = hold_invocation(micro_batch.inputs, self.invocation, rows=micro_batch.size)
+            losses[~held.to(self.device)] = torch.nan
+        return losses[: len(micro_batch.rows)]
 
     def _call_loss(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         return self.loss(model, inputs)

@@ -18,6 +18,8 @@ from hf_dpzo.losses.output_layer import IGNORE_INDEX
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss, Scores
 from hf_dpzo.models.unwrap import unwrap_optimizer
 from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.step.fsdp import FSDPLosses
+from hf_dpzo.trainer.activation import foresee_activation
 from hf_dpzo.trainer.checking import CheckingTrainer
 from hf_dpzo.zo.shift import shifted
 
@@ -105,6 +107,20 @@ class ObjectiveTrainer(CheckingTrainer):
         if not isinstance(self.per_example_loss, ScoreLoss):
             with self._state.held_still():
                 self._warn_of_flat_objective(model)
+
+    def _foresee_failures(self, model: torch.nn.Module, losses: BatchLosses) -> None:
+        """Refuse what would fail, and before that an activated adapter that nothing would activate."""
+        if not isinstance(losses, FSDPLosses):  # All processes would have to fail together.
+            are_public = self.args.eval_data_is_public or not self.args.private
+            passed = {} if self.probe_rows is None else {"probe_rows": self._public_batches[0]}
+            foresee_activation(
+                model,
+                losses,
+                self._public_batches,
+                named_rows=passed | (self._list_evaluated() if are_public else {}),
+                padding_token=getattr(self.processing_class, "pad_token_id", None),
+            )
+        super()._foresee_failures(model, losses)
 
     def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
         """Return how far public rows move each other's losses; refuse what may flip by rounding.

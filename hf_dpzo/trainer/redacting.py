@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, Scores
+from hf_dpzo.models.activation import rows_apart
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.privacy.ledger import Budget, round_up
 from hf_dpzo.trainer.evaluation import LossForward
@@ -170,7 +171,7 @@ class RedactingTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
         """Evaluate or predict as stock does; raise `ModelChangedError` if that changes a weight."""
-        with ModelState(self.model, moving=()).held_still():
+        with ModelState(self.model, moving=()).held_still(), rows_apart(self.model):
             return super().evaluation_loop(*args, **options)
 
     def _refuse_training_data(self, dataset: Any) -> None:

@@ -26,6 +26,7 @@ from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.trainer.activation import refuse_missing_invocation
 from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import (
     refuse_changed_arguments,
@@ -164,6 +165,7 @@ class ZOTrainer(JoiningTrainer):
             written_fields=find_written_fields(self.model),
         )
         rows = self._encode_rows(stock.dataset)
+        refuse_missing_invocation(self.model, rows)
         self._public_batches = self._build_public_batches(rows)
         rate = self.args.sampling_rate(self._num_units)
         self._loader = DataLoader(

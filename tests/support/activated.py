@@ -1,0 +1,45 @@
+"""Activated LoRA on a tiny causal language model, and rows with its invocation."""
+
+import functools
+import random
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, TaskType
+from transformers import DataCollatorForSeq2Seq
+
+from hf_dpzo import seeded_peft_model
+
+from support.models import causal_lm, word_tokenizer
+
+
+INVOCATION = [46, 47]
+
+
+def alora(**changes) -> LoraConfig:
+    settings = {"task_type": TaskType.CAUSAL_LM, "r": 2, "target_modules": ["q_proj", "v_proj"]}
+    return LoraConfig(**{**settings, "alora_invocation_tokens": INVOCATION, **changes})
+
+
+def activated_model(base: torch.nn.Module | None = None, **changes) -> torch.nn.Module:
+    return seeded_peft_model(base or causal_lm(num_hidden_layers=1), alora(**changes), seed=3)
+
+
+@functools.cache
+def activated_rows(count: int, seed: int = 0, *, without: frozenset[int] = frozenset()) -> Dataset:
+    """Rows of a prompt, the invocation, and two tokens that are learned; the numbers in `without` lack a part of it."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        invocation = INVOCATION[:1] if number in without else INVOCATION
+        prompt = [draw.randrange(4, 44) for _ in range(draw.randrange(2, 8))]
+        ids = [*prompt, *invocation, *(draw.randrange(4, 44) for _ in range(2))]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * (len(ids) - 2) + ids[-2:]})
+    return Dataset.from_list(rows)
+
+
+def right_collator() -> DataCollatorForSeq2Seq:
+    tokenizer = word_tokenizer().__class__(
+        tokenizer_object=word_tokenizer().backend_tokenizer, pad_token="[PAD]", eos_token="[EOS]", padding_side="right"
+    )
+    return DataCollatorForSeq2Seq(tokenizer)
