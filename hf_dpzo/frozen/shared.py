@@ -1,18 +1,21 @@
 """The work of a step that all of its probe points share, micro-batch by micro-batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hf_dpzo.frozen.calls import SharedCalls, recording, resuming
 from hf_dpzo.frozen.layers import Stretch
-from hf_dpzo.models.unwrap import accepts_argument, unwrap_model
+from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
-# What is kept for a step takes at most this share of the memory of the model, or so many bytes of a small one. More than
-# that is computed again.
+T = TypeVar("T")
+
+
+# What is kept takes at most this share of the memory of the model, or so many bytes of a small one. More than that is
+# computed again.
 KEPT_SHARE = 0.05
 MIN_KEPT_BYTES = 1 << 24
 
@@ -40,17 +43,18 @@ class SharedWork:
         finally:
             self._open, self._kept = {}, {}
 
-    @contextmanager
-    def reused(self, model: torch.nn.Module, micro_batch: Any) -> Iterator[None]:
-        """Reuse inside the context what is kept for `micro_batch`, or else keep what is computed for it."""
+    def evaluate(
+        self, model: torch.nn.Module, micro_batch: Any, inputs: Inputs, call: Callable[[torch.nn.Module, Inputs], T]
+    ) -> T:
+        """Return `call(model, inputs)`, from what is kept for `micro_batch`, or else keep what is computed for it."""
         if self._open.get(id(micro_batch)) is not micro_batch:
-            yield
-            return
+            return call(model, inputs)
         kept = self._kept.get(id(micro_batch))
         with _without_cache(model), recording(self._stretches) if kept is None else resuming(kept) as recorded:
-            yield
+            result = call(model, inputs)
         if recorded is not None and recorded.nbytes <= self._room - sum(one.nbytes for one in self._kept.values()):
             self._kept[id(micro_batch)] = recorded
+        return result
 
 
 def _without_cache(model: torch.nn.Module) -> AbstractContextManager:

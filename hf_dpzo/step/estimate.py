@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from hf_dpzo.data.units import average_by_unit
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.zo.spsa import FiniteDifference
-from hf_dpzo.zo.walk import Stop
+from hf_dpzo.zo.walk import Stop, Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,24 @@ class StepEstimate:
 
     losses: BatchLosses
 
-    def share_work(self, batch: LogicalBatch) -> AbstractContextManager[None]:
-        """Return a context in which all stops share the work on `batch` that no probe point changes."""
-        shared = self.losses.shared
-        return nullcontext() if shared is None else shared.opened(batch.micro_batches)
-
     def evaluate(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at the points of `stop`, float64 `[rows, points]`."""
         losses = at_stacks(self.losses, model, stop.stacks) if stop.stacks else self.losses
         return losses(model, batch).double().reshape(-1, len(stop.points))
+
+    def divide(self, batch: LogicalBatch, walk: Walk) -> list[LogicalBatch]:
+        """Return the parts of `batch` with each of which a walk is made, in their order.
+
+        Where stops share work, it is kept for one micro-batch at a time, if the walk can be made again for the next.
+        """
+        if self.losses.shared is None or not walk.is_exact or not batch.micro_batches:
+            return [batch]
+        return [replace(batch, micro_batches=(micro_batch,)) for micro_batch in batch.micro_batches]
+
+    def share_work(self, batch: LogicalBatch) -> AbstractContextManager[None]:
+        """Return a context in which all stops share the work on `batch` that no probe point changes."""
+        shared = self.losses.shared
+        return nullcontext() if shared is None else shared.opened(batch.micro_batches)
 
     def coefficients(
         self, losses: Sequence[torch.Tensor], batch: LogicalBatch, estimator: FiniteDifference

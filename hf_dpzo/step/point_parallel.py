@@ -33,12 +33,10 @@ class PointParallelEstimate(StepEstimate):
     capacity: int
 
     def evaluate(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
-        """Return the losses, float64 `[capacity, 1]`: NaN in a slot without a row, zeros at another process' stop."""
-        if stop.index % self.processes.size != self.processes.rank:
-            return torch.zeros((self.capacity, 1), dtype=torch.float64)
-        losses = torch.full((self.capacity, 1), torch.nan, dtype=torch.float64)
-        losses[list(batch.row_slots)] = super().evaluate(stop, model, batch).cpu()
-        return losses
+        """Return the losses, float64 `[rows, 1]`: zeros at another process' stop."""
+        if not self._is_own(stop.index):
+            return torch.zeros((len(batch.row_slots), 1), dtype=torch.float64)
+        return super().evaluate(stop, model, batch).cpu()
 
     def coefficients(
         self, losses: Sequence[torch.Tensor], batch: LogicalBatch, estimator: FiniteDifference
@@ -47,7 +45,15 @@ class PointParallelEstimate(StepEstimate):
 
         The sum over processes adds zeros to each loss, which keeps it to the last bit, and keeps NaN.
         """
-        total = self.processes.reduce_sum(torch.cat(losses, dim=1).numpy())
+        # A slot without a row has NaN at own stops.
+        table = torch.tensor([[torch.nan if self._is_own(stop) else 0.0 for stop in range(len(losses))]])
+        table = table.double().repeat(self.capacity, 1)
+        table[list(batch.row_slots)] = torch.cat(losses, dim=1)
+        total = self.processes.reduce_sum(table.numpy())
         if total is None:
             return torch.zeros((0, estimator.num_directions), dtype=torch.float64)
         return super().coefficients([torch.from_numpy(total)[list(batch.row_slots)]], batch, estimator)
+
+    def _is_own(self, stop: int) -> bool:
+        """Return whether this process evaluates the stop of this number."""
+        return stop % self.processes.size == self.processes.rank

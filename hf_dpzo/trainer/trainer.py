@@ -38,7 +38,7 @@ from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
-from hf_dpzo.zo.walk import Stop
+from hf_dpzo.zo.walk import Stop, Walk
 
 
 # The number of steps between two checks that all processes still hold the same weights.
@@ -139,14 +139,21 @@ class ZOTrainer(JoiningTrainer):
         if step % CHECKED_EVERY == 0:
             refuse_diverged(self._processes, descent.optimizer.parameters(), step)
         with self._sealed_apart_from_steps(), descent.walk(step, points_per_pass=self._points_per_pass) as walk:
-            with self._estimate.share_work(batch):
-                losses = [self._evaluate_stop(stop, model, batch) for stop in walk]
+            losses = self._evaluate_walk(walk, model, batch)
             coefficients = self._estimate.coefficients(losses, batch, descent.estimator(step))
             record = functools.partial(self._record_release, descent, step)  # On disk before any process learns of it.
             release = self.method.mechanism.release(coefficients, self._processes, record)
             del inputs, batch, losses, coefficients  # What follows is post-processing.
             descent.optimizer.receive(step=step, coefficients=release.coefficients)
         return torch.zeros((), device=self.args.device)
+
+    def _evaluate_walk(self, walk: Walk, model: torch.nn.Module, batch: LogicalBatch) -> list[torch.Tensor]:
+        """Return the losses at all stops of `walk`, in their order, each `[rows, points]`."""
+        losses = []
+        for part in self._estimate.divide(batch, walk):
+            with self._estimate.share_work(part):
+                losses.append([self._evaluate_stop(stop, model, part) for stop in walk])
+        return [torch.cat(parts) for parts in zip(*losses, strict=True)]
 
     def _evaluate_stop(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at `stop`; raise `ModelChangedError` if evaluating them changed a weight."""

@@ -23,6 +23,10 @@ def share(model, evaluate) -> SharedWork:
     return SharedWork(model, find_stretches(model, evaluate))
 
 
+def reuse(shared: SharedWork, model, micro_batch, evaluate):
+    return shared.evaluate(model, micro_batch, {}, lambda model, inputs: evaluate())
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_a_pass_that_goes_on_has_the_bits_of_a_whole_one(architecture):
@@ -37,14 +41,12 @@ def test_a_pass_that_goes_on_has_the_bits_of_a_whole_one(architecture):
     with shared.opened([micro_batch]):
         for _ in range(3):
             move(model, 0.01)
-            with shared.reused(model, micro_batch):
-                found = evaluate()
+            found = reuse(shared, model, micro_batch, evaluate)
             assert torch.equal(found, evaluate())
         frozen, *_, trained = find_layers(model)
 
         def go_on():
-            with shared.reused(model, micro_batch):
-                evaluate()
+            reuse(shared, model, micro_batch, evaluate)
 
         assert count_runs(frozen, go_on) == 0 < count_runs(frozen, evaluate)
         assert count_runs(trained, go_on) == count_runs(trained, evaluate)
@@ -78,8 +80,7 @@ def test_a_cache_that_the_caller_passes_is_filled_by_all_layers():
     with shared.opened([micro_batch]):
         for _ in range(2):
             cache = DynamicCache()
-            with shared.reused(model, micro_batch):
-                model(**inputs, past_key_values=cache)
+            reuse(shared, model, micro_batch, lambda cache=cache: model(**inputs, past_key_values=cache))
             assert [layer.get_seq_length() for layer in cache.layers] == [7] * 4
 
 
@@ -97,8 +98,7 @@ def test_several_passes_of_one_loss_are_shared_in_their_order():
     with shared.opened([micro_batch]):
         for _ in range(2):
             move(model, 0.01)
-            with shared.reused(model, micro_batch):
-                found = evaluate()
+            found = reuse(shared, model, micro_batch, evaluate)
             assert all(map(torch.equal, found, evaluate()))
 
 
@@ -112,8 +112,7 @@ def test_what_is_kept_for_a_step_is_bounded():
     micro_batches = [object() for _ in range(3)]
 
     def evaluate(micro_batch):
-        with shared.reused(model, micro_batch):
-            model(**inputs)
+        reuse(shared, model, micro_batch, lambda: model(**inputs))
 
     shared._room = 2 * calls.nbytes
     with shared.opened(micro_batches):
@@ -129,9 +128,8 @@ def test_a_failed_evaluation_keeps_nothing():
     shared = share(model, lambda: model(**inputs))
     micro_batch = object()
     with shared.opened([micro_batch]):
-        with pytest.raises(KeyError), shared.reused(model, micro_batch):
-            model(**inputs)
-            raise KeyError
+        with pytest.raises(KeyError):
+            reuse(shared, model, micro_batch, lambda: {}[model(**inputs).logits.shape])
         assert not shared._kept
     assert all("forward" not in vars(module) and not module._forward_hooks for module in model.modules())
 
@@ -190,9 +188,7 @@ def test_layers_that_do_not_follow_each_other_are_shared_one_by_one():
     with shared.opened([micro_batch]):
         for _ in range(2):
             move(model, 0.1)
-            with shared.reused(model, micro_batch):
-                found = model(x)
+            found = reuse(shared, model, micro_batch, lambda: model(x))
             assert torch.equal(found, model(x))
-        with shared.reused(model, micro_batch):
-            found = model(x + 1)
+        found = reuse(shared, model, micro_batch, lambda: model(x + 1))
         assert torch.equal(found, model(x + 1))
