@@ -18,6 +18,7 @@ from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
 from hf_dpzo.data.pairs import is_pair, stretch_pair
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
+from hf_dpzo.data.suffix import SuffixRule
 
 
 # The fields with the tokens that are read.
@@ -40,11 +41,14 @@ class MicroBatch:
         rows: the rows that were drawn.
         size: the number of rows that the model sees. Those after the drawn rows only fill the shape.
         inputs: the collator's output; `None` for a row on which it failed.
+        suffix_length: the number of each row's last tokens that hold all that an activated adapter can change; `None`
+            if the rows are evaluated as a whole.
     """
 
     rows: tuple[FetchedRow, ...]
     size: int
     inputs: Any
+    suffix_length: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +93,15 @@ class LogicalBatchCollator:
         padded_lengths: public lengths, in tokens, ascending; empty for no padding to public shapes.
         written_fields: the fields with the tokens that a decoder writes, which have a length of their own. They are
             padded to the same public lengths.
+        suffix_rule: the rule by which rows are evaluated from an invocation on; `None` if all are evaluated as a whole.
+            Rows with suffixes of the same public length share a micro-batch.
     """
 
     collate: Callable[[list[Any]], Any]
     micro_batch_size: int
     padded_lengths: tuple[int, ...] = ()
     written_fields: tuple[str, ...] = ()
+    suffix_rule: SuffixRule | None = None
 
     def __call__(self, rows: Sequence[FetchedRow]) -> dict[str, LogicalBatch]:
         """Return `{"batch": ...}`, a `LogicalBatch` of all drawn units. An empty batch has no micro-batches."""
@@ -113,8 +120,9 @@ class LogicalBatchCollator:
     def _group_rows(self, rows: Sequence[FetchedRow]) -> Iterator[tuple[FetchedRow, ...]]:
         alike: dict[tuple, list[FetchedRow]] = {}
         for row in sorted((row for row in rows if row.row is not None), key=lambda row: count_tokens(row.row)):
-            alike.setdefault((self._padded_length(row), get_row_signature(row.row)), []).append(row)
-        for (length, _), fitting in alike.items():
+            key = (self._padded_length(row), get_row_signature(row.row), self._suffix_length(row))
+            alike.setdefault(key, []).append(row)
+        for (length, *_), fitting in alike.items():
             if length is None:
                 yield from cut_into_micro_batches(fitting, self.micro_batch_size)
             elif length != 0:
@@ -133,6 +141,12 @@ class LogicalBatchCollator:
         longest = max([count_tokens(row.row), *(_count(row.row, name) for name in self.written_fields)])
         return next((length for length in self.padded_lengths if length >= longest), 0)
 
+    def _suffix_length(self, row: FetchedRow) -> int | None:
+        """See `SuffixRule.choose_length`."""
+        if self.suffix_rule is None:
+            return None
+        return self.suffix_rule.choose_length(row.row, fixed_shapes=self.has_fixed_shapes)
+
     def _build_micro_batches(self, rows: tuple[FetchedRow, ...]) -> tuple[MicroBatch, ...]:
         """Return one micro-batch, or if that fails one for each row. A row that fails alone has no inputs."""
         try:
@@ -145,15 +159,18 @@ class LogicalBatchCollator:
     def _collate_rows(self, rows: tuple[FetchedRow, ...]) -> MicroBatch:
         physical = [row.row for row in rows]
         length = self._padded_length(rows[0])
-        if self._has_fixed_shapes:
+        if self.has_fixed_shapes:
             filler = stretch_row(physical[0], length, written_fields=self.written_fields)
             physical += [filler] * (self.micro_batch_size - len(rows))
         # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
         size = len(physical) * (2 if is_pair(rows[0].row) else 1)
-        if self._has_fixed_shapes and not self._is_padded(inputs, size, length):
+        if self.has_fixed_shapes and not self._is_padded(inputs, size, length):
             raise ValueError(f"padded_lengths={self.padded_lengths}: the collator does not pad to the longest row.")
-        micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs)
+        suffix_length = self._suffix_length(rows[0])
+        if suffix_length == 0:
+            suffix_length = max(self.suffix_rule.measure(row.row) for row in rows)
+        micro_batch = MicroBatch(rows=rows, size=len(physical), inputs=inputs, suffix_length=suffix_length)
         if get_worker_info() is not None:
             pickle.dumps(micro_batch)  # A worker that cannot send it would print the reason, and wait for ever.
         return micro_batch
@@ -165,7 +182,7 @@ class LogicalBatchCollator:
         return all(len(one) == size and one.shape[-1] == length for one in padded)
 
     @property
-    def _has_fixed_shapes(self) -> bool:
+    def has_fixed_shapes(self) -> bool:
         """Whether micro-batches are filled up to public shapes."""
         return bool(self.padded_lengths) and self.micro_batch_size > 1
 

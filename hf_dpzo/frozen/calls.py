@@ -14,6 +14,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from hf_dpzo.frozen.layers import Stretch, list_tensors
+from hf_dpzo.frozen.prefix import PrefixCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class _Recorder:
 
     def enter(self, layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         # A layer that is given a cache writes into it, so it has to run. Others have no effect but what they return.
-        writes = any(isinstance(value, Cache) for value in [*args, *kwargs.values()])
+        writes = any(
+            isinstance(value, Cache) and not isinstance(value, PrefixCache) for value in [*args, *kwargs.values()]
+        )
         self._received = None if writes else _copy(list_tensors([args, kwargs]))
 
     def leave(self, layer: torch.nn.Module, args: tuple, output: Any) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from hf_dpzo.data.collation import MicroBatch
 from hf_dpzo.frozen.calls import SharedCalls, recording, resuming
 from hf_dpzo.frozen.layers import Stretch
+from hf_dpzo.frozen.prefix import Prefix, compute_prefix, continuing, split_inputs
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
@@ -20,22 +23,52 @@ KEPT_SHARE = 0.05
 MIN_KEPT_BYTES = 1 << 24
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptWork:
+    """What is kept of the evaluation of a micro-batch. SENSITIVE.
+
+    Args:
+        calls: what frozen layers returned.
+        prefix: what was computed for the tokens before an invocation; `None` for rows that are evaluated as a whole.
+    """
+
+    calls: SharedCalls
+    prefix: Prefix | None
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.calls.nbytes + (0 if self.prefix is None else self.prefix.nbytes)
+
+
 class SharedWork:
-    """Keeps what frozen layers return for each micro-batch, from the first probe point of a step to the last.
+    """Keeps what no probe point changes for each micro-batch, from the first probe point of a step to the last.
 
     Args:
         model: the model.
         stretches: the layers that no trained parameter comes before. See `find_stretches`.
+        invocation: the tokens from which on rows are evaluated, if they have a suffix; `None` to evaluate all as a
+            whole.
+        fixed_shapes: whether the shapes of micro-batches are public.
     """
 
-    def __init__(self, model: torch.nn.Module, stretches: Sequence[Stretch]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        stretches: Sequence[Stretch],
+        *,
+        invocation: tuple[int, ...] | None = None,
+        fixed_shapes: bool = False,
+    ) -> None:
         self._stretches = tuple(stretches)
+        self._invocation = invocation
+        self._fixed_shapes = fixed_shapes
         self._room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._open: dict[int, Any] = {}
-        self._kept: dict[int, SharedCalls] = {}
+        self._kept: dict[int, KeptWork] = {}
 
     @contextmanager
-    def opened(self, micro_batches: Iterable[Any]) -> Iterator[None]:
+    def opened(self, micro_batches: Iterable[MicroBatch]) -> Iterator[None]:
         """Keep what is computed for each of `micro_batches` inside the context, as far as there is room."""
         self._open = {id(micro_batch): micro_batch for micro_batch in micro_batches}
         try:
@@ -44,17 +77,37 @@ class SharedWork:
             self._open, self._kept = {}, {}
 
     def evaluate(
-        self, model: torch.nn.Module, micro_batch: Any, inputs: Inputs, call: Callable[[torch.nn.Module, Inputs], T]
+        self,
+        model: torch.nn.Module,
+        micro_batch: MicroBatch,
+        inputs: Inputs,
+        call: Callable[[torch.nn.Module, Inputs], T],
     ) -> T:
-        """Return `call(model, inputs)`, from what is kept for `micro_batch`, or else keep what is computed for it."""
-        if self._open.get(id(micro_batch)) is not micro_batch:
-            return call(model, inputs)
+        """Return `call(model, inputs)`, from what is kept for `micro_batch`, or else keep what is computed for it.
+
+        Rows with a suffix go through the same computation whether anything is kept or not.
+        """
         kept = self._kept.get(id(micro_batch))
-        with _without_cache(model), recording(self._stretches) if kept is None else resuming(kept) as recorded:
-            result = call(model, inputs)
-        if recorded is not None and recorded.nbytes <= self._room - sum(one.nbytes for one in self._kept.values()):
-            self._kept[id(micro_batch)] = recorded
+        prefix = None if kept is None else kept.prefix
+        if self._invocation is not None and micro_batch.suffix_length is not None:
+            length = micro_batch.suffix_length
+            split = split_inputs(inputs, self._invocation, suffix_length=length, fixed_shapes=self._fixed_shapes)
+            prefix = compute_prefix(model, split.prefix) if prefix is None else prefix
+            inputs = split.suffix
+        with nullcontext() if prefix is None else continuing(model, prefix):
+            if kept is not None:
+                with _without_cache(model), resuming(kept.calls):
+                    return call(model, inputs)
+            if self._open.get(id(micro_batch)) is not micro_batch:
+                return call(model, inputs)
+            with _without_cache(model), recording(self._stretches) as calls:
+                result = call(model, inputs)
+        self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
         return result
+
+    def _keep(self, micro_batch: MicroBatch, work: KeptWork) -> None:
+        if work.nbytes <= self._room - sum(kept.nbytes for kept in self._kept.values()):
+            self._kept[id(micro_batch)] = work
 
 
 def _without_cache(model: torch.nn.Module) -> AbstractContextManager:

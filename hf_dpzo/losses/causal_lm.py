@@ -20,6 +20,8 @@ class CausalLMLoss(ScoreLoss):
         model: the causal language model.
     """
 
+    can_continue = True
+
     def __init__(self, model: torch.nn.Module) -> None:
         self._forward = ForwardPass(model)
         self._output_layer = OutputLayer(self._forward)

@@ -30,6 +30,10 @@ class PerExampleLoss(ABC):
 
     # Whether a loss only changes in jumps, such as one of an argmax; `None` for a loss of which this is measured.
     is_piecewise_constant: bool | None = None
+    # Whether the tokens from an invocation on, after those before it, are enough to compute the loss from.
+    can_continue: bool = False
+    # Whether the loss reads the last place of a batch, which must then be a row's last token.
+    reads_end: bool = False
 
     def attach(self, model: torch.nn.Module, tokenizer: Any, progress: Callable[[], Any]) -> None:  # noqa: B027
         """Learn what the trainer knows, before it evaluates anything.

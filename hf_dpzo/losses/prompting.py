@@ -146,6 +146,9 @@ class NextWordLoss(LabelScoreLoss):
         model: the causal language model.
     """
 
+    can_continue = True
+    reads_end = True
+
     def __init__(self, *, words: Sequence[int], model: torch.nn.Module) -> None:
         self._words = list(words)
         self._last_logits = LastLogits(model)
@@ -167,6 +170,9 @@ class LabelStringLoss(LabelScoreLoss):
         strings: the tokens of each label, in class order.
         model: the causal language model.
     """
+
+    can_continue = True
+    reads_end = True
 
     def __init__(self, *, strings: Sequence[Sequence[int]], model: torch.nn.Module) -> None:
         self._strings = [list(tokens) for tokens in strings]

@@ -20,9 +20,11 @@ from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
 from hf_dpzo.data.sampling import build_batch_sampler
+from hf_dpzo.data.suffix import SuffixRule
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.heads import find_written_fields
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
@@ -170,6 +172,7 @@ class ZOTrainer(JoiningTrainer):
             micro_batch_size=self._train_batch_size,
             padded_lengths=tuple(self.args.padded_lengths or ()),
             written_fields=find_written_fields(self.model),
+            suffix_rule=self._find_suffix_rule(),
         )
         rows = self._encode_rows(stock.dataset)
         refuse_missing_invocation(self.model, rows)
@@ -187,6 +190,12 @@ class ZOTrainer(JoiningTrainer):
             multiprocessing_context=stock.multiprocessing_context,
         )
         return self._loader
+
+    def _find_suffix_rule(self) -> SuffixRule | None:
+        """Return the rule by which rows are evaluated from an invocation on; `None` if the loss needs whole rows."""
+        invocation, loss = find_invocation(self.model), self.per_example_loss
+        continues = invocation is not None and loss.can_continue
+        return SuffixRule(invocation=invocation, ends_together=loss.reads_end) if continues else None
 
     def create_accelerator_and_postprocess(self) -> None:
         """Set up as stock does, without a gradient scaler, and without DDP, whose buckets no gradient would fill."""

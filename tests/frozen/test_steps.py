@@ -7,7 +7,8 @@ from transformers import TrainerCallback
 
 from hf_dpzo.trainer import checking
 
-from support.models import classifier
+from support.activated import activated_model, activated_rows, right_collator
+from support.models import causal_lm, classifier
 from support.runs import train
 from support.stacks import find_layers
 
@@ -34,6 +35,27 @@ def test_shared_work_changes_no_integer(changes, tmp_path, sums, monkeypatch):
     monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
     train(tmp_path / "whole", model=upper_lora(), **changes)
     assert shared == sums and any(map(any, sums))
+
+
+@pytest.mark.parametrize("changes", [{}, {"padded_lengths": None}, {"points_per_pass": 4}], ids=str)
+def test_steps_from_the_invocation_on_release_what_whole_rows_do(changes, tmp_path, sums, monkeypatch):
+    settings = {"method": "aggzo", "num_directions": 2, "clip_norm": 10.0, "rows": activated_rows(24), **changes}
+
+    def run(name: str) -> list[list[int]]:
+        sums.clear()
+        torch.manual_seed(0)
+        model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1])
+        settings["collator"], settings["probe_rows"] = right_collator(), activated_rows(7, seed=1).to_list()
+        train(tmp_path / name, model=model, **settings)
+        return sums.copy()
+
+    fast = run("fast")
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    whole = run("whole")
+    for one, other in zip(fast, whole, strict=True):
+        # The losses are rounded to float32, and the sum of some 24 rows is on a lattice of 2**-40 clip norms.
+        assert all(abs(a - b) < 2**40 * 1e-4 for a, b in zip(one, other, strict=True))
+        assert max(map(abs, other)) > 2**40 * 1e-2
 
 
 class Counter(TrainerCallback):

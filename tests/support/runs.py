@@ -51,6 +51,8 @@ def train(
     rows: Dataset | None = None,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    collator: Any = None,
+    probe_rows: Sequence[Any] | None = None,
     **changes: Any,
 ) -> ZOTrainer:
     """Train in this process. Shapes are public, so that a row's loss has the same bits in any batch."""
@@ -58,8 +60,8 @@ def train(
         model=model or with_lora(classifier()),
         args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
         train_dataset=labelled_rows(ROWS) if rows is None else rows,
-        data_collator=DataCollatorWithPadding(word_tokenizer()),
-        probe_rows=few_public_rows(),
+        data_collator=collator or DataCollatorWithPadding(word_tokenizer()),
+        probe_rows=probe_rows or few_public_rows(),
         callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -1,0 +1,173 @@
+"""The tokens before an activated adapter is invoked: their keys and values are the base's, whatever the probe point.
+
+They are computed once, by the base. A pass then evaluates only the tokens from the invocation on, with an ordinary LoRA
+of the same weights, on a cache that holds these keys and values and never grows. Up to rounding that is what the
+activated adapter computes (Greenewald et al. 2025).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hf_dpzo.models.activation import as_ordinary, locate_invocation
+from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
+
+
+class PrefixLayer(DynamicLayer):
+    """The keys and values of a prefix in one layer, which stay as they are.
+
+    Args:
+        keys: the keys, `[batch, heads, tokens, features]`.
+        values: the values, in the same shape.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of prefix and suffix, and keep only those of the prefix."""
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+class PrefixCache(DynamicCache):
+    """A cache of `PrefixLayer`s. A layer that is given one leaves nothing in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What a model has computed for the tokens before an invocation. SENSITIVE.
+
+    Args:
+        cache: the keys and values.
+        mask: which places hold a token, `[batch, tokens]`.
+    """
+
+    cache: PrefixCache
+    mask: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInputs:
+    """A batch that is split at each row's last invocation, with padding only before prefixes and behind suffixes.
+
+    So what a window of attention reaches is what it reaches in the whole row.
+
+    Args:
+        prefix: the tokens before the invocation, and their mask, each `[batch, prefix tokens]`.
+        suffix: the model's inputs from the invocation on, and what does not belong to tokens.
+    """
+
+    prefix: Inputs
+    suffix: Inputs
+
+
+def split_inputs(inputs: Inputs, invocation: tuple[int, ...], *, suffix_length: int, fixed_shapes: bool) -> SplitInputs:
+    """Split a batch at each row's last invocation.
+
+    Args:
+        inputs: the batch, with `input_ids` and `attention_mask` `[batch, tokens]`, padded on either side.
+        invocation: the tokens of the invocation, which each row holds.
+        suffix_length: the number of tokens of a suffix, with padding.
+        fixed_shapes: whether shapes are public, so that all places of the batch have room in a prefix.
+
+    >>> inputs = {"input_ids": torch.tensor([[1, 2, 5, 7], [5, 8, 0, 0]]), "labels": torch.tensor([0, 1])}
+    >>> inputs["attention_mask"] = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    >>> split = split_inputs(inputs, (5,), suffix_length=2, fixed_shapes=False)
+    >>> split.suffix["input_ids"].tolist(), split.prefix["attention_mask"].tolist()
+    ([[5, 7], [5, 8]], [[1, 1], [0, 0]])
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    width = ids.shape[1]
+    at = locate_invocation(ids, invocation)[:, None]
+    begins = mask.argmax(dim=1, keepdim=True)
+    ends = width - mask.flip(1).argmax(dim=1, keepdim=True)
+    prefix_length = width if fixed_shapes else max(1, int((at - begins).max()))
+    columns = at - torch.arange(prefix_length, 0, -1, device=ids.device)
+    prefix = {
+        "input_ids": ids.gather(1, columns.clamp(min=0)),
+        "attention_mask": (columns >= begins).to(mask.dtype),
+    }
+    columns = at + torch.arange(suffix_length, device=ids.device)
+    is_token = columns < ends
+    suffix = {
+        name: _take(value, columns, is_token, name) if _is_per_token(value, ids) else value
+        for name, value in inputs.items()
+    }
+    return SplitInputs(prefix=prefix, suffix=suffix)
+
+
+@torch.no_grad()
+def compute_prefix(model: torch.nn.Module, inputs: Inputs) -> Prefix:
+    """Return the keys and values that the base of `model` computes for `inputs`.
+
+    Args:
+        model: the model with its activated adapter, which the base is called without.
+        inputs: the tokens of the prefix, padded on the left, and their mask.
+    """
+    base = unwrap_model(model)
+    mask = inputs["attention_mask"]
+    selection = {"logits_to_keep": 1} if accepts_argument(base, "logits_to_keep") else {}
+    # A cache without a configuration keeps the keys of all tokens, also where a window slides over them.
+    cache = base(
+        **inputs, **_find_positions(base, mask, 0), **selection, past_key_values=DynamicCache(), use_cache=True
+    )
+    kept = PrefixCache()
+    kept.layers = [PrefixLayer(layer.keys, layer.values) for layer in cache.past_key_values.layers]
+    return Prefix(cache=kept, mask=mask)
+
+
+@contextmanager
+def continuing(model: torch.nn.Module, prefix: Prefix) -> Iterator[None]:
+    """Let each call of `model` inside the context go on after `prefix`, with the adapter active at all tokens.
+
+    The calls get the suffixes alone.
+    """
+    base = unwrap_model(model)
+
+    def go_on(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("past_key_values: a call with a cache of its own can not go on after a prefix.")
+        mask = torch.cat([prefix.mask, kwargs["attention_mask"]], dim=1)
+        positions = _find_positions(base, mask, prefix.mask.shape[1])
+        changes = {"attention_mask": mask, **positions, "past_key_values": prefix.cache, "use_cache": False}
+        return args, {**kwargs, **changes}
+
+    handle = base.register_forward_pre_hook(go_on, with_kwargs=True)
+    try:
+        with as_ordinary(model):
+            yield
+    finally:
+        handle.remove()
+
+
+def _find_positions(base: torch.nn.Module, mask: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+    """Return the argument that says how many tokens come before each one from place `start` on, if the model has it."""
+    if not accepts_argument(base, "position_ids"):
+        return {}
+    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]}
+
+
+def _is_per_token(value: Any, ids: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == ids.shape and not value.is_floating_point()
+
+
+def _take(value: torch.Tensor, columns: torch.Tensor, is_token: torch.Tensor, name: str) -> torch.Tensor:
+    """Return what `value` holds at `columns`; where there is no token, what stands for none."""
+    taken = value.gather(1, columns.clamp(max=value.shape[1] - 1))
+    if name == "labels":
+        return taken.masked_fill(~is_token, -100)
+    return taken.masked_fill(~is_token, 0) if name == "attention_mask" else taken
