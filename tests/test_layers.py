@@ -21,7 +21,7 @@ PACKAGES = {
     "data": {"torch", "datasets", "transformers"},
     "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},
     "losses": {"torch", "transformers"},
-    "frozen": {"torch", "transformers"},
+    "frozen": {"torch", "transformers", "psutil"},
     "step": {"torch"},
     "isolation": {"torch", "transformers", "datasets"},
     "trajectory": {"torch", "transformers", "peft", "safetensors", "filelock", "huggingface_hub"},

@@ -1,4 +1,4 @@
 """`ZOTrainingArguments`, checked field by field.
 
-Imports `privacy`, `zo`, `methods` and `data`.
+Imports `privacy`, `zo`, `methods`, `data` and `frozen`.
 """

@@ -26,6 +26,7 @@ from hf_dpzo.arguments.privacy_args import (
 )
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.data.units import Units
+from hf_dpzo.frozen.store import CACHE_DTYPES, CACHE_PLACES
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.methods.zopo import MASK_SCHEDULES
 from hf_dpzo.privacy.ledger import Budget
@@ -153,6 +154,17 @@ class ZOTrainingArguments(TrainingArguments):
     points_per_pass: int | None = field(
         default=None, metadata={"help": "Adapters: how many probe points one forward pass evaluates; default 1."}
     )
+    frozen_cache: str = field(
+        default="none",
+        metadata={
+            "help": "Keep what an adapter does not change of each row for the whole run: in memory, or on disk in a "
+            "file that has no name and ends with the run.",
+            "choices": list(CACHE_PLACES),
+        },
+    )
+    frozen_cache_dtype: str = field(
+        default="float32", metadata={"help": "frozen_cache: the type of its numbers.", "choices": list(CACHE_DTYPES)}
+    )
     parallel: str = field(
         default="examples",
         metadata={
@@ -272,6 +284,8 @@ class ZOTrainingArguments(TrainingArguments):
             "directions": DIRECTIONS,
             "update": UPDATES,
             "parallel": PARALLEL_MODES,
+            "frozen_cache": CACHE_PLACES,
+            "frozen_cache_dtype": CACHE_DTYPES,
             **CHOICE_FLAGS,
         }.items():
             if getattr(self, name) is not None:

@@ -8,7 +8,7 @@ import copy
 import pickle
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -112,6 +112,10 @@ class LogicalBatchCollator:
     def split_into_rows(self, micro_batch: MicroBatch) -> tuple[MicroBatch, ...]:
         """Return a micro-batch of the same shape for each row. A row that cannot be collated alone has no inputs."""
         return tuple(item for row in micro_batch.rows for item in self._build_micro_batches((row,)))
+
+    def with_rows_alone(self) -> Self:
+        """Return a collator like this one that gives each row a micro-batch of its own, without padding."""
+        return replace(self, micro_batch_size=1, padded_lengths=())
 
     def raise_collation_error(self, rows: Sequence[Any]) -> None:
         """Collate public `rows` unsealed, so that the collator's own error is raised if it fails."""

@@ -22,11 +22,11 @@ class Call:
     """A call of a stretch of layers.
 
     Args:
-        received: the tensors that the first layer received.
+        received: the tensors that the first layer received; `None` if it is known to receive what it received.
         returned: what the last layer returned.
     """
 
-    received: Sequence[torch.Tensor]
+    received: Sequence[torch.Tensor] | None
     returned: Any
 
 
@@ -44,7 +44,7 @@ class SharedCalls:
     def nbytes(self) -> int:
         """The memory that the calls take."""
         calls = [call for calls in self.calls.values() for call in calls if call is not None]
-        return sum(tensor.nbytes for call in calls for tensor in [*call.received, *list_tensors(call.returned)])
+        return sum(tensor.nbytes for call in calls for tensor in [*(call.received or ()), *list_tensors(call.returned)])
 
 
 @contextmanager
@@ -102,7 +102,8 @@ class _Resumption:
     def enter(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Stand in for the first layer: begin to pass over the stretch if it receives what it received before."""
         self._call = next(self._calls, None)
-        if self._call is not None and not _are_equal(self._call.received, list_tensors([args, kwargs])):
+        before = None if self._call is None else self._call.received
+        if before is not None and not _are_equal(before, list_tensors([args, kwargs])):
             self._call = None
         return self.pass_over(forward, args, kwargs)
 

@@ -69,10 +69,12 @@ class SplitInputs:
     Args:
         prefix: the tokens before the invocation, and their mask, each `[batch, prefix tokens]`.
         suffix: the model's inputs from the invocation on, and what does not belong to tokens.
+        invocation: the tokens of the invocation.
     """
 
     prefix: Inputs
     suffix: Inputs
+    invocation: tuple[int, ...]
 
 
 def split_inputs(inputs: Inputs, invocation: tuple[int, ...], *, suffix_length: int, fixed_shapes: bool) -> SplitInputs:
@@ -107,7 +109,7 @@ def split_inputs(inputs: Inputs, invocation: tuple[int, ...], *, suffix_length: 
         name: _take(value, columns, is_token, name) if _is_per_token(value, ids) else value
         for name, value in inputs.items()
     }
-    return SplitInputs(prefix=prefix, suffix=suffix)
+    return SplitInputs(prefix=prefix, suffix=suffix, invocation=invocation)
 
 
 @torch.no_grad()

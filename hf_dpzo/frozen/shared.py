@@ -10,7 +10,8 @@ import torch
 from hf_dpzo.data.collation import MicroBatch
 from hf_dpzo.frozen.calls import SharedCalls, recording, resuming
 from hf_dpzo.frozen.layers import Stretch
-from hf_dpzo.frozen.prefix import Prefix, compute_prefix, continuing, split_inputs
+from hf_dpzo.frozen.prefix import Prefix, SplitInputs, compute_prefix, continuing, split_inputs
+from hf_dpzo.frozen.rows import RowWork
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
@@ -50,6 +51,7 @@ class SharedWork:
         invocation: the tokens from which on rows are evaluated, if they have a suffix; `None` to evaluate all as a
             whole.
         fixed_shapes: whether the shapes of micro-batches are public.
+        rows: computes what is kept of rows from step to step; `None` to keep nothing longer than a step.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class SharedWork:
         *,
         invocation: tuple[int, ...] | None = None,
         fixed_shapes: bool = False,
+        rows: RowWork | None = None,
     ) -> None:
         self._stretches = tuple(stretches)
         self._invocation = invocation
         self._fixed_shapes = fixed_shapes
+        self.rows = rows
         self._room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._open: dict[int, Any] = {}
         self._kept: dict[int, KeptWork] = {}
@@ -88,26 +92,40 @@ class SharedWork:
         Rows with a suffix go through the same computation whether anything is kept or not.
         """
         kept = self._kept.get(id(micro_batch))
-        prefix = None if kept is None else kept.prefix
-        if self._invocation is not None and micro_batch.suffix_length is not None:
-            length = micro_batch.suffix_length
-            split = split_inputs(inputs, self._invocation, suffix_length=length, fixed_shapes=self._fixed_shapes)
-            prefix = compute_prefix(model, split.prefix) if prefix is None else prefix
-            inputs = split.suffix
-        with nullcontext() if prefix is None else continuing(model, prefix):
-            if kept is not None:
-                with _without_cache(model), resuming(kept.calls):
-                    return call(model, inputs)
-            if self._open.get(id(micro_batch)) is not micro_batch:
-                return call(model, inputs)
-            with _without_cache(model), recording(self._stretches) as calls:
+        split = self._split(micro_batch, inputs)
+        if kept is None and self.rows is not None:
+            rows = self.rows if self._is_open(micro_batch) else self.rows.without_store()
+            calls, prefix = rows.assemble(model, micro_batch, inputs, split, call)
+            kept = self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
+        inputs = inputs if split is None else split.suffix
+        if kept is None:
+            prefix = None if split is None else compute_prefix(model, split.prefix)
+            with _continuing(model, prefix), _without_cache(model), recording(self._stretches) as calls:
                 result = call(model, inputs)
-        self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
-        return result
+            self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
+            return result
+        with _continuing(model, kept.prefix), _without_cache(model), resuming(kept.calls):
+            return call(model, inputs)
 
-    def _keep(self, micro_batch: MicroBatch, work: KeptWork) -> None:
-        if work.nbytes <= self._room - sum(kept.nbytes for kept in self._kept.values()):
+    def _split(self, micro_batch: MicroBatch, inputs: Inputs) -> SplitInputs | None:
+        """Return the inputs split at invocations; `None` for rows that are evaluated as a whole."""
+        if self._invocation is None or micro_batch.suffix_length is None:
+            return None
+        lengths = {"suffix_length": micro_batch.suffix_length, "fixed_shapes": self._fixed_shapes}
+        return split_inputs(inputs, self._invocation, **lengths)
+
+    def _keep(self, micro_batch: MicroBatch, work: KeptWork) -> KeptWork:
+        """Return `work`, and keep it if there is room and a step has begun with `micro_batch`."""
+        if self._is_open(micro_batch) and work.nbytes <= self._room - sum(kept.nbytes for kept in self._kept.values()):
             self._kept[id(micro_batch)] = work
+        return work
+
+    def _is_open(self, micro_batch: MicroBatch) -> bool:
+        return self._open.get(id(micro_batch)) is micro_batch
+
+
+def _continuing(model: torch.nn.Module, prefix: Prefix | None) -> AbstractContextManager[None]:
+    return nullcontext() if prefix is None else continuing(model, prefix)
 
 
 def _without_cache(model: torch.nn.Module) -> AbstractContextManager:

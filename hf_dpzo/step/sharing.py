@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch._dynamo import OptimizedModule
 
 from hf_dpzo.frozen.layers import find_stretches
+from hf_dpzo.frozen.rows import RowWork
 from hf_dpzo.frozen.shared import SharedWork
+from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.models.precision import describe_reduced_precision
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.fsdp import FSDPLosses
@@ -22,48 +25,74 @@ POINTS = (0.05, -0.05)
 
 
 # How far the losses of rows that are evaluated from an invocation on may be from those of whole rows: relative to the
-# loss, or absolute for a loss below one. The same for a base that is not float32.
+# loss, or absolute for a loss below one. The same for a base, or for what is kept, that is not float32.
 ROUNDING = 1e-4
 REDUCED_ROUNDING = 0.05
 
 
+# The memory for what is kept of public rows while this is tried.
+TRIAL_BYTES = 1 << 26
+
+
 @torch.no_grad()
 def find_shared_work(
-    model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Sequence[Mapping[str, Any]]]
+    model: torch.nn.Module,
+    losses: BatchLosses,
+    batches: Sequence[Sequence[Mapping[str, Any]]],
+    cache: FrozenCache | None = None,
 ) -> SharedWork | None:
     """Return what keeps the work that all probe points share; `None` for a model that must be evaluated as a whole.
 
     It is tried on public rows. Their losses at one point, computed from what was kept at another one, must be those
-    without anything kept, bit for bit. Those of rows that are evaluated from an invocation on must be those of whole
-    rows, up to rounding. A model that is compiled, or sharded over processes, is evaluated as a whole.
+    without anything kept, bit for bit. Those of rows that are evaluated from an invocation on, or of which something is
+    kept from step to step, must be those of whole rows, up to rounding. A model that is compiled, or sharded over
+    processes, is evaluated as a whole.
 
     Args:
         model: the model as it is trained.
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows.
+        cache: how to keep what is computed for rows from step to step; `None` not to.
+
+    Raises:
+        ValueError: `cache` is given, and nothing can be kept.
     """
-    if isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses) or not batches:
-        return None
-    for shared in _propose(model, losses, batches[0]):
-        try:
-            if all(_agrees(model, losses, shared, rows) for rows in batches):
-                return shared
-        except Exception:  # Rows or models that fail as a whole are refused elsewhere, with the reason.
-            continue
+    if not (isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses)):
+        for shared in _propose(model, losses, batches, cache):
+            with suppress(Exception):  # Rows or models that fail as a whole are refused elsewhere, with the reason.
+                if all(_agrees(model, losses, shared, rows) for rows in batches):
+                    if cache is not None:
+                        shared.rows.store = cache.open_store(shared.rows.bytes_per_token)
+                    return shared
+    if cache is not None:
+        raise ValueError(
+            f"frozen_cache={cache.place}: nothing of a row is the same in all steps, or what is kept of it gives other "
+            "losses; train an adapter of upper layers or an activated one on rows of tokens, or leave frozen_cache out."
+        )
     return None
 
 
-def _propose(model: torch.nn.Module, losses: BatchLosses, rows: Sequence[Mapping[str, Any]]) -> Iterator[SharedWork]:
+def _propose(
+    model: torch.nn.Module,
+    losses: BatchLosses,
+    batches: Sequence[Sequence[Mapping[str, Any]]],
+    cache: FrozenCache | None,
+) -> Iterator[SharedWork]:
     """Yield what to try, the best first."""
+    if not batches:
+        return
     try:
-        stretches = find_stretches(model, lambda: losses.of_public(model, rows))
+        stretches = find_stretches(model, lambda: losses.of_public(model, batches[0]))
     except Exception:
         return
-    if losses.invocation is not None and losses.collator.suffix_rule is not None:
+    invocations = [losses.invocation] if losses.collator.suffix_rule is not None else []
+    for invocation in [*invocations, *([None] if stretches else [])]:
+        rows = None
+        if cache is not None:
+            parts = {"collator": losses.collator, "prepare": losses.prepare, "dtype": cache.dtype}
+            rows = RowWork(stretches, **parts, store=RowStore(torch.empty(TRIAL_BYTES, dtype=torch.uint8)))
         fixed_shapes = losses.collator.has_fixed_shapes
-        yield SharedWork(model, stretches, invocation=losses.invocation, fixed_shapes=fixed_shapes)
-    if stretches:
-        yield SharedWork(model, stretches)
+        yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
 
 
 def _agrees(model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -77,7 +106,8 @@ def _agrees(model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, row
                 yield form(model, batch)
 
     sharing = replace(losses, shared=shared)
-    tolerance = ROUNDING if describe_reduced_precision(model) is None else REDUCED_ROUNDING
+    is_exact = describe_reduced_precision(model) is None and (shared.rows is None or shared.rows.is_exact)
+    tolerance = ROUNDING if is_exact else REDUCED_ROUNDING
     alone = list(evaluate(sharing))
     are_close = functools.partial(torch.allclose, rtol=tolerance, atol=tolerance, equal_nan=True)
     with shared.opened(batch.micro_batches):

@@ -16,7 +16,7 @@ from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.step.sharing import find_shared_work
 
-from support.activated import INVOCATION, activated_rows, alora, right_collator
+from support.activated import INVOCATION, activated_losses, activated_rows, alora, right_collator
 from support.models import causal_lm, word_tokenizer
 from support.stacks import CAUSAL, build_half_trained, count_runs, find_layers
 
@@ -33,18 +33,6 @@ def activated(architecture: str, **changes) -> torch.nn.Module:
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
-
-
-def losses_of(model, loss, *, collate=None, **changes) -> BatchLosses:
-    rule = SuffixRule(invocation=tuple(INVOCATION), ends_together=loss.reads_end)
-    settings = {"micro_batch_size": 4, "suffix_rule": rule, **changes}
-    return BatchLosses(
-        loss=loss,
-        collator=LogicalBatchCollator(collate=collate or right_collator(), **settings),
-        prepare=lambda inputs: inputs,
-        device=torch.device("cpu"),
-        invocation=tuple(INVOCATION),
-    )
 
 
 def prompts(count: int) -> list[dict]:
@@ -92,7 +80,7 @@ def test_a_suffix_on_the_keys_of_its_prefix_has_the_logits_of_a_whole_row(archit
 def test_losses_from_the_invocation_on_are_those_of_whole_rows(case, padded_lengths, monkeypatch):
     build, rows, collate = CASES[case]
     model = activated("LlamaForCausalLM", layers_to_transform=[2, 3])
-    losses = losses_of(model, build(model), collate=collate, padded_lengths=padded_lengths)
+    losses = activated_losses(model, build(model), collate=collate, padded_lengths=padded_lengths)
     monkeypatch.setattr(sharing, "ROUNDING", 2e-6)  # Of the losses of rows, which are about four.
     shared = find_shared_work(model, losses, [rows])
     assert shared._invocation == tuple(INVOCATION) and shared._stretches
@@ -112,7 +100,7 @@ def test_losses_from_the_invocation_on_are_those_of_whole_rows(case, padded_leng
 @torch.no_grad()
 def test_several_points_at_once_go_on_from_one_prefix():
     model = activated("LlamaForCausalLM")
-    losses = losses_of(model, CausalLMLoss(model))
+    losses = activated_losses(model, CausalLMLoss(model))
     rows = activated_rows(6).to_list()
     fast = BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows])})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,7 +115,7 @@ def test_several_points_at_once_go_on_from_one_prefix():
 @torch.no_grad()
 def test_a_row_in_a_public_shape_has_the_same_bits_beside_any_others():
     model = activated("LlamaForCausalLM")
-    losses = losses_of(model, CausalLMLoss(model), padded_lengths=(16, 32))
+    losses = activated_losses(model, CausalLMLoss(model), padded_lengths=(16, 32))
     rows = activated_rows(9).to_list()
     fast = BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows])})
     longer = dict(rows[1])
@@ -159,7 +147,7 @@ def test_what_cannot_go_on_after_a_prefix_is_evaluated_as_a_whole():
     """A model that keeps no keys, a loss that needs whole rows, and an adapter that also moves the embeddings."""
     rows = activated_rows(6).to_list()
     mamba = activated("MambaForCausalLM", target_modules=["x_proj"], exclude_modules=None)
-    shared = find_shared_work(mamba, losses_of(mamba, CausalLMLoss(mamba)), [rows])
+    shared = find_shared_work(mamba, activated_losses(mamba, CausalLMLoss(mamba)), [rows])
     assert shared is None or shared._invocation is None
     ordinary = activated("LlamaForCausalLM")
 
@@ -167,9 +155,9 @@ def test_what_cannot_go_on_after_a_prefix_is_evaluated_as_a_whole():
         def __call__(self, model, inputs):
             return self.scores(model, inputs)[:, 0, 0]
 
-    assert find_shared_work(ordinary, losses_of(ordinary, FirstToken(ordinary)), [rows]) is None
+    assert find_shared_work(ordinary, activated_losses(ordinary, FirstToken(ordinary)), [rows]) is None
     moving = get_peft_model(causal_lm(), alora(trainable_token_indices=list(range(40)))).eval()
-    assert find_shared_work(moving, losses_of(moving, CausalLMLoss(moving)), [rows]) is None
+    assert find_shared_work(moving, activated_losses(moving, CausalLMLoss(moving)), [rows]) is None
 
 
 def test_rows_with_targets_before_the_invocation_have_no_suffix():

@@ -9,6 +9,9 @@ from peft import LoraConfig, TaskType
 from transformers import DataCollatorForSeq2Seq
 
 from hf_dpzo import seeded_peft_model
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.suffix import SuffixRule
+from hf_dpzo.step.batch_losses import BatchLosses
 
 from support.models import causal_lm, word_tokenizer
 
@@ -43,3 +46,16 @@ def right_collator() -> DataCollatorForSeq2Seq:
         tokenizer_object=word_tokenizer().backend_tokenizer, pad_token="[PAD]", eos_token="[EOS]", padding_side="right"
     )
     return DataCollatorForSeq2Seq(tokenizer)
+
+
+def activated_losses(model, loss, *, collate=None, **changes) -> BatchLosses:
+    """The losses of logical batches, in micro-batches of four."""
+    rule = SuffixRule(invocation=tuple(INVOCATION), ends_together=loss.reads_end)
+    settings = {"micro_batch_size": 4, "suffix_rule": rule, **changes}
+    return BatchLosses(
+        loss=loss,
+        collator=LogicalBatchCollator(collate=collate or right_collator(), **settings),
+        prepare=lambda inputs: inputs,
+        device=torch.device("cpu"),
+        invocation=tuple(INVOCATION),
+    )

@@ -1,0 +1,35 @@
+"""The settings of what is kept of rows from step to step, from the arguments of a run and public facts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_dpzo.frozen.store import CACHE_DTYPES, FrozenCache, find_folder
+from hf_dpzo.models.unwrap import unwrap_model
+
+
+# The longest row that there may be if neither arguments nor the model say.
+DEFAULT_LONGEST_ROW = 2048
+
+
+def build_frozen_cache(args: Any, model: torch.nn.Module, dataset: Any, *, longest_row: int) -> FrozenCache | None:
+    """Return how to keep what is computed for rows from step to step; `None` if it is not kept.
+
+    Args:
+        args: the arguments of the run.
+        model: the model.
+        dataset: the rows.
+        longest_row: the largest number of tokens of a row, if it is public; 0 if it is not known.
+    """
+    if args.frozen_cache == "none":
+        return None
+    positions = getattr(getattr(unwrap_model(model), "config", None), "max_position_embeddings", None)
+    known = (args.padded_lengths or [0])[-1], longest_row, positions or 0, DEFAULT_LONGEST_ROW
+    return FrozenCache(
+        place=args.frozen_cache,
+        dtype=CACHE_DTYPES[args.frozen_cache_dtype],
+        num_rows=len(dataset),
+        longest_row=next(filter(None, known)),
+        folder=find_folder(dataset, Path(args.output_dir)),
+    )

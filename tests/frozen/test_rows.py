@@ -1,0 +1,152 @@
+"""What is kept of rows from step to step is computed once, from a row alone, and gives the losses of whole rows."""
+
+import os
+
+import pytest
+import torch
+
+from hf_dpzo.frozen.rows import digest_row
+from hf_dpzo.frozen.store import FrozenCache, RowStore
+from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.step.sharing import find_shared_work
+from hf_dpzo.trainer import checking
+
+from support.activated import activated_losses, activated_model, activated_rows
+from support.models import causal_lm, classifier, with_lora
+from support.runs import train
+from support.stacks import find_layers
+
+
+def test_an_entry_is_read_as_it_was_put():
+    store = RowStore(torch.empty(1 << 12, dtype=torch.uint8))
+    first = [torch.randn(3, 5), torch.arange(7), torch.randn(2).bfloat16(), torch.zeros(0)]
+    store.put(b"a", first)
+    store.put(b"b", [torch.ones(4)])
+    assert all(map(torch.equal, store.get(b"a"), first)) and store.get(b"b")[0].tolist() == [1] * 4
+
+
+def test_an_entry_without_room_is_not_kept():
+    store = RowStore(torch.empty(128, dtype=torch.uint8))
+    store.put(b"a", [torch.ones(17)])
+    store.put(b"b", [torch.ones(17)])
+    store.put(b"c", [torch.ones(1), torch.ones(1)])
+    assert [store.get(key) is None for key in (b"a", b"b", b"c")] == [False, True, True]
+
+
+def cache(place, folder, **changes) -> FrozenCache:
+    settings = {"dtype": None, "num_rows": 24, "longest_row": 64, "folder": folder}
+    return FrozenCache(place=place, **{**settings, **changes})
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_a_store_leaves_no_file_and_has_room_for_all_rows(place, tmp_path):
+    store = cache(place, tmp_path).open_store(100.0)
+    for number in range(24):
+        store.put(bytes([number]), [torch.full((1600,), float(number))])
+    assert all(store.get(bytes([number]))[0][5] == number for number in range(24))
+    assert not os.listdir(tmp_path)
+
+
+def test_too_little_room_is_said_by_public_numbers(tmp_path):
+    with pytest.warns(UserWarning, match=r"^frozen_cache=disk: up to 1\d{6,}\.\d GiB would be kept, and half of what"):
+        RowStore.open("disk", nbytes=1 << 54, folder=tmp_path)
+
+
+def losses_of(model, **changes) -> BatchLosses:
+    return activated_losses(model, CausalLMLoss(model), **changes)
+
+
+def shared_losses(model, tmp_path, rows, **changes) -> BatchLosses:
+    losses = losses_of(model, **changes)
+    return BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows], cache("memory", tmp_path))})
+
+
+@pytest.mark.parametrize("padded_lengths", [(), (16,)])
+@torch.no_grad()
+def test_a_row_seen_before_runs_only_what_moves(padded_lengths, tmp_path):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=4), layers_to_transform=[2, 3]).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    rows = activated_rows(9).to_list()
+    fast = shared_losses(model, tmp_path, rows, padded_lengths=padded_lengths)
+    computed = {}
+    for number, layer in enumerate(find_layers(model.get_base_model())):
+        layer.mlp.register_forward_hook(lambda *_, n=number: computed.update({n: computed.get(n, 0) + 1}))
+
+    def evaluate(chosen) -> torch.Tensor:
+        computed.clear()
+        batch = fast.build_public_batch(chosen)
+        with fast.shared.opened(batch.micro_batches):
+            found = fast(model, batch)
+        return found[torch.tensor(batch.row_units).argsort()]
+
+    first = evaluate(rows)
+    assert computed[0] > 0
+    again = evaluate(rows[::-1]).flip(0)
+    assert 0 not in computed and 1 not in computed and computed[3] > 0
+    torch.testing.assert_close(again, losses_of(model).of_public(model, rows), rtol=1e-5, atol=0)
+    if padded_lengths:
+        assert torch.equal(first, again)
+    else:
+        torch.testing.assert_close(first, again, rtol=1e-6, atol=0)
+    evaluate([rows[0], {**rows[1], "input_ids": [*rows[1]["input_ids"][:-1], 9]}])
+    assert computed[0] > 0, "another row is computed"
+
+
+@torch.no_grad()
+def test_what_is_kept_of_a_row_does_not_depend_on_its_neighbours(tmp_path):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1]).eval()
+    rows = activated_rows(9).to_list()
+    kept = []
+    for others in ([], rows[1:2], rows[1:]):
+        fast = shared_losses(model, tmp_path, rows)
+        batch = fast.build_public_batch([rows[0], *others])
+        with fast.shared.opened(batch.micro_batches):
+            fast(model, batch)
+        alone = fast.build_public_batch(rows[:1]).micro_batches[0]
+        kept.append(fast.shared.rows.store.get(digest_row(alone.inputs, 0)))
+    for other in kept[1:]:
+        assert len(other) == len(kept[0]) == 2 and all(map(torch.equal, kept[0], other))
+
+
+@torch.no_grad()
+def test_public_rows_of_the_probe_are_not_kept(tmp_path):
+    """A probe makes embeddings NaN while it evaluates rows, and these rows may be training rows too."""
+    torch.manual_seed(0)
+    model = activated_model().eval()
+    rows = activated_rows(9).to_list()
+    fast = shared_losses(model, tmp_path, rows)
+    poison = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output * torch.nan)
+    assert fast.of_public(model, rows).isnan().all()
+    poison.remove()
+    batch = fast.build_public_batch(rows)
+    with fast.shared.opened(batch.micro_batches):
+        assert fast(model, batch).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"frozen_cache": "disk", "padded_lengths": None}, {"points_per_pass": 2}, {"frozen_cache_dtype": "bfloat16"}],
+    ids=str,
+)
+def test_a_run_that_keeps_rows_releases_what_one_that_does_not_does(changes, tmp_path, sums, monkeypatch):
+    def run(name: str, **changes) -> list[list[int]]:
+        sums.clear()
+        torch.manual_seed(0)
+        model = with_lora(classifier(num_hidden_layers=2))
+        for parameter in find_layers(model)[0].parameters():
+            parameter.requires_grad_(False)
+        train(tmp_path / name, model=model, **{"method": "aggzo", "num_directions": 2, "clip_norm": 10.0, **changes})
+        return sums.copy()
+
+    kept = run("kept", **{"frozen_cache": "memory", **changes})
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    whole = run("whole", padded_lengths=changes.get("padded_lengths", [16]))
+    rounding = 2**40 * (0.2 if "frozen_cache_dtype" in changes else 1e-3)
+    for one, other in zip(kept, whole, strict=True):
+        assert all(abs(a - b) < rounding for a, b in zip(one, other, strict=True))
+    assert max(abs(value) for one in whole for value in one) > 2**40 * 0.1
