@@ -157,8 +157,7 @@ class ZOTrainingArguments(TrainingArguments):
     frozen_cache: str = field(
         default="none",
         metadata={
-            "help": "Keep what an adapter does not change of each row for the whole run: in memory, or on disk in a "
-            "file that has no name and ends with the run.",
+            "help": "Keep what an adapter does not change of each row for the run: in memory, or in a nameless file.",
             "choices": list(CACHE_PLACES),
         },
     )
@@ -280,14 +279,9 @@ class ZOTrainingArguments(TrainingArguments):
             setattr(self, name, coerce_positive(name, getattr(self, name), allow_zero=may_be_zero))
         for name in (*COUNT_FLAGS, "expected_batch_size", "points_per_pass", "canaries", "tuning_runs", "trials"):
             setattr(self, name, coerce_count(name, getattr(self, name)))
-        for name, choices in {
-            "directions": DIRECTIONS,
-            "update": UPDATES,
-            "parallel": PARALLEL_MODES,
-            "frozen_cache": CACHE_PLACES,
-            "frozen_cache_dtype": CACHE_DTYPES,
-            **CHOICE_FLAGS,
-        }.items():
+        choices_of = {"directions": DIRECTIONS, "update": UPDATES, "parallel": PARALLEL_MODES, **CHOICE_FLAGS}
+        choices_of |= {"frozen_cache": CACHE_PLACES, "frozen_cache_dtype": CACHE_DTYPES}
+        for name, choices in choices_of.items():
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
         if not isinstance(self.paper_noise, bool):
