@@ -177,10 +177,18 @@ class MaskedActivation(ALoraLinearVariant):
             x: the input of the layer, `[batch, tokens, features]`.
             result: what the layer computes without the adapter.
             options: as `alora_offsets` the number of activated tokens at the end of each row; `None` for none.
+
+        Raises:
+            ValueError: the layer does not get the tokens of each row apart, without which PEFT activates nothing.
         """
         offsets = options.get("alora_offsets")
         if offsets is None:
             return result
+        if len(offsets) != len(result):
+            raise ValueError(
+                f"target_modules: the layer from {x.shape[-1]} to {result.shape[-1]} numbers gets the tokens of all "
+                "rows as one list, in which PEFT activates nothing; name others, such as those of the attention."
+            )
         tokens = result.shape[1] if result.ndim == 3 else 1
         counts = torch.tensor([min(offset or 0, tokens) for offset in offsets], device=result.device)
         is_active = torch.arange(tokens, device=result.device) >= tokens - counts[:, None]

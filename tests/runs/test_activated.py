@@ -6,19 +6,22 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer, replay_onto, seeded_peft_model
+from hf_dpzo.losses import GenerationReward
 from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.trainer.reporting import mark_failed_units
+from hf_dpzo.trainer.seq2seq import ZOSeq2SeqTrainer, ZOSeq2SeqTrainingArguments
 from hf_dpzo.verification.verify import verify
 
 from support.activated import INVOCATION, activated_model, activated_rows, alora, right_collator
 from support.models import causal_lm, classifier, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
-from support.runs import short_args
+from support.runs import SHORT_RUN, short_args
 
 
 STEPS = 3
@@ -265,3 +268,74 @@ def test_it_evaluates_and_predicts_what_peft_computes(published):
         expected = trainer.model.eval()(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     np.testing.assert_allclose(scores[0][:5], expected[0, :5].numpy(), atol=1e-5)
     assert metrics["eval_loss"] > 0
+
+
+def test_a_layer_that_gets_the_tokens_of_all_rows_as_one_list_is_refused(make):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    opt = OPTForCausalLM(OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=16)).eval()
+    with pytest.raises(ValueError, match="the layer from 16 to 32 numbers gets the tokens of all rows as one list"):
+        make(model=activated_model(opt, target_modules=["fc1"])).train()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_texts_are_predicted_with_one_beam(beams, base, tmp_path):
+    args = ZOSeq2SeqTrainingArguments(
+        **{
+            **SHORT_RUN,
+            "output_dir": str(tmp_path),
+            "max_steps": 1,
+            "per_device_train_batch_size": 1,
+            "method": "dpzero",
+        },
+        predict_with_generate=True,
+        generation_max_length=18,
+        generation_num_beams=beams,
+    )
+    trainer = ZOSeq2SeqTrainer(
+        model=activated_model(LlamaForCausalLM.from_pretrained(base)),
+        args=args,
+        train_dataset=activated_rows(20),
+        data_collator=right_collator(),
+        processing_class=word_tokenizer(),
+    )
+    if beams > 1:
+        with pytest.raises(ValueError, match="generation_num_beams=2: PEFT does no beam search"):
+            trainer.train()
+        return
+    trainer.train()
+    row = activated_rows(1, seed=4)
+    predicted = trainer.predict(row).predictions[0]
+    prompt = torch.tensor([row[0]["input_ids"]])
+    expected = trainer.model.eval().generate(prompt, attention_mask=torch.ones_like(prompt), max_length=18)[0]
+    assert predicted[:18].tolist() == expected.tolist()
+
+
+def test_rewards_of_generated_texts_train_it(make):
+    prompts = [" ".join(f"w{(7 * i + 3 * j) % 40}" for j in range(2 + i % 5)) for i in range(24)]
+    rows = Dataset.from_list([{"prompt": f"{prompt} very :"} for prompt in prompts])
+
+    def count_words(completions, **columns):
+        return [float(len(set(text.split()))) for text in completions]
+
+    spread = causal_lm(num_hidden_layers=1)
+    with torch.no_grad():
+        for parameter in spread.parameters():
+            parameter.normal_(0, 0.3)
+    trainer = make(
+        model=activated_model(spread),
+        rows=rows,
+        probe_rows=rows.to_list()[:4],
+        per_example_loss=GenerationReward(count_words, 4),
+        processing_class=word_tokenizer(),
+        changes={"padded_lengths": [16], "smoothing": 0.3, "max_steps": 1},
+    )
+    trainer.train()
+    assert trainer._isolation.loss_change == 0
+    with pytest.raises(ValueError, match="1 of its 4 rows do not hold"):
+        make(
+            rows=rows,
+            probe_rows=[{"prompt": "w1"}, *rows.to_list()[:3]],
+            per_example_loss=GenerationReward(count_words, 4),
+            processing_class=word_tokenizer(),
+            changes={"padded_lengths": [16], "smoothing": 0.3, "output_dir": trainer.args.output_dir + "2"},
+        ).train()
