@@ -2,15 +2,18 @@
 
 import functools
 import random
+from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from transformers import DataCollatorForSeq2Seq
 
-from hf_dpzo import seeded_peft_model
+from hf_dpzo import ZOTrainer, seeded_peft_model
 
 from support.models import causal_lm, word_tokenizer
+from support.runs import short_args
 
 
 INVOCATION = [46, 47]
@@ -43,3 +46,15 @@ def right_collator() -> DataCollatorForSeq2Seq:
         tokenizer_object=word_tokenizer().backend_tokenizer, pad_token="[PAD]", eos_token="[EOS]", padding_side="right"
     )
     return DataCollatorForSeq2Seq(tokenizer)
+
+
+def train_activated(output_dir: str | Path, *, rows: Dataset, **changes: Any) -> ZOTrainer:
+    """Train in this process, in public shapes."""
+    trainer = ZOTrainer(
+        model=activated_model(),
+        args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
+        train_dataset=rows,
+        data_collator=right_collator(),
+    )
+    trainer.train()
+    return trainer
