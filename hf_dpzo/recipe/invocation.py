@@ -99,6 +99,7 @@ def find_invocation_tokens(recipe: "Recipe", tokenizer: PreTrainedTokenizerBase)
     common = runs[0]
     for run in runs[1:]:
         common = _find_common(common, run)
+    common = _drop_spaces(common, text, tokenizer)
     if not common:
         raise ValueError(
             f"lora_invocation={text!r}: this tokenizer writes it by other tokens in each row, or does not know it; "
@@ -137,6 +138,15 @@ def _find_run(tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBa
         if end - start >= len(longest):
             longest = list(tokens[start:end])
     return longest
+
+
+def _drop_spaces(tokens: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return `tokens` without spaces at an end at which `text` has none."""
+    while tokens and not text[0].isspace() and not tokenizer.decode(tokens[:1]).strip():
+        tokens = tokens[1:]
+    while tokens and not text[-1].isspace() and not tokenizer.decode(tokens[-1:]).strip():
+        tokens = tokens[:-1]
+    return tokens
 
 
 def _normalize(text: str) -> str:

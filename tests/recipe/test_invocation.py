@@ -47,7 +47,7 @@ def test_the_end_of_the_template_activates_it():
 @pytest.mark.parametrize("changes", [{"label_words": None, "task": "causal-lm", "response": " {answer}"}, {}])
 def test_a_named_text_of_the_template_activates_it(changes):
     changes = {"template": "Review: {text} It was", "lora_invocation": "It", **changes}
-    assert spell(find(letter_tokenizer(), **changes)).strip() == "It"
+    assert spell(find(letter_tokenizer(), **changes)) == "It"
 
 
 @pytest.mark.parametrize("end", ["w", "d", ".", "12", '"', "é", " "])
