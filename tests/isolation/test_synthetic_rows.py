@@ -275,7 +275,8 @@ def test_public_rows_decide_between_several_types():
 
 @pytest.mark.parametrize("invocation", [[5], [5, 6, 7], [5, 5, 5], list(range(5, 25))])
 def test_a_row_holds_the_invocation_once_with_tokens_before_and_after_it(invocation):
-    model = activated_model(alora_invocation_tokens=invocation)
+    few_tokens = causal_lm(num_hidden_layers=1, vocab_size=max(invocation) + 2)  # So that chance would repeat it.
+    model = activated_model(few_tokens, alora_invocation_tokens=invocation)
     (rows,) = build_probe_batches(
         activated_rows(3), model, COLLATOR, kept_columns={"input_ids", "labels"}, public_rows=None
     )

@@ -66,7 +66,7 @@ def stop():
 
 
 def failing(folder, base) -> list[str]:
-    return [finding.detail for finding in verify(folder, base=str(base)) if finding.holds is False]
+    return [finding.detail for finding in verify(folder, base=str(base)) if not finding.holds]
 
 
 @pytest.fixture(scope="module")
