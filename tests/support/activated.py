@@ -48,10 +48,12 @@ def right_collator() -> DataCollatorForSeq2Seq:
     return DataCollatorForSeq2Seq(tokenizer)
 
 
-def train_activated(output_dir: str | Path, *, rows: Dataset, **changes: Any) -> ZOTrainer:
+def train_activated(
+    output_dir: str | Path, *, rows: Dataset, model: torch.nn.Module | None = None, **changes: Any
+) -> ZOTrainer:
     """Train in this process, in public shapes."""
     trainer = ZOTrainer(
-        model=activated_model(),
+        model=model or activated_model(),
         args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
         train_dataset=rows,
         data_collator=right_collator(),
