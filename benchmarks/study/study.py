@@ -90,7 +90,7 @@ class Study:
 
     def result(self, run: Run) -> dict[str, Any]:
         """Train what `run` says, and measure its accuracy on the held-out rows."""
-        model = add_adapter(copy.deepcopy(self.base), self.recipe, seed=run.seed)
+        model = add_adapter(copy.deepcopy(self.base), self.recipe, self.tokenizer, seed=run.seed)
         loss = self.recipe.prompt.loss(model, self.tokenizer)
         started = time.perf_counter()
         if run.contender == "untouched":

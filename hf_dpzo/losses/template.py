@@ -42,7 +42,7 @@ class Template:
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the columns in the template, in order."""
-        return tuple(name for _, name, _, _ in self._parts if name is not None and name != "mask")
+        return tuple(name for _, name, _, _ in self.parts if name is not None and name != "mask")
 
     @property
     def has_mask(self) -> bool:
@@ -50,7 +50,8 @@ class Template:
         return "{mask}" in self.template
 
     @property
-    def _parts(self) -> list[tuple[str, str | None, str | None, str | None]]:
+    def parts(self) -> list[tuple[str, str | None, str | None, str | None]]:
+        """The texts of the template, each with the name, the format and the conversion of the column behind it."""
         try:
             return [*string.Formatter().parse(self.template)]
         except ValueError:
@@ -102,7 +103,7 @@ class Template:
         texts = {**columns, "mask": mask}
         formatter = string.Formatter()
         parts = []
-        for literal, name, spec, conversion in self._parts:
+        for literal, name, spec, conversion in self.parts:
             value = "" if name is None else formatter.convert_field(texts[name], conversion)
             parts += [literal, format(value, spec or "")]
         return "".join(parts)

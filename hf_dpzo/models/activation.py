@@ -130,7 +130,7 @@ def as_ordinary(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def rows_apart(model: torch.nn.Module) -> Iterator[None]:
-    """Let the activated adapter of `model` compute each row in a shape that no other row decides, and leave no hook.
+    """Let activated adapters of `model` compute each row in a shape that no other row decides, and leave no hook.
 
     PEFT multiplies the activated positions of all rows of a batch together, so that their number, which each row has a
     part in, decides how every row is rounded. Here the adapter computes at all positions and is added at the activated
@@ -142,24 +142,36 @@ def rows_apart(model: torch.nn.Module) -> Iterator[None]:
 
     A model without an activated adapter computes as before.
     """
-    if find_invocation(model) is None:
+    if not _has_activated(model):
         yield
         return
-    adapter = model.active_adapter
     layers = _list_layers(model)
     hooks = [set(layer._forward_pre_hooks) for layer in layers]
-    variants = {layer: layer.lora_variant[adapter] for layer in layers if adapter in layer.lora_variant}
-    for layer in variants:
-        layer.lora_variant[adapter] = MaskedActivation()
+    # Of all adapters: a reference may be another one than that which is trained.
+    variants = [
+        (layer.lora_variant, adapter, variant)
+        for layer in layers
+        for adapter, variant in layer.lora_variant.items()
+        if isinstance(variant, ALoraLinearVariant)
+    ]
+    for held, adapter, _ in variants:
+        held[adapter] = MaskedActivation()
     try:
         yield
     finally:
-        for layer, variant in variants.items():
-            layer.lora_variant[adapter] = variant
+        for held, adapter, variant in variants:
+            held[adapter] = variant
         for layer, own in zip(layers, hooks, strict=True):
             for key in set(layer._forward_pre_hooks) - own:
                 del layer._forward_pre_hooks[key]
                 layer._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _has_activated(model: torch.nn.Module) -> bool:
+    """Return whether any adapter of `model` is activated by tokens."""
+    inner = model._orig_mod if isinstance(model, OptimizedModule) else model
+    configs = inner.peft_config.values() if isinstance(inner, PeftModel) else ()
+    return any(isinstance(config, LoraConfig) and config.alora_invocation_tokens for config in configs)
 
 
 class MaskedActivation(ALoraLinearVariant):
@@ -177,10 +189,18 @@ class MaskedActivation(ALoraLinearVariant):
             x: the input of the layer, `[batch, tokens, features]`.
             result: what the layer computes without the adapter.
             options: as `alora_offsets` the number of activated tokens at the end of each row; `None` for none.
+
+        Raises:
+            ValueError: the layer does not get the tokens of each row apart, without which PEFT activates nothing.
         """
         offsets = options.get("alora_offsets")
         if offsets is None:
             return result
+        if len(offsets) != len(result):
+            raise ValueError(
+                f"target_modules: the layer from {x.shape[-1]} to {result.shape[-1]} numbers gets the tokens of all "
+                "rows as one list, in which PEFT activates nothing; name others, such as those of the attention."
+            )
         tokens = result.shape[1] if result.ndim == 3 else 1
         counts = torch.tensor([min(offset or 0, tokens) for offset in offsets], device=result.device)
         is_active = torch.arange(tokens, device=result.device) >= tokens - counts[:, None]

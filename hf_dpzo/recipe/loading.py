@@ -14,6 +14,7 @@ from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
+from hf_dpzo.recipe.invocation import find_invocation_tokens, ignore_base_tokens
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import keep_rows, load_tables
 
@@ -46,7 +47,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, recipe, seed=seed)
+    return add_adapter(model, recipe, tokenizer, seed=seed)
 
 
 def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
@@ -61,11 +62,14 @@ def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel
     )
 
 
-def add_adapter(model: PreTrainedModel, recipe: Recipe, *, seed: int) -> torch.nn.Module:
+def add_adapter(
+    model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> torch.nn.Module:
     """Return `model` with the adapter that the recipe asks for, initialized from a public seed."""
     if recipe.adapter == "none":
         return model
-    adapted = seeded_peft_model(model, _build_lora_config(recipe), seed=seed)
+    invocation = find_invocation_tokens(recipe, tokenizer)
+    adapted = seeded_peft_model(model, _build_lora_config(recipe, invocation), seed=seed)
     for name, parameter in adapted.named_parameters():
         if recipe.lora_freeze_a and "lora_A" in name:
             parameter.requires_grad_(False)
@@ -83,6 +87,7 @@ def load_rows(
         ValueError: the rows can not be read, or can not become tokens, or nothing is left of them.
     """
     recipe.kind.check_tokenizer(recipe, tokenizer)
+    find_invocation_tokens(recipe, tokenizer)  # It raises an error before data are read.
     train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
     return train, None if evaluation is None else _sort_by_length(_encode_rows(evaluation, recipe, tokenizer))
@@ -93,7 +98,7 @@ def _build_source_options(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _build_lora_config(recipe: Recipe) -> LoraConfig:
+def _build_lora_config(recipe: Recipe, invocation: list[int] | None) -> LoraConfig:
     trained = recipe.kind.trained_modules
     return LoraConfig(
         task_type=recipe.kind.peft_type(recipe),
@@ -102,6 +107,7 @@ def _build_lora_config(recipe: Recipe) -> LoraConfig:
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.lora_target_modules,
         layers_to_transform=recipe.lora_layers,
+        alora_invocation_tokens=invocation,
     )
 
 
@@ -109,6 +115,7 @@ def _encode_rows(
     rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, kept_column: str | None = None
 ) -> datasets.Dataset:
     options = {"recipe": recipe, "tokenizer": tokenizer, "names": _find_class_names(rows, recipe)}
+    options["invocation"] = find_invocation_tokens(recipe, tokenizer)
     if kept_column is not None and kept_column in rows.column_names and rows.features[kept_column] == Json():
         rows = rows.map(_read_unit, input_columns=kept_column, fn_kwargs={"column": kept_column})
     removed = [name for name in rows.column_names if name != kept_column]
@@ -146,11 +153,17 @@ def _find_class_names(rows: datasets.Dataset, recipe: Recipe) -> dict[str, list[
 
 
 def _encode_row(
-    row: Mapping[str, Any], *, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, names: Mapping[str, list[str]]
+    row: Mapping[str, Any],
+    *,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    names: Mapping[str, list[str]],
+    invocation: list[int] | None,
 ) -> dict[str, Any]:
     named = {column: _name_classes(row[column], classes) for column, classes in names.items()}
     try:
-        return recipe.kind.encode({**row, **named}, recipe, tokenizer)
+        encoded = recipe.kind.encode({**row, **named}, recipe, tokenizer)
+        return encoded if invocation is None else ignore_base_tokens(encoded, invocation)
     except Exception as error:
         # Those of this project hold no value of a row. What others say may.
         if isinstance(error, ValueError) and not isinstance(error, UnicodeError):

@@ -19,11 +19,12 @@ from transformers import HfArgumentParser
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
+from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task
 
 
-ADAPTERS = ("lora", "none")
+ADAPTERS = ("lora", ACTIVATED, "none")
 
 
 DTYPES = ("float32", "bfloat16")
@@ -47,6 +48,7 @@ AS_WRITTEN = (
     "missing_words",
     "separator",
     "stop_strings",
+    "lora_invocation",
 )
 
 
@@ -79,6 +81,7 @@ class Recipe:
     lora_freeze_a: bool = field(
         default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
     )
+    lora_invocation: str | None = field(default=None, metadata={"help": "activated-lora: the text that activates it."})
     data: str = field(
         default="", metadata={"help": "A CSV, TSV, JSON (lines), Parquet or other file, a folder, or one on the Hub."}
     )
@@ -158,6 +161,7 @@ class Recipe:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
         self.kind.check(self)
+        check_activation(self)
 
     def _refuse_numbers(self) -> None:
         if self.max_length < 1:

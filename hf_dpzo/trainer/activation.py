@@ -118,8 +118,11 @@ def foresee_activation(
     *,
     named_rows: Mapping[str, Iterable[Any]],
     padding_token: int | None,
+    num_beams: int | None,
 ) -> None:
     """Raise `ValueError` if public rows show that nothing, or that padding, would activate the adapter of `model`.
+
+    PEFT refuses to generate by several beams, and that would only show after training.
 
     Args:
         model: the model as it is trained.
@@ -127,10 +130,16 @@ def foresee_activation(
         batches: batches of public rows, which may be made up.
         named_rows: rows of the user's that are public, as the collator gets them, by what they are.
         padding_token: the token by which the tokenizer pads; `None` for none.
+        num_beams: the number of beams by which texts are predicted; `None` for one.
     """
     tokens = losses.invocation
     if tokens is None:
         return
+    if (num_beams or 1) > 1:
+        raise ValueError(
+            f"generation_num_beams={num_beams}: PEFT does no beam search with an activated adapter; set 1, or leave "
+            "alora_invocation_tokens out."
+        )
     for name, rows in named_rows.items():
         refuse_unactivated_rows(name, rows, losses.collator.collate, tokens)
     for rows in batches:

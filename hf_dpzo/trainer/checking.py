@@ -149,18 +149,13 @@ class CheckingTrainer(SearchingTrainer):
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
-            losses = self._share_work(model, losses)
+            cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
+            shared = find_shared_work(model, losses, self._public_batches, cache)
+            losses = dataclasses.replace(losses, shared=shared)
+            self._estimate = dataclasses.replace(self._estimate, losses=losses)
             self._isolation = self._measure_isolation(model, losses) if self.args.private else None
         if self.eval_dataset is not None:
             self._try_evaluation()
-
-    def _share_work(self, model: torch.nn.Module, losses: BatchLosses) -> BatchLosses:
-        """Return `losses` in the form that shares what no probe point changes, which steps then use."""
-        cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
-        shared = find_shared_work(model, losses, self._public_batches, cache)
-        losses = dataclasses.replace(losses, shared=shared)
-        self._estimate = dataclasses.replace(self._estimate, losses=losses)
-        return losses
 
     def _try_evaluation(self) -> None:
         """Raise `ValueError` if evaluating public rows fails: after training, it would be too late."""

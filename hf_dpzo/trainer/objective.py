@@ -119,6 +119,7 @@ class ObjectiveTrainer(CheckingTrainer):
                 self._public_batches,
                 named_rows=passed | (self._list_evaluated() if are_public else {}),
                 padding_token=getattr(self.processing_class, "pad_token_id", None),
+                num_beams=getattr(self.args, "generation_num_beams", None),
             )
         super()._foresee_failures(model, losses)
 

@@ -7,6 +7,7 @@ import torch
 
 from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature, stretch_row
 from hf_dpzo.data.sampling import FetchedRow
+from hf_dpzo.models.activation import locate_invocation
 
 
 def lengths(rows):
@@ -147,3 +148,12 @@ def test_rows_share_a_micro_batch_only_if_their_types_are_the_same_and_not_just_
     rows += [{"labels": [one(1)]}, {"labels": [other(1)]}, UserDict(labels=1), UserDict(labels=1.5), UserDict(other=1)]
     assert len({get_row_signature(row) for row in rows}) == len(rows)
     assert get_row_signature(UserDict(labels=1)) == get_row_signature(UserDict(labels=2))
+
+
+@pytest.mark.parametrize("tokens", [[5, 6, 9], [5, 5, 9], [9, 5, 6, 5, 6, 8]])
+def test_a_stretched_row_is_activated_where_it_was(tokens):
+    row = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+    for invocation in ([5, 6], [5, 5], [5]):
+        before = locate_invocation(torch.tensor([tokens]), invocation) - len(tokens)
+        stretched = locate_invocation(torch.tensor([stretch_row(row, 12)["input_ids"]]), invocation) - 12
+        assert stretched == before or before == -len(tokens) - 1

@@ -4,14 +4,23 @@ import numpy as np
 import pytest
 import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
+from peft import TaskType
 from transformers import BertConfig, BertForTokenClassification, DataCollatorWithPadding, LlamaForSequenceClassification
 
-from hf_dpzo.isolation.measure import list_columns
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.pairs import list_sequences
+from hf_dpzo.isolation.measure import build_probe_batches, list_columns
+from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.synthetic_rows import generate_probe_rows, generate_rows, infer_columns
 from hf_dpzo.losses.heads import build_head_loss
+from hf_dpzo.models.activation import locate_invocation
 
+from support.activated import activated_model, activated_rows
 from support.models import causal_lm, classifier, llama_config, masked_lm, with_lora
 from support.rows import labelled_rows
+
+
+COLLATOR = LogicalBatchCollator(collate=list, micro_batch_size=2)
 
 
 TOKENS = {"input_ids": [7, 7], "attention_mask": [1, 1]}
@@ -262,3 +271,41 @@ def test_public_rows_decide_between_several_types():
         list_columns(mixed, None)
     assert list_columns(mixed, [{"input_ids": [5], "labels": 1}]) == {"input_ids", "labels"}
     assert list_columns(mixed[:1] * 9, [{"input_ids": [5]}]) == {"input_ids", "labels"}
+
+
+@pytest.mark.parametrize("invocation", [[5], [5, 6, 7], [5, 5, 5], list(range(5, 25))])
+def test_a_row_holds_the_invocation_once_with_tokens_before_and_after_it(invocation):
+    few_tokens = causal_lm(num_hidden_layers=1, vocab_size=max(invocation) + 2)  # So that chance would repeat it.
+    model = activated_model(few_tokens, alora_invocation_tokens=invocation)
+    (rows,) = build_probe_batches(
+        activated_rows(3), model, COLLATOR, kept_columns={"input_ids", "labels"}, public_rows=None
+    )
+    for row in rows:
+        tokens, count = row["input_ids"], len(invocation)
+        found = [start for start in range(len(tokens)) if tokens[start : start + count] == invocation]
+        assert len(found) == 1 and 0 < found[0] < len(tokens) - count
+    lengths = {len(row["input_ids"]) for row in rows}
+    assert len(lengths) == 3
+
+
+def test_rows_without_an_invocation_are_those_of_an_ordinary_adapter():
+    ordinary = generate_probe_rows(activated_rows(3), with_lora(causal_lm(), TaskType.CAUSAL_LM))
+    assert generate_probe_rows(activated_rows(3), causal_lm()) == ordinary
+
+
+def test_both_texts_of_a_pair_hold_the_invocation():
+    model = activated_model(alora_invocation_tokens=[5, 6, 7])
+    for names in (("chosen_ids", "rejected_ids"), ("prompt_ids", "chosen_ids", "rejected_ids")):
+        for row in generate_probe_rows([{name: [3] for name in names}] * 9, model, lengths=[2, 5, 11]):
+            texts = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, list_sequences(row))), batch_first=True)
+            assert (locate_invocation(texts, [5, 6, 7]) >= 0).all()
+            (repeated, *_) = repeat_tokens(row, [], kept=[5, 6, 7])
+            texts = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, list_sequences(repeated))), batch_first=True)
+            assert (locate_invocation(texts, [5, 6, 7]) >= 0).all()
+
+
+def test_rows_of_a_fixed_length_without_room_for_the_invocation_can_not_be_made_up():
+    features = Features({"input_ids": List(Value("int64"), length=2), "labels": List(Value("int64"), length=2)})
+    rows = Dataset.from_dict({"input_ids": [[5, 6]], "labels": [[5, 6]]}, features=features)
+    with pytest.raises(ValueError, match="2 tokens have no room for the 3 that activate"):
+        generate_probe_rows(rows, activated_model(alora_invocation_tokens=[5, 6, 7]))

@@ -12,6 +12,7 @@ from hf_dpzo.distributed.processes import SINGLE_PROCESS, DistributedProcesses, 
 from hf_dpzo.privacy.mechanism import ClippedSum, GaussianSum, Mechanism, PlainMean
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 
+from support.activated import activated_rows, train_activated
 from support.models import classifier, with_lora
 from support.processes import ROWS, Here, alone, frozen
 from support.rows import labelled_rows
@@ -44,6 +45,18 @@ def test_any_number_of_processes_releases_the_same_integers_and_ends_at_the_same
     integers = released(tmp_path / "one")
     assert released(tmp_path / "several") == integers
     assert len(integers) == 4 and len(set(integers)) > 1
+
+
+def trained_activated(here: Here, folder: Path) -> str:
+    """Of an activated adapter, on rows of which two never activate it."""
+    frozen(here)
+    return fingerprint(train_activated(folder, rows=activated_rows(ROWS, without=frozenset([5, 12]))))
+
+
+def test_several_processes_train_an_activated_adapter_as_one_does(pair, tmp_path):
+    one = alone(trained_activated, tmp_path / "one")
+    assert pair.each(trained_activated, tmp_path / "several") == [one] * 2
+    assert released(tmp_path / "one") == released(tmp_path / "several")
 
 
 def trained_on_users(here: Here, folder: Path) -> str:

@@ -2,18 +2,21 @@
 
 import functools
 import random
+from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from transformers import DataCollatorForSeq2Seq
 
-from hf_dpzo import seeded_peft_model
+from hf_dpzo import ZOTrainer, seeded_peft_model
 from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.suffix import SuffixRule
 from hf_dpzo.step.batch_losses import BatchLosses
 
 from support.models import causal_lm, word_tokenizer
+from support.runs import short_args
 
 
 INVOCATION = [46, 47]
@@ -59,3 +62,17 @@ def activated_losses(model, loss, *, collate=None, **changes) -> BatchLosses:
         device=torch.device("cpu"),
         invocation=tuple(INVOCATION),
     )
+
+
+def train_activated(
+    output_dir: str | Path, *, rows: Dataset, model: torch.nn.Module | None = None, **changes: Any
+) -> ZOTrainer:
+    """Train in this process, in public shapes."""
+    trainer = ZOTrainer(
+        model=model or activated_model(),
+        args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
+        train_dataset=rows,
+        data_collator=right_collator(),
+    )
+    trainer.train()
+    return trainer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from hf_dpzo import ZOTrainer
@@ -137,11 +137,12 @@ def test_the_side_of_padding_is_saved(build, tokenizer, tmp_path):
 # ---- Adapters ----
 
 
-@pytest.mark.filterwarnings("ignore:aLoRA is currently only supported")
 def test_an_adapter_that_takes_no_part_is_refused_though_the_head_beside_it_does(build):
-    """PEFT activates such an adapter in causal language models alone."""
-    options = {"r": 2, "target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": [7, 8]}
-    trainer = build(get_peft_model(classifier(), LoraConfig(task_type="SEQ_CLS", **options)))
+    model = with_lora(classifier())
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("default", 0.0)
+    trainer = build(model)
     with pytest.raises(RuntimeError, match="both probe points of its adapter"):
         trainer.train()
 

@@ -94,6 +94,27 @@ def refuse_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def find_turn_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens by which the chat template begins an assistant's turn: its generation prompt, within a row.
+
+    What a template writes only where an answer is asked for, such as an empty thought, is not among them.
+
+    Raises:
+        ValueError: the chat template has no generation prompt, or answers do not begin with it.
+    """
+    messages = _fit_contents(_EXAMPLE, tokenizer)
+    plain = _explain(tokenizer, lambda: _apply(messages[:1], tokenizer))
+    asked = _explain(tokenizer, lambda: _apply(messages[:1], tokenizer, asks=True))
+    row = encode_conversation(_EXAMPLE, tokenizer, max_length=len(asked) + 64)["input_ids"]
+    start, end = _count_common(plain, asked), _count_common(asked, row)
+    if start >= end:
+        raise ValueError(
+            "adapter=activated-lora: the chat template has no generation prompt that answers begin with, by which the "
+            "adapter could be activated; save one that has as chat_template.jinja beside the tokenizer, or choose lora."
+        )
+    return asked[start:end]
+
+
 def encode_conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
     """Return `input_ids`, `attention_mask` and `labels` of a conversation; the assistant's turns are learned.
 
