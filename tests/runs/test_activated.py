@@ -11,6 +11,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
 
 from hf_dpzo import Trajectory, ZOTrainer, replay_onto, seeded_peft_model
+from hf_dpzo.card.model_card import render_card
 from hf_dpzo.losses import GenerationReward
 from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
@@ -110,16 +111,29 @@ def test_the_loader_that_the_card_names_activates_it_and_that_of_transformers_do
     assert not torch.equal(plain, expected)
 
 
-def test_the_code_of_the_card_runs(published):
+def test_the_code_of_the_card_runs(published, base):
     trainer, folder = published
     card = (folder / "README.md").read_text()
     code = card.partition("## Use it")[2].partition("```python\n")[2].partition("```")[0]
     names = {}
-    exec(code.replace("FOLDER_OR_REPOSITORY", str(folder)).replace("PROMPT", "w3 w4"), names)
+    for name, value in {"FOLDER_OR_REPOSITORY": folder, "WHERE_THE_BASE_MODEL_IS": base, "PROMPT": "w3 w4"}.items():
+        code = code.replace(name, str(value))
+    exec(code, names)
     assert names["prompt"].tolist()[0][-2:] == INVOCATION
     assert torch.equal(names["output"], trainer.model.eval().generate(names["prompt"], max_new_tokens=64))
-    assert json.loads((folder / "privacy.json").read_text())["training"]["invocation"] == INVOCATION
     assert "use_cache=False" in card
+
+
+def test_a_card_names_the_loader_that_finds_the_base_and_only_cards_of_activated_adapters_do(published):
+    said = json.loads((published[1] / "privacy.json").read_text())
+    assert said["training"]["invocation"] == INVOCATION
+    said["reproducibility"]["base_model"]["revision"] = "0" * 40
+    weights = ["adapter_model.safetensors"]
+    assert "AutoPeftModelForCausalLM.from_pretrained(" in str(render_card(said, weights))
+    assert "model = hf_dpzo.from_trajectory" in str(render_card(said, [])).partition("## Use it")[2]
+    del said["training"]["invocation"]
+    ordinary = str(render_card(said, weights))
+    assert "## Use it" not in ordinary and "AutoPeft" not in ordinary
 
 
 # When this fails, PEFT generates so too, and cards need not warn of it.
