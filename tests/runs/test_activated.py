@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
 
-from hf_dpzo import Trajectory, ZOTrainer, replay_onto, seeded_peft_model
+from hf_dpzo import Trajectory, ZOTrainer, from_trajectory, replay_onto, seeded_peft_model
 from hf_dpzo.card.model_card import render_card
 from hf_dpzo.losses import GenerationReward
 from hf_dpzo.models.activation import find_invocation
@@ -96,7 +97,9 @@ def test_a_log_leads_to_the_weights(published, base):
     replay_onto(fresh, Trajectory.read(folder))
     own = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameter, own[name]) for name, parameter in fresh.named_parameters())
-    assert find_invocation(trainer.model) == tuple(INVOCATION)
+    rebuilt = from_trajectory(folder, base=str(base))
+    assert find_invocation(rebuilt) == find_invocation(trainer.model) == tuple(INVOCATION)
+    assert all(torch.equal(parameter, own[name]) for name, parameter in rebuilt.named_parameters())
 
 
 def test_the_loader_that_the_card_names_activates_it_and_that_of_transformers_does_not(published, base):
@@ -152,6 +155,16 @@ def test_peft_does_not_generate_in_the_ways_that_cards_warn_of(published):
         model.generate(prompt, num_beams=2, **settings)
     with pytest.raises(IndexError):
         model.generate(prompt, num_return_sequences=2, **{**settings, "do_sample": True})
+
+
+def test_a_folder_whose_adapter_is_activated_elsewhere_does_not_verify(published, base, tmp_path):
+    folder = shutil.copytree(published[1], tmp_path / "edited", ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text().replace("alora_invocation_tokens", "alora_invocation_tokenz"))
+    assert any("alora_invocation_tokens" in detail for detail in failing(folder, base))
+    config = json.loads((published[1] / "adapter_config.json").read_text())
+    path.write_text(json.dumps({**config, "alora_invocation_tokens": INVOCATION[::-1]}))
+    assert any("alora_invocation_tokens" in detail for detail in failing(folder, base))
 
 
 @pytest.fixture
@@ -331,13 +344,14 @@ def test_texts_are_predicted_with_one_beam(beams, base, tmp_path):
     assert base.tolist() != expected.tolist()
 
 
-def test_rewards_of_generated_texts_train_it(make):
+def test_rewards_of_generated_texts_train_it(make, tmp_path):
     prompts = [" ".join(f"w{(7 * i + 3 * j) % 40}" for j in range(2 + i % 5)) for i in range(24)]
     rows = Dataset.from_list([{"prompt": f"{prompt} very :"} for prompt in prompts])
 
     def count_words(completions, **columns):
         return [float(len(set(text.split()))) for text in completions]
 
+    settings = {"padded_lengths": [16], "smoothing": 0.3, "max_steps": 1}
     spread = causal_lm(num_hidden_layers=1)
     with torch.no_grad():
         for parameter in spread.parameters():
@@ -348,15 +362,15 @@ def test_rewards_of_generated_texts_train_it(make):
         probe_rows=rows.to_list()[:4],
         per_example_loss=GenerationReward(count_words, 4),
         processing_class=word_tokenizer(),
-        changes={"padded_lengths": [16], "smoothing": 0.3, "max_steps": 1},
+        changes=settings,
     )
     trainer.train()
     assert trainer._isolation.loss_change == 0
-    with pytest.raises(ValueError, match="1 of its 4 rows do not hold"):
+    with pytest.raises(ValueError, match=r"^eval_dataset: 1 of its 4 rows do not hold"):
         make(
             rows=rows,
-            probe_rows=[{"prompt": "w1"}, *rows.to_list()[:3]],
+            eval_dataset=Dataset.from_list([{"prompt": "w1"}, *rows.to_list()[:3]]),
             per_example_loss=GenerationReward(count_words, 4),
             processing_class=word_tokenizer(),
-            changes={"padded_lengths": [16], "smoothing": 0.3, "output_dir": trainer.args.output_dir + "2"},
+            changes={**settings, "eval_data_is_public": True, "output_dir": tmp_path / "second"},
         ).train()
