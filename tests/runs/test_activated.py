@@ -45,7 +45,7 @@ def build(folder, base, *, rows=None, model=None, changes=None, **passed) -> ZOT
         args=short_args(**{"output_dir": folder, **settings}),
         train_dataset=rows or activated_rows(20),
         data_collator=right_collator(),
-        **passed,
+        **{"probe_rows": activated_rows(2, seed=9).to_list(), **passed},  # By default more are made up.
     )
 
 
@@ -210,7 +210,7 @@ def test_no_hook_is_left_by_rows_that_fail_and_each_counts_as_failing(make, ever
 def test_users_are_units_and_shapes_are_public(make, base, tmp_path):
     rows = activated_rows(20).add_column("user", [f"u{number // 2}" for number in range(20)])
     changes = {"privacy_unit_column": "user", "padded_lengths": [8, 16], "expected_batch_size": 5}
-    trainer = make(rows=rows, changes=changes)
+    trainer = make(rows=rows, changes=changes, probe_rows=None)
     trainer.train()
     trainer.save_model()
     assert failing(tmp_path / "out", base) == []
@@ -226,7 +226,7 @@ def test_public_rows_without_the_invocation_are_refused(make):
     with pytest.raises(ValueError, match="the first rows of train_dataset do not hold them"):
         make(rows=activated_rows(20, without=frozenset(range(8)))).train()
     with pytest.raises(ValueError, match=r"^padded_lengths=\[1\]: none has room for the 2 tokens"):
-        make(changes={"padded_lengths": [1]}).train()
+        make(changes={"padded_lengths": [1]}, probe_rows=None).train()
 
 
 def calls_inside(model, inputs):
@@ -272,8 +272,9 @@ def test_tokens_that_pad_rows_are_refused(make):
     rows = activated_rows(20).map(lambda row: {"input_ids": [token % 46 for token in row["input_ids"]]})
     model = activated_model(alora_invocation_tokens=[0])
     with pytest.raises(ValueError, match="rows are padded with 0 too"):
-        make(rows=rows, model=model).train()
-    make(rows=rows, model=model, changes={"per_device_train_batch_size": 1, "max_steps": 1}).train()
+        make(rows=rows, model=model, probe_rows=None).train()
+    alone = {"per_device_train_batch_size": 1, "max_steps": 1}
+    make(rows=rows, model=model, changes=alone, probe_rows=rows.to_list()[:2]).train()
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT warns of it when the configuration is made.
@@ -324,6 +325,7 @@ def test_texts_are_predicted_with_one_beam(beams, base, tmp_path):
         train_dataset=activated_rows(20),
         data_collator=right_collator(),
         processing_class=word_tokenizer(),
+        probe_rows=activated_rows(2, seed=9).to_list(),
     )
     if beams > 1:
         with pytest.raises(ValueError, match="generation_num_beams=2: PEFT does no beam search"):
@@ -369,6 +371,7 @@ def test_rewards_of_generated_texts_train_it(make, tmp_path):
     with pytest.raises(ValueError, match=r"^eval_dataset: 1 of its 4 rows do not hold"):
         make(
             rows=rows,
+            probe_rows=None,
             eval_dataset=Dataset.from_list([{"prompt": "w1"}, *rows.to_list()[:3]]),
             per_example_loss=GenerationReward(count_words, 4),
             processing_class=word_tokenizer(),
