@@ -116,7 +116,7 @@ def foresee_activation(
     losses: BatchLosses,
     batches: Sequence[Rows],
     *,
-    named_rows: Mapping[str, Iterable[Any]],
+    named_rows: Iterable[tuple[str, Iterable[Any]]],
     padding_token: int | None,
     num_beams: int | None,
 ) -> None:
@@ -128,7 +128,7 @@ def foresee_activation(
         model: the model as it is trained.
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows, which may be made up.
-        named_rows: rows of the user's that are public, as the collator gets them, by what they are.
+        named_rows: what public rows are, for messages, and these rows, as the collator gets them.
         padding_token: the token by which the tokenizer pads; `None` for none.
         num_beams: the number of beams by which texts are predicted; `None` for one.
     """
@@ -140,7 +140,7 @@ def foresee_activation(
             f"generation_num_beams={num_beams}: PEFT does no beam search with an activated adapter; set 1, or leave "
             "alora_invocation_tokens out."
         )
-    for name, rows in named_rows.items():
+    for name, rows in named_rows:
         refuse_unactivated_rows(name, rows, losses.collator.collate, tokens)
     for rows in batches:
         refuse_activating_padding(losses, rows, tokens, padding_token=padding_token)

@@ -112,12 +112,14 @@ class ObjectiveTrainer(CheckingTrainer):
         """Refuse what would fail, and before that an activated adapter that nothing would activate."""
         if not isinstance(losses, FSDPLosses):  # All processes would have to fail together.
             are_public = self.args.eval_data_is_public or not self.args.private
-            passed = {} if self.probe_rows is None else {"probe_rows": self._public_batches[0]}
+            # Rows that are made up hold what activates an adapter.
+            tried = "eval_dataset" if self.probe_rows is None else "probe_rows"
+            named = [(tried, rows) for rows in self._public_batches[:1]]
             foresee_activation(
                 model,
                 losses,
                 self._public_batches,
-                named_rows=passed | (self._list_evaluated() if are_public else {}),
+                named_rows=named + list(self._list_evaluated().items() if are_public else ()),
                 padding_token=getattr(self.processing_class, "pad_token_id", None),
                 num_beams=getattr(self.args, "generation_num_beams", None),
             )

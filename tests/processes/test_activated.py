@@ -17,8 +17,8 @@ WITHOUT = frozenset([5, 12])
 
 def trained_in_parts(here: Here, folder: Path) -> str:
     frozen(here)
-    model = activated_model() if here.size == 1 else split(activated_model())
-    return fingerprint(train_activated(folder, rows=activated_rows(ROWS, without=WITHOUT), model=model))
+    make = activated_model if here.size == 1 else lambda: split(activated_model())
+    return fingerprint(train_activated(folder, rows=activated_rows(ROWS, without=WITHOUT), make=make))
 
 
 def trained_by_points(here: Here, folder: Path) -> str:

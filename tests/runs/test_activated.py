@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
 
-from hf_dpzo import Trajectory, ZOTrainer, replay_onto, seeded_peft_model
+from hf_dpzo import Trajectory, ZOTrainer, from_trajectory, replay_onto, seeded_peft_model
+from hf_dpzo.card.model_card import render_card
 from hf_dpzo.losses import GenerationReward
 from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
@@ -43,7 +45,7 @@ def build(folder, base, *, rows=None, model=None, changes=None, **passed) -> ZOT
         args=short_args(**{"output_dir": folder, **settings}),
         train_dataset=rows or activated_rows(20),
         data_collator=right_collator(),
-        **passed,
+        **{"probe_rows": activated_rows(2, seed=9).to_list(), **passed},  # By default more are made up.
     )
 
 
@@ -95,7 +97,9 @@ def test_a_log_leads_to_the_weights(published, base):
     replay_onto(fresh, Trajectory.read(folder))
     own = dict(trainer.model.named_parameters())
     assert all(torch.equal(parameter, own[name]) for name, parameter in fresh.named_parameters())
-    assert find_invocation(trainer.model) == tuple(INVOCATION)
+    rebuilt = from_trajectory(folder, base=str(base))
+    assert find_invocation(rebuilt) == find_invocation(trainer.model) == tuple(INVOCATION)
+    assert all(torch.equal(parameter, own[name]) for name, parameter in rebuilt.named_parameters())
 
 
 def test_the_loader_that_the_card_names_activates_it_and_that_of_transformers_does_not(published, base):
@@ -110,16 +114,29 @@ def test_the_loader_that_the_card_names_activates_it_and_that_of_transformers_do
     assert not torch.equal(plain, expected)
 
 
-def test_the_code_of_the_card_runs(published):
+def test_the_code_of_the_card_runs(published, base):
     trainer, folder = published
     card = (folder / "README.md").read_text()
     code = card.partition("## Use it")[2].partition("```python\n")[2].partition("```")[0]
     names = {}
-    exec(code.replace("FOLDER_OR_REPOSITORY", str(folder)).replace("PROMPT", "w3 w4"), names)
+    for name, value in {"FOLDER_OR_REPOSITORY": folder, "WHERE_THE_BASE_MODEL_IS": base, "PROMPT": "w3 w4"}.items():
+        code = code.replace(name, str(value))
+    exec(code, names)
     assert names["prompt"].tolist()[0][-2:] == INVOCATION
     assert torch.equal(names["output"], trainer.model.eval().generate(names["prompt"], max_new_tokens=64))
-    assert json.loads((folder / "privacy.json").read_text())["training"]["invocation"] == INVOCATION
     assert "use_cache=False" in card
+
+
+def test_a_card_names_the_loader_that_finds_the_base_and_only_cards_of_activated_adapters_do(published):
+    said = json.loads((published[1] / "privacy.json").read_text())
+    assert said["training"]["invocation"] == INVOCATION
+    said["reproducibility"]["base_model"]["revision"] = "0" * 40
+    weights = ["adapter_model.safetensors"]
+    assert "AutoPeftModelForCausalLM.from_pretrained(" in str(render_card(said, weights))
+    assert "model = hf_dpzo.from_trajectory" in str(render_card(said, [])).partition("## Use it")[2]
+    del said["training"]["invocation"]
+    ordinary = str(render_card(said, weights))
+    assert "## Use it" not in ordinary and "AutoPeft" not in ordinary
 
 
 # When this fails, PEFT generates so too, and cards need not warn of it.
@@ -138,6 +155,16 @@ def test_peft_does_not_generate_in_the_ways_that_cards_warn_of(published):
         model.generate(prompt, num_beams=2, **settings)
     with pytest.raises(IndexError):
         model.generate(prompt, num_return_sequences=2, **{**settings, "do_sample": True})
+
+
+def test_a_folder_whose_adapter_is_activated_elsewhere_does_not_verify(published, base, tmp_path):
+    folder = shutil.copytree(published[1], tmp_path / "edited", ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = folder / "adapter_config.json"
+    path.write_text(path.read_text().replace("alora_invocation_tokens", "alora_invocation_tokenz"))
+    assert any("alora_invocation_tokens" in detail for detail in failing(folder, base))
+    config = json.loads((published[1] / "adapter_config.json").read_text())
+    path.write_text(json.dumps({**config, "alora_invocation_tokens": INVOCATION[::-1]}))
+    assert any("alora_invocation_tokens" in detail for detail in failing(folder, base))
 
 
 @pytest.fixture
@@ -183,7 +210,7 @@ def test_no_hook_is_left_by_rows_that_fail_and_each_counts_as_failing(make, ever
 def test_users_are_units_and_shapes_are_public(make, base, tmp_path):
     rows = activated_rows(20).add_column("user", [f"u{number // 2}" for number in range(20)])
     changes = {"privacy_unit_column": "user", "padded_lengths": [8, 16], "expected_batch_size": 5}
-    trainer = make(rows=rows, changes=changes)
+    trainer = make(rows=rows, changes=changes, probe_rows=None)
     trainer.train()
     trainer.save_model()
     assert failing(tmp_path / "out", base) == []
@@ -199,7 +226,7 @@ def test_public_rows_without_the_invocation_are_refused(make):
     with pytest.raises(ValueError, match="the first rows of train_dataset do not hold them"):
         make(rows=activated_rows(20, without=frozenset(range(8)))).train()
     with pytest.raises(ValueError, match=r"^padded_lengths=\[1\]: none has room for the 2 tokens"):
-        make(changes={"padded_lengths": [1]}).train()
+        make(changes={"padded_lengths": [1]}, probe_rows=None).train()
 
 
 def calls_inside(model, inputs):
@@ -245,8 +272,9 @@ def test_tokens_that_pad_rows_are_refused(make):
     rows = activated_rows(20).map(lambda row: {"input_ids": [token % 46 for token in row["input_ids"]]})
     model = activated_model(alora_invocation_tokens=[0])
     with pytest.raises(ValueError, match="rows are padded with 0 too"):
-        make(rows=rows, model=model).train()
-    make(rows=rows, model=model, changes={"per_device_train_batch_size": 1, "max_steps": 1}).train()
+        make(rows=rows, model=model, probe_rows=None).train()
+    alone = {"per_device_train_batch_size": 1, "max_steps": 1}
+    make(rows=rows, model=model, changes=alone, probe_rows=rows.to_list()[:2]).train()
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT warns of it when the configuration is made.
@@ -297,6 +325,7 @@ def test_texts_are_predicted_with_one_beam(beams, base, tmp_path):
         train_dataset=activated_rows(20),
         data_collator=right_collator(),
         processing_class=word_tokenizer(),
+        probe_rows=activated_rows(2, seed=9).to_list(),
     )
     if beams > 1:
         with pytest.raises(ValueError, match="generation_num_beams=2: PEFT does no beam search"):
@@ -317,13 +346,14 @@ def test_texts_are_predicted_with_one_beam(beams, base, tmp_path):
     assert base.tolist() != expected.tolist()
 
 
-def test_rewards_of_generated_texts_train_it(make):
+def test_rewards_of_generated_texts_train_it(make, tmp_path):
     prompts = [" ".join(f"w{(7 * i + 3 * j) % 40}" for j in range(2 + i % 5)) for i in range(24)]
     rows = Dataset.from_list([{"prompt": f"{prompt} very :"} for prompt in prompts])
 
     def count_words(completions, **columns):
         return [float(len(set(text.split()))) for text in completions]
 
+    settings = {"padded_lengths": [16], "smoothing": 0.3, "max_steps": 1}
     spread = causal_lm(num_hidden_layers=1)
     with torch.no_grad():
         for parameter in spread.parameters():
@@ -334,15 +364,16 @@ def test_rewards_of_generated_texts_train_it(make):
         probe_rows=rows.to_list()[:4],
         per_example_loss=GenerationReward(count_words, 4),
         processing_class=word_tokenizer(),
-        changes={"padded_lengths": [16], "smoothing": 0.3, "max_steps": 1},
+        changes=settings,
     )
     trainer.train()
     assert trainer._isolation.loss_change == 0
-    with pytest.raises(ValueError, match="1 of its 4 rows do not hold"):
+    with pytest.raises(ValueError, match=r"^eval_dataset: 1 of its 4 rows do not hold"):
         make(
             rows=rows,
-            probe_rows=[{"prompt": "w1"}, *rows.to_list()[:3]],
+            probe_rows=None,
+            eval_dataset=Dataset.from_list([{"prompt": "w1"}, *rows.to_list()[:3]]),
             per_example_loss=GenerationReward(count_words, 4),
             processing_class=word_tokenizer(),
-            changes={"padded_lengths": [16], "smoothing": 0.3, "output_dir": trainer.args.output_dir + "2"},
+            changes={**settings, "eval_data_is_public": True, "output_dir": tmp_path / "second"},
         ).train()

@@ -2,6 +2,7 @@
 
 import functools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,13 @@ def activated_losses(model, loss, *, collate=None, **changes) -> BatchLosses:
 
 
 def train_activated(
-    output_dir: str | Path, *, rows: Dataset, model: torch.nn.Module | None = None, **changes: Any
+    output_dir: str | Path, *, rows: Dataset, make: Callable[[], torch.nn.Module] | None = None, **changes: Any
 ) -> ZOTrainer:
     """Train in this process, in public shapes."""
+    args = short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes})  # They join processes.
     trainer = ZOTrainer(
-        model=model or activated_model(),
-        args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
+        model=(make or activated_model)(),
+        args=args,
         train_dataset=rows,
         data_collator=right_collator(),
     )

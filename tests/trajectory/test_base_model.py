@@ -336,7 +336,7 @@ SLOW = "(a+)+" * 20 + "!"
         ({"layer_replication": [[0, 10**6]]}, "layer_replication"),
         ({"arrow_config": {"top_k": 1}}, "arrow_config"),
         ({"use_qalora": True}, "use_qalora"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"alora_invocation_tokens": []}, "alora_invocation_tokens"),
         ({"runtime_config": {"ephemeral_gpu_offload": True}}, "runtime_config"),
         ({"auto_mapping": {"base_model_class": "x", "parent_library": "stranger_code"}}, "auto_mapping"),
         ({"base_model_name_or_path": "org/other"}, "base_model_name_or_path"),
@@ -594,6 +594,14 @@ def test_mutated_adapters_end_in_one_sentence_or_in_a_configuration(honest):
         except TrajectoryError as error:
             assert str(error).isprintable(), error
     assert made > 20
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [2**31], ["5"], [5.5], [True], "5", [5] * 4097, {"5": 6}])
+def test_a_log_may_not_name_an_invocation_that_no_row_holds(tokens):
+    description = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "alora_invocation_tokens": [5, 6]}
+    assert build_adapter_config(description).alora_invocation_tokens == [5, 6]
+    with pytest.raises(TrajectoryError, match=r"^adapter\.LORA\.alora_invocation_tokens"):
+        build_adapter_config({**description, "alora_invocation_tokens": tokens})
 
 
 @pytest.mark.parametrize(
