@@ -67,9 +67,16 @@ class SharedWork:
         self._invocation = invocation
         self._fixed_shapes = fixed_shapes
         self.rows = rows
+        # The number of probe points that one pass evaluates fastest, if a user chooses none; `None` for one.
+        self.points_per_pass: int | None = None
         self._room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._open: dict[int, Any] = {}
         self._kept: dict[int, KeptWork] = {}
+
+    @property
+    def is_split(self) -> bool:
+        """Whether rows are evaluated from an invocation on."""
+        return self._invocation is not None
 
     @contextmanager
     def opened(self, micro_batches: Iterable[MicroBatch]) -> Iterator[None]:

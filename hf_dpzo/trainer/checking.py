@@ -259,7 +259,9 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _points_per_pass(self) -> int | None:
         """The number of probe points of one forward pass; `None` where the parameters move to each point instead."""
-        requested = self.args.points_per_pass
+        requested, shared = self.args.points_per_pass, self._estimate.losses.shared
+        if requested is None and shared is not None and self.args.parallel != "points":
+            requested = shared.points_per_pass
         return None if requested is None else min(requested, self.method.estimator.forward_passes)
 
     @property
