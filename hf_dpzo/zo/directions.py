@@ -10,16 +10,18 @@ The work is done in chunks that fit a core's cache, so no temporary tensor is as
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from hf_dpzo.distributed.checksums import MIN_NUMBERS_TO_COMPILE as MIN_COORDINATES_TO_COMPILE
 from hf_dpzo.distributed.sharding import get_local_shard
 from hf_dpzo.zo.kernel import Kernel, compile_kernel
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Streams, SweepAddress
+from hf_dpzo.zo.swept import SweptChecksums
 
 
 # The number of chunks sent to another device in one copy: enough to make copies rare, few enough to use little memory.
@@ -28,10 +30,6 @@ CHUNKS_PER_BLOCK = 64
 
 # With more directions than this, which no run uses, the kernel takes one at a time: their words would fill the memory.
 MAX_DIRECTIONS_AT_ONCE = 256
-
-
-# Loading Numba takes a second and 160 MiB. With fewer coordinates than this it would save a step only milliseconds.
-MIN_COORDINATES_TO_COMPILE = 20_000_000
 
 
 _SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
@@ -52,6 +50,8 @@ class Directions(ABC):
         self.seed = seed
         self.sizes = tuple(sizes)
         self.mask = mask
+        # The checksums of what sweeps have left, where they took them.
+        self.swept = SweptChecksums()
         self._streams = Streams(seed)
 
     @property
@@ -160,8 +160,9 @@ class Rademacher(Directions):
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """See `Directions.add_`."""
-        self._choose_kernel()  # Compiles it before several threads ask for it.
-        with self._words.sweep(index, step, weights):
+        # Both compile before several threads ask for them.
+        takes_sums = self._choose_kernel() is not None and bool(weights)
+        with self._words.sweep(index, step, weights), self.swept.sweep(parameter, index, takes_sums=takes_sums):
             super().add_(parameter, index=index, step=step, weights=weights)
 
     def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
@@ -179,17 +180,8 @@ class Rademacher(Directions):
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
             piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
-            rows = self._words.draw_rows(chunk, sweep, weights, stream)
-            if len(scales) <= MAX_DIRECTIONS_AT_ONCE:
-                words = np.empty((len(scales), math.ceil(len(piece) / 64)), dtype=np.uint64)
-                for place, row in enumerate(rows):
-                    words[place] = row
-                kernel(piece, words, scales)
-                continue
-            total = np.full(len(piece), -0.0, dtype=np.float32)  # Adding to minus zero changes no bit.
-            for number, row in enumerate(rows):
-                kernel(total, row[None], scales[number : number + 1])
-            piece += total
+            _add_words(piece, self._words.draw_rows(chunk, sweep, weights, stream), scales, kernel)
+            self.swept.take(piece, sweep[0], chunk)
 
     def _choose_kernel(self) -> Kernel | None:
         """Return the compiled kernel if there is one and it pays; otherwise NumPy does the work."""
@@ -249,6 +241,24 @@ class Sphere(Gaussian):
                 piece = piece if self.mask is None else piece * self.mask.unpack_chunk(index, chunk)
                 squares += sum_of_squares(torch.from_numpy(piece))
         return math.sqrt(self.dimension / squares)
+
+
+def _add_words(piece: np.ndarray, rows: Iterable[np.ndarray], scales: np.ndarray, kernel: Kernel) -> None:
+    """Add the directions whose words are `rows` to `piece`, a chunk of a float32 parameter, in place."""
+    if len(scales) == 1:
+        (row,) = rows
+        kernel(piece, row[None], scales)
+        return
+    if len(scales) <= MAX_DIRECTIONS_AT_ONCE:
+        words = np.empty((len(scales), math.ceil(len(piece) / 64)), dtype=np.uint64)
+        for place, row in enumerate(rows):
+            words[place] = row
+        kernel(piece, words, scales)
+        return
+    total = np.full(len(piece), -0.0, dtype=np.float32)  # Adding to minus zero changes no bit.
+    for number, row in enumerate(rows):
+        kernel(total, row[None], scales[number : number + 1])
+    piece += total
 
 
 @lru_cache(maxsize=256)

@@ -91,6 +91,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._set_mask(mask)
         self._origin = self._constraint.capture_origin(self.parameters(), self._origin)
 
+    def swept_checksums(self) -> dict[torch.Tensor, int]:
+        """Return the checksums of the parameters that the last sweep has taken, and nothing has written to since."""
+        return self.directions.swept.find(self.parameters())
+
     @property
     def pending_coefficients(self) -> Sequence[float]:
         """The coefficients that wait for the next `step()`, one for each direction; empty if none do."""

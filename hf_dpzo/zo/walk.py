@@ -36,11 +36,13 @@ class Stop:
         points: the one point that the parameters have moved to, or the several points of `stacks`.
         stacks: the values of each parameter at the points, `[points, *shape]`; empty if the parameters themselves have
             moved.
+        checksums: the checksums of moved parameters, of those that the sweep to this stop has taken.
     """
 
     index: int
     points: tuple[ProbePoint, ...]
     stacks: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+    checksums: Mapping[torch.Tensor, int] = field(default_factory=dict)
 
 
 class Walk(AbstractContextManager):
@@ -80,7 +82,8 @@ class MovingWalk(Walk):
     def __iter__(self) -> Iterator[Stop]:
         for index, point in enumerate(self._points):
             self.move_to(point)
-            yield Stop(index=index, points=(point,))
+            checksums = self._directions.swept.find(self._parameters)
+            yield Stop(index=index, points=(point,), checksums=checksums)
 
     @abstractmethod
     def move_to(self, point: ProbePoint) -> None:
