@@ -16,7 +16,7 @@ PACKAGES = {
     "distributed": {"torch", "numba"},
     "privacy": {"opendp", "dp_accounting", "scipy", "torch"},
     "plots": {"matplotlib"},
-    "zo": {"torch", "numba"},
+    "zo": {"torch", "numba", "triton"},
     "methods": set(),
     "data": {"torch", "datasets", "transformers"},
     "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},

@@ -32,7 +32,7 @@ DirectionLabel = tuple[int, int]
 
 
 # Half of the Philox key, so that other code which uses Philox with the same seed draws other numbers.
-_DOMAIN = int.from_bytes(b"hf_dpzo", "big")
+DOMAIN = int.from_bytes(b"hf_dpzo", "big")
 
 
 class Stream:
@@ -44,7 +44,7 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         # Created only once: NumPy asks the operating system for entropy each time, even though the key replaces it.
-        self._generator = np.random.Philox(key=np.array([seed, _DOMAIN], dtype=np.uint64))
+        self._generator = np.random.Philox(key=np.array([seed, DOMAIN], dtype=np.uint64))
         self._fresh = self._generator.state
 
     def seek(self, address: ChunkAddress) -> np.random.Philox:

@@ -90,8 +90,7 @@ class MovingWalk(Walk):
         """Set the parameters to their values at `point`."""
 
     def _add(self, weights: Mapping[int, float]) -> None:
-        for index, parameter in enumerate(self._parameters):
-            self._directions.add_(parameter, index=index, step=self._step, weights=weights)
+        self._directions.add_all_(self._parameters, step=self._step, weights=[weights] * len(self._parameters))
 
 
 class AddingWalk(MovingWalk):

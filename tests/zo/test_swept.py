@@ -9,6 +9,7 @@ from hf_dpzo.models.state import ModelState
 from hf_dpzo.models.write_guard import ModelChangedError
 from hf_dpzo.zo import directions as perturbation
 from hf_dpzo.zo.directions import Rademacher
+from hf_dpzo.zo.kernel import MAX_DIRECTIONS_AT_ONCE
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.philox import CHUNK_SIZE, MIN_CHUNKS_PER_THREAD
 from hf_dpzo.zo.walk import AddingWalk, CopyingWalk, ProbePoint
@@ -32,7 +33,7 @@ def swept(*sizes, weights=None, kind=Rademacher):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("count", [1, 3, perturbation.MAX_DIRECTIONS_AT_ONCE + 1])
+@pytest.mark.parametrize("count", [1, 3, MAX_DIRECTIONS_AT_ONCE + 1])
 @pytest.mark.parametrize("size", [1, 4096, CHUNK_SIZE + 3, 2 * MIN_CHUNKS_PER_THREAD * CHUNK_SIZE + 5])
 def test_a_sweep_takes_the_checksum_of_what_it_leaves(size, count, threads):
     if count > 3 and size > CHUNK_SIZE + 3:
