@@ -13,7 +13,7 @@ ROOT = Path(hf_dpzo.__file__).parent
 # From the bottom, with the heavy libraries that each may import.
 PACKAGES = {
     "io": {"jsonschema"},
-    "distributed": {"torch", "numba"},
+    "distributed": {"torch", "numba", "triton"},
     "privacy": {"opendp", "dp_accounting", "scipy", "torch"},
     "plots": {"matplotlib"},
     "zo": {"torch", "numba", "triton"},

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from torch._dynamo import OptimizedModule
 
-from hf_dpzo.distributed.checksums import SumKernel, checksum, choose_kernel
+from hf_dpzo.distributed.checksums import checksum, checksum_groups
 from hf_dpzo.distributed.sharding import is_sharded, to_local
 from hf_dpzo.models.precision import inner_tensors
 from hf_dpzo.models.registries import PlainHolders, PlainState, Registries
@@ -141,13 +141,18 @@ def checksum_each(
 ) -> list[int]:
     """Return the checksum of each of `tensors`, reading those that are not `known`."""
     tensors = list(tensors)
-    kernel = choose_kernel(tensors)
-    return [known[tensor] if tensor in known else checksum_plain(tensor, kernel) for tensor in tensors]
+    unread = [tensor for tensor in tensors if tensor not in known]
+    read = dict(zip(unread, checksum_groups([_list_plain(tensor) for tensor in unread]), strict=True))
+    return [known[tensor] if tensor in known else read[tensor] for tensor in tensors]
 
 
-def checksum_plain(tensor: torch.Tensor, kernel: SumKernel | None = None) -> int:
+def checksum_plain(tensor: torch.Tensor) -> int:
     """Return the checksum of what this process holds of `tensor`: of a quantized one, its bits and scales."""
-    return checksum(inner_tensors(to_local(tensor.detach())), kernel=kernel)
+    return checksum(_list_plain(tensor))
+
+
+def _list_plain(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return list(inner_tensors(to_local(tensor.detach())))
 
 
 def _counts_writes(tensor: torch.Tensor) -> bool:

@@ -4,9 +4,7 @@ Both end at the bits of NumPy's words, which `directions` draws on a CPU.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -14,13 +12,10 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from hf_dpzo.distributed.device_sums import TRITON_DEVICES, launch_on, warn_of_triton
 from hf_dpzo.zo.philox import CHUNK_SIZE, DOMAIN
 from hf_dpzo.zo.sign_table import build_sign_table
 from hf_dpzo.zo.torch_philox import draw_words
-
-
-# The devices for which Triton compiles, those of AMD among the first.
-TRITON_DEVICES = ("cuda", "xpu")
 
 
 # The number of chunks that operations of torch do at once, which bounds their memory by some 16 MiB.
@@ -80,7 +75,7 @@ def add_by_triton(
     directions, scales = _send_weights(tuple(weights.items()), values.device)
     kinds = {torch.float32: kernel.FLOAT32, torch.float16: kernel.FLOAT16, torch.bfloat16: kernel.BFLOAT16}
     kind = kinds[values.dtype].value
-    with _current(values.device):
+    with launch_on(values.device):
         kernel.add_signs[(len(owners),)](
             owners, table, directions, scales, len(directions), seed, DOMAIN, step, kind=kind
         )
@@ -125,11 +120,7 @@ def choose_triton(device: torch.device, dtype: torch.dtype) -> ModuleType | None
         if torch.equal(moved, values):
             return kernel
         reason = "its bits are not those of NumPy"
-    warnings.warn(
-        f"triton: {reason} on {device}, so signs are drawn there by operations of torch, which takes longer; install "
-        "the Triton that the installed torch asks for, and a compiler of C.",
-        stacklevel=2,
-    )
+    warn_of_triton(reason, device, "signs are drawn there")
     return None
 
 
@@ -163,8 +154,3 @@ def _send_weights(weights: tuple[tuple[int, float], ...], device: torch.device) 
     """Return the numbers of the directions, int64 `[K]`, and their weights, float32 `[K]`, on `device`."""
     numbers = torch.tensor([direction for direction, _ in weights], dtype=torch.int64)
     return numbers.to(device), torch.from_numpy(np.array([weight for _, weight in weights], dtype="f4")).to(device)
-
-
-def _current(device: torch.device) -> AbstractContextManager:
-    """Return a context in which Triton launches on `device`."""
-    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from hf_dpzo.distributed import checksums
 from hf_dpzo.zo.device_signs import Part
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.optimizer import ZOOptimizer
@@ -115,6 +116,17 @@ def cases() -> Iterator[tuple[str, dict]]:
     yield "zero", {"size": 130, "weights": {0: -0.0}}
 
 
+def sums_agree() -> bool:
+    """Return whether the kernel for checksums agrees with operations of torch, and is chosen."""
+    tensors = [numbers(size, torch.float32) for size in (1, 2, 4095, 4096, 4097, 9001)]
+    tensors += [numbers(size, torch.bfloat16) for size in (3, 4, 8193)]
+    expected = checksums.checksum_groups([[tensor] for tensor in tensors])
+    checksums.TRITON_DEVICES = ("cpu",)
+    checksums.choose_triton.cache_clear()
+    found = checksums.checksum_groups([[tensor] for tensor in tensors])
+    return found == expected and checksums.choose_triton(torch.device("cpu")) is checksums.load_sums()
+
+
 def _run_in_interpreter() -> dict[str, bool]:
     from hf_dpzo.zo import device_signs, triton_kernel
 
@@ -122,7 +134,8 @@ def _run_in_interpreter() -> dict[str, bool]:
         device_signs.add_by_triton(triton_kernel, parts, weights, **numbers)
 
     with np.errstate(all="ignore"), torch.no_grad():
-        results = {name: agrees(add, **case) for name, case in cases()}
+        results = {"sums": sums_agree()}
+        results |= {name: agrees(add, **case) for name, case in cases()}
         results["several parts"] = several_parts(add)
         device_signs.TRITON_DEVICES = ("cpu",)
         results["is chosen"] = device_signs.choose_triton(torch.device("cpu"), torch.bfloat16) is triton_kernel

@@ -41,7 +41,7 @@ def interpreted():
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "several parts", "is chosen", "a step"])
+@pytest.mark.parametrize("name", [*NAMES, "several parts", "is chosen", "a step", "sums"])
 def test_the_kernel_of_triton_ends_at_the_bits_of_numpy(name, interpreted):
     assert interpreted[name]
 
