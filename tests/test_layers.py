@@ -13,10 +13,10 @@ ROOT = Path(hf_dpzo.__file__).parent
 # From the bottom, with the heavy libraries that each may import.
 PACKAGES = {
     "io": {"jsonschema"},
-    "distributed": {"torch"},
+    "distributed": {"torch", "numba", "triton"},
     "privacy": {"opendp", "dp_accounting", "scipy", "torch"},
     "plots": {"matplotlib"},
-    "zo": {"torch", "numba"},
+    "zo": {"torch", "numba", "triton"},
     "methods": set(),
     "data": {"torch", "datasets", "transformers"},
     "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},

@@ -1,6 +1,7 @@
 """A seal on the trained parameters, broken by whatever moves them besides a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -37,9 +38,13 @@ class Seal:
         self._checksums = checksum_each(parameters())
         self._was_broken = False
 
-    def apply(self) -> None:
-        """Seal the present values. A seal that was found broken stays so."""
-        self._checksums = checksum_each(self._parameters())
+    def apply(self, known: Mapping[torch.Tensor, int] = MappingProxyType({})) -> None:
+        """Seal the present values. A seal that was found broken stays so.
+
+        Args:
+            known: the checksums that a sweep has taken of the values that it left, which are not read again.
+        """
+        self._checksums = checksum_each(self._parameters(), known)
 
     def is_broken(self) -> bool:
         """Return whether the values have changed since they were sealed, now or when this was last asked."""

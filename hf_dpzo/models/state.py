@@ -5,13 +5,14 @@ writes depends on rows, and no noise is added to it. So buffers and configuratio
 into weights fails, and contributes nothing. What escapes that stops the run, or is found before anything is saved.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 
 import torch
 from torch._dynamo import OptimizedModule
 
-from hf_dpzo.distributed.checksums import checksum
+from hf_dpzo.distributed.checksums import checksum, checksum_groups
 from hf_dpzo.distributed.sharding import is_sharded, to_local
 from hf_dpzo.models.precision import inner_tensors
 from hf_dpzo.models.registries import PlainHolders, PlainState, Registries
@@ -101,14 +102,17 @@ class ModelState:
             raise ModelChangedError(exchanged)
 
     @contextmanager
-    def held_still(self) -> Iterator[None]:
+    def held_still(self, known: Mapping[torch.Tensor, int] = MappingProxyType({})) -> Iterator[None]:
         """Compare the model before and after the context, and put its buffers and configurations back.
+
+        Args:
+            known: the checksums of parameters that a sweep has just taken, which are not read again before.
 
         Raises:
             ModelChangedError: a weight was changed.
         """
         plain = self.capture_plain()
-        before, writes = checksum_each(self._moving.values()), self._count_writes()
+        before, writes = checksum_each(self._moving.values(), known), self._count_writes()
         try:
             yield
         finally:
@@ -132,14 +136,23 @@ def name_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def checksum_each(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Return the checksum of each of `tensors`."""
-    return [checksum_plain(tensor) for tensor in tensors]
+def checksum_each(
+    tensors: Iterable[torch.Tensor], known: Mapping[torch.Tensor, int] = MappingProxyType({})
+) -> list[int]:
+    """Return the checksum of each of `tensors`, reading those that are not `known`."""
+    tensors = list(tensors)
+    unread = [tensor for tensor in tensors if tensor not in known]
+    read = dict(zip(unread, checksum_groups([_list_plain(tensor) for tensor in unread]), strict=True))
+    return [known[tensor] if tensor in known else read[tensor] for tensor in tensors]
 
 
 def checksum_plain(tensor: torch.Tensor) -> int:
     """Return the checksum of what this process holds of `tensor`: of a quantized one, its bits and scales."""
-    return checksum(inner_tensors(to_local(tensor.detach())))
+    return checksum(_list_plain(tensor))
+
+
+def _list_plain(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return list(inner_tensors(to_local(tensor.detach())))
 
 
 def _counts_writes(tensor: torch.Tensor) -> bool:

@@ -79,7 +79,10 @@ class WriteGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        written = _pick(list_written(func), args, kwargs)
+        places = list_written(func)
+        if not places:  # Nearly all operations, and there are a thousand in a pass.
+            return func(*args, **kwargs)
+        written = _pick(places, args, kwargs)
         held = [pair for tensor in written for pair in self._stored.get(tensor.untyped_storage().data_ptr(), ())]
         copies = [(name, part, part.clone()) for name, part in held]
         result = func(*args, **kwargs)

@@ -222,7 +222,7 @@ class ResumableTrainer(RedactingTrainer):
             self._seal.is_broken()  # It remembers what it finds, and all processes are told before the next step.
 
         optimizer.register_step_pre_hook(look)
-        optimizer.register_step_post_hook(lambda *_: self._seal.apply())
+        optimizer.register_step_post_hook(lambda *_: self._seal.apply(optimizer.swept_checksums()))
 
     def _refuse_broken_seal(self) -> None:
         """Raise `BrokenSealError` in all processes if something other than a step has moved what one of them trains."""
@@ -238,7 +238,7 @@ class ResumableTrainer(RedactingTrainer):
         try:
             yield
         finally:
-            self._seal.apply()
+            self._seal.apply(unwrap_optimizer(self.optimizer).swept_checksums())
 
     @property
     def _starts_from_initial(self) -> bool:

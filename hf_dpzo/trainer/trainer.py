@@ -159,7 +159,7 @@ class ZOTrainer(JoiningTrainer):
 
     def _evaluate_stop(self, stop: Stop, model: torch.nn.Module, batch: LogicalBatch) -> torch.Tensor:
         """Return the losses at `stop`; raise `ModelChangedError` if evaluating them changed a weight."""
-        with self._state.held_still():
+        with self._state.held_still(stop.checksums):
             return self._estimate.evaluate(stop, model, batch)
 
     def get_train_dataloader(self) -> DataLoader:

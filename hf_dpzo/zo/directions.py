@@ -12,29 +12,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
+from hf_dpzo.distributed.checksums import MIN_NUMBERS_TO_COMPILE as MIN_COORDINATES_TO_COMPILE
 from hf_dpzo.distributed.sharding import get_local_shard
-from hf_dpzo.zo.kernel import Kernel, compile_kernel
+from hf_dpzo.zo.device_signs import Part, add_on_device
+from hf_dpzo.zo.kernel import Kernel, add_rows, compile_kernel
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Streams, SweepAddress
+from hf_dpzo.zo.sign_table import as_bytes, build_sign_table
+from hf_dpzo.zo.swept import SweptChecksums
 
 
 # The number of chunks sent to another device in one copy: enough to make copies rare, few enough to use little memory.
 CHUNKS_PER_BLOCK = 64
-
-
-# With more directions than this, which no run uses, the kernel takes one at a time: their words would fill the memory.
-MAX_DIRECTIONS_AT_ONCE = 256
-
-
-# Loading Numba takes a second and 160 MiB. With fewer coordinates than this it would save a step only milliseconds.
-MIN_COORDINATES_TO_COMPILE = 20_000_000
-
-
-_SIGNS_OF_BYTE = 1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype("f4")
 
 
 class Directions(ABC):
@@ -52,6 +46,8 @@ class Directions(ABC):
         self.seed = seed
         self.sizes = tuple(sizes)
         self.mask = mask
+        # The checksums of what sweeps have left, where they took them.
+        self.swept = SweptChecksums()
         self._streams = Streams(seed)
 
     @property
@@ -87,6 +83,13 @@ class Directions(ABC):
         for block in (chunks[first : first + CHUNKS_PER_BLOCK] for first in chunks[::CHUNKS_PER_BLOCK]):
             piece = flat[block.start * CHUNK_SIZE : block.stop * CHUNK_SIZE]
             piece.add_(self._combine_on_device(piece.device, block, (index, step), weights))
+
+    def add_all_(
+        self, parameters: Sequence[torch.Tensor], *, step: int, weights: Sequence[Mapping[int, float]]
+    ) -> None:
+        """Add to each of `parameters`, in the order of `sizes`, with its own `weights`, as `add_` does."""
+        for index, (parameter, own) in enumerate(zip(parameters, weights, strict=True)):
+            self.add_(parameter, index=index, step=step, weights=own)
 
     def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
@@ -160,14 +163,34 @@ class Rademacher(Directions):
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """See `Directions.add_`."""
-        self._choose_kernel()  # Compiles it before several threads ask for it.
-        with self._words.sweep(index, step, weights):
+        if self._is_drawn_on_device(parameter, weights):
+            add_on_device([_find_part(parameter, index)], weights, seed=self.seed, step=step)
+            return
+        # Both compile before several threads ask for them.
+        takes_sums = self._choose_kernel() is not None and bool(weights)
+        with self._words.sweep(index, step, weights), self.swept.sweep(parameter, index, takes_sums=takes_sums):
             super().add_(parameter, index=index, step=step, weights=weights)
+
+    def add_all_(
+        self, parameters: Sequence[torch.Tensor], *, step: int, weights: Sequence[Mapping[int, float]]
+    ) -> None:
+        """See `Directions.add_all_`; what is drawn on a device takes one launch for each type and distinct weights."""
+        groups: dict[tuple[Any, ...], list[Part]] = {}
+        for index, (parameter, own) in enumerate(zip(parameters, weights, strict=True)):
+            if self._is_drawn_on_device(parameter, own):
+                key = (parameter.device, parameter.dtype, tuple(own.items()))
+                groups.setdefault(key, []).append(_find_part(parameter, index))
+            else:
+                self.add_(parameter, index=index, step=step, weights=own)
+        for (_, _, items), parts in groups.items():
+            add_on_device(parts, dict(items), seed=self.seed, step=step)
+
+    def _is_drawn_on_device(self, parameter: torch.Tensor, weights: Mapping[int, float]) -> bool:
+        return parameter.device.type != "cpu" and self.mask is None and bool(weights)
 
     def _draw_scaled(self, weight: float, size: int, address: ChunkAddress, stream: Stream) -> np.ndarray:
         words = stream.seek(address).random_raw(math.ceil(size / 64))
-        # Eight signs at once: a byte of random bits looks up a row of eight signed weights.
-        return _build_sign_table(weight).take(_as_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
+        return build_sign_table(weight).take(as_bytes(words), axis=0, mode="clip").reshape(-1)[:size]
 
     def _add_chunks(
         self, target: np.ndarray, sweep: SweepAddress, weights: Mapping[int, float], stream: Stream, chunks: range
@@ -179,17 +202,8 @@ class Rademacher(Directions):
         scales = np.array(list(weights.values()), dtype=np.float32)
         for chunk in chunks:
             piece = target[chunk * CHUNK_SIZE : (chunk + 1) * CHUNK_SIZE]
-            rows = self._words.draw_rows(chunk, sweep, weights, stream)
-            if len(scales) <= MAX_DIRECTIONS_AT_ONCE:
-                words = np.empty((len(scales), math.ceil(len(piece) / 64)), dtype=np.uint64)
-                for place, row in enumerate(rows):
-                    words[place] = row
-                kernel(piece, words, scales)
-                continue
-            total = np.full(len(piece), -0.0, dtype=np.float32)  # Adding to minus zero changes no bit.
-            for number, row in enumerate(rows):
-                kernel(total, row[None], scales[number : number + 1])
-            piece += total
+            add_rows(piece, self._words.draw_rows(chunk, sweep, weights, stream), scales, kernel)
+            self.swept.take(piece, sweep[0], chunk)
 
     def _choose_kernel(self) -> Kernel | None:
         """Return the compiled kernel if there is one and it pays; otherwise NumPy does the work."""
@@ -198,15 +212,18 @@ class Rademacher(Directions):
     def _combine_on_device(
         self, device: torch.device, chunks: range, sweep: SweepAddress, weights: Mapping[int, float]
     ) -> torch.Tensor:
-        """See `Directions`; here only one bit for each coordinate crosses to the device."""
+        """See `Directions`; here only one bit for each coordinate crosses to the device.
+
+        This is the plain twin of `device_signs`, which draws the same signs there.
+        """
         if self.mask is not None or not weights:
             return super()._combine_on_device(device, chunks, sweep, weights)
         # Direction by direction, so that the words of many directions are never there at once.
         rows = zip(*(self._words.draw_rows(chunk, sweep, weights, self._streams.main) for chunk in chunks), strict=True)
         total = None
         for row, weight in zip(rows, weights.values(), strict=True):
-            table = torch.from_numpy(_build_sign_table(weight)).to(device)
-            scaled = table.index_select(0, torch.from_numpy(_as_bytes(np.concatenate(row))).to(device).int())
+            table = torch.from_numpy(build_sign_table(weight)).to(device)
+            scaled = table.index_select(0, torch.from_numpy(as_bytes(np.concatenate(row))).to(device).int())
             total = scaled if total is None else total.add_(scaled)
         return total.view(-1)[: self.sizes[sweep[0]] - chunks.start * CHUNK_SIZE]
 
@@ -251,15 +268,10 @@ class Sphere(Gaussian):
         return math.sqrt(self.dimension / squares)
 
 
-@lru_cache(maxsize=256)
-def _build_sign_table(weight: float) -> np.ndarray:
-    """Return the eight signed weights that the bits of each byte stand for, float32 `[256, 8]`."""
-    return _SIGNS_OF_BYTE * np.float32(weight)
-
-
-def _as_bytes(words: np.ndarray) -> np.ndarray:
-    """Return the bytes of `words`, the low one first on any machine."""
-    return words.astype("<u8", copy=False).view(np.uint8)
+def _find_part(parameter: torch.Tensor, index: int) -> Part:
+    """Return what this process holds of a parameter, and where it is."""
+    shard, start = get_local_shard(parameter)
+    return Part(values=shard.detach().view(-1), index=index, start=start)
 
 
 def sum_of_squares(values: torch.Tensor) -> float:

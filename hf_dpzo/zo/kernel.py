@@ -3,10 +3,15 @@
 NumPy needs two passes: one builds the signs, the other adds them. It is the reference, and the kernel's bits are equal.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
+
+
+# With more directions than this, which no run uses, the kernel takes one at a time: their words would fill the memory.
+MAX_DIRECTIONS_AT_ONCE = 256
 
 
 # The signature of `add_signs`: (target, words, weights) -> None.
@@ -54,3 +59,33 @@ def add_signs(target: np.ndarray, words: np.ndarray, weights: np.ndarray) -> Non
         else:
             for j in range(target.size - start):
                 target[start + j] += total[j]
+
+
+def add_rows(piece: np.ndarray, rows: Iterable[np.ndarray], weights: np.ndarray, kernel: Kernel) -> None:
+    """Add the directions whose words are `rows` to `piece`, a chunk of a parameter, in place.
+
+    Args:
+        piece: float32 `[size]`, changed in place.
+        rows: the words of each direction, uint64 `[ceil(size / 64)]`. All are taken.
+        weights: float32 `[directions]`, one or more.
+        kernel: `add_signs`, compiled.
+
+    >>> piece = np.zeros(2, dtype=np.float32)
+    >>> add_rows(piece, [np.array([0b01], dtype=np.uint64)], np.array([2], dtype=np.float32), add_signs)
+    >>> piece.tolist()
+    [-2.0, 2.0]
+    """
+    if len(weights) == 1:
+        (row,) = rows
+        kernel(piece, row[None], weights)
+        return
+    if len(weights) <= MAX_DIRECTIONS_AT_ONCE:
+        words = np.empty((len(weights), math.ceil(len(piece) / 64)), dtype=np.uint64)
+        for place, row in enumerate(rows):
+            words[place] = row
+        kernel(piece, words, weights)
+        return
+    total = np.full(len(piece), -0.0, dtype=np.float32)  # Adding to minus zero changes no bit.
+    for number, row in enumerate(rows):
+        kernel(total, row[None], weights[number : number + 1])
+    piece += total

@@ -91,6 +91,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._set_mask(mask)
         self._origin = self._constraint.capture_origin(self.parameters(), self._origin)
 
+    def swept_checksums(self) -> dict[torch.Tensor, int]:
+        """Return the checksums of the parameters that the last sweep has taken, and nothing has written to since."""
+        return self.directions.swept.find(self.parameters())
+
     @property
     def pending_coefficients(self) -> Sequence[float]:
         """The coefficients that wait for the next `step()`, one for each direction; empty if none do."""
@@ -157,8 +161,9 @@ class ZOOptimizer(torch.optim.Optimizer):
             return
         step, point = self._displacement
         self._displacement = None
-        for index, parameter in enumerate(self.parameters()):
-            self.directions.add_(parameter, index=index, step=step, weights={point.direction: -point.position})
+        parameters = self.parameters()
+        weights = [{point.direction: -point.position}] * len(parameters)
+        self.directions.add_all_(parameters, step=step, weights=weights)
 
     def finish(self) -> None:
         """End a step that was interrupted.
@@ -254,12 +259,12 @@ class ZOOptimizer(torch.optim.Optimizer):
     def _move_(self, step: int, coefficients: Sequence[float], rates: Sequence[float]) -> None:
         displacement = self._displacement
         self._displacement = None
-        for index, (parameter, rate) in enumerate(zip(self.parameters(), rates, strict=True)):
-            weights = {k: -rate * coefficient for k, coefficient in enumerate(coefficients)}
-            if displacement is not None:
-                _, point = displacement
-                weights[point.direction] -= point.position
-            self.directions.add_(parameter, index=index, step=step, weights=weights)
+        weights = [{k: -rate * coefficient for k, coefficient in enumerate(coefficients)} for rate in rates]
+        if displacement is not None:
+            _, point = displacement
+            for own in weights:
+                own[point.direction] -= point.position
+        self.directions.add_all_(self.parameters(), step=step, weights=weights)
 
     def _step_inner_(self, step: int, coefficients: Sequence[float]) -> None:
         weights = dict(enumerate(coefficients))

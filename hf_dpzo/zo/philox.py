@@ -1,15 +1,13 @@
 """Random access to the Philox streams behind a run's public directions, chunk by chunk and in several threads."""
 
-import itertools
+import functools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import lru_cache
 
 import numpy as np
-import torch
+
+from hf_dpzo.distributed.threads import divide, run_together
 
 
 # The number of coordinates in a chunk. Two float32 buffers of a chunk (512 KiB) fit a second-level cache. The number is
@@ -34,7 +32,7 @@ DirectionLabel = tuple[int, int]
 
 
 # Half of the Philox key, so that other code which uses Philox with the same seed draws other numbers.
-_DOMAIN = int.from_bytes(b"hf_dpzo", "big")
+DOMAIN = int.from_bytes(b"hf_dpzo", "big")
 
 
 class Stream:
@@ -46,7 +44,7 @@ class Stream:
 
     def __init__(self, seed: int) -> None:
         # Created only once: NumPy asks the operating system for entropy each time, even though the key replaces it.
-        self._generator = np.random.Philox(key=np.array([seed, _DOMAIN], dtype=np.uint64))
+        self._generator = np.random.Philox(key=np.array([seed, DOMAIN], dtype=np.uint64))
         self._fresh = self._generator.state
 
     def seek(self, address: ChunkAddress) -> np.random.Philox:
@@ -80,21 +78,11 @@ class Streams:
             work: does a consecutive share of the chunks, with a stream of its own.
             chunks: the numbers of the chunks.
         """
-        threads = max(1, min(torch.get_num_threads(), len(chunks) // MIN_CHUNKS_PER_THREAD))
-        if threads == 1:
-            work(self.main, chunks)
-            return
-        while len(self._streams) < threads:
+        shares = divide(chunks, least=MIN_CHUNKS_PER_THREAD)
+        while len(self._streams) < len(shares):
             self._streams.append(Stream(self._seed))
-        bounds = [len(chunks) * thread // threads for thread in range(threads + 1)]
-        shares = [chunks[first:last] for first, last in itertools.pairwise(bounds)]
-        pool = _get_thread_pool(torch.get_num_threads())
-        futures = [pool.submit(work, stream, share) for stream, share in zip(self._streams, shares, strict=False)]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            wait(futures)  # Even after an error: no thread may still write to memory that the caller goes on to use.
+        pairs = zip(self._streams, shares, strict=False)
+        run_together([functools.partial(work, stream, share) for stream, share in pairs])
 
 
 class SignWords:
@@ -148,12 +136,3 @@ class SignWords:
     def _draw_row(self, address: ChunkAddress, kept: np.ndarray, stream: Stream) -> np.ndarray:
         _, _, direction, step = address
         return kept if (step, direction) == self._label else stream.seek(address).random_raw(len(kept))
-
-
-@lru_cache(maxsize=1)
-def _get_thread_pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="hf_dpzo")
-
-
-# A forked process inherits the pool without its threads.
-os.register_at_fork(after_in_child=_get_thread_pool.cache_clear)

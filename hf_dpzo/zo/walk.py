@@ -36,11 +36,13 @@ class Stop:
         points: the one point that the parameters have moved to, or the several points of `stacks`.
         stacks: the values of each parameter at the points, `[points, *shape]`; empty if the parameters themselves have
             moved.
+        checksums: the checksums of moved parameters, of those that the sweep to this stop has taken.
     """
 
     index: int
     points: tuple[ProbePoint, ...]
     stacks: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+    checksums: Mapping[torch.Tensor, int] = field(default_factory=dict)
 
 
 class Walk(AbstractContextManager):
@@ -80,15 +82,15 @@ class MovingWalk(Walk):
     def __iter__(self) -> Iterator[Stop]:
         for index, point in enumerate(self._points):
             self.move_to(point)
-            yield Stop(index=index, points=(point,))
+            checksums = self._directions.swept.find(self._parameters)
+            yield Stop(index=index, points=(point,), checksums=checksums)
 
     @abstractmethod
     def move_to(self, point: ProbePoint) -> None:
         """Set the parameters to their values at `point`."""
 
     def _add(self, weights: Mapping[int, float]) -> None:
-        for index, parameter in enumerate(self._parameters):
-            self._directions.add_(parameter, index=index, step=self._step, weights=weights)
+        self._directions.add_all_(self._parameters, step=self._step, weights=[weights] * len(self._parameters))
 
 
 class AddingWalk(MovingWalk):

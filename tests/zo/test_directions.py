@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from hf_dpzo.zo.directions import DIRECTIONS, Gaussian, Rademacher, Sphere
-from hf_dpzo.zo.philox import _DOMAIN, CHUNK_SIZE
+from hf_dpzo.zo.philox import CHUNK_SIZE, DOMAIN
 
 
 KINDS = sorted(DIRECTIONS)
@@ -24,7 +24,7 @@ def philox_signs(seed, index, step, direction, size):
     """Return the signs from the plain twin: the bits of Philox, chunk by chunk, low bit first; 1 means minus."""
     signs = []
     for chunk in range(0, size, CHUNK_SIZE):
-        key = np.array([seed, _DOMAIN], dtype=np.uint64)
+        key = np.array([seed, DOMAIN], dtype=np.uint64)
         counter = np.array([(chunk // CHUNK_SIZE) << 32, index, direction, step], dtype=np.uint64)
         words = np.random.Philox(key=key, counter=counter).random_raw(CHUNK_SIZE // 64)
         signs += [1.0 - 2.0 * ((int(word) >> bit) & 1) for word in words.tolist() for bit in range(64)]

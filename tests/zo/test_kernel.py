@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_dpzo.zo import directions as perturbation
-from hf_dpzo.zo.directions import CHUNKS_PER_BLOCK, DIRECTIONS, MAX_DIRECTIONS_AT_ONCE, Rademacher
-from hf_dpzo.zo.kernel import add_signs, compile_kernel
+from hf_dpzo.zo.directions import CHUNKS_PER_BLOCK, DIRECTIONS, Rademacher
+from hf_dpzo.zo.kernel import MAX_DIRECTIONS_AT_ONCE, add_signs, compile_kernel
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, MIN_CHUNKS_PER_THREAD, Stream, Streams
 
