@@ -41,6 +41,7 @@ class RowWork:
         prepare: a function that moves inputs to the model's device.
         store: the store; `None` to compute each row whenever it comes.
         dtype: the type in which numbers are kept; `None` for their own.
+        passed_over: the number of the lowest layers whose keys and values are not kept, because they do not run again.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RowWork:
         prepare: Callable[[Any], Any],
         store: RowStore | None,
         dtype: torch.dtype | None = None,
+        passed_over: int = 0,
     ) -> None:
         self._stretches = tuple(stretches)
         # Without public shapes, a row that is alone is not padded.
@@ -58,6 +60,7 @@ class RowWork:
         self._prepare = prepare
         self.store = store
         self._dtype = dtype
+        self._passed_over = passed_over
         # What the last layer of each stretch returned, with types in place of tensors, and the type of keys.
         self._forms: list[Any] = []
         self._key_dtype = torch.float32
@@ -88,7 +91,7 @@ class RowWork:
         prefix = None
         if split is not None:
             kept = [state[0].to(self._key_dtype) for state in states]
-            prefix = _join_prefixes(kept, split.prefix["attention_mask"])
+            prefix = _join_prefixes(kept, split.prefix["attention_mask"], passed_over=self._passed_over)
             states = [state[1:] for state in states]
         mask = (inputs if split is None else split.suffix)["attention_mask"]
         parts = iter([_join(tensors, mask) for tensors in zip(*states, strict=True)])
@@ -126,7 +129,8 @@ class RowWork:
         if split is not None:
             own = split_inputs(inputs, split.invocation, suffix_length=alone.suffix_length, fixed_shapes=False)
             prefix, inputs = compute_prefix(model, own.prefix), own.suffix
-            layers = torch.stack([torch.cat([layer.keys, layer.values]) for layer in prefix.cache.layers])
+            kept = prefix.cache.layers[self._passed_over :]
+            layers = torch.stack([torch.cat([layer.keys, layer.values]) for layer in kept])
             self._key_dtype = layers.dtype
             state = [layers[..., prefix.mask[0].bool(), :]]
         if self._stretches:
@@ -186,14 +190,19 @@ def _join(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     return joined
 
 
-def _join_prefixes(states: Sequence[torch.Tensor], mask: torch.Tensor) -> Prefix:
-    """Return the prefix of a batch from those of its rows, each `[layers, 2, heads, tokens, features]`."""
+def _join_prefixes(states: Sequence[torch.Tensor], mask: torch.Tensor, *, passed_over: int) -> Prefix:
+    """Return the prefix of a batch from those of its rows, each `[layers, 2, heads, tokens, features]`.
+
+    The layers that are passed over have a placeholder, from which a model may read the number of tokens.
+    """
     layers, _, heads, _, features = states[0].shape
     joined = states[0].new_zeros((layers, 2, len(mask), heads, mask.shape[1], features))
     for row, state in enumerate(states):
         joined[:, :, row, :, mask.shape[1] - state.shape[-2] :] = state
     cache = PrefixCache()
-    cache.layers = [PrefixLayer(keys, values) for keys, values in joined]
+    placeholder = joined.new_zeros(()).expand(joined.shape[2:])
+    cache.layers = [PrefixLayer(placeholder, placeholder) for _ in range(passed_over)]
+    cache.layers += [PrefixLayer(keys, values) for keys, values in joined]
     return Prefix(cache=cache, mask=mask)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._dynamo import OptimizedModule
 
-from hf_dpzo.frozen.layers import find_stretches
+from hf_dpzo.frozen.layers import Stretch, find_stretches
 from hf_dpzo.frozen.rows import RowWork
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.frozen.store import FrozenCache, RowStore
@@ -96,12 +96,27 @@ def _propose(
         return
     invocations = [losses.invocation] if losses.collator.suffix_rule is not None else []
     for invocation in [*invocations, *([None] if stretches else [])]:
-        rows = None
-        if cache is not None:
-            parts = {"collator": losses.collator, "prepare": losses.prepare, "dtype": cache.dtype}
-            rows = RowWork(stretches, **parts, store=RowStore(torch.empty(TRIAL_BYTES, dtype=torch.uint8)))
-        fixed_shapes = losses.collator.has_fixed_shapes
-        yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
+        for rows in _propose_rows(losses, stretches, cache, is_split=invocation is not None):
+            fixed_shapes = losses.collator.has_fixed_shapes
+            yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
+
+
+def _propose_rows(
+    losses: BatchLosses, stretches: tuple[Stretch, ...], cache: FrozenCache | None, *, is_split: bool
+) -> Iterator[RowWork | None]:
+    """Yield how to keep rows from step to step.
+
+    First without the keys of layers that need not run again, then with them, and then, for a loss that adds tokens to
+    those of a row, keys alone.
+    """
+    if cache is None:
+        yield None
+        return
+    passed_over = len(stretches[0].layers) if is_split and len(stretches) == 1 else 0
+    for kept, count in dict.fromkeys([(stretches, passed_over), (stretches, 0), *([((), 0)] if is_split else [])]):
+        store = RowStore(torch.empty(TRIAL_BYTES, dtype=torch.uint8))
+        parts = {"collator": losses.collator, "prepare": losses.prepare, "dtype": cache.dtype}
+        yield RowWork(kept, **parts, store=store, passed_over=count)
 
 
 def _agrees(model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, rows: Sequence[Mapping[str, Any]]) -> bool:

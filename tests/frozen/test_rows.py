@@ -4,16 +4,18 @@ import os
 
 import pytest
 import torch
+from transformers import DataCollatorWithPadding
 
 from hf_dpzo.frozen.rows import digest_row
 from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.losses.prompting import LabelStringLoss, NextWordLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer import checking
 
 from support.activated import activated_losses, activated_model, activated_rows
-from support.models import causal_lm, classifier, with_lora
+from support.models import causal_lm, classifier, with_lora, word_tokenizer
 from support.runs import train
 from support.stacks import find_layers
 
@@ -111,6 +113,31 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_neighbours(tmp_path):
         kept.append(fast.shared.rows.store.get(digest_row(alone.inputs, 0)))
     for other in kept[1:]:
         assert len(other) == len(kept[0]) == 2 and all(map(torch.equal, kept[0], other))
+
+
+@pytest.mark.parametrize(
+    ("build", "shapes"),
+    [
+        (lambda model: NextWordLoss(words=[5, 6], model=model), [(1, 2, 2, 6, 8), (4, 16)]),
+        (lambda model: LabelStringLoss(strings=[[5, 7], [6]], model=model), [(4, 2, 2, 6, 8)]),
+    ],
+    ids=["one pass", "several passes with other tokens"],
+)
+@torch.no_grad()
+def test_keys_of_layers_that_never_run_again_are_not_kept(build, shapes, tmp_path):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=4), layers_to_transform=[3]).eval()
+    rows = [{**row, "labels": number % 2} for number, row in enumerate(activated_rows(9).to_list())]
+    losses = activated_losses(model, build(model), collate=DataCollatorWithPadding(word_tokenizer()))
+    shared = find_shared_work(model, losses, [rows], cache("memory", tmp_path))
+    fast = BatchLosses(**{**vars(losses), "shared": shared})
+    torch.testing.assert_close(fast.of_public(model, rows), losses.of_public(model, rows), rtol=1e-5, atol=0)
+    ids = [7] * 6 + rows[0]["input_ids"][-4:]
+    batch = fast.build_public_batch([{"input_ids": ids, "attention_mask": [1] * 10, "labels": 0}])
+    with shared.opened(batch.micro_batches):
+        fast(model, batch)
+    kept = shared.rows.store.get(digest_row(batch.micro_batches[0].inputs, 0))
+    assert [tuple(tensor.shape) for tensor in kept] == shapes
 
 
 @torch.no_grad()
