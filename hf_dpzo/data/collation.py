@@ -46,6 +46,10 @@ class MicroBatch:
     size: int
     inputs: Any
 
+    def copy_inputs(self) -> Any:
+        """Return the inputs in memory of their own, because a model or a loss may write into them."""
+        return copy.deepcopy(self.inputs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogicalBatch:

@@ -1,6 +1,5 @@
 """The losses of a logical batch, at the point where the parameters are. SENSITIVE."""
 
-import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -83,7 +82,7 @@ class BatchLosses:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
         with nullcontext() if self.state is None else self.state.guarded(model):
             # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
-            losses = self._call_loss(model, self.prepare(copy.deepcopy(micro_batch.inputs)))
+            losses = self._call_loss(model, self.prepare(micro_batch.copy_inputs()))
         if not isinstance(losses, torch.Tensor) or losses.shape != (micro_batch.size, *self.tail):
             given = f"shape {list(losses.shape)}" if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise ValueError(

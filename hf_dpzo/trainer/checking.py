@@ -146,13 +146,14 @@ class CheckingTrainer(SearchingTrainer):
     def _inspect(self, model: torch.nn.Module) -> None:
         """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
         self._estimate = self._build_estimate()
-        losses = self._estimate.losses
+        losses = self._public_losses
         model.eval()
         with self._state.held_still():
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
-            self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+            probed = self._public_batches if self.args.private else None
+            self._isolation = probed and self._measure_isolation(model, losses, probed)
         if self.eval_dataset is not None:
             self._try_evaluation()
 
@@ -206,13 +207,19 @@ class CheckingTrainer(SearchingTrainer):
             capacity=self._batch_capacity,
         )
 
-    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
-        """Return how far public rows move each other's losses.
+    @property
+    def _public_losses(self) -> BatchLosses:
+        """What evaluates public rows of the data set's format."""
+        return self._estimate.losses
+
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
+        """Return how far the public rows of `batches` move each other's `losses`.
 
         Raises:
             CoupledRowsError: they move them too far.
         """
-        isolation = measure_isolation(model, losses, self._public_batches, points_per_pass=self._points_per_pass)
+        points = self._points_per_pass if losses is self._estimate.losses else None
+        isolation = measure_isolation(model, losses, batches, points_per_pass=points)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
         refuse_weak_isolation(self._bound_isolation(isolation))
         return isolation
@@ -238,7 +245,7 @@ class CheckingTrainer(SearchingTrainer):
                 hooks.enter_context(hook(lambda *call: responses.extend(iterate_tensors(call[-1]))))
             for rows in self._public_batches[:1]:
                 try:
-                    responses.append(self._estimate.losses.of_public(self.model_wrapped, rows))
+                    responses.append(self._public_losses.of_public(self.model_wrapped, rows))
                 except Exception:
                     if self.args.private or self.probe_rows is not None:
                         raise
@@ -258,15 +265,13 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _points_per_pass(self) -> int | None:
         """The number of probe points of one forward pass; `None` where the parameters move to each point instead."""
-        requested = self.args.points_per_pass
-        return None if requested is None else min(requested, self.method.estimator.forward_passes)
+        return self.args.points_per_pass and min(self.args.points_per_pass, self.method.estimator.forward_passes)
 
     @property
     def _environment(self) -> dict[str, Any]:
         """What holds for this part of the run, and may be otherwise where it goes on."""
-        measured = self._isolation
-        bound = None if measured is None else self._bound_isolation(measured)
-        here = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        bound = self._isolation and self._bound_isolation(self._isolation)
+        here = describe_isolation(self._isolation, fixed_shapes=self._has_fixed_shapes, bound=bound)
         # The guarantee covers earlier runs too, so it is that of the worst.
         isolation = worst_isolation([here, *self._earlier_runs.isolations])
         return {

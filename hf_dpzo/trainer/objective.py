@@ -106,7 +106,7 @@ class ObjectiveTrainer(CheckingTrainer):
             with self._state.held_still():
                 self._warn_of_flat_objective(model)
 
-    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
         """Return how far public rows move each other's losses; refuse what may flip by rounding.
 
         Raises:
@@ -115,11 +115,11 @@ class ObjectiveTrainer(CheckingTrainer):
         """
         jumps = self.per_example_loss.is_piecewise_constant
         if jumps is None:
-            isolation = super()._measure_isolation(model, losses)
-            if not changes_in_jumps(model, losses, self._public_batches):
+            isolation = super()._measure_isolation(model, losses, batches)
+            if not changes_in_jumps(model, losses, batches):
                 return isolation
         self._refuse_flips()
-        watched = measure_isolation(model, watch_outputs(losses), self._public_batches)
+        watched = measure_isolation(model, watch_outputs(losses), batches)
         if self._processes.all_reduce_max(watched.loss_change):
             raise ValueError(
                 f"per_device_train_batch_size={self._train_batch_size}: this objective changes in jumps, and on public "
@@ -150,13 +150,13 @@ class ObjectiveTrainer(CheckingTrainer):
         optimizer = unwrap_optimizer(self.optimizer)
         trained = dict(enumerate(optimizer.parameters()))
         smoothing = self._build_descent().begin(len(self.budget.ledger)).smoothing
-        here = self._estimate.losses.of_public(model, rows)
+        here = self._public_losses.of_public(model, rows)
         moves = False
         for direction in range(TRIED_DIRECTIONS):
             ends = []
             for distance in (smoothing, -smoothing):
                 with shifted(trained, optimizer.directions, {direction: distance}):
-                    ends.append(self._estimate.losses.of_public(model, rows))
+                    ends.append(self._public_losses.of_public(model, rows))
             moves = moves or not torch.equal(*ends)
         warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
 

@@ -165,7 +165,7 @@ class ZOTrainer(JoiningTrainer):
         rows = self._encode_rows(stock.dataset)
         self._public_batches = self._build_public_batches(rows)
         rate = self.args.sampling_rate(self._num_units)
-        self._loader = DataLoader(
+        loader = DataLoader(
             self._seal_rows(rows),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
             collate_fn=self._collator,
@@ -176,6 +176,7 @@ class ZOTrainer(JoiningTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+        self._loader = self._tabulate(loader)
         return self._loader
 
     def create_accelerator_and_postprocess(self) -> None:
