@@ -108,7 +108,7 @@ class FeatureClassifier(PreTrainedModel):
         layer: int | None = None,
         position: str = "last",
         problem_type: str | None = None,
-        texts: Sequence[str] = PUBLIC_TEXTS,
+        texts: Sequence[str | list[int]] = PUBLIC_TEXTS,
         words: Sequence[str] | None = None,
     ) -> "FeatureClassifier":
         """Return a classifier on `base`, whose head is new.
@@ -120,12 +120,13 @@ class FeatureClassifier(PreTrainedModel):
             layer: the number of layers to compute; by default three quarters of them.
             position: "last" for the last token of a row, "mean" for the mean over its own tokens.
             problem_type: as in transformers; by default a class, or a number if there is a single output.
-            texts: PUBLIC texts, in the form of the rows, that say by what features are centred and scaled.
+            texts: PUBLIC texts, or their tokens, in the form of the rows: by them features are centred and scaled.
             words: a word for each class, at whose direction in the output embedding the head begins; by default zero.
 
         Raises:
             ValueError: there is no such layer or position, or `words` are given for a model without output embeddings.
         """
+        forget_unpacked_quantizer(base)
         body = find_body(base)
         config = _describe_base(body)
         count = len(find_layers(body))
@@ -137,7 +138,7 @@ class FeatureClassifier(PreTrainedModel):
         model.config.name_or_path = config.base
         model.config._commit_hash = config.base_revision
         if tokenizer is not None:
-            standard = measure_standard(model.read, tokenizer, texts)
+            standard = measure_standard(model.read_alone, tokenizer, texts)
             model._adopt(standard, None if words is None else gather_word_rows(base, tokenizer, words))
         return model
 
@@ -189,6 +190,10 @@ class FeatureClassifier(PreTrainedModel):
         with torch.no_grad():
             states = reader({"input_ids": input_ids, "attention_mask": mask, **given})
             return pool(states.float(), mask, self.config.position)
+
+    def read_alone(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return the states of one row of `tokens` at the position that is read, float32 `[1, hidden_size]`."""
+        return self.read(torch.tensor([tokens], device=self.center.device))
 
     def compute_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any

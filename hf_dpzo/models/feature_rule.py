@@ -30,26 +30,22 @@ class Standard:
 
 @torch.no_grad()
 def measure_standard(
-    read: Callable[..., torch.Tensor], tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    read: Callable[[Sequence[int]], torch.Tensor], tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | list[int]]
 ) -> Standard:
     """Return by what the states of `texts`, which are PUBLIC, are centred and scaled.
 
     Args:
-        read: a function from tokens and their mask to states, float32 `[batch, hidden_size]`.
+        read: a function from a row's tokens to its states, float32 `[1, hidden_size]`.
         tokenizer: turns texts into tokens.
-        texts: two or more public texts.
+        texts: two or more public texts, or their tokens.
 
     Raises:
         ValueError: there are fewer.
     """
     if len(texts) < 2:
         raise ValueError(f"texts={len(texts)}: a spread needs two public texts at least, better 64; pass more.")
-    device = next(iter(read.__self__.parameters())).device
-    states = []
-    for text in texts:
-        tokens = tokenizer(text, return_tensors="pt").to(device)
-        states.append(read(tokens["input_ids"]))
-    found = torch.cat(states)
+    rows = [tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts]
+    found = torch.cat([read(row) for row in rows])
     spread = found.std(dim=0)
     scale = 1 / spread.clamp(min=_SMALLEST_SPREAD * max(spread.mean().item(), torch.finfo(torch.float32).tiny))
     center = found.mean(dim=0)

@@ -20,7 +20,7 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
-from hf_dpzo.recipe.tasks import TASKS, Task
+from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
 
 
 ADAPTERS = ("lora", "none")
@@ -125,6 +125,8 @@ class Recipe:
         default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
+    position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
 
     @property
@@ -157,6 +159,7 @@ class Recipe:
         if self.eval_rows is not None and self.eval_share is not None:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
+        refuse_unread_fields(self)
         self.kind.check(self)
 
     def _refuse_numbers(self) -> None:

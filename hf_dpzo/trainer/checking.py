@@ -43,12 +43,7 @@ from hf_dpzo.step.assemble import assemble_estimate
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.step.fsdp import FSDPLosses
-from hf_dpzo.trainer.checks import (
-    refuse_large_copies,
-    refuse_parts,
-    refuse_resuming,
-    refuse_trained_model,
-)
+from hf_dpzo.trainer.checks import refuse_large_copies, refuse_parts, refuse_resuming, refuse_trained_model
 from hf_dpzo.trainer.evaluation import load_first_rows, select_alike, try_evaluation
 from hf_dpzo.trainer.foreseeing import (
     find_public_length,

@@ -6,6 +6,7 @@ A step then takes its rows from a table, and no row is read, collated or passed 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,17 @@ class FeatureTrainer(AuditingTrainer):
     @property
     def _points_per_pass(self) -> int | None:
         """The number of probe points of one pass; by default all of them, where a pass is one product of matrices."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        is_product = isinstance(self.per_example_loss, FeatureClassificationLoss) and is_copied(self.model, trained)
-        if self.args.points_per_pass is not None or self.args.parallel == "points" or not is_product:
+        if self._table is None or self.args.points_per_pass is not None or not self._is_product:
             return super()._points_per_pass
         most = max(1, MAX_SCORES // (ROWS_AT_ONCE * self.model.config.num_labels))
         return min(self.method.estimator.forward_passes, most)
+
+    @cached_property
+    def _is_product(self) -> bool:
+        """Whether one pass evaluates all probe points as one product, in this process."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        is_known = isinstance(self.per_example_loss, FeatureClassificationLoss)
+        return is_known and self.args.parallel != "points" and is_copied(self.model, trained)
 
     @property
     def _has_fixed_shapes(self) -> bool:
