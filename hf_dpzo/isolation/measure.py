@@ -24,6 +24,7 @@ from hf_dpzo.isolation.probe import (
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
 from hf_dpzo.isolation.watched import WatchedLoss
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
+from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.zo.directions import Gaussian
@@ -117,7 +118,8 @@ def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequenc
     if not losses.collator.padded_lengths:
         return
     alone = replace(losses, collator=replace(losses.collator, padded_lengths=(), micro_batch_size=1))
-    tolerance = COUPLING_TOLERANCE if describe_reduced_precision(model) is None else REDUCED_TOLERANCE
+    reduced = describe_reduced_precision(model) or describe_reduced_precision(find_set_aside(model) or model)
+    tolerance = COUPLING_TOLERANCE if reduced is None else REDUCED_TOLERANCE
     with nonzero_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
         for rows in batches:
             padded, unpadded = losses.of_public(model, rows), alone.of_public(model, rows)

@@ -109,7 +109,4 @@ class FeatureReader:
 
 def reads_features(model: torch.nn.Module) -> bool:
     """Return whether all that is trained of `model` is a head on features, so that the features of a row never move."""
-    if not isinstance(model, FeatureClassifier):
-        return False
-    head = {id(parameter) for parameter in model.classifier.parameters()}
-    return all(id(parameter) in head for parameter in model.parameters() if parameter.requires_grad)
+    return isinstance(model, FeatureClassifier) and not (model.center.requires_grad or model.scale.requires_grad)

@@ -3,7 +3,7 @@
 The states of a row do not move in training, so they are computed once, and a step is a product of matrices.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from hf_dpzo.models.layer_reader import LayerReader, choose_layer, find_body, fi
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options, describe_loading, forget_unpacked_quantizer
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
+from hf_dpzo.models.set_aside import SetAside
 
 
 POSITIONS = ("last", "mean")
@@ -88,7 +89,8 @@ class FeatureClassifier(PreTrainedModel):
 
     def __init__(self, config: FeatureClassifierConfig, base: PreTrainedModel) -> None:
         super().__init__(config)
-        self.base = base.requires_grad_(False)
+        # Out of sight, because it is neither trained nor saved, and steps on features never call it.
+        self._frozen = SetAside(base)
         # Frozen parameters, so that a log keeps them with the head's initial values.
         self.center = torch.nn.Parameter(torch.zeros(config.hidden_size), requires_grad=False)
         self.scale = torch.nn.Parameter(torch.ones(config.hidden_size), requires_grad=False)
@@ -96,7 +98,16 @@ class FeatureClassifier(PreTrainedModel):
         torch.nn.init.zeros_(self.classifier.weight)
         torch.nn.init.zeros_(self.classifier.bias)
         self.post_init()
-        self._keys_to_ignore_on_save = {f"base.{name}" for name in base.state_dict()}
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self._frozen.model
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FeatureClassifier":
+        """Move the base too, wherever this model is moved, or whatever type it is given."""
+        self.base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     @classmethod
     def on_base(
@@ -167,11 +178,7 @@ class FeatureClassifier(PreTrainedModel):
             config = FeatureClassifierConfig.from_pretrained(pretrained_model_name_or_path, **source)
         model = cls(config, load_base(config))
         path = cached_file(pretrained_model_name_or_path, "model.safetensors", **source)
-        held = load_file(path)
-        missing, unexpected = model.load_state_dict(held, strict=False)
-        lacking = [name for name in missing if not name.startswith("base.")]
-        if lacking or unexpected:
-            raise ValueError(f"{path}: it holds no head of this kind ({[*lacking, *unexpected][0]}); save it anew.")
+        model.load_state_dict(load_file(path))
         model.config.name_or_path = str(pretrained_model_name_or_path)
         return model.to(options.get("device_map") or "cpu").eval()
 

@@ -6,7 +6,6 @@ A step then takes its rows from a table, and no row is read, collated or passed 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,10 @@ from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.isolation.measure import Rows
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.losses.features import FeatureClassificationLoss, FeatureReader, LabelForm, reads_features
+from hf_dpzo.models.checks import refuse_shared_scales
+from hf_dpzo.models.precision import refuse_changed_losses
+from hf_dpzo.models.state import ModelState
 from hf_dpzo.step.batch_losses import BatchLosses
-from hf_dpzo.step.descent import is_copied
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.auditing import AuditingTrainer
 
@@ -46,6 +47,8 @@ class FeatureTrainer(AuditingTrainer):
     _table: Table | None = None
     _token_rows: SealedRows
     _table_sampler: TableBatchSampler
+    # The base, which evaluating rows may not change either.
+    _base_state: ModelState
     # What evaluates rows of tokens, in the shapes in which features are computed.
     _token_losses: BatchLosses
     _feature_reader: FeatureReader
@@ -54,6 +57,12 @@ class FeatureTrainer(AuditingTrainer):
     def _is_tabulated(self) -> bool:
         """Whether steps take features from a table."""
         return reads_features(self.model) and not is_sharded(self.model.parameters())
+
+    def _refuse_model(self) -> None:
+        """Raise `ValueError` for a model that cannot be trained, or for a base that does not keep rows apart."""
+        super()._refuse_model()
+        if self._is_tabulated and self.args.private:
+            refuse_shared_scales(self.model.base)
 
     def _tabulate(self, loader: DataLoader) -> DataLoader:
         """Return a loader of the rows' features in the place of `loader`; for any other model, `loader` itself."""
@@ -90,7 +99,8 @@ class FeatureTrainer(AuditingTrainer):
             return estimate
         # A row alone, or in one of few public shapes.
         collator = self._collator if self._collator.padded_lengths else replace(self._collator, micro_batch_size=1)
-        self._token_losses = replace(estimate.losses, collator=collator)
+        self._base_state = ModelState(self.model.base, moving=())
+        self._token_losses = replace(estimate.losses, collator=collator, state=self._base_state)
         return replace(estimate, losses=replace(estimate.losses, collator=self._build_table_collator()))
 
     @property
@@ -106,12 +116,10 @@ class FeatureTrainer(AuditingTrainer):
         most = max(1, MAX_SCORES // (ROWS_AT_ONCE * self.model.config.num_labels))
         return min(self.method.estimator.forward_passes, most)
 
-    @cached_property
+    @property
     def _is_product(self) -> bool:
         """Whether one pass evaluates all probe points as one product, in this process."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        is_known = isinstance(self.per_example_loss, FeatureClassificationLoss)
-        return is_known and self.args.parallel != "points" and is_copied(self.model, trained)
+        return isinstance(self.per_example_loss, FeatureClassificationLoss) and self.args.parallel != "points"
 
     @property
     def _has_fixed_shapes(self) -> bool:
@@ -122,7 +130,7 @@ class FeatureTrainer(AuditingTrainer):
         """Inspect the model on public rows, and then compute the features of private ones."""
         super()._inspect(model)
         if self._table is not None:
-            with self._state.held_still():
+            with self._state.held_still(), self._base_state.held_still():
                 self._fill_table(model)
 
     def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
@@ -130,6 +138,7 @@ class FeatureTrainer(AuditingTrainer):
         measured = super()._measure_isolation(model, losses, batches)
         if self._table is None:
             return measured
+        refuse_changed_losses(self.model.base, measured.loss_change)
         read = [self._read_public(model, rows) for rows in batches]
         in_steps = super()._measure_isolation(model, self._estimate.losses, read)
         return max(measured, in_steps, key=lambda isolation: isolation.loss_change)
