@@ -88,8 +88,12 @@ class Directions(ABC):
             piece = flat[block.start * CHUNK_SIZE : block.stop * CHUNK_SIZE]
             piece.add_(self._combine_on_device(piece.device, block, (index, step), weights))
 
-    def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
+    def values(
+        self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None, weight: float = 1.0
+    ) -> torch.Tensor:
+        """Return `weight` times the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
+
+        They have the bits that `add_` adds.
 
         >>> z = Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0)
         >>> z.tolist() == Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0).tolist(), z.abs().tolist()
@@ -97,7 +101,7 @@ class Directions(ABC):
         """
         stop = self.sizes[index] if stop is None else stop
         chunks = range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE))
-        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: 1.0}))
+        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: weight}))
         offset = (start // CHUNK_SIZE) * CHUNK_SIZE
         return whole[start - offset : stop - offset]
 

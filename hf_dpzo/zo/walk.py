@@ -202,8 +202,8 @@ def _stack_one(
         if move is not None:  # The other side of theta: rounding is the same for both signs.
             values[row] -= move
             continue
-        move = torch.full_like(parameter, -0.0)  # Adding to minus zero changes no bit.
-        directions.add_(move, index=index, step=step, weights={point.direction: point.position})
+        move = directions.values(index=index, step=step, direction=point.direction, weight=point.position)
+        move = move.to(parameter).view_as(parameter)
         moves[point.direction, point.position] = move
         values[row] += move
     return values
