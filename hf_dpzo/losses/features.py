@@ -35,11 +35,24 @@ class FeatureClassificationLoss(SequenceClassificationLoss):
         points = len(next(iter(parameters.values())))
         weight = _find(parameters, "classifier.weight", head.weight, points)
         bias = _find(parameters, "classifier.bias", head.bias, points)
+        if weight.shape[1] == 2 and self.find_problem_type(inputs["labels"]) == "single_label_classification":
+            return self._losses_of_two(features, weight, bias, inputs["labels"])
         # Class by class, so that a row's scores of one class lie beside each other for all points.
         columns = weight.transpose(0, 1).reshape(-1, weight.shape[-1])
         offsets = BIAS_WEIGHT * bias.T.reshape(-1)
         scores = torch.addmm(offsets, features, columns.T).view(len(features), -1, points)
         return self._losses_at_points(scores, inputs)
+
+    @staticmethod
+    def _losses_of_two(
+        features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the cross-entropy of two classes, `[batch, points]`: only the difference of their scores counts."""
+        labels = labels.reshape(len(features), 1)
+        is_class = (labels == 0) | (labels == 1)
+        signs = torch.where(is_class, 1.0 - 2.0 * labels, torch.nan)
+        offsets = BIAS_WEIGHT * (bias[:, 1] - bias[:, 0])
+        return F.softplus(torch.addmm(offsets, features, (weight[:, 1] - weight[:, 0]).T) * signs)
 
     def _losses_at_points(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Return the losses, `[batch, points]`, of the scores `[batch, classes, points]`."""
