@@ -19,7 +19,7 @@ PACKAGES = {
     "zo": {"torch", "numba"},
     "methods": set(),
     "data": {"torch", "datasets", "transformers"},
-    "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},
+    "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub", "safetensors"},
     "losses": {"torch", "transformers"},
     "step": {"torch"},
     "isolation": {"torch", "transformers", "datasets"},

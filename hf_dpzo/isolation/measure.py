@@ -165,7 +165,9 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
 def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
-    probe_points = [ProbePoint(direction=point, position=FILL_SCALE) for point in range(points)]
+    # In pairs around where the parameters are, as those of central differences, which a loss may evaluate as such.
+    sides = (FILL_SCALE, -FILL_SCALE)
+    probe_points = [ProbePoint(direction=point // 2, position=sides[point % 2]) for point in range(points)]
     stacks = stack(trained, directions, step=0, points=probe_points)
     try:
         # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.

@@ -92,12 +92,16 @@ def test_features_in_the_table_are_those_of_the_row_alone_to_the_bit(base, finis
         assert finished._table.columns["labels"][index] == row["labels"]
 
 
-def test_losses_in_one_product_are_those_of_the_points_one_by_one(base, tmp_path):
-    trainer = build(base, tmp_path, max_steps=1)
+@pytest.mark.parametrize(("classes", "points", "mirrored"), [(2, 3, False), (2, 2, False), (2, 2, True), (3, 2, True)])
+def test_losses_in_one_product_are_those_of_the_points_one_by_one(base, tmp_path, classes, points, mirrored):
+    model = head_on(base, id2label={number: str(number) for number in range(classes)})
+    trainer = build(base, tmp_path, model=model, max_steps=1)
     trainer.train()
     inputs = {name: column[:5] for name, column in trainer._table.columns.items()}
-    points = 3
     named = {name: torch.randn(points, *value.shape) for name, value in trainer.model.classifier.named_parameters()}
+    if mirrored:  # As the points of central differences.
+        middle = {name: torch.randn(1, *value.shape[1:]) for name, value in named.items()}
+        named = {name: torch.cat([middle[name] + v[:1], middle[name] - v[:1]]) for name, v in named.items()}
     together = trainer.per_example_loss.at_points(
         trainer.model, inputs, {f"classifier.{name}": value for name, value in named.items()}
     )
