@@ -47,7 +47,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, recipe, tokenizer, seed=seed)
+    with_head = recipe.kind.build_head(model, recipe, tokenizer)
+    return add_adapter(model, recipe, tokenizer, seed=seed) if with_head is None else with_head
 
 
 def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
