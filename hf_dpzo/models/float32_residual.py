@@ -114,7 +114,7 @@ def keep_residual_in_float32(model: torch.nn.Module) -> bool:
     for module in bounded:
         undo.callback(module.register_forward_pre_hook(_round_inputs, with_kwargs=True).remove)
         undo.callback(module.register_forward_hook(_widen_outputs).remove)
-    if stock is not None and _is_near(stock, _evaluate_tokens(base)):
+    if _is_near(stock, _evaluate_tokens(base)):
         return True
     undo.close()
     return False
@@ -199,10 +199,11 @@ def _evaluate_tokens(base: PreTrainedModel) -> torch.Tensor | None:
             return None
 
 
-def _is_near(stock: torch.Tensor, changed: torch.Tensor | None) -> bool:
-    if changed is None or changed.shape != stock.shape:
-        return False
-    return bool((changed - stock).norm() <= TOLERANCE * stock.norm())
+def _is_near(stock: torch.Tensor | None, changed: torch.Tensor | None) -> bool:
+    """Return whether `changed` is there and is near to `stock`, which a 16-bit base below a float32 head has not."""
+    if changed is None or stock is None:
+        return changed is not None
+    return changed.shape == stock.shape and bool((changed - stock).norm() <= TOLERANCE * stock.norm())
 
 
 @contextmanager
