@@ -30,6 +30,7 @@ from hf_dpzo.models import products
 from hf_dpzo.models.fingerprints import fingerprint_frozen
 from hf_dpzo.models.float32_residual import Float32Head, Float32Linear, keep_residual_in_float32
 from hf_dpzo.models.precision import describe_loading, describe_reduced_precision
+from hf_dpzo.models.products import has_int8_products, is_int8
 
 from support.models import causal_lm, classifier, with_lora
 
@@ -158,6 +159,31 @@ def test_adapters_and_a_float32_head_take_float32():
             module.register_forward_hook(lambda module, args, output: seen.append((args[0].dtype, output.dtype)))
     model(**tokens)
     assert len(seen) > 4 and {*seen} == {(torch.float32, torch.float32)}
+
+
+@pytest.mark.skipif(not has_int8_products(), reason="the processor has no products of int8")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_int8_base_computes_what_its_unpacked_weights_do(dtype):
+    torchao = pytest.importorskip("torchao.quantization", reason="it is no dependency")
+    model = build("llama").to(dtype)
+    torchao.quantize_(
+        model,
+        torchao.Int8WeightOnlyConfig(),
+        filter_fn=lambda module, name: type(module) is nn.Linear and "layers" in name,
+    )
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, nn.Linear) and is_int8(module.weight):
+            module.weight = nn.Parameter(module.weight.dequantize(torch.float32), requires_grad=False)
+    twin.float()
+    kinds = fingerprint_frozen(model, [])
+    assert keep_residual_in_float32(model)
+    assert isinstance(model.model.layers[0].mlp.up_proj, Float32Linear)
+    assert relative(evaluate(model), evaluate(twin)) < 1e-5
+    assert fingerprint_frozen(model, []) == kinds
+    embedded = torch.randn(1, 3, 32, requires_grad=True)
+    model.model.layers[0].mlp(embedded).sum().backward()  # As torchao computes it.
+    assert embedded.grad.any()
 
 
 # ---- What stays as it is ----
