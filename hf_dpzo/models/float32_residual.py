@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -32,15 +33,22 @@ TOLERANCE = 0.1
 
 
 class Float32Linear(torch.nn.Linear):
-    """A linear layer that multiplies weights in few bits by float32 inputs, and returns float32."""
+    """A linear layer that multiplies 16-bit weights by float32 inputs, and returns float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's outputs for `x` `[..., in]`, float32 `[..., out]`."""
-        if is_16_bit(self.weight):
-            return multiply_rounded(x, self.weight, self.bias)
-        if not _needs_gradient(x) and has_int8_products() and is_int8(self.weight):
-            return multiply_integers(x, self.weight.qdata, self.weight.scale, self.bias)
-        return super().forward(x)
+        return multiply_rounded(x, self.weight, self.bias) if is_16_bit(self.weight) else super().forward(x)
+
+
+class Int8Linear(torch.nn.Linear):
+    """A linear layer of torchao's int8 weights, whose sums are exact. They have no derivative: torchao's have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's outputs for `x` `[..., in]`, float32 `[..., out]`."""
+        is_packed = is_traceable_wrapper_subclass(self.weight) and self.weight.device.type == "cpu"
+        if not is_packed or (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)
+        return multiply_integers(x, self.weight.qdata, self.weight.scale, self.bias)
 
 
 class Float32Head(torch.nn.Linear):
@@ -100,7 +108,7 @@ def keep_residual_in_float32(model: torch.nn.Module) -> bool:
     False
     """
     base = unwrap_model(model)
-    if any(type(module) in (*_KINDS.values(), Float32Head) for module in base.modules()):
+    if any(type(module) in (*_KINDS.values(), Float32Head, Int8Linear) for module in base.modules()):
         return True
     exchanged = _list_layers(base) if isinstance(base, PreTrainedModel) and not is_sharded(base.parameters()) else {}
     bounded = _list_bounded(base, exchanged) if exchanged else []
@@ -128,13 +136,11 @@ def _list_layers(base: PreTrainedModel) -> dict[torch.nn.Module, type[torch.nn.M
         kind = _KINDS.get(type(module))
         if kind is Float32Linear and is_16_bit(module.weight) and module not in body:
             layers[module] = Float32Head
-        elif kind is not None and (is_16_bit(module.weight) or _is_integer_layer(module)):
+        elif kind is Float32Linear and has_int8_products() and is_int8(module.weight):
+            layers[module] = Int8Linear
+        elif kind is not None and is_16_bit(module.weight):
             layers[module] = kind
     return layers
-
-
-def _is_integer_layer(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) and has_int8_products() and is_int8(module.weight)
 
 
 def _list_bounded(base: PreTrainedModel, exchanged: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
@@ -179,10 +185,6 @@ def _map_floats(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> A
     if isinstance(value, torch.Tensor):
         return change(value) if value.is_floating_point() else value
     return tuple(_map_floats(change, item) for item in value) if type(value) is tuple else value
-
-
-def _needs_gradient(tensor: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor.requires_grad
 
 
 @torch.no_grad()

@@ -25,12 +25,14 @@ from transformers import (
     T5Config,
 )
 
+from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.models import products
 from hf_dpzo.models.fingerprints import fingerprint_frozen
-from hf_dpzo.models.float32_residual import Float32Head, Float32Linear, keep_residual_in_float32
+from hf_dpzo.models.float32_residual import Float32Head, Float32Linear, Int8Linear, keep_residual_in_float32
 from hf_dpzo.models.precision import describe_loading, describe_reduced_precision
 from hf_dpzo.models.products import has_int8_products, is_int8
+from hf_dpzo.step.batched_points import BatchedPointsLoss
 
 from support.models import causal_lm, classifier, with_lora
 
@@ -178,12 +180,30 @@ def test_an_int8_base_computes_what_its_unpacked_weights_do(dtype):
     twin.float()
     kinds = fingerprint_frozen(model, [])
     assert keep_residual_in_float32(model)
-    assert isinstance(model.model.layers[0].mlp.up_proj, Float32Linear)
+    assert isinstance(model.model.layers[0].mlp.up_proj, Int8Linear)
     assert relative(evaluate(model), evaluate(twin)) < 1e-5
     assert fingerprint_frozen(model, []) == kinds
     embedded = torch.randn(1, 3, 32, requires_grad=True)
     model.model.layers[0].mlp(embedded).sum().backward()  # As torchao computes it.
     assert embedded.grad.any()
+
+
+def test_several_points_in_one_pass_give_the_losses_of_each_alone():
+    model = with_lora(build("llama"), task="CAUSAL_LM")
+    keep_residual_in_float32(model)
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 4, 3, 3]])
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    loss = CausalLMLoss(model)
+    adapter = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    points = {name: torch.stack([values + 0.1, values - 0.1]) for name, values in adapter.items()}
+    with torch.no_grad():
+        loss(model, inputs)  # The output layer is looked at outside of vmap.
+        together = BatchedPointsLoss(loss=loss, parameters=points)(model, inputs)
+        for point in range(2):
+            for name, values in points.items():
+                model.get_parameter(name).copy_(values[point])
+            assert torch.allclose(together[:, point], loss(model, inputs), rtol=0, atol=0.05)
+    assert (together[:, 0] - together[:, 1]).abs().min() > 0.1
 
 
 # ---- What stays as it is ----
