@@ -35,6 +35,7 @@ from hf_dpzo.models.checks import (
     refuse_sharded_parameters,
     refuse_unsupported_sharding,
 )
+from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.precision import forget_unpacked_quantizer, refuse_variable_shapes
 from hf_dpzo.models.state import checksum_each
 from hf_dpzo.models.unwrap import unwrap_model
@@ -81,6 +82,7 @@ class CheckingTrainer(SearchingTrainer):
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
         forget_unpacked_quantizer(self.model)
+        keep_residual_in_float32(self.model)
         refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
         refuse_unsaved_parameters(self.model)
         refuse_model(self.model, private=self.args.private)
