@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_dpzo.distributed.sharding import is_sharded
 from hf_dpzo.models.products import (
+    has_bfloat16_products,
     has_int8_products,
     is_16_bit,
     is_int8,
@@ -41,14 +42,19 @@ class Float32Linear(torch.nn.Linear):
 
 
 class Int8Linear(torch.nn.Linear):
-    """A linear layer of torchao's int8 weights, whose sums are exact. They have no derivative: torchao's have."""
+    """A linear layer of int8 weights, whose sums beside float32 are exact. With gradients it is torchao's own."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's outputs for `x` `[..., in]`, float32 `[..., out]`."""
         is_packed = is_traceable_wrapper_subclass(self.weight) and self.weight.device.type == "cpu"
         if not is_packed or (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
-        return multiply_integers(x, self.weight.qdata, self.weight.scale, self.bias)
+        integers, scale = self.weight.qdata, self.weight.scale
+        if self.weight.dtype == torch.bfloat16 and has_bfloat16_products():
+            # Of a base that is in bfloat16 otherwise, which holds all integers of 8 bits.
+            product = multiply_rounded(x, integers.to(torch.bfloat16), None) * scale.flatten().float()
+            return product if self.bias is None else product + self.bias.float()
+        return multiply_integers(x, integers, scale, self.bias)
 
 
 class Float32Head(torch.nn.Linear):

@@ -164,8 +164,8 @@ def test_adapters_and_a_float32_head_take_float32():
 
 
 @pytest.mark.skipif(not has_int8_products(), reason="the processor has no products of int8")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_int8_base_computes_what_its_unpacked_weights_do(dtype):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_an_int8_base_computes_what_its_unpacked_weights_do(dtype, tolerance):
     torchao = pytest.importorskip("torchao.quantization", reason="it is no dependency")
     model = build("llama").to(dtype)
     torchao.quantize_(
@@ -181,7 +181,7 @@ def test_an_int8_base_computes_what_its_unpacked_weights_do(dtype):
     kinds = fingerprint_frozen(model, [])
     assert keep_residual_in_float32(model)
     assert isinstance(model.model.layers[0].mlp.up_proj, Int8Linear)
-    assert relative(evaluate(model), evaluate(twin)) < 1e-5
+    assert relative(evaluate(model), evaluate(twin)) < tolerance
     assert fingerprint_frozen(model, []) == kinds
     embedded = torch.randn(1, 3, 32, requires_grad=True)
     model.model.layers[0].mlp(embedded).sum().backward()  # As torchao computes it.
