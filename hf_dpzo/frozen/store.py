@@ -60,7 +60,8 @@ class RowStore:
 
     >>> store = RowStore(torch.empty(256, dtype=torch.uint8))
     >>> store.put(b"row", [torch.tensor([1.0, 2.0]), torch.tensor([[3]])])
-    >>> [tensor.tolist() for tensor in store.get(b"row")], store.get(b"other") is None
+    >>> cpu = torch.device("cpu")
+    >>> [tensor.tolist() for tensor in store.get(b"row", cpu)], store.get(b"other", cpu) is None
     ([[1.0, 2.0], [[3]]], True)
     """
 
@@ -93,10 +94,10 @@ class RowStore:
             file.truncate(max(1, room))
             return cls(torch.frombuffer(mmap.mmap(file.fileno(), max(1, room)), dtype=torch.uint8))
 
-    def get(self, key: bytes) -> list[torch.Tensor] | None:
-        """Return the entry under `key`, which is not to be written to; `None` if there is none."""
+    def get(self, key: bytes, device: torch.device) -> list[torch.Tensor] | None:
+        """Return the entry under `key` on `device`, which is not to be written to; `None` if there is none."""
         places = self._places.get(key)
-        return places and [self._view(*place) for place in places]
+        return None if places is None else [self._view(*place).to(device) for place in places]
 
     def put(self, key: bytes, tensors: Sequence[torch.Tensor]) -> None:
         """Keep `tensors` under `key`, if there is room."""

@@ -20,12 +20,15 @@ from support.runs import train
 from support.stacks import find_layers
 
 
+CPU = torch.device("cpu")
+
+
 def test_an_entry_is_read_as_it_was_put():
     store = RowStore(torch.empty(1 << 12, dtype=torch.uint8))
     first = [torch.randn(3, 5), torch.arange(7), torch.randn(2).bfloat16(), torch.zeros(0)]
     store.put(b"a", first)
     store.put(b"b", [torch.ones(4)])
-    assert all(map(torch.equal, store.get(b"a"), first)) and store.get(b"b")[0].tolist() == [1] * 4
+    assert all(map(torch.equal, store.get(b"a", CPU), first)) and store.get(b"b", CPU)[0].tolist() == [1] * 4
 
 
 def test_an_entry_without_room_is_not_kept():
@@ -33,7 +36,7 @@ def test_an_entry_without_room_is_not_kept():
     store.put(b"a", [torch.ones(17)])
     store.put(b"b", [torch.ones(17)])
     store.put(b"c", [torch.ones(1), torch.ones(1)])
-    assert [store.get(key) is None for key in (b"a", b"b", b"c")] == [False, True, True]
+    assert [store.get(key, CPU) is None for key in (b"a", b"b", b"c")] == [False, True, True]
 
 
 def cache(place, folder, **changes) -> FrozenCache:
@@ -46,7 +49,7 @@ def test_a_store_leaves_no_file_and_has_room_for_all_rows(place, tmp_path):
     store = cache(place, tmp_path).open_store(100.0)
     for number in range(24):
         store.put(bytes([number]), [torch.full((1600,), float(number))])
-    assert all(store.get(bytes([number]))[0][5] == number for number in range(24))
+    assert all(store.get(bytes([number]), CPU)[0][5] == number for number in range(24))
     assert not os.listdir(tmp_path)
 
 
@@ -110,7 +113,7 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_neighbours(tmp_path):
         with fast.shared.opened(batch.micro_batches):
             fast(model, batch)
         alone = fast.build_public_batch(rows[:1]).micro_batches[0]
-        kept.append(fast.shared.rows.store.get(digest_row(alone.inputs, 0)))
+        kept.append(fast.shared.rows.store.get(digest_row(rows[0], alone.inputs, 0), CPU))
     for other in kept[1:]:
         assert len(other) == len(kept[0]) == 2 and all(map(torch.equal, kept[0], other))
 
@@ -133,10 +136,11 @@ def test_keys_of_layers_that_never_run_again_are_not_kept(build, shapes, tmp_pat
     fast = BatchLosses(**{**vars(losses), "shared": shared})
     torch.testing.assert_close(fast.of_public(model, rows), losses.of_public(model, rows), rtol=1e-5, atol=0)
     ids = [7] * 6 + rows[0]["input_ids"][-4:]
-    batch = fast.build_public_batch([{"input_ids": ids, "attention_mask": [1] * 10, "labels": 0}])
+    row = {"input_ids": ids, "attention_mask": [1] * 10, "labels": 0}
+    batch = fast.build_public_batch([row])
     with shared.opened(batch.micro_batches):
         fast(model, batch)
-    kept = shared.rows.store.get(digest_row(batch.micro_batches[0].inputs, 0))
+    kept = shared.rows.store.get(digest_row(row, batch.micro_batches[0].inputs, 0), CPU)
     assert [tuple(tensor.shape) for tensor in kept] == shapes
 
 

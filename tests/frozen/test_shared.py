@@ -114,7 +114,7 @@ def test_what_is_kept_for_a_step_is_bounded():
     def evaluate(micro_batch):
         reuse(shared, model, micro_batch, lambda: model(**inputs))
 
-    shared._room = 2 * calls.nbytes
+    shared.room = 2 * calls.nbytes
     with shared.opened(micro_batches):
         first = [count_runs(find_layers(model)[0], lambda one=one: evaluate(one)) for one in micro_batches]
         then = [count_runs(find_layers(model)[0], lambda one=one: evaluate(one)) for one in micro_batches]
