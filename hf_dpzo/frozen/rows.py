@@ -138,10 +138,9 @@ class RowWork:
             state = [self._stack_keys(prefix)]
         if self._stretches:
             with nullcontext() if prefix is None else continuing(model, prefix):
-                returned = _record(model, self._stretches, inputs, call)
+                returned = [_drop_others(value) for value in _record(model, self._stretches, inputs, call)]
             self._forms = [_empty_form(value) for value in returned]
-            extent = _find_extent(inputs["attention_mask"][0])
-            state += [_get_only(tensor)[extent] for tensor in list_tensors(returned)]
+            state += [_take_row(tensor, inputs["attention_mask"]) for tensor in list_tensors(returned)]
         state = [tensor.to(self._dtype or tensor.dtype) if tensor.is_floating_point() else tensor for tensor in state]
         self._measure(state, is_split=split is not None)
         return state
@@ -251,11 +250,27 @@ def _empty_form(value: Any) -> Any:
     return value if value is None else type(value)(map(_empty_form, value))
 
 
-def _get_only(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the one row of `tensor`."""
-    if len(tensor) != 1:
+def _drop_others(value: Any) -> Any:
+    """Return what a layer returned for a row with nothing but states of tokens.
+
+    These have as many dimensions as the first tensor. Attention weights, which some layers return unasked, have one
+    more. Whether they are missed shows where this is tried on public rows.
+    """
+    dimensions = list_tensors(value)[0].ndim
+
+    def drop(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            return part if part.ndim == dimensions else None
+        return part if part is None else type(part)(map(drop, part))
+
+    return drop(value)
+
+
+def _take_row(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return what `tensor` `[1, tokens, ...]` holds for each token of the one row of `mask` `[1, tokens]`."""
+    if tensor.shape[:2] != (1, mask.shape[1]):
         raise ValueError("frozen_cache: what layers return for a row can not be kept.")
-    return tensor[0]
+    return tensor[0, _find_extent(mask[0])]
 
 
 def _fill_form(form: Any, tensors: Iterator[torch.Tensor]) -> Any:

@@ -14,6 +14,7 @@ from hf_dpzo.frozen.rows import RowWork
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.models.precision import describe_reduced_precision
+from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.step.descent import is_copied
@@ -108,7 +109,9 @@ def _propose(
         return
     invocations = [losses.invocation] if losses.collator.suffix_rule is not None else []
     for invocation in [*invocations, *([None] if stretches else [])]:
-        for rows in _propose_rows(losses, stretches, cache, is_split=invocation is not None):
+        has_decoder = getattr(getattr(unwrap_model(model), "config", None), "is_encoder_decoder", False)
+        kept = stretches[:1] if has_decoder else stretches
+        for rows in _propose_rows(losses, kept, cache, is_split=invocation is not None):
             fixed_shapes = losses.collator.has_fixed_shapes
             yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
 
@@ -119,7 +122,7 @@ def _propose_rows(
     """Yield how to keep rows from step to step.
 
     First without the keys of layers that need not run again, then with them, and then, for a loss that adds tokens to
-    those of a row, keys alone.
+    those of a row, keys alone. Of a decoder with an encoder nothing is kept: its tokens are not those of `input_ids`.
     """
     if cache is None:
         yield None

@@ -1,5 +1,6 @@
 """Rows that a data set may hold, and public rows need not: padded, with holes, with more fields, alike but for one."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,13 @@ from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.sharing import POINTS_AFTER_PREFIX, find_shared_work
 
 from support.activated import activated_losses, activated_model, activated_rows
 from support.models import causal_lm
+from support.stacks import CAUSAL, build_half_trained, count_runs
 
 
 ROWS = activated_rows(6).to_list()
@@ -192,3 +195,40 @@ def test_the_room_for_a_token_is_that_of_the_part_that_takes_more(tmp_path):
     fast = share(model, activated_losses(model, CausalLMLoss(model)), PUBLIC, tmp_path, cached=True)
     keys_and_values = 2 * 16
     assert fast.shared.rows.bytes_per_token == 4 * keys_and_values
+
+
+def seq2seq_rows(count: int, *, same_lengths: bool) -> list[dict]:
+    draw = random.Random(count)
+    rows = []
+    for number in range(count):
+        lengths = (length := 3 + number % 3, length if same_lengths else 1 + number % 2)
+        ids, labels = ([draw.randrange(4, 44) for _ in range(length)] for length in lengths)
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return rows
+
+
+@torch.no_grad()
+def test_what_an_encoder_makes_of_a_row_is_kept_but_nothing_of_a_decoder(tmp_path):
+    """Also if the texts of public rows are all as long as what is to be written."""
+    model = build_half_trained("T5ForConditionalGeneration")
+    losses = plain_losses(model, Seq2SeqLoss(model))
+    fast = share(model, losses, seq2seq_rows(5, same_lengths=True), tmp_path, cached=True)
+    rows = seq2seq_rows(7, same_lengths=False)
+    rows += [{**row, "labels": [one + 1 for one in row["labels"]]} for row in rows[:3]]
+    expected = evaluate(losses, model, rows)
+    encoder = model.encoder.block[0]
+    assert count_runs(encoder, lambda: evaluate(fast, model, rows)) > 0
+    assert count_runs(encoder, lambda: evaluate(fast, model, rows[::-1])) == 0
+    torch.testing.assert_close(evaluate(fast, model, rows), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+@torch.no_grad()
+def test_rows_of_any_family_are_kept(architecture, tmp_path):
+    """Also of those whose layers return attention weights unasked."""
+    model = build_half_trained(architecture)
+    losses = plain_losses(model, CausalLMLoss(model))
+    fast = share(model, losses, PUBLIC, tmp_path, cached=True)
+    expected = evaluate(losses, model, ROWS)
+    for _ in range(2):
+        torch.testing.assert_close(evaluate(fast, model, ROWS), expected, rtol=1e-5, atol=0)
