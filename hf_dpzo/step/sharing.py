@@ -65,7 +65,13 @@ def find_shared_work(
     Raises:
         ValueError: `cache` is given, and nothing can be kept.
     """
-    if not (isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses)):
+    is_whole = isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses)
+    if is_whole and cache is not None:
+        raise ValueError(
+            f"frozen_cache={cache.place}: a model that is compiled, or split over processes, is evaluated as a whole; "
+            "leave frozen_cache out, or torch_compile and fsdp."
+        )
+    if not is_whole:
         for shared in _propose(model, losses, batches, cache):
             if not _suits(model, losses, shared, batches):
                 continue

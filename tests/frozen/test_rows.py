@@ -1,13 +1,15 @@
 """What is kept of rows from step to step is computed once, from a row alone, and gives the losses of whole rows."""
 
 import os
+import shutil
+import types
 
 import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.frozen.rows import digest_row
-from hf_dpzo.frozen.store import FrozenCache, RowStore
+from hf_dpzo.frozen.store import FrozenCache, RowStore, find_folder
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.prompting import LabelStringLoss, NextWordLoss
 from hf_dpzo.step.batch_losses import BatchLosses
@@ -56,6 +58,40 @@ def test_a_store_leaves_no_file_and_has_room_for_all_rows(place, tmp_path):
 def test_too_little_room_is_said_by_public_numbers(tmp_path):
     with pytest.warns(UserWarning, match=r"^frozen_cache=disk: up to 1\d{6,}\.\d GiB would be kept, and half of what"):
         RowStore.open("disk", nbytes=1 << 54, folder=tmp_path)
+
+
+def test_a_disk_that_others_fill_ends_no_run(tmp_path, monkeypatch):
+    """The system would end a process that wrote to memory behind which there is no disk."""
+    store = RowStore.open("disk", nbytes=1 << 25, folder=tmp_path)
+    store.put(b"a", [torch.ones(4)])
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    store.put(b"b", [torch.ones(4)])
+    store.put(b"c", [torch.ones(1 << 22)])
+    assert [store.get(key, CPU) is None for key in (b"a", b"b", b"c")] == [False, False, True]
+
+
+def test_several_processes_share_what_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1 << 20))
+    with pytest.warns(UserWarning, match="^frozen_cache=disk: "):
+        store = cache("disk", tmp_path, processes=4, num_rows=10**6).open_store(100.0)
+    assert len(store._buffer) == 1 << 17
+
+
+def test_a_folder_that_takes_no_file_is_named_and_that_of_the_rows_is_passed_by(tmp_path):
+    with pytest.raises(ValueError, match=r"^frozen_cache=disk: no file can be made in \S*/gone \(No such file"):
+        cache("disk", tmp_path / "gone").open_store(100.0)
+    rows = types.SimpleNamespace(cache_files=[{"filename": str(tmp_path / "gone" / "rows.arrow")}])
+    assert find_folder(rows, tmp_path) == tmp_path
+
+
+def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path):
+    model = torch.compile(causal_lm(), backend="eager")
+    with pytest.raises(ValueError, match=r"^frozen_cache=disk: a model that is compiled, or split over processes, is"):
+        find_shared_work(model, losses_of(causal_lm()), [], cache("disk", tmp_path))
 
 
 def losses_of(model, **changes) -> BatchLosses:
