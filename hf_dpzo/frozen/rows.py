@@ -172,7 +172,6 @@ def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs
         raise _Enough
 
     with recording(stretches) as shared, ExitStack() as hooks:
-        # Behind the hook that records.
         hooks.enter_context(stretches[-1].layers[-1].register_forward_hook(stop))
         with suppress(_Enough):
             call(model, inputs)
