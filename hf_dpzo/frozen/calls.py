@@ -49,14 +49,16 @@ class SharedCalls:
 
 @contextmanager
 def recording(stretches: Sequence[Stretch]) -> Iterator[SharedCalls]:
-    """Record the calls of `stretches` inside the context."""
+    """Record the calls of `stretches` inside the context.
+
+    What is recorded is what layers compute, before hooks change it: these are called again when layers are passed over.
+    """
     shared = SharedCalls(calls={stretch: [] for stretch in stretches})
-    with ExitStack() as hooks:
+    with ExitStack() as replaced:
         for stretch, calls in shared.calls.items():
             recorder = _Recorder(calls)
-            first, last = stretch.layers[0], stretch.layers[-1]
-            hooks.enter_context(first.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-            hooks.enter_context(last.register_forward_hook(recorder.leave))
+            replaced.enter_context(_replaced_forward(stretch.layers[0], recorder.enter))
+            replaced.enter_context(_replaced_forward(stretch.layers[-1], recorder.leave))
         yield shared
 
 
@@ -66,30 +68,37 @@ def resuming(shared: SharedCalls) -> Iterator[None]:
     with ExitStack() as replaced:
         for stretch, calls in shared.calls.items():
             resumption = _Resumption(calls)
-            first, *others = stretch.layers
-            replaced.enter_context(_replaced_forward(first, resumption.enter))
-            for layer in others:
+            for layer in stretch.layers[1:]:
                 replaced.enter_context(_replaced_forward(layer, resumption.pass_over))
+            replaced.enter_context(_replaced_forward(stretch.layers[0], resumption.enter))
+            replaced.enter_context(_replaced_forward(stretch.layers[-1], resumption.leave))
         yield
 
 
 class _Recorder:
-    """Records the calls of one stretch. Its methods are hooks of the first and the last layer."""
+    """Records the calls of one stretch. Its methods stand in for what the first and the last layer compute."""
 
     def __init__(self, calls: list[Call | None]) -> None:
         self._calls = calls
+        self._is_inside = False
         self._received: list[torch.Tensor] | None = None
 
-    def enter(self, layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def enter(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         # A layer that is given a cache writes into it, so it has to run. Others have no effect but what they return.
         writes = any(
             isinstance(value, Cache) and not isinstance(value, PrefixCache) for value in [*args, *kwargs.values()]
         )
         self._received = None if writes else _copy(list_tensors([args, kwargs]))
+        self._is_inside = True
+        return forward(*args, **kwargs)
 
-    def leave(self, layer: torch.nn.Module, args: tuple, output: Any) -> None:
-        is_plain = self._received is not None and _is_plain(output)
-        self._calls.append(Call(received=self._received, returned=_copy(output)) if is_plain else None)
+    def leave(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        output = forward(*args, **kwargs)
+        if self._is_inside:  # And not called once more, by itself.
+            is_plain = self._received is not None and _is_plain(output)
+            self._calls.append(Call(received=self._received, returned=_copy(output)) if is_plain else None)
+        self._is_inside = False
+        return output
 
 
 class _Resumption:
@@ -106,6 +115,13 @@ class _Resumption:
         if before is not None and not _are_equal(before, list_tensors([args, kwargs])):
             self._call = None
         return self.pass_over(forward, args, kwargs)
+
+    def leave(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Stand in, besides, for the last layer: let layers run that are called once more, by themselves."""
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._call = None
 
     def pass_over(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Stand in for a layer: return what the last one returned, or let the layer run."""

@@ -95,14 +95,15 @@ def split_inputs(inputs: Inputs, invocation: tuple[int, ...], *, suffix_length: 
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     width = ids.shape[1]
     at = locate_invocation(ids, invocation)[:, None]
-    begins = mask.argmax(dim=1, keepdim=True)
-    ends = width - mask.flip(1).argmax(dim=1, keepdim=True)
+    begins, ends = (places[:, None] for places in find_extents(mask))
     prefix_length = width if fixed_shapes else max(1, int((at - begins).max()))
     columns = at - torch.arange(prefix_length, 0, -1, device=ids.device)
     prefix = {
-        "input_ids": ids.gather(1, columns.clamp(min=0)),
-        "attention_mask": (columns >= begins).to(mask.dtype),
+        name: value.gather(1, columns.clamp(min=0))
+        for name, value in inputs.items()
+        if name != "labels" and _is_per_token(value, ids)
     }
+    prefix["attention_mask"] = prefix["attention_mask"].masked_fill(columns < begins, 0)
     columns = at + torch.arange(suffix_length, device=ids.device)
     is_token = columns < ends
     suffix = {
@@ -110,6 +111,20 @@ def split_inputs(inputs: Inputs, invocation: tuple[int, ...], *, suffix_length: 
         for name, value in inputs.items()
     }
     return SplitInputs(prefix=prefix, suffix=suffix, invocation=invocation)
+
+
+def find_extents(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each row of a batch begins, and where it ends, `[batch]` each; a row of padding ends at 0.
+
+    A row may have places in between that are not attended to.
+
+    >>> [places.tolist() for places in find_extents(torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))]
+    [[1, 5], [4, 0]]
+    """
+    width = mask.shape[1]
+    places = torch.arange(width, device=mask.device)
+    begins = torch.where(mask.bool(), places, width).amin(dim=1)
+    return begins, torch.where(mask.bool(), places + 1, 0).amax(dim=1)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, Self
@@ -20,6 +21,7 @@ from hf_dpzo.frozen.prefix import (
     SplitInputs,
     compute_prefix,
     continuing,
+    find_extents,
     split_inputs,
 )
 from hf_dpzo.frozen.store import RowStore
@@ -87,7 +89,7 @@ class RowWork:
         states = []
         for place, row in enumerate(micro_batch.rows):
             compute = functools.partial(self._compute, model, row, split, call)
-            states.append(self._look_up(inputs, place, compute))
+            states.append(self._look_up(row.row, inputs, place, compute))
         prefix = None
         if split is not None:
             kept = [state[0].to(self._key_dtype) for state in states]
@@ -108,12 +110,16 @@ class RowWork:
         other.store = None
         return other
 
-    def _look_up(self, inputs: Inputs, place: int, compute: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-        """Return what is kept of the row at `place`, or else compute it."""
+    def _look_up(
+        self, row: Any, inputs: Inputs, place: int, compute: Callable[[], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return what is kept of `row`, which is at `place` of a batch, or else compute it."""
         if self.store is None:
             return compute()
-        key = digest_row(inputs, place)
-        state = self.store.get(key)
+        key = digest_row(row, inputs, place)
+        if key is None:
+            return compute()
+        state = self.store.get(key, inputs["attention_mask"].device)
         if state is None:
             state = compute()
             self.store.put(key, state)
@@ -125,22 +131,34 @@ class RowWork:
         """Return what is to be kept of a row: the keys and values of its prefix, then what stretches return."""
         (alone,) = self._collate([row])["batch"].micro_batches
         inputs = self._prepare(alone.inputs)
-        state, prefix, tokens = [], None, inputs["attention_mask"].shape[1]
+        state, prefix = [], None
         if split is not None:
             own = split_inputs(inputs, split.invocation, suffix_length=alone.suffix_length, fixed_shapes=False)
             prefix, inputs = compute_prefix(model, own.prefix), own.suffix
-            kept = prefix.cache.layers[self._passed_over :]
-            layers = torch.stack([torch.cat([layer.keys, layer.values]) for layer in kept])
-            self._key_dtype = layers.dtype
-            state = [layers[..., prefix.mask[0].bool(), :]]
+            state = [self._stack_keys(prefix)]
         if self._stretches:
             with nullcontext() if prefix is None else continuing(model, prefix):
-                returned = _record(model, self._stretches, inputs, call)
+                returned = [_drop_others(value) for value in _record(model, self._stretches, inputs, call)]
             self._forms = [_empty_form(value) for value in returned]
-            state += [tensor.squeeze(0) for tensor in list_tensors(returned)]
-        state = [tensor.to(self._dtype or tensor.dtype) for tensor in state]
-        self.bytes_per_token = max(self.bytes_per_token, sum(tensor.nbytes for tensor in state) / tokens)
+            state += [_take_row(tensor, inputs["attention_mask"]) for tensor in list_tensors(returned)]
+        state = [tensor.to(self._dtype or tensor.dtype) if tensor.is_floating_point() else tensor for tensor in state]
+        self._measure(state, is_split=split is not None)
         return state
+
+    def _stack_keys(self, prefix: Prefix) -> torch.Tensor:
+        """Return the kept keys and values of the prefix of one row, `[layers, 2, heads, tokens, features]`."""
+        kept = prefix.cache.layers[self._passed_over :]
+        layers = torch.stack([torch.cat([layer.keys, layer.values]) for layer in kept])
+        self._key_dtype = layers.dtype
+        # Up to the invocation, also where the last places before it are not attended to.
+        return layers[..., _find_extent(prefix.mask[0]).start :, :]
+
+    def _measure(self, state: Sequence[torch.Tensor], *, is_split: bool) -> None:
+        """Take down how many bytes a token takes: before an invocation or behind it, whichever takes more."""
+        keys, others = (state[:1], state[1:]) if is_split else ([], state)
+        before = sum(tensor.nbytes / max(1, tensor.shape[-2]) for tensor in keys)
+        behind = sum(tensor.nbytes / max(1, len(tensor)) for tensor in others)
+        self.bytes_per_token = max(self.bytes_per_token, before, behind)
 
 
 class _Enough(Exception):
@@ -154,7 +172,6 @@ def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs
         raise _Enough
 
     with recording(stretches) as shared, ExitStack() as hooks:
-        # Behind the hook that records.
         hooks.enter_context(stretches[-1].layers[-1].register_forward_hook(stop))
         with suppress(_Enough):
             call(model, inputs)
@@ -164,29 +181,48 @@ def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs
     return [first.returned for first in firsts]
 
 
-def digest_row(inputs: Inputs, place: int) -> bytes:
-    """Return a digest of what the model reads of one row of a batch, whatever its padding.
+def digest_row(row: Any, inputs: Inputs, place: int) -> bytes | None:
+    """Return a digest of the content of a row, and of what a batch holds for each of its tokens, whatever the padding.
 
-    >>> ids, mask = torch.tensor([[7, 8, 0], [0, 7, 8]]), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    It is of all that the row holds: a loss may give any of it to the model. `None` for a row that has no digest.
+
+    Args:
+        row: the row.
+        inputs: the batch.
+        place: the place of the row in the batch.
+
+    >>> row, ids, mask = {"x": 1}, torch.tensor([[7, 8, 0], [0, 7, 8]]), torch.tensor([[1, 1, 0], [0, 1, 1]])
     >>> batch = {"input_ids": ids, "attention_mask": mask}
-    >>> digest_row(batch, 0) == digest_row(batch, 1)
-    True
+    >>> one, same, other = digest_row(row, batch, 0), digest_row(row, batch, 1), digest_row({"x": 2}, batch, 0)
+    >>> one == same, one == other
+    (True, False)
     """
-    mask = inputs["attention_mask"]
     digest = hashlib.blake2b(digest_size=16)
+    try:
+        digest.update(pickle.dumps(row))
+    except Exception:  # It holds something of a user's own.
+        return None
+    mask = inputs["attention_mask"]
+    extent = _find_extent(mask[place])
     for name, value in inputs.items():
-        if name != "labels" and isinstance(value, torch.Tensor):
-            own = value[place][mask[place].bool()] if value.shape == mask.shape else value[place]
-            digest.update(f"{name} {own.dtype} {tuple(own.shape)}".encode())
+        if isinstance(value, torch.Tensor) and value.shape == mask.shape:
+            own = value[place, extent]
+            digest.update(f"{name} {own.dtype} {len(own)} ".encode())
             digest.update(own.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.digest()
+
+
+def _find_extent(mask: torch.Tensor) -> slice:
+    """Return the places of a row, of which `mask` says which are attended to, without the padding around them."""
+    begins, ends = find_extents(mask[None])
+    return slice(int(begins), int(ends))
 
 
 def _join(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     """Return the states of rows, each `[tokens, ...]`, as that of a batch, `[batch, tokens, ...]`; padding is zero."""
     joined = states[0].new_zeros((*mask.shape, *states[0].shape[1:]))
     for row, state in enumerate(states):
-        joined[row, mask[row].bool()] = state
+        joined[row, _find_extent(mask[row])] = state
     return joined
 
 
@@ -211,6 +247,29 @@ def _empty_form(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.dtype
     return value if value is None else type(value)(map(_empty_form, value))
+
+
+def _drop_others(value: Any) -> Any:
+    """Return what a layer returned for a row with nothing but states of tokens.
+
+    These have as many dimensions as the first tensor. Attention weights, which some layers return unasked, have one
+    more. Whether they are missed shows where this is tried on public rows.
+    """
+    dimensions = list_tensors(value)[0].ndim
+
+    def drop(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            return part if part.ndim == dimensions else None
+        return part if part is None else type(part)(map(drop, part))
+
+    return drop(value)
+
+
+def _take_row(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return what `tensor` `[1, tokens, ...]` holds for each token of the one row of `mask` `[1, tokens]`."""
+    if tensor.shape[:2] != (1, mask.shape[1]):
+        raise ValueError("frozen_cache: what layers return for a row can not be kept.")
+    return tensor[0, _find_extent(mask[0])]
 
 
 def _fill_form(form: Any, tensors: Iterator[torch.Tensor]) -> Any:

@@ -69,7 +69,8 @@ class SharedWork:
         self.rows = rows
         # The number of probe points that one pass evaluates fastest, if a user chooses none; `None` for one.
         self.points_per_pass: int | None = None
-        self._room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
+        # The bytes that what is kept for a step may take.
+        self.room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._open: dict[int, Any] = {}
         self._kept: dict[int, KeptWork] = {}
 
@@ -102,7 +103,8 @@ class SharedWork:
         split = self._split(micro_batch, inputs)
         if kept is None and self.rows is not None:
             rows = self.rows if self._is_open(micro_batch) else self.rows.without_store()
-            calls, prefix = rows.assemble(model, micro_batch, inputs, split, call)
+            with _without_cache(model):
+                calls, prefix = rows.assemble(model, micro_batch, inputs, split, call)
             kept = self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
         inputs = inputs if split is None else split.suffix
         if kept is None:
@@ -123,7 +125,7 @@ class SharedWork:
 
     def _keep(self, micro_batch: MicroBatch, work: KeptWork) -> KeptWork:
         """Return `work`, and keep it if there is room and a step has begun with `micro_batch`."""
-        if self._is_open(micro_batch) and work.nbytes <= self._room - sum(kept.nbytes for kept in self._kept.values()):
+        if self._is_open(micro_batch) and work.nbytes <= self.room - sum(kept.nbytes for kept in self._kept.values()):
             self._kept[id(micro_batch)] = work
         return work
 

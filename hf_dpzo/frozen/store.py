@@ -2,10 +2,12 @@
 
 import math
 import mmap
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ import torch
 
 # Entries begin at multiples of so many bytes, so that tensors of any type can be read in place.
 ALIGNMENT = 64
+
+
+# So many bytes of a file are claimed at once.
+CLAIMED_BYTES = 1 << 24
 
 
 # At most this share of the memory, or of the disk, that is free is taken.
@@ -38,6 +44,7 @@ class FrozenCache:
         num_rows: the number of rows.
         longest_row: the largest number of tokens of a row, a public number.
         folder: the folder for a file.
+        processes: the number of processes that keep rows, each for itself.
     """
 
     place: str
@@ -45,11 +52,22 @@ class FrozenCache:
     num_rows: int
     longest_row: int
     folder: Path
+    processes: int = 1
 
     def open_store(self, bytes_per_token: float) -> "RowStore":
-        """Return an empty store with room for all rows, as far as half of what is free reaches."""
+        """Return an empty store with room for all rows, as far as half of what is free reaches.
+
+        Raises:
+            ValueError: there can be no file in the folder.
+        """
         nbytes = math.ceil(self.num_rows * (self.longest_row * bytes_per_token + 8 * ALIGNMENT))
-        return RowStore.open(self.place, nbytes=nbytes, folder=self.folder)
+        try:
+            return RowStore.open(self.place, nbytes=nbytes, folder=self.folder, share=FREE_SHARE / self.processes)
+        except OSError as error:
+            raise ValueError(
+                f"frozen_cache={self.place}: no file can be made in {self.folder} ({error.strerror}); make room there, "
+                "choose another output_dir, or set frozen_cache=memory."
+            ) from error
 
 
 class RowStore:
@@ -57,29 +75,33 @@ class RowStore:
 
     Args:
         buffer: the memory for all entries, uint8 `[bytes]`. It is touched only where entries are.
+        reserve: makes sure that so many bytes of the memory can be written to; raises `OSError` if not.
 
     >>> store = RowStore(torch.empty(256, dtype=torch.uint8))
     >>> store.put(b"row", [torch.tensor([1.0, 2.0]), torch.tensor([[3]])])
-    >>> [tensor.tolist() for tensor in store.get(b"row")], store.get(b"other") is None
+    >>> cpu = torch.device("cpu")
+    >>> [tensor.tolist() for tensor in store.get(b"row", cpu)], store.get(b"other", cpu) is None
     ([[1.0, 2.0], [[3]]], True)
     """
 
-    def __init__(self, buffer: torch.Tensor) -> None:
+    def __init__(self, buffer: torch.Tensor, reserve: Callable[[int], None] = lambda nbytes: None) -> None:
         self._buffer = buffer
+        self._reserve = reserve
         self._end = 0
         self._places: dict[bytes, list[tuple[int, torch.dtype, torch.Size]]] = {}
 
     @classmethod
-    def open(cls, place: str, *, nbytes: int, folder: Path) -> Self:
+    def open(cls, place: str, *, nbytes: int, folder: Path, share: float = FREE_SHARE) -> Self:
         """Return an empty store in memory, or in a file in `folder` that has no name, and ends with this process.
 
         Args:
             place: memory or disk.
             nbytes: the number of bytes that all entries take at most, by public numbers.
             folder: a folder on the disk to use.
+            share: the largest share of what is free.
         """
         free = psutil.virtual_memory().available if place == "memory" else shutil.disk_usage(folder).free
-        room = min(nbytes, int(FREE_SHARE * free))
+        room = min(nbytes, int(share * free))
         if room < nbytes:
             warnings.warn(
                 f"frozen_cache={place}: up to {nbytes / 2**30:.1f} GiB would be kept, and half of what is free is "
@@ -88,15 +110,13 @@ class RowStore:
             )
         if place == "memory":
             return cls(torch.empty(room, dtype=torch.uint8))
-        # Without a name from the beginning, so that it is gone however this process ends.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.truncate(max(1, room))
-            return cls(torch.frombuffer(mmap.mmap(file.fileno(), max(1, room)), dtype=torch.uint8))
+        file = _NamelessFile(folder, max(1, room))
+        return cls(torch.frombuffer(file.memory, dtype=torch.uint8), file.reserve)
 
-    def get(self, key: bytes) -> list[torch.Tensor] | None:
-        """Return the entry under `key`, which is not to be written to; `None` if there is none."""
+    def get(self, key: bytes, device: torch.device) -> list[torch.Tensor] | None:
+        """Return the entry under `key` on `device`, which is not to be written to; `None` if there is none."""
         places = self._places.get(key)
-        return places and [self._view(*place) for place in places]
+        return None if places is None else [self._view(*place).to(device) for place in places]
 
     def put(self, key: bytes, tensors: Sequence[torch.Tensor]) -> None:
         """Keep `tensors` under `key`, if there is room."""
@@ -105,6 +125,10 @@ class RowStore:
             places.append((end, tensor.dtype, tensor.shape))
             end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         if end > len(self._buffer):
+            return
+        try:
+            self._reserve(end)
+        except OSError:
             return
         for place, tensor in zip(places, tensors, strict=True):
             self._view(*place).copy_(tensor)
@@ -116,8 +140,32 @@ class RowStore:
         return self._buffer[start:stop].view(dtype).view(shape)
 
 
+class _NamelessFile:
+    """A file that has no name from the beginning, so that it is gone however this process ends.
+
+    Its blocks are claimed before they are written to. Of a disk that others have filled in the meantime, the memory
+    that stands for the file could not be written to, and the system would end the process.
+    """
+
+    def __init__(self, folder: Path, nbytes: int) -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(nbytes)
+            self.memory = mmap.mmap(file.fileno(), nbytes)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._nbytes = nbytes
+        self._claimed = 0
+
+    def reserve(self, nbytes: int) -> None:
+        while self._claimed < nbytes:
+            zeros = bytes(min(CLAIMED_BYTES, self._nbytes - self._claimed))
+            self._claimed += os.pwrite(self._descriptor, zeros, self._claimed)
+
+
 def find_folder(dataset: object, default: Path) -> Path:
-    """Return the folder in which the files of `dataset` are; `default` if it is not on a disk."""
+    """Return the folder in which the files of `dataset` are; `default` if there is none that takes others."""
     with suppress(AttributeError, IndexError, KeyError, TypeError):
-        return Path(dataset.cache_files[0]["filename"]).parent
+        folder = Path(dataset.cache_files[0]["filename"]).parent
+        if os.access(folder, os.W_OK):
+            return folder
     return default

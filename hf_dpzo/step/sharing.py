@@ -14,6 +14,7 @@ from hf_dpzo.frozen.rows import RowWork
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.models.precision import describe_reduced_precision
+from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.step.descent import is_copied
@@ -64,21 +65,39 @@ def find_shared_work(
     Raises:
         ValueError: `cache` is given, and nothing can be kept.
     """
-    if not (isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses)):
+    is_whole = isinstance(model, OptimizedModule) or isinstance(losses, FSDPLosses)
+    if is_whole and cache is not None:
+        raise ValueError(
+            f"frozen_cache={cache.place}: a model that is compiled, or split over processes, is evaluated as a whole; "
+            "leave frozen_cache out, or torch_compile and fsdp."
+        )
+    if not is_whole:
         for shared in _propose(model, losses, batches, cache):
-            with suppress(Exception):  # Rows or models that fail as a whole are refused elsewhere, with the reason.
-                if all(_agrees(model, losses, shared, rows) for rows in batches):
-                    if shared.is_split and _batches_points(model, losses, shared, batches[0]):
-                        shared.points_per_pass = POINTS_AFTER_PREFIX
-                    if cache is not None:
-                        shared.rows.store = cache.open_store(shared.rows.bytes_per_token)
-                    return shared
+            if not _suits(model, losses, shared, batches):
+                continue
+            if shared.is_split:
+                shared.points_per_pass = _choose_points(model, losses, shared, batches[0])
+            if cache is not None:
+                shared.rows.store = cache.open_store(shared.rows.bytes_per_token)
+            return shared
     if cache is not None:
         raise ValueError(
             f"frozen_cache={cache.place}: nothing of a row is the same in all steps, or what is kept of it gives other "
             "losses; train an adapter of upper layers or an activated one on rows of tokens, or leave frozen_cache out."
         )
     return None
+
+
+def _suits(
+    model: torch.nn.Module,
+    losses: BatchLosses,
+    shared: SharedWork,
+    batches: Sequence[Sequence[Mapping[str, Any]]],
+) -> bool:
+    """Return whether sharing changes no loss of public rows."""
+    with suppress(Exception):  # Rows or models that fail as a whole are refused elsewhere, with the reason.
+        return all(_agrees(model, losses, shared, rows) for rows in batches)
+    return False
 
 
 def _propose(
@@ -96,7 +115,9 @@ def _propose(
         return
     invocations = [losses.invocation] if losses.collator.suffix_rule is not None else []
     for invocation in [*invocations, *([None] if stretches else [])]:
-        for rows in _propose_rows(losses, stretches, cache, is_split=invocation is not None):
+        has_decoder = getattr(getattr(unwrap_model(model), "config", None), "is_encoder_decoder", False)
+        kept = stretches[:1] if has_decoder else stretches
+        for rows in _propose_rows(losses, kept, cache, is_split=invocation is not None):
             fixed_shapes = losses.collator.has_fixed_shapes
             yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
 
@@ -107,7 +128,7 @@ def _propose_rows(
     """Yield how to keep rows from step to step.
 
     First without the keys of layers that need not run again, then with them, and then, for a loss that adds tokens to
-    those of a row, keys alone.
+    those of a row, keys alone. Of a decoder with an encoder nothing is kept: its tokens are not those of `input_ids`.
     """
     if cache is None:
         yield None
@@ -134,9 +155,23 @@ def _agrees(model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, row
     tolerance = ROUNDING if is_exact else REDUCED_ROUNDING
     alone = list(evaluate(sharing))
     are_close = functools.partial(torch.allclose, rtol=tolerance, atol=tolerance, equal_nan=True)
-    with shared.opened(batch.micro_batches):
-        are_kept = all(map(_are_equal, alone, evaluate(sharing)))
-    return are_kept and all(map(are_close, alone, evaluate(losses)))
+    for _ in range(1 if shared.rows is None else 2):  # In a second step the rows have been seen before.
+        with shared.opened(batch.micro_batches):
+            if not all(map(_are_equal, alone, evaluate(sharing))):
+                return False
+    return all(map(are_close, alone, evaluate(losses)))
+
+
+def _choose_points(
+    model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, rows: Sequence[Mapping[str, Any]]
+) -> int | None:
+    """Return how many probe points to evaluate in one pass after a prefix; `None` for one.
+
+    Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    points = min(POINTS_AFTER_PREFIX, shared.room // max(1, sum(parameter.nbytes for parameter in trained)))
+    return points if points > 1 and _batches_points(model, losses, shared, rows) else None
 
 
 def _batches_points(

@@ -72,7 +72,6 @@ class CheckingTrainer(SearchingTrainer):
     longest_row: int = 0
     # The data loader that draws Poisson batches.
     _loader: DataLoader | None = None
-    # What keeps the work that probe points share, if anything does.
     _shared: SharedWork | None = None
     # What evaluates batches, the collator that builds them, and batches of public rows.
     _estimate: StepEstimate
@@ -153,12 +152,13 @@ class CheckingTrainer(SearchingTrainer):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
             if losses is self._estimate.losses:
-                cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
+                known = {"longest_row": self.longest_row, "processes": self._processes.size}
+                cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
                 self._shared = find_shared_work(model, losses, self._public_batches, cache)
                 losses = dataclasses.replace(losses, shared=self._shared)
                 self._estimate = dataclasses.replace(self._estimate, losses=losses)
-            probed = self._public_batches if self.args.private else None
-            self._isolation = probed and self._measure_isolation(model, losses, probed)
+            if self.args.private:
+                self._isolation = self._measure_isolation(model, losses, self._public_batches)
         if self.eval_dataset is not None:
             self._try_evaluation()
 

@@ -1,13 +1,15 @@
 """What is kept of rows from step to step is computed once, from a row alone, and gives the losses of whole rows."""
 
 import os
+import shutil
+import types
 
 import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.frozen.rows import digest_row
-from hf_dpzo.frozen.store import FrozenCache, RowStore
+from hf_dpzo.frozen.store import FrozenCache, RowStore, find_folder
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.prompting import LabelStringLoss, NextWordLoss
 from hf_dpzo.step.batch_losses import BatchLosses
@@ -20,12 +22,15 @@ from support.runs import train
 from support.stacks import find_layers
 
 
+CPU = torch.device("cpu")
+
+
 def test_an_entry_is_read_as_it_was_put():
     store = RowStore(torch.empty(1 << 12, dtype=torch.uint8))
     first = [torch.randn(3, 5), torch.arange(7), torch.randn(2).bfloat16(), torch.zeros(0)]
     store.put(b"a", first)
     store.put(b"b", [torch.ones(4)])
-    assert all(map(torch.equal, store.get(b"a"), first)) and store.get(b"b")[0].tolist() == [1] * 4
+    assert all(map(torch.equal, store.get(b"a", CPU), first)) and store.get(b"b", CPU)[0].tolist() == [1] * 4
 
 
 def test_an_entry_without_room_is_not_kept():
@@ -33,7 +38,7 @@ def test_an_entry_without_room_is_not_kept():
     store.put(b"a", [torch.ones(17)])
     store.put(b"b", [torch.ones(17)])
     store.put(b"c", [torch.ones(1), torch.ones(1)])
-    assert [store.get(key) is None for key in (b"a", b"b", b"c")] == [False, True, True]
+    assert [store.get(key, CPU) is None for key in (b"a", b"b", b"c")] == [False, True, True]
 
 
 def cache(place, folder, **changes) -> FrozenCache:
@@ -46,13 +51,47 @@ def test_a_store_leaves_no_file_and_has_room_for_all_rows(place, tmp_path):
     store = cache(place, tmp_path).open_store(100.0)
     for number in range(24):
         store.put(bytes([number]), [torch.full((1600,), float(number))])
-    assert all(store.get(bytes([number]))[0][5] == number for number in range(24))
+    assert all(store.get(bytes([number]), CPU)[0][5] == number for number in range(24))
     assert not os.listdir(tmp_path)
 
 
 def test_too_little_room_is_said_by_public_numbers(tmp_path):
     with pytest.warns(UserWarning, match=r"^frozen_cache=disk: up to 1\d{6,}\.\d GiB would be kept, and half of what"):
         RowStore.open("disk", nbytes=1 << 54, folder=tmp_path)
+
+
+def test_a_disk_that_others_fill_ends_no_run(tmp_path, monkeypatch):
+    """The system would end a process that wrote to memory behind which there is no disk."""
+    store = RowStore.open("disk", nbytes=1 << 25, folder=tmp_path)
+    store.put(b"a", [torch.ones(4)])
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    store.put(b"b", [torch.ones(4)])
+    store.put(b"c", [torch.ones(1 << 22)])
+    assert [store.get(key, CPU) is None for key in (b"a", b"b", b"c")] == [False, False, True]
+
+
+def test_several_processes_share_what_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1 << 20))
+    with pytest.warns(UserWarning, match="^frozen_cache=disk: "):
+        store = cache("disk", tmp_path, processes=4, num_rows=10**6).open_store(100.0)
+    assert len(store._buffer) == 1 << 17
+
+
+def test_a_folder_that_takes_no_file_is_named_and_that_of_the_rows_is_passed_by(tmp_path):
+    with pytest.raises(ValueError, match=r"^frozen_cache=disk: no file can be made in \S*/gone \(No such file"):
+        cache("disk", tmp_path / "gone").open_store(100.0)
+    rows = types.SimpleNamespace(cache_files=[{"filename": str(tmp_path / "gone" / "rows.arrow")}])
+    assert find_folder(rows, tmp_path) == tmp_path
+
+
+def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path):
+    model = torch.compile(causal_lm(), backend="eager")
+    with pytest.raises(ValueError, match=r"^frozen_cache=disk: a model that is compiled, or split over processes, is"):
+        find_shared_work(model, losses_of(causal_lm()), [], cache("disk", tmp_path))
 
 
 def losses_of(model, **changes) -> BatchLosses:
@@ -110,7 +149,7 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_neighbours(tmp_path):
         with fast.shared.opened(batch.micro_batches):
             fast(model, batch)
         alone = fast.build_public_batch(rows[:1]).micro_batches[0]
-        kept.append(fast.shared.rows.store.get(digest_row(alone.inputs, 0)))
+        kept.append(fast.shared.rows.store.get(digest_row(rows[0], alone.inputs, 0), CPU))
     for other in kept[1:]:
         assert len(other) == len(kept[0]) == 2 and all(map(torch.equal, kept[0], other))
 
@@ -133,10 +172,11 @@ def test_keys_of_layers_that_never_run_again_are_not_kept(build, shapes, tmp_pat
     fast = BatchLosses(**{**vars(losses), "shared": shared})
     torch.testing.assert_close(fast.of_public(model, rows), losses.of_public(model, rows), rtol=1e-5, atol=0)
     ids = [7] * 6 + rows[0]["input_ids"][-4:]
-    batch = fast.build_public_batch([{"input_ids": ids, "attention_mask": [1] * 10, "labels": 0}])
+    row = {"input_ids": ids, "attention_mask": [1] * 10, "labels": 0}
+    batch = fast.build_public_batch([row])
     with shared.opened(batch.micro_batches):
         fast(model, batch)
-    kept = shared.rows.store.get(digest_row(batch.micro_batches[0].inputs, 0))
+    kept = shared.rows.store.get(digest_row(row, batch.micro_batches[0].inputs, 0), CPU)
     assert [tuple(tensor.shape) for tensor in kept] == shapes
 
 

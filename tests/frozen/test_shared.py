@@ -84,6 +84,47 @@ def test_a_cache_that_the_caller_passes_is_filled_by_all_layers():
             assert [layer.get_seq_length() for layer in cache.layers] == [7] * 4
 
 
+@pytest.mark.parametrize("number", [0, 1])
+@torch.no_grad()
+def test_a_hook_changes_what_a_layer_returns_once(number):
+    """Also one that comes after it was found out which layers are frozen, such as that of a callback."""
+    model = build_half_trained("LlamaForCausalLM")
+    inputs = build_inputs(model)
+    shared = share(model, lambda: model(**inputs))
+    layers = find_layers(model)
+    layers[number].register_forward_hook(lambda layer, args, output: output + 0.5)
+    expected = model(**inputs).logits
+    micro_batch = object()
+
+    def evaluate():
+        return model(**inputs).logits
+
+    with shared.opened([micro_batch]):
+        for _ in range(3):
+            assert torch.equal(reuse(shared, model, micro_batch, evaluate), expected)
+        assert count_runs(layers[0], lambda: reuse(shared, model, micro_batch, evaluate)) == 0
+
+
+@torch.no_grad()
+def test_a_layer_that_is_called_once_more_by_itself_runs():
+    model = build_half_trained("LlamaForCausalLM")
+    inputs = build_inputs(model)
+    shared = share(model, lambda: model(**inputs))
+    last = find_layers(model)[1]
+    hidden = torch.randn(1, 3, 16)
+    angles = model.model.rotary_emb(hidden, torch.arange(3)[None])
+
+    def evaluate():
+        model(**inputs)
+        return last(hidden, position_embeddings=angles)
+
+    expected = evaluate()
+    micro_batch = object()
+    with shared.opened([micro_batch]):
+        for _ in range(2):
+            assert torch.equal(reuse(shared, model, micro_batch, evaluate), expected)
+
+
 @torch.no_grad()
 def test_several_passes_of_one_loss_are_shared_in_their_order():
     model = build_half_trained("LlamaForCausalLM")
@@ -114,7 +155,7 @@ def test_what_is_kept_for_a_step_is_bounded():
     def evaluate(micro_batch):
         reuse(shared, model, micro_batch, lambda: model(**inputs))
 
-    shared._room = 2 * calls.nbytes
+    shared.room = 2 * calls.nbytes
     with shared.opened(micro_batches):
         first = [count_runs(find_layers(model)[0], lambda one=one: evaluate(one)) for one in micro_batches]
         then = [count_runs(find_layers(model)[0], lambda one=one: evaluate(one)) for one in micro_batches]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_dpzo import ZOTrainer
@@ -23,7 +24,7 @@ from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 
-from support.models import one_layer, with_lora
+from support.models import classifier, one_layer, with_lora
 from support.rows import labelled_rows
 
 
@@ -86,6 +87,13 @@ def frozen(monkeypatch) -> list[list[int]]:
     return sums
 
 
+def build_model(lora: bool | str) -> torch.nn.Module:
+    if lora != "upper":
+        return with_lora(one_layer()) if lora else one_layer()
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj", "v_proj"], layers_to_transform=[1])
+    return get_peft_model(classifier(num_hidden_layers=2), config)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The same for all runs, for they write down where they are."""
@@ -127,7 +135,7 @@ def leave_behind(make_args, tokenizer, folder, capsys, caplog):
             **changes,
         )
         trainer = ZOTrainer(
-            model=with_lora(one_layer()) if lora else one_layer(),
+            model=build_model(lora),
             args=args,
             train_dataset=data,
             eval_dataset=labelled_rows(6, seed=1),
@@ -169,6 +177,24 @@ def test_a_run_and_its_twin_leave_the_same_bytes(name, lora, frozen, leave_behin
     assert seen == twin_seen
     moved = np.abs(np.array(sums) - np.array(frozen))
     # One row is replaced by another: it leaves with at most the sensitivity, and the other comes with as much.
+    assert 0 < moved.max() <= (2 if name == "another row" else 1) * SENSITIVITY
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("another row", "memory"), ("a long row", "memory"), ("a wrong token", "memory"), ("not a row", "disk")],
+)
+def test_a_run_that_keeps_rows_and_its_twin_leave_the_same_bytes(name, place, frozen, leave_behind, ordinary):
+    settings = {"lora": "upper", "clip_norm": 0.01, "padded_lengths": [16], "frozen_cache": place}
+    if place not in ordinary:
+        ordinary[place] = *leave_behind(ORDINARY, **settings), frozen[:]
+        frozen.clear()
+    files, text, seen, sums = ordinary[place]
+    twin_files, twin_text, twin_seen = leave_behind(NEIGHBOURS[name], **settings)
+    assert files.keys() == twin_files.keys()
+    assert [path for path in files if files[path] != twin_files[path]] == []
+    assert (text, seen) == (twin_text, twin_seen)
+    moved = np.abs(np.array(sums) - np.array(frozen))
     assert 0 < moved.max() <= (2 if name == "another row" else 1) * SENSITIVITY
 
 
