@@ -6,6 +6,7 @@ said before.
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ def refuse_activating_padding(
     """
     if losses.collator.micro_batch_size == 1:
         return
-    inputs = losses.collator.collate([copy_row(row) for row in rows])
+    inputs: Mapping[str, Any] = {}
+    with suppress(Exception):  # A collator that cannot pad, for rows of one length, fails on those that are made up.
+        inputs = losses.collator.collate([copy_row(row) for row in rows])
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     is_seen = isinstance(ids, torch.Tensor) and isinstance(mask, torch.Tensor) and ids.shape == mask.shape
     padding = {padding_token, *(ids[mask == 0].tolist() if is_seen else ())}

@@ -9,7 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, OPTForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from hf_dpzo import Trajectory, ZOTrainer, from_trajectory, replay_onto, seeded_peft_model
 from hf_dpzo.card.model_card import render_card
@@ -377,3 +384,15 @@ def test_rewards_of_generated_texts_train_it(make, tmp_path):
             processing_class=word_tokenizer(),
             changes={**settings, "eval_data_is_public": True, "output_dir": tmp_path / "second"},
         ).train()
+
+
+def test_a_collator_that_cannot_pad_collates_rows_of_one_length(tmp_path):
+    rows = Dataset.from_list([row for row in activated_rows(60) if len(row["input_ids"]) == 9])
+    trainer = ZOTrainer(
+        model=activated_model(),
+        args=short_args(tmp_path, max_steps=1, expected_batch_size=4),
+        train_dataset=rows,
+        data_collator=default_data_collator,
+    )
+    trainer.train()
+    assert len(Trajectory.read(tmp_path).records) == 1
