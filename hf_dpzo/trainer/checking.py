@@ -149,8 +149,7 @@ class CheckingTrainer(SearchingTrainer):
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
-            known = {"longest_row": self.longest_row, "processes": self._processes.size}
-            cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
+            cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
             shared = find_shared_work(model, losses, self._public_batches, cache)
             losses = dataclasses.replace(losses, shared=shared)
             self._estimate = dataclasses.replace(self._estimate, losses=losses)

@@ -97,9 +97,9 @@ def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path
 
 def test_no_choice_is_none(make_args):
     args = make_args(frozen_cache=None, frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], longest_row=8, processes=1) is None
+    assert build_frozen_cache(args, causal_lm(), [], longest_row=8) is None
     args = make_args(frozen_cache="memory", frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], longest_row=8, processes=1).dtype is None
+    assert build_frozen_cache(args, causal_lm(), [], longest_row=8).dtype is None
 
 
 def losses_of(model, **changes) -> BatchLosses:
