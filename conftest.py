@@ -3,5 +3,5 @@
 from importlib.util import find_spec
 
 
-KERNELS = ["hf_dpzo/distributed/triton_sums.py", "hf_dpzo/zo/triton_kernel.py"]
+KERNELS = ["hf_dpzo/distributed/triton_sums.py", "hf_dpzo/zo/triton_kernel.py", "tests/support/compiled_kernel.py"]
 collect_ignore = [] if find_spec("triton") else KERNELS

@@ -57,7 +57,7 @@ class TakingTurns(TrainerCallback):
             for name in ("guarded", "held_still"):
                 self._patches.enter_context(patch.object(ModelState, name, lambda *_: nullcontext()))
             for name in ("is_broken", "apply"):
-                self._patches.enter_context(patch.object(Seal, name, lambda seal: False))
+                self._patches.enter_context(patch.object(Seal, name, lambda *_: False))
         self._begin = time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from hf_dpzo.arguments.training_args import ZOTrainingArguments
     from hf_dpzo.card.repository import from_trajectory
     from hf_dpzo.losses import PerExampleLoss, Prompt
+    from hf_dpzo.models.feature_classifier import FeatureClassifier
+    from hf_dpzo.models.public_texts import PUBLIC_TEXTS
     from hf_dpzo.models.seeded import seeded_peft_model
     from hf_dpzo.trainer.seq2seq import ZOSeq2SeqTrainer, ZOSeq2SeqTrainingArguments
     from hf_dpzo.trainer.trainer import ZOTrainer
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "PUBLIC_TEXTS",
+    "FeatureClassifier",
     "PerExampleLoss",
     "Prompt",
     "Trajectory",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 _LAZY_IMPORTS = {
+    "FeatureClassifier": "models.feature_classifier",
+    "PUBLIC_TEXTS": "models.public_texts",
     "PerExampleLoss": "losses",
     "Prompt": "losses",
     "Trajectory": "trajectory.log",

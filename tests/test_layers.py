@@ -19,7 +19,7 @@ PACKAGES = {
     "zo": {"torch", "numba", "triton"},
     "methods": set(),
     "data": {"torch", "datasets", "transformers"},
-    "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub"},
+    "models": {"torch", "transformers", "peft", "accelerate", "huggingface_hub", "safetensors"},
     "losses": {"torch", "transformers"},
     "frozen": {"torch", "transformers", "psutil"},
     "step": {"torch"},

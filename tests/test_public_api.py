@@ -30,7 +30,7 @@ OBJECTS = {
     for name in NAMES[package]
 }
 # Values have no docstring; docs/python.md says what they are.
-VALUES = {"hf_dpzo.__version__", "hf_dpzo.privacy.Query", "hf_dpzo.methods.METHODS"}
+VALUES = {"hf_dpzo.PUBLIC_TEXTS", "hf_dpzo.__version__", "hf_dpzo.privacy.Query", "hf_dpzo.methods.METHODS"}
 FUNCTIONS = [name for name, value in OBJECTS.items() if inspect.isfunction(value)]
 CLASSES = [name for name, value in OBJECTS.items() if inspect.isclass(value)]
 # Beginnings of sentences that say what a thing is, instead of what a function does.

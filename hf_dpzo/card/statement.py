@@ -109,7 +109,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "trained": "adapter" if run.header["adapter"] else "all parameters",
             "hyperparameters": dict(declarations.hyperparameters),
             "dataset": list(declarations.dataset),
-            "task": declarations.task or TASKS.get(run.header["base"]["architecture"].rpartition("For")[2]),
+            "task": declarations.task or _find_task(run.header["base"]),
             **_describe_invocation(run.header["adapter"]),
         },
         "evaluation": {
@@ -258,11 +258,16 @@ def _reproducibility(folder: Path, run: LoggedRun, declarations: Declarations) -
             "revision": base["revision"],
             "architecture": base["architecture"],
             "frozen_sha256": base["frozen"],
-            **{name: base[name] for name in ("dtype", "quantization") if name in base},
+            **{name: base[name] for name in ("dtype", "quantization", "features") if name in base},
         },
         "replays_on": run.header["replays_on"],
         "repository": declarations.repository,
     }
+
+
+def _find_task(base: Mapping[str, Any]) -> str | None:
+    """Return the Hub's name of the task of the model that `base` in a header describes."""
+    return "text-classification" if "features" in base else TASKS.get(base["architecture"].rpartition("For")[2])
 
 
 def describe_file(path: Path) -> dict[str, Any]:

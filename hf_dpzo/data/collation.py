@@ -50,6 +50,10 @@ class MicroBatch:
     inputs: Any
     suffix_length: int | None = None
 
+    def copy_inputs(self) -> Any:
+        """Return the inputs in memory of their own, because a model or a loss may write into them."""
+        return copy.deepcopy(self.inputs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogicalBatch:

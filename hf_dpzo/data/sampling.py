@@ -6,6 +6,7 @@ The number of rows in a batch is itself secret. Nothing here logs or keeps it.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -81,14 +82,25 @@ class PoissonBatchSampler(Sampler[list[DrawnRow]]):
         return steps_per_epoch(self._sampler.rate)
 
     def __iter__(self) -> Iterator[list[DrawnRow]]:
+        return map(list_rows, self.draw_arrays())
+
+    def draw_arrays(self) -> Iterator[np.ndarray]:
+        """Yield the batches of `__iter__` as arrays `[rows, 3]`: the number of its unit, row and key of each row."""
+        own_units = np.asarray(self._own_units, dtype=np.int64)
         for _ in range(len(self)):
-            units = [self._own_units[place] for place in np.flatnonzero(self._sampler.draw())]
-            rows = [(number, row) for number, unit in enumerate(units) for row in self._units.draw_rows(unit)]
-            keys = draw_keys(len(rows)).tolist()
-            yield [
-                DrawnRow(unit=number, row=row, slot=slot, key=key)
-                for slot, ((number, row), key) in enumerate(zip(rows, keys, strict=True))
-            ]
+            units = own_units[self._sampler.draw()]
+            drawn = self._units.draw_rows_of(units)
+            yield np.stack([*drawn, draw_keys(drawn.shape[1])], axis=1)
+
+    @property
+    def own_rows(self) -> np.ndarray:
+        """The numbers of the rows that this sampler may draw, int64 `[rows]`."""
+        return self._units.list_rows_of(self._own_units)
+
+
+def list_rows(drawn: np.ndarray) -> list[DrawnRow]:
+    """Return the rows of an array of units, rows and keys, `[rows, 3]`."""
+    return [DrawnRow(unit=unit, row=row, slot=slot, key=key) for slot, (unit, row, key) in enumerate(drawn.tolist())]
 
 
 def assign_units(num_units: int, processes: Processes) -> np.ndarray:
@@ -161,7 +173,7 @@ def batch_capacity(expected_batch_size: int, *, max_rows_per_unit: int = 1) -> i
 
 def build_batch_sampler(
     units: Units, sampling_rate: float, processes: Processes, *, capacity: int | None
-) -> Sampler[list[DrawnRow]]:
+) -> "PoissonBatchSampler | BroadcastBatchSampler":
     """Return the sampler of this process' batches.
 
     It draws from this process' share of the units. With a `capacity`, it gives the same batches in all processes.
@@ -183,7 +195,7 @@ class BroadcastBatchSampler(Sampler[list[DrawnRow]]):
         capacity: the number of rows that a batch has room for.
     """
 
-    def __init__(self, sampler: Sampler[list[DrawnRow]], processes: Processes, *, capacity: int) -> None:
+    def __init__(self, sampler: PoissonBatchSampler, processes: Processes, *, capacity: int) -> None:
         self._sampler = sampler
         self._processes = processes
         self._capacity = capacity
@@ -192,14 +204,19 @@ class BroadcastBatchSampler(Sampler[list[DrawnRow]]):
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[list[DrawnRow]]:
-        batches = iter(self._sampler) if self._processes.is_first else iter(())
+        return map(list_rows, self.draw_arrays())
+
+    def draw_arrays(self) -> Iterator[np.ndarray]:
+        """Yield the batches of `__iter__` as arrays `[rows, 3]`: the number of its unit, row and key of each row."""
+        batches = self._sampler.draw_arrays() if self._processes.is_first else iter(())
         for _ in range(len(self)):
             table = np.full((self._capacity, 3), -1, dtype=np.int64)
-            for drawn in next(batches, [])[: self._capacity]:
-                table[drawn.slot] = drawn.unit, drawn.row, drawn.key
-            slots = self._processes.broadcast(table).tolist()
-            yield [
-                DrawnRow(unit=unit, row=row, slot=slot, key=key)
-                for slot, (unit, row, key) in enumerate(slots)
-                if row >= 0
-            ]
+            for drawn in islice(batches, 1):
+                table[: len(drawn)] = drawn[: self._capacity]
+            table = self._processes.broadcast(table)
+            yield table[table[:, 1] >= 0]
+
+    @property
+    def own_rows(self) -> np.ndarray:
+        """The numbers of the rows that this sampler may draw, int64 `[rows]`: all."""
+        return self._sampler.own_rows

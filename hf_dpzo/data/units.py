@@ -108,6 +108,24 @@ class Units:
             else rows[choose_subset(len(rows), self.max_rows_per_unit)].tolist()
         )
 
+    def draw_rows_of(self, units: np.ndarray) -> np.ndarray:
+        """Return what `draw_rows` gives for each of `units`, int64 `[2, rows]`: the place of its unit, and the row.
+
+        >>> Units.from_users(["ann", "bob", "ann"], max_rows=2).draw_rows_of(np.array([1, 0])).tolist()
+        [[0, 1, 1], [1, 0, 2]]
+        """
+        if self.members is None:
+            return np.stack([np.arange(len(units)), units])
+        rows = [self.draw_rows(unit) for unit in units.tolist()]
+        places = np.repeat(np.arange(len(units)), np.array([len(own) for own in rows], dtype=np.int64))
+        return np.stack([places, np.array([row for own in rows for row in own], dtype=np.int64)])
+
+    def list_rows_of(self, units: Sequence[int]) -> np.ndarray:
+        """Return the numbers of all rows of `units`, int64 `[rows]`."""
+        if self.members is None:
+            return np.asarray(units, dtype=np.int64)
+        return np.concatenate([np.empty(0, dtype=np.int64), *(self.members[unit] for unit in units)])
+
 
 def average_by_unit(coefficients: torch.Tensor, units: Sequence[int], num_units: int) -> torch.Tensor:
     """Return each unit's mean over its own rows, float64 `[num_units, K]` on the CPU. SENSITIVE.

@@ -78,7 +78,8 @@ def checksum_groups(groups: Sequence[Sequence[torch.Tensor]]) -> list[int]:
     kernel = choose_kernel([tensor for group in groups for tensor in group])
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for part in parts:
-        if part.numel() and is_aligned(part) and choose_triton(part.device) is not None:
+        is_elsewhere = part.device.type in TRITON_DEVICES and part.numel() > 0
+        if is_elsewhere and is_aligned(part) and choose_triton(part.device) is not None:
             by_device.setdefault(part.device, []).append(part)
     sums: dict[int, torch.Tensor] = {}
     for device, own in by_device.items():
@@ -192,7 +193,8 @@ def _take_sums(octets: torch.Tensor, kernel: SumKernel | None) -> torch.Tensor:
     if octets.storage_offset() % 8:
         octets = octets.clone()  # A view of larger elements must begin at a multiple of their size.
     if octets.device.type == "cpu" and kernel is not None:
-        _sum_in_threads(octets.numpy(), sums.numpy(), kernel)
+        add_up = sum_array if count < 2 * _LEAST_SUMS else _sum_in_threads
+        add_up(octets.numpy(), sums.numpy(), kernel)
         return sums
     whole = len(octets) // BYTES_PER_SUM
     _sum_by_torch(octets[: whole * BYTES_PER_SUM], sums[:whole])

@@ -25,6 +25,7 @@ from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, g
 from hf_dpzo.isolation.watched import WatchedLoss
 from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
+from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.batched_points import at_stacks
 from hf_dpzo.zo.directions import Gaussian
@@ -118,7 +119,8 @@ def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequenc
     if not losses.collator.padded_lengths:
         return
     alone = replace(losses, collator=replace(losses.collator, padded_lengths=(), micro_batch_size=1))
-    tolerance = COUPLING_TOLERANCE if describe_reduced_precision(model) is None else REDUCED_TOLERANCE
+    reduced = describe_reduced_precision(model) or describe_reduced_precision(find_set_aside(model) or model)
+    tolerance = COUPLING_TOLERANCE if reduced is None else REDUCED_TOLERANCE
     with nonzero_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
         for rows in batches:
             padded, unpadded = losses.of_public(model, rows), alone.of_public(model, rows)
@@ -164,7 +166,9 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
 def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
-    probe_points = [ProbePoint(direction=point, position=FILL_SCALE) for point in range(points)]
+    # In pairs around where the parameters are, as those of central differences, which a loss may evaluate as such.
+    sides = (FILL_SCALE, -FILL_SCALE)
+    probe_points = [ProbePoint(direction=point // 2, position=sides[point % 2]) for point in range(points)]
     stacks = stack(trained, directions, step=0, points=probe_points)
     try:
         # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.isolation.media import find_media_shape
 from hf_dpzo.isolation.neighbors import find_end_token
-from hf_dpzo.losses.heads import find_head
+from hf_dpzo.losses.heads import FEATURE_HEAD, find_head
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -68,6 +68,8 @@ class Column:
 def find_kind(model: torch.nn.Module) -> str | None:
     """Return what the labels of `model` are, in words; `None` for a model of which nothing says it."""
     base, head = unwrap_model(model), find_head(model)
+    if head is FEATURE_HEAD:
+        return head.labels
     if head is None or not head.tables:
         return OTHER_KINDS.get(getattr(base, "loss_type", None))
     return head.labels

@@ -9,6 +9,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils.generic import find_labels
 
 from hf_dpzo.losses.causal_lm import CausalLMLoss
+from hf_dpzo.losses.features import FeatureClassificationLoss
 from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.masked_lm import MaskedLMLoss
 from hf_dpzo.losses.multiple_choice import MultipleChoiceLoss
@@ -18,6 +19,7 @@ from hf_dpzo.losses.question_answering import QuestionAnsweringLoss
 from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.losses.sequence_classification import SequenceClassificationLoss
 from hf_dpzo.losses.token_classification import TokenClassificationLoss
+from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.unwrap import accepts_argument, class_name, unwrap_model
 
 
@@ -79,6 +81,14 @@ HEADS = (
 )
 
 
+FEATURE_HEAD = Head(
+    task="classify the features of a frozen model",
+    labels="class",
+    loss=FeatureClassificationLoss,
+    tables=(),
+)
+
+
 # Of any other model, the loss that it returns itself.
 OTHER_HEAD = Head(task="any other, with labels", labels="any", loss=OwnLoss, tables=())
 
@@ -95,6 +105,8 @@ def find_head(model: torch.nn.Module) -> Head | None:
     `forward` or `loss_function`, is not known as any head, and is trained on what it returns.
     """
     base = unwrap_model(model)
+    if isinstance(base, FeatureClassifier):
+        return FEATURE_HEAD
     for kind in type(base).__mro__:
         head = next((head for head in HEADS if kind.__name__ in head.architectures), None)
         if head is not None and kind.__module__.startswith("transformers."):
@@ -145,6 +157,12 @@ def build_head_loss(model: torch.nn.Module) -> PerExampleLoss:
 def read_table(table: str) -> Iterator[str]:
     """Yield the names of the model classes in the table MODEL_FOR_`table`_MAPPING_NAMES of transformers."""
     for names in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
+        yield from (names,) if isinstance(names, str) else names
+
+
+def list_bodies() -> Iterator[str]:
+    """Yield the names of the model classes without a head, which read texts, images or sounds."""
+    for names in modeling_auto.MODEL_MAPPING_NAMES.values():
         yield from (names,) if isinstance(names, str) else names
 
 

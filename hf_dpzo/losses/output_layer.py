@@ -5,14 +5,15 @@ expensive one, and the logits its largest tensor, but a loss needs few of them. 
 except that its output layer receives no positions. The layer is then applied to the hidden states that the loss needs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from hf_dpzo.losses.per_example import IGNORE_INDEX
+from hf_dpzo.models.float32_residual import Float32Head, evaluation_mode
+from hf_dpzo.models.products import multiply_exactly
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 
 
@@ -133,7 +134,7 @@ class OutputLayer:
         tokens = torch.tensor([[0, 1], [1, 0]], device=unwrap_model(model).device)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         outputs = []
-        with _evaluation_mode(model):
+        with evaluation_mode(model):
             handle = layer.register_forward_hook(lambda layer, args, output: outputs.append(output))
             try:
                 logits = self._forward(model, inputs)
@@ -189,23 +190,13 @@ def _row_log_probs(
 def _logits(layer: torch.nn.Module, hidden: torch.Tensor, words: list[int] | None = None) -> torch.Tensor:
     """Return the logits of `hidden`, `[positions, hidden]`, for all words or some, computed in the layer's dtype."""
     # A layer whose `forward` was replaced does more than its class says.
-    if type(layer) is torch.nn.Linear and "forward" not in vars(layer):
+    if type(layer) in (torch.nn.Linear, Float32Head) and "forward" not in vars(layer):
         weight, bias = layer.weight, layer.bias
         if words is not None:
             weight, bias = weight[words], None if bias is None else bias[words]
+        if type(layer) is Float32Head:
+            return multiply_exactly(hidden, weight, bias)
         return F.linear(hidden, weight, bias).float()
     # `layer(hidden)` would run the hook that called this function.
     logits = layer.forward(hidden).float()
     return logits if words is None else logits[:, words]
-
-
-@contextmanager
-def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode, so that nothing is drawn, and restore each module's mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

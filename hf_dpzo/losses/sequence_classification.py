@@ -33,13 +33,17 @@ class SequenceClassificationLoss(ScoreLoss):
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row, float32 `[batch]`."""
         labels = inputs["labels"]
-        problem = self._config.problem_type or _find_problem_type(labels, self._config.num_labels)
+        problem = self.find_problem_type(labels)
         if problem == "single_label_classification":
             return class_losses(scores, labels.reshape(len(scores)))
         targets = labels.reshape(scores.shape).float()
         if problem == "regression":
             return F.mse_loss(scores, targets, reduction="none").mean(dim=-1)
         return F.binary_cross_entropy_with_logits(scores, targets, reduction="none").mean(dim=-1)
+
+    def find_problem_type(self, labels: torch.Tensor) -> str:
+        """Return the kind of the problem: that of the configuration, or else that of the `labels`."""
+        return self._config.problem_type or _find_problem_type(labels, self._config.num_labels)
 
 
 def _find_problem_type(labels: torch.Tensor, num_labels: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_dpzo.distributed.sharding import to_local
+from hf_dpzo.models.precision import inner_tensors
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -90,7 +91,9 @@ def find_runs(model: torch.nn.Module) -> set[str]:
     """
     if not _RUNS:
         return set()
-    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in _TYPES)
+    held = (*model.parameters(), *model.buffers())
+    # A quantized tensor's own parts are looked at, because it may have no values of its own to be compared.
+    tensors = (part for tensor in held for part in inner_tensors(to_local(tensor.detach())) if part.dtype in _TYPES)
     return {run for tensor in tensors for run in _RUNS.get(_build_key(tensor, tensor.dtype), ())}
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedT
 
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
+from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
@@ -47,7 +48,10 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     model.config.name_or_path = "/".join(filter(None, (recipe.model_name_or_path, recipe.gguf_file)))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return add_adapter(model, recipe, tokenizer, seed=seed)
+    with_head = recipe.kind.build_head(model, recipe, tokenizer)
+    trained = add_adapter(model, recipe, tokenizer, seed=seed) if with_head is None else with_head
+    keep_residual_in_float32(trained)
+    return trained
 
 
 def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:

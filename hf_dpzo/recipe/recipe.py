@@ -21,7 +21,7 @@ from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
-from hf_dpzo.recipe.tasks import TASKS, Task
+from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
 
 
 ADAPTERS = ("lora", ACTIVATED, "none")
@@ -128,13 +128,15 @@ class Recipe:
         default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
+    position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
 
     @property
     def movable_flags(self) -> tuple[str, ...]:
         """All fields as the command line spells them, from which `parse_recipe` builds the recipe in any folder."""
-        paths = ((name, getattr(self, name)) for name in PATH_FIELDS)
-        there = ((name, Path(path).resolve()) for name, path in paths if path and Path(path).exists())
+        paths = {name: getattr(self, name) for name in PATH_FIELDS}
+        there = ((name, Path(path).resolve()) for name, path in paths.items() if path and Path(path).exists())
         return (*self.flags, *(f"--{name}={path}" for name, path in there))
 
     def __post_init__(self) -> None:
@@ -146,11 +148,10 @@ class Recipe:
         words = _parse_json_object("label_words", self.label_words)
         self.labels = tuple(str(label) for label in words) or tuple(self.classes or ())
         self.words = tuple(str(word) for word in words.values())
-        # All fields as the command line spells them, from which `parse_recipe` makes the same recipe again.
+        # As the command line spells them, so that `parse_recipe` makes the same recipe again.
         self.flags: tuple[str, ...] = ()
-        allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "quantization": (*QUANTIZATIONS, None)}
-        allowed["if_missing"] = MISSING
-        for name, values in allowed.items():
+        allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "if_missing": MISSING}
+        for name, values in (allowed | {"quantization": (*QUANTIZATIONS, None)}).items():
             if getattr(self, name) not in values:
                 choices = ", ".join(filter(None, values))
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {choices}.")
@@ -160,6 +161,7 @@ class Recipe:
         if self.eval_rows is not None and self.eval_share is not None:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
+        refuse_unread_fields(self)
         self.kind.check(self)
         check_activation(self)
 

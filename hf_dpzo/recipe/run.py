@@ -50,7 +50,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         *([("processes", str(args.world_size))] if args.world_size > 1 else []),
         ("steps", str(trainer.state.global_step)),
         ("seconds of training", f"{seconds:.0f}"),
-        ("model" if recipe.adapter == "none" else "adapter", args.output_dir),
+        (recipe.kind.name_trained(recipe), args.output_dir),
     ]
 
 

@@ -1,6 +1,5 @@
 """The losses of a logical batch, at the point where the parameters are. SENSITIVE."""
 
-import copy
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -94,7 +93,7 @@ class BatchLosses:
         """Return one loss for each drawn row of a micro-batch, in memory of its own."""
         with rows_apart(model), nullcontext() if self.state is None else self.state.guarded(model):
             # Copied, because a model or a loss may write into its inputs, which the next probe point needs too.
-            inputs = self.prepare(copy.deepcopy(micro_batch.inputs))
+            inputs = self.prepare(micro_batch.copy_inputs())
             if self.shared is None:
                 losses = self._call_loss(model, inputs)
             else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hf_dpzo.losses.features import FeatureClassificationLoss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.step.batch_losses import BatchLosses
@@ -36,6 +37,8 @@ class BatchedPointsLoss:
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row at each point, `[batch, points]`."""
+        if isinstance(self.loss, FeatureClassificationLoss):
+            return self.loss.at_points(model, inputs, self.parameters)
         module = _LossModule(model, self.loss)
         named = {f"model.{name}": values for name, values in self.parameters.items()}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_dpzo.methods.method import Method, Stage
+from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.spsa import FiniteDifference
@@ -103,4 +104,6 @@ class Descent:
 
 def is_copied(model: torch.nn.Module, trained: Iterable[torch.Tensor]) -> bool:
     """Return whether the `trained` parameters are a small enough share of `model` to be restored from a copy."""
+    if find_set_aside(model) is not None:  # Beside it, whatever is trained is small.
+        return True
     return sum(p.numel() for p in trained) <= COPIED_SHARE * sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""`ZOTrainer`: nine classes, each a layer on the stock Trainer.
+"""`ZOTrainer`: ten classes, each a layer on the stock Trainer.
 
 Imports everything from `io` to `arguments`.
 """

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
@@ -18,6 +17,7 @@ from hf_dpzo.data.collation import LogicalBatchCollator
 from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
+from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.isolation.bound import (
     count_reached_rows,
     describe_isolation,
@@ -27,7 +27,6 @@ from hf_dpzo.isolation.bound import (
 )
 from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
 from hf_dpzo.isolation.probe import Isolation
-from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
 from hf_dpzo.models.checks import (
@@ -36,6 +35,7 @@ from hf_dpzo.models.checks import (
     refuse_sharded_parameters,
     refuse_unsupported_sharding,
 )
+from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.precision import forget_unpacked_quantizer, refuse_variable_shapes
 from hf_dpzo.models.state import checksum_each
 from hf_dpzo.models.unwrap import unwrap_model
@@ -46,7 +46,7 @@ from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer.caching import build_frozen_cache
 from hf_dpzo.trainer.checks import refuse_large_copies, refuse_parts, refuse_resuming, refuse_trained_model
-from hf_dpzo.trainer.evaluation import load_first_rows, select_alike, try_evaluation
+from hf_dpzo.trainer.evaluation import list_evaluated, load_first_rows, select_alike, try_evaluation
 from hf_dpzo.trainer.foreseeing import (
     find_public_length,
     refuse_failing_rows,
@@ -72,6 +72,7 @@ class CheckingTrainer(SearchingTrainer):
     longest_row: int = 0
     # The data loader that draws Poisson batches.
     _loader: DataLoader | None = None
+    _shared: SharedWork | None = None
     # What evaluates batches, the collator that builds them, and batches of public rows.
     _estimate: StepEstimate
     _collator: LogicalBatchCollator
@@ -80,6 +81,7 @@ class CheckingTrainer(SearchingTrainer):
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
         forget_unpacked_quantizer(self.model)
+        keep_residual_in_float32(self.model)
         refuse_unsupported_sharding(self.model, self.args, distributed_type=self.accelerator.distributed_type.value)
         refuse_unsaved_parameters(self.model)
         refuse_model(self.model, private=self.args.private)
@@ -143,17 +145,19 @@ class CheckingTrainer(SearchingTrainer):
     def _inspect(self, model: torch.nn.Module) -> None:
         """Build what evaluates batches on `model`, as it is prepared for training, and measure how it isolates rows."""
         self._estimate = self._build_estimate()
-        losses = self._estimate.losses
+        losses = self._public_losses
         model.eval()
         with self._state.held_still():
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
-            cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
-            shared = find_shared_work(model, losses, self._public_batches, cache)
-            losses = dataclasses.replace(losses, shared=shared)
-            self._estimate = dataclasses.replace(self._estimate, losses=losses)
-            self._isolation = self._measure_isolation(model, losses) if self.args.private else None
+            if losses is self._estimate.losses:
+                cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
+                self._shared = find_shared_work(model, losses, self._public_batches, cache)
+                losses = dataclasses.replace(losses, shared=self._shared)
+                self._estimate = dataclasses.replace(self._estimate, losses=losses)
+            if self.args.private:
+                self._isolation = self._measure_isolation(model, losses, self._public_batches)
         if self.eval_dataset is not None:
             self._try_evaluation()
 
@@ -181,18 +185,8 @@ class CheckingTrainer(SearchingTrainer):
         for rows in self._public_batches[:1]:
             refuse_missing_positions(model, evaluate, rows, length)
         if self.args.eval_data_is_public or not self.args.private:
-            for name, dataset in self._list_evaluated().items():
+            for name, dataset in list_evaluated(self).items():
                 refuse_failing_rows(name, dataset, evaluate)
-
-    def _list_evaluated(self) -> dict[str, Any]:
-        """Return the labelled evaluation data that can be read row by row, as the collator gets them, by name."""
-        named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
-        labels = {*LABEL_COLUMNS, *self.label_names}
-        return {
-            name: self._remove_unused_columns(dataset, description="evaluation")
-            for name, dataset in named.items()
-            if isinstance(dataset, Dataset) and labels & {*dataset.column_names}
-        }
 
     def _build_estimate(self) -> StepEstimate:
         """Return what evaluates batches on the model."""
@@ -207,13 +201,19 @@ class CheckingTrainer(SearchingTrainer):
             capacity=self._batch_capacity,
         )
 
-    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
-        """Return how far public rows move each other's losses.
+    @property
+    def _public_losses(self) -> BatchLosses:
+        """What evaluates public rows of the data set's format."""
+        return self._estimate.losses
+
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
+        """Return how far the public rows of `batches` move each other's `losses`.
 
         Raises:
             CoupledRowsError: they move them too far.
         """
-        isolation = measure_isolation(model, losses, self._public_batches, points_per_pass=self._points_per_pass)
+        points = self._points_per_pass if losses is self._estimate.losses else None
+        isolation = measure_isolation(model, losses, batches, points_per_pass=points)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
         refuse_weak_isolation(self._bound_isolation(isolation))
         return isolation
@@ -239,7 +239,7 @@ class CheckingTrainer(SearchingTrainer):
                 hooks.enter_context(hook(lambda *call: responses.extend(iterate_tensors(call[-1]))))
             for rows in self._public_batches[:1]:
                 try:
-                    responses.append(self._estimate.losses.of_public(self.model_wrapped, rows))
+                    responses.append(self._public_losses.of_public(self.model_wrapped, rows))
                 except Exception:
                     if self.args.private or self.probe_rows is not None:
                         raise
@@ -259,17 +259,16 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _points_per_pass(self) -> int | None:
         """The number of probe points of one forward pass; `None` where the parameters move to each point instead."""
-        requested, shared = self.args.points_per_pass, self._estimate.losses.shared
-        if requested is None and shared is not None and self.args.parallel != "points":
-            requested = shared.points_per_pass
+        requested = self.args.points_per_pass
+        if requested is None and self._shared is not None and self.args.parallel != "points":
+            requested = self._shared.points_per_pass
         return None if requested is None else min(requested, self.method.estimator.forward_passes)
 
     @property
     def _environment(self) -> dict[str, Any]:
         """What holds for this part of the run, and may be otherwise where it goes on."""
-        measured = self._isolation
-        bound = None if measured is None else self._bound_isolation(measured)
-        here = describe_isolation(measured, fixed_shapes=self._has_fixed_shapes, bound=bound)
+        bound = self._isolation and self._bound_isolation(self._isolation)
+        here = describe_isolation(self._isolation, fixed_shapes=self._has_fixed_shapes, bound=bound)
         # The guarantee covers earlier runs too, so it is that of the worst.
         isolation = worst_isolation([here, *self._earlier_runs.isolations])
         return {

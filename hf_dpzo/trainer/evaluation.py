@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
+
 
 # The number of public rows that an evaluation is tried on: of a rare class there is one among so many.
 MAX_TRIED_ROWS = 64
@@ -55,6 +57,17 @@ def load_first_rows(trainer: Trainer) -> Iterator[DataLoader]:
             rows = list(islice(iter(dataset), MAX_TRIED_ROWS))
             collate = trainer._get_collator_with_removed_columns(collate, description="Evaluation")
         yield DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=collate)
+
+
+def list_evaluated(trainer: Trainer) -> dict[str, Any]:
+    """Return a Trainer's labelled evaluation data that can be read row by row, as the collator gets them, by name."""
+    given = trainer.eval_dataset
+    labels = {*LABEL_COLUMNS, *trainer.label_names}
+    return {
+        name: trainer._remove_unused_columns(dataset, description="evaluation")
+        for name, dataset in (given if isinstance(given, dict) else {"eval_dataset": given}).items()
+        if isinstance(dataset, Dataset) and labels & {*dataset.column_names}
+    }
 
 
 def select_alike(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

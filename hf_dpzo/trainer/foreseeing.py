@@ -14,6 +14,7 @@ from hf_dpzo.data.collation import get_row_signature, stretch_row
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.first_rows import find_common_facts, lacks_targets
 from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
+from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 
 
@@ -97,9 +98,10 @@ def refuse_missing_positions(
 
 def has_few_positions(model: torch.nn.Module, length: int) -> bool:
     """Return whether the model has a table of positions that may be too small for `length` tokens."""
+    reader = find_set_aside(model) or model
     tables = (
         module.num_embeddings
-        for name, module in model.named_modules()
+        for name, module in reader.named_modules()
         if isinstance(module, torch.nn.Embedding) and any(part in name.rpartition(".")[2] for part in ("pos", "wpe"))
     )
     return any(places < length + _SPARE_POSITIONS for places in tables)

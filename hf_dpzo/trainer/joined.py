@@ -24,7 +24,7 @@ from hf_dpzo.losses.dft import DFTLoss
 from hf_dpzo.losses.heads import as_loss
 from hf_dpzo.losses.per_example import PerExampleLoss, Scores
 from hf_dpzo.losses.preference import DPOLoss, RewardLoss
-from hf_dpzo.trainer.auditing import AuditingTrainer
+from hf_dpzo.trainer.features import FeatureTrainer
 from hf_dpzo.trainer.joined_losses import JOINED_LOSSES
 from hf_dpzo.trainer.overrides import refuse_overrides
 
@@ -37,7 +37,7 @@ REWARD_METRICS = {
 }
 
 
-class JoiningTrainer(AuditingTrainer):
+class JoiningTrainer(FeatureTrainer):
     """An auditing Trainer that may be combined with TRL's SFTTrainer, RewardTrainer or DPOTrainer.
 
     What these do in a training step of their own is done by the loss of each row. Without such a class, this one only

@@ -21,6 +21,7 @@ from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trainer.activation import foresee_activation
 from hf_dpzo.trainer.checking import CheckingTrainer
+from hf_dpzo.trainer.evaluation import list_evaluated
 from hf_dpzo.zo.shift import shifted
 
 
@@ -119,13 +120,13 @@ class ObjectiveTrainer(CheckingTrainer):
                 model,
                 losses,
                 self._public_batches,
-                named_rows=named + list(self._list_evaluated().items() if are_public else ()),
+                named_rows=named + list(list_evaluated(self).items() if are_public else ()),
                 padding_token=getattr(self.processing_class, "pad_token_id", None),
                 num_beams=getattr(self.args, "generation_num_beams", None),
             )
         super()._foresee_failures(model, losses)
 
-    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses) -> Isolation:
+    def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
         """Return how far public rows move each other's losses; refuse what may flip by rounding.
 
         Raises:
@@ -134,11 +135,11 @@ class ObjectiveTrainer(CheckingTrainer):
         """
         jumps = self.per_example_loss.is_piecewise_constant
         if jumps is None:
-            isolation = super()._measure_isolation(model, losses)
-            if not changes_in_jumps(model, losses, self._public_batches):
+            isolation = super()._measure_isolation(model, losses, batches)
+            if not changes_in_jumps(model, losses, batches):
                 return isolation
         self._refuse_flips()
-        watched = measure_isolation(model, watch_outputs(losses), self._public_batches)
+        watched = measure_isolation(model, watch_outputs(losses), batches)
         if self._processes.all_reduce_max(watched.loss_change):
             raise ValueError(
                 f"per_device_train_batch_size={self._train_batch_size}: this objective changes in jumps, and on public "
@@ -169,13 +170,13 @@ class ObjectiveTrainer(CheckingTrainer):
         optimizer = unwrap_optimizer(self.optimizer)
         trained = dict(enumerate(optimizer.parameters()))
         smoothing = self._build_descent().begin(len(self.budget.ledger)).smoothing
-        here = self._estimate.losses.of_public(model, rows)
+        here = self._public_losses.of_public(model, rows)
         moves = False
         for direction in range(TRIED_DIRECTIONS):
             ends = []
             for distance in (smoothing, -smoothing):
                 with shifted(trained, optimizer.directions, {direction: distance}):
-                    ends.append(self._estimate.losses.of_public(model, rows))
+                    ends.append(self._public_losses.of_public(model, rows))
             moves = moves or not torch.equal(*ends)
         warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
 

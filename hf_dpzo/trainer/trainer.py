@@ -178,7 +178,7 @@ class ZOTrainer(JoiningTrainer):
         refuse_missing_invocation(self.model, rows)
         self._public_batches = self._build_public_batches(rows)
         rate = self.args.sampling_rate(self._num_units)
-        self._loader = DataLoader(
+        loader = DataLoader(
             self._seal_rows(rows),
             batch_sampler=build_batch_sampler(self._units, rate, self._processes, capacity=self._batch_capacity),
             collate_fn=self._collator,
@@ -189,6 +189,7 @@ class ZOTrainer(JoiningTrainer):
             prefetch_factor=stock.prefetch_factor,
             multiprocessing_context=stock.multiprocessing_context,
         )
+        self._loader = self._tabulate(loader)
         return self._loader
 
     def _find_suffix_rule(self) -> SuffixRule | None:

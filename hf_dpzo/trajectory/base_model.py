@@ -7,7 +7,7 @@ base model itself is. Weights come from safetensors or GGUF, never from a pickle
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -20,7 +20,7 @@ from transformers.utils import find_adapter_config_file
 
 from hf_dpzo.io.foreign import describe_error
 from hf_dpzo.io.strict_json import abbreviate
-from hf_dpzo.losses.heads import HEADS, read_table
+from hf_dpzo.losses.heads import HEADS, list_bodies, read_table
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.trajectory.base_config import (
@@ -49,6 +49,10 @@ _OPEN_CLASSES = re.compile("Timm|DPT|Dpt|UperNet")
 MODELS = {name for head in HEADS for name in head.architectures}
 MODELS |= {name for table in _OTHER_TABLES for name in read_table(table)}
 MODELS = frozenset(name for name in MODELS if not _OPEN_CLASSES.search(name))
+
+
+# Models without a head, on whose features a head may be.
+BODIES = frozenset(name for name in list_bodies() if not _OPEN_CLASSES.search(name))
 
 
 # An adapter may add this many times the base model's numbers, and a few more that fit on any machine.
@@ -94,13 +98,14 @@ class BaseModel:
         Raises:
             ValueError: the log asks for a class that is no such model, or the package does not exist.
         """
-        head = dict(description["head"])
+        is_read = "features" in description  # A head on features is built on the base model, and not within it.
+        head = {} if is_read else dict(description["head"])
         if head.get("id2label") is not None:
             head["id2label"] = {int(number): label for number, label in head["id2label"].items()}
         source = {"revision": revision or description["revision"] or "main"}
         if base.endswith(".gguf"):
             base, _, source["gguf_file"] = base.rpartition("/")
-        model_class = _find_model_class(description["architecture"])
+        model_class = _find_model_class(description["architecture"], allowed=BODIES if is_read else MODELS)
         loading = {name: description.get(name) for name in _LOADED}
         return cls(model_class=model_class, location=resolve_path(base), source=source, head=head, **loading)
 
@@ -209,8 +214,8 @@ def one_sentence_errors(base: str) -> Iterator[None]:
         ) from error
 
 
-def _find_model_class(architecture: str) -> type[PreTrainedModel]:
-    model_class = getattr(transformers, architecture, None) if architecture in MODELS else None
+def _find_model_class(architecture: str, *, allowed: Collection[str]) -> type[PreTrainedModel]:
+    model_class = getattr(transformers, architecture, None) if architecture in allowed else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise TrajectoryError(
             f"architecture={architecture}: transformers has no such model; build it, and call replay_onto."

@@ -21,11 +21,13 @@ from hf_dpzo.distributed.sharding import copy_from_full_, gather_full_tensor, to
 from hf_dpzo.io.files import write_atomically
 from hf_dpzo.io.strict_json import abbreviate
 from hf_dpzo.models.adapters import name_as_published
+from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.location import find_cached_commit
 from hf_dpzo.models.precision import describe_loading
 from hf_dpzo.models.seeded import get_adapter_seed
 from hf_dpzo.models.unwrap import class_name, unwrap_model
 from hf_dpzo.trajectory.adapters import describe_adapter_config
+from hf_dpzo.trajectory.feature_base import describe_feature_base
 from hf_dpzo.trajectory.header import TrajectoryError
 
 
@@ -64,11 +66,14 @@ def describe_base_model(model: torch.nn.Module) -> dict[str, Any]:
     if not isinstance(base, PreTrainedModel):
         return {"architecture": class_name(base), "name": "", "revision": None, "head": {}}
     config = json.loads(base.config.to_json_string(use_diff=False))
+    head = {name: config[name] for name in HEAD_OPTIONS if name in config}
+    if isinstance(base, FeatureClassifier):
+        return {"head": head, **describe_feature_base(base)}
     return {
         "architecture": class_name(base),
         "name": base.config.name_or_path,
         "revision": getattr(base.config, "_commit_hash", None) or find_cached_commit(base.config.name_or_path),
-        "head": {name: config[name] for name in HEAD_OPTIONS if name in config},
+        "head": head,
         **describe_loading(model),
     }
 
@@ -149,7 +154,8 @@ def _find_unrecoverable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Para
     unquantized = ((n, p) for n, p in named.items() if not is_traceable_wrapper_subclass(to_local(p)))
     head = {name: p for name, p in unquantized if id(p) not in body}
     total = sum(parameter.numel() for parameter in named.values())
-    kept = head if sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total else {}
+    is_small = sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total
+    kept = head if is_small or isinstance(base, FeatureClassifier) else {}
     if isinstance(model, PeftModel) and get_adapter_seed(model) is None:
         kept = kept | {name: p for name, p in named.items() if p.requires_grad}
     return list(kept.items())

@@ -18,6 +18,7 @@ from hf_dpzo.models.seeded import publicly_seeded
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trajectory.adapters import build_adapter_config
 from hf_dpzo.trajectory.base_model import BaseModel, one_sentence_errors
+from hf_dpzo.trajectory.feature_base import build_on_features
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import restore_initial_values
 from hf_dpzo.trajectory.log import Trajectory
@@ -214,6 +215,8 @@ def build_initial_model(base: str, revision: str | None, log: Trajectory) -> tor
         with publicly_seeded(header["directions"]["seed"]):
             model = base_model.load(config)
         model.config.name_or_path = header["base"]["name"]
+        if "features" in header["base"]:
+            model = build_on_features(model, header["base"])
         if adapter_config is None:
             return model
         with publicly_seeded(adapter["seed"] or 0):

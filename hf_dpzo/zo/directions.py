@@ -91,8 +91,12 @@ class Directions(ABC):
         for index, (parameter, own) in enumerate(zip(parameters, weights, strict=True)):
             self.add_(parameter, index=index, step=step, weights=own)
 
-    def values(self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
+    def values(
+        self, *, index: int, step: int, direction: int, start: int = 0, stop: int | None = None, weight: float = 1.0
+    ) -> torch.Tensor:
+        """Return `weight` times the coordinates from `start` up to `stop` of one direction, float32 `[stop - start]`.
+
+        They have the bits that `add_` adds.
 
         >>> z = Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0)
         >>> z.tolist() == Rademacher(seed=0, sizes=[8]).values(index=0, step=0, direction=0).tolist(), z.abs().tolist()
@@ -100,7 +104,7 @@ class Directions(ABC):
         """
         stop = self.sizes[index] if stop is None else stop
         chunks = range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE))
-        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: 1.0}))
+        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: weight}))
         offset = (start // CHUNK_SIZE) * CHUNK_SIZE
         return whole[start - offset : stop - offset]
 

@@ -186,8 +186,26 @@ def stack(
     parameters: Sequence[torch.Tensor], directions: Directions, *, step: int, points: Sequence[ProbePoint]
 ) -> dict[torch.Tensor, torch.Tensor]:
     """Return each parameter's values at `points`, `[points, *shape]`, with the bits that a `CopyingWalk` gives them."""
-    stacks = {parameter: parameter.detach().expand(len(points), *parameter.shape).clone() for parameter in parameters}
+    return {
+        parameter: _stack_one(parameter.detach(), index, directions, step=step, points=points)
+        for index, parameter in enumerate(parameters)
+    }
+
+
+def _stack_one(
+    parameter: torch.Tensor, index: int, directions: Directions, *, step: int, points: Sequence[ProbePoint]
+) -> torch.Tensor:
+    values = parameter.expand(len(points), *parameter.shape).clone()
+    moves: dict[tuple[int, float], torch.Tensor] = {}
     for row, point in enumerate(points):
-        for index, values in enumerate(stacks.values() if point.position else ()):
-            directions.add_(values[row], index=index, step=step, weights={point.direction: point.position})
-    return stacks
+        if point.position == 0.0:
+            continue
+        move = moves.get((point.direction, -point.position))
+        if move is not None:  # The other side of theta: rounding is the same for both signs.
+            values[row] -= move
+            continue
+        move = directions.values(index=index, step=step, direction=point.direction, weight=point.position)
+        move = move.to(parameter).view_as(parameter)
+        moves[point.direction, point.position] = move
+        values[row] += move
+    return values

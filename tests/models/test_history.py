@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 from hf_dpzo.models.history import TrainedValues, find_runs, is_marked_as_trained, mark_as_trained
 
@@ -58,6 +59,16 @@ def test_a_tensor_that_a_run_did_not_move_is_unknown():
     other = layer(seed=9)
     other.weight.data.copy_(model.weight)
     assert find_runs(other) == set() != find_runs(model)
+
+
+def test_a_quantized_base_is_looked_at_part_by_part():
+    """After a first run of a process, each further one looks; a quantized tensor cannot be flattened."""
+    trained = moved("quantized", seed=11).weight.detach()
+    base = torch.nn.Module()
+    base.weight = torch.nn.Parameter(TwoTensor(trained.clone(), trained.clone()), requires_grad=False)
+    assert find_runs(base) == {"quantized"}
+    base.weight = torch.nn.Parameter(TwoTensor(trained * 2, trained * 3), requires_grad=False)
+    assert find_runs(base) == set()
 
 
 def test_copies_of_a_model_that_is_marked_are_marked():

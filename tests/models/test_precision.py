@@ -428,15 +428,15 @@ def test_a_log_with_an_unknown_dtype_or_quantization_is_at_fault(make_trainer, t
 
 def test_stochastic_rounding_is_unbiased_and_yields_a_neighbouring_number(monkeypatch):
     monkeypatch.syspath_prepend(str(MEASUREMENTS))
-    import precision
+    import walking
 
     value = 1 + 2**-7 / 4  # A quarter of the way from one to the next number in bfloat16.
     bits = torch.arange(2**16, dtype=torch.int32)
-    rounded = precision.stochastically(torch.full((2**16,), value), bits)
+    rounded = walking.stochastically(torch.full((2**16,), value), bits)
     assert torch.equal(rounded, rounded.bfloat16().float())
     assert rounded.unique().tolist() == [1, 1 + 2**-7]
     assert rounded.mean().item() == value
-    monkeypatch.delitem(sys.modules, "precision")
+    monkeypatch.delitem(sys.modules, "walking")
 
 
 # ---- A real quantizer, where it is installed ----

@@ -51,6 +51,9 @@ def test_points_may_be_spread_over_any_number_of_processes(case, size, launched,
 class Batches(list):
     """A sampler of given batches."""
 
+    def draw_arrays(self):
+        return (np.array([[r.unit, r.row, r.key] for r in rows], dtype=np.int64).reshape(-1, 3) for rows in self)
+
 
 def drawn(*rows: int) -> list[DrawnRow]:
     return [DrawnRow(unit=row % 3, row=row, slot=place) for place, row in enumerate(rows)]

@@ -7,7 +7,7 @@ from hf_dpzo.losses.objective import TextObjective
 from hf_dpzo.recipe.loading import add_adapter
 
 from support.data_recipes import data_recipe, encode_first_row, letter_tokenizer, spell
-from support.models import causal_lm
+from support.models import causal_lm, word_tokenizer
 
 
 GENERATION = {"task": "generation", "reward": "exact_match", "template": "Q: {text} A:", "max_new_tokens": 2}
@@ -52,7 +52,7 @@ def test_the_loss_is_a_metric_of_generated_text():
 
 def test_half_of_an_adapter_is_trained_and_all_of_it_is_saved():
     recipe = data_recipe("rows.csv", **GENERATION, lora_freeze_a=True, lora_target_modules=["q_proj"])
-    model = add_adapter(causal_lm(), recipe, seed=0)
+    model = add_adapter(causal_lm(), recipe, word_tokenizer(), seed=0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_B" in name for name in trained)
     assert any("lora_A" in name for name in get_peft_model_state_dict(model))

@@ -175,7 +175,7 @@ def test_every_task_names_its_model_and_its_columns():
     for name, task in TASKS.items():
         changes = {"label_words": {"a": " a", "b": " b"}} if name == "prompt-classification" else {}
         recipe = data_recipe("rows.csv", task=name, **{**recipes, **changes})
-        assert task.auto_class(recipe).__name__.startswith("AutoModelFor") and recipe.used_columns
+        assert task.auto_class(recipe).__name__.startswith("AutoModel") and recipe.used_columns
 
 
 TALK = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]

@@ -1,5 +1,7 @@
 """Metrics of the library `evaluate` in `compute_metrics`: the numbers are those of plain computation."""
 
+import sys
+
 import datasets
 import evaluate
 import numpy as np
@@ -48,6 +50,10 @@ def metrics(tmp_path, monkeypatch):
     """A subclass, and one that is loaded from a file, joined."""
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "metrics")
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    # Whatever this process has loaded before was in another folder.
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     script = tmp_path / "recall" / "recall.py"
     script.parent.mkdir()
     script.write_text(SCRIPT)

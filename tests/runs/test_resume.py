@@ -497,10 +497,10 @@ def test_two_new_runs_do_not_share_a_folder(make_trainer, monkeypatch, folder):
     first, second = make_trainer(), make_trainer()
     measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, model, losses):
+    def meanwhile(trainer, *given):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train()
-        return measure(trainer, model, losses)
+        return measure(trainer, *given)
 
     monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train()
@@ -513,10 +513,10 @@ def test_nothing_changes_a_log_while_a_run_resumes_from_it(make_trainer, stopped
     first, second = make_trainer(), make_trainer()
     measure = ZOTrainer._measure_isolation
 
-    def meanwhile(trainer, model, losses):
+    def meanwhile(trainer, *given):
         with pytest.raises(TrajectoryError, match="another process writes this log"):
             second.train(resume_from_checkpoint=True)
-        return measure(trainer, model, losses)
+        return measure(trainer, *given)
 
     monkeypatch.setattr(ZOTrainer, "_measure_isolation", meanwhile)
     first.train(resume_from_checkpoint=True)

@@ -27,18 +27,39 @@ NAMES = [name for name, _ in CASES]
 FOLDER = os.environ.get("TRITON_FOLDER", "")
 
 
+def run_with_triton(script: str, **environment: str):
+    """Return what a script of `support` prints as JSON, run in a process that can import Triton."""
+    if not FOLDER and find_spec("triton") is None:
+        pytest.skip(
+            "needs Triton, which runs and compiles the kernel on a CPU; install it, or name it in TRITON_FOLDER"
+        )
+    support = Path(device_cases.__file__).parent
+    paths = [str(support.parents[1]), str(support.parent), os.environ.get("PYTHONPATH"), FOLDER]
+    found = {"PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
+    command = [sys.executable, support / script]
+    run = subprocess.run(command, env={**os.environ, **found}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     """Which cases the kernel gets right in Triton's interpreter."""
-    if not FOLDER and find_spec("triton") is None:
-        pytest.skip("needs Triton, whose interpreter runs the kernel on a CPU; install it, or name it in TRITON_FOLDER")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    script = Path(device_cases.__file__)
-    paths = [str(script.parents[2]), str(script.parents[1]), os.environ.get("PYTHONPATH"), FOLDER]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return run_with_triton("device_cases.py", TRITON_INTERPRET="1")
+
+
+@pytest.mark.slow
+def test_the_kernel_compiles_to_code_that_fuses_nothing_and_draws_each_word_once(tmp_path):
+    """A compiler that let each thread draw the words of all would need hundreds of products."""
+    for found in run_with_triton("compiled_kernel.py", TRITON_CACHE_DIR=str(tmp_path)):
+        products, fused, sums, stores = (
+            found[r"mul\.hi\.u64"],
+            found[r"\bfma\."],
+            found[r"add\.f32"],
+            found[r"st\.global"],
+        )
+        assert (products, fused) == (20, 0)
+        assert sums == 2 * stores  # Each coordinate is added to the sum of a direction, and to the parameter.
 
 
 @pytest.mark.parametrize("name", [*NAMES, "several parts", "is chosen", "a step", "sums"])

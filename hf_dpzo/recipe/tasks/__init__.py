@@ -2,6 +2,7 @@
 
 from hf_dpzo.recipe.tasks.causal_lm import CausalLM
 from hf_dpzo.recipe.tasks.chat import Chat
+from hf_dpzo.recipe.tasks.feature_classification import FeatureClassification, refuse_unread_fields
 from hf_dpzo.recipe.tasks.generation import GenerationTask
 from hf_dpzo.recipe.tasks.masked_lm import MaskedLM
 from hf_dpzo.recipe.tasks.multiple_choice import MultipleChoice
@@ -18,6 +19,7 @@ from hf_dpzo.recipe.tasks.token_classification import TokenClassification
 TASKS: dict[str, Task] = {
     "prompt-classification": PromptClassification(),
     "sequence-classification": SequenceClassification(),
+    "feature-classification": FeatureClassification(),
     "several-labels": SeveralLabels(),
     "regression": Regression(),
     "token-classification": TokenClassification(),
@@ -31,4 +33,4 @@ TASKS: dict[str, Task] = {
 }
 
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["TASKS", "Task", "refuse_unread_fields"]

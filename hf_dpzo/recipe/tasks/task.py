@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.losses.template import Template
@@ -85,6 +85,16 @@ class Task(ABC):
     ) -> PerExampleLoss | None:
         """Return the loss of each row; `None` for that of the model's head."""
         return None
+
+    def build_head(
+        self, model: PreTrainedModel, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel | None:
+        """Return a model with a new head on `model`, which is trained in place of an adapter; `None` for an adapter."""
+        return None
+
+    def name_trained(self, recipe: "Recipe") -> str:
+        """Return what is trained and saved, in a word."""
+        return "model" if recipe.adapter == "none" else "adapter"
 
     def role(self, name: str, recipe: "Recipe") -> str:
         """Return what the data call the column `name` of this task."""

@@ -1,0 +1,99 @@
+"""Reads the hidden states that leave a given layer of a frozen model, without computing what comes after it."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_dpzo.models.unwrap import accepts_argument, class_name, is_decoder
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer whose states are wanted."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def find_body(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model inside `model` that has no head. A model without a head is returned itself."""
+    return model.base_model
+
+
+def find_layers(body: PreTrainedModel) -> torch.nn.ModuleList:
+    """Return the layers of `body` that read a text, from the first to the last: of several lists, the longest.
+
+    Of a model with an encoder and a decoder, they are the encoder's.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
+    reader = _find_reader(body)
+    lists = [module for module in reader.modules() if isinstance(module, torch.nn.ModuleList)]
+    declared = getattr(reader.config.get_text_config(), "num_hidden_layers", None)
+    fitting = [layers for layers in lists if len(layers) == declared]
+    found = fitting[0] if fitting else max(lists, key=len, default=None)
+    if not found:
+        raise ValueError(
+            f"base={class_name(body)}: it has no list of layers to read hidden states from; choose a model of layers."
+        )
+    return found
+
+
+def choose_layer(count: int) -> int:
+    """Return the layer that features come from by default, three quarters of the way up.
+
+    The states above it are shaped for predicting the next token, and those far below hold little of a text's meaning.
+
+    >>> choose_layer(30), choose_layer(12), choose_layer(1)
+    (22, 9, 1)
+    """
+    return max(1, 3 * count // 4)
+
+
+class LayerReader:
+    """Computes the states that leave layer `layer` of a model, with positions that do not depend on padding.
+
+    Args:
+        body: a model without a head.
+        layer: the number of layers to compute, from 1.
+    """
+
+    def __init__(self, body: PreTrainedModel, layer: int) -> None:
+        self._reader = _find_reader(body)
+        self._layer = find_layers(body)[layer - 1]
+        self._adds_positions = is_decoder(body) and accepts_argument(self._reader, "position_ids")
+
+    def __call__(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the states, `[batch, tokens, hidden_size]`.
+
+        Args:
+            inputs: the arguments of the model's forward, among them `attention_mask`, `[batch, tokens]`.
+        """
+        arguments = {name: value for name, value in inputs.items() if accepts_argument(self._reader, name)}
+        if self._adds_positions:
+            arguments["position_ids"] = (inputs["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+        if accepts_argument(self._reader, "use_cache"):
+            arguments["use_cache"] = False
+        hook = self._layer.register_forward_hook(_stop)
+        try:
+            self._reader(**arguments)
+        except _ReachedError as reached:
+            if reached.states.shape[:2] == inputs["input_ids"].shape:
+                return reached.states
+        finally:
+            hook.remove()
+        raise ValueError(
+            f"base={class_name(self._reader)}: a forward pass does not go through its layers one by one, with a state "
+            "for each token of each row; choose another model."
+        )
+
+
+def _stop(module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+    raise _ReachedError(output[0] if isinstance(output, tuple | list) else output)
+
+
+def _find_reader(body: PreTrainedModel) -> PreTrainedModel:
+    """Return what reads a text: the encoder of a model that has an encoder and a decoder, or the model itself."""
+    return body.get_encoder() if body.config.is_encoder_decoder else body

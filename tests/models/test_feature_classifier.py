@@ -1,0 +1,125 @@
+"""What a feature is: the states of one row at one layer, whatever is beside it, and never what lies above."""
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
+)
+
+from hf_dpzo.models.feature_classifier import FeatureClassifier
+from hf_dpzo.models.feature_rule import gather_word_rows
+from hf_dpzo.models.layer_reader import find_body
+
+from support.models import causal_lm, llama_config, word_tokenizer
+
+
+NAMES = {0: "no", 1: "yes"}
+SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+FAMILIES = {
+    "llama": lambda: causal_lm(num_hidden_layers=3),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=1, eos_token_id=2)
+    ),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            vocab_size=64,
+            hidden_size=16,
+            ffn_dim=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+        )
+    ),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=2)),
+    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_heads=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_the_states_that_leave_the_layer_and_padding_does_not_move_them(family):
+    model = FAMILIES[family]().eval()
+    head = FeatureClassifier.on_base(model, id2label=NAMES, layer=2)
+    tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    body = find_body(model)
+    body = body.get_encoder() if body.config.is_encoder_decoder else body
+    expected = body(input_ids=tokens, output_hidden_states=True).hidden_states[2][:, -1]
+    assert torch.equal(head.read(tokens), expected)
+    padded = torch.cat([tokens, torch.zeros(2, 3, dtype=torch.long)], dim=1)
+    mask = (padded != 0).long()
+    torch.testing.assert_close(head.read(padded, mask), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_left_padding_does_not_move_a_decoders_features():
+    head = FeatureClassifier.on_base(FAMILIES["gpt2"]().eval(), id2label=NAMES, layer=2, position="mean")
+    tokens = torch.tensor([[5, 6, 7]])
+    padded, mask = torch.tensor([[0, 0, 5, 6, 7]]), torch.tensor([[0, 0, 1, 1, 1]])
+    torch.testing.assert_close(head.read(padded, mask), head.read(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_tokens_has_no_features():
+    head = FeatureClassifier.on_base(causal_lm(), id2label=NAMES)
+    assert head.read(torch.tensor([[5, 6]]), torch.tensor([[0, 0]])).isnan().all()
+
+
+def test_a_model_whose_states_are_not_row_by_row_is_refused():
+    config = XLNetConfig(vocab_size=64, d_model=16, n_layer=2, n_head=2, d_inner=16)
+    head = FeatureClassifier.on_base(XLNetModel(config).eval(), id2label=NAMES)
+    with pytest.raises(ValueError, match="a forward pass does not go through its layers one by one"):
+        head.read(torch.tensor([[5, 6, 7]]))
+
+
+def test_public_texts_are_centred_and_scaled_to_norm_one():
+    texts = [f"w{i} w{2 * i % 40} w{7 * i % 40}" for i in range(30)]
+    head = FeatureClassifier.on_base(causal_lm(), word_tokenizer(), id2label=NAMES, texts=texts)
+    states = torch.cat([head.read_alone(word_tokenizer()(text)["input_ids"]) for text in texts])
+    standard = (states - head.center) * head.scale
+    torch.testing.assert_close(standard.mean(dim=0), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standard.std(dim=0), torch.ones(16), atol=1e-3, rtol=0)
+    row = torch.tensor([word_tokenizer()(texts[0])["input_ids"]])
+    torch.testing.assert_close(head.compute_features(row).norm(), torch.tensor(1.0))
+
+
+def test_a_head_may_begin_at_the_scores_of_its_words():
+    torch.manual_seed(0)
+    model = causal_lm(num_hidden_layers=2)
+    texts = [f"w{i} w{2 * i % 40} w{7 * i % 40}" for i in range(30)]
+    head = FeatureClassifier.on_base(
+        model, word_tokenizer(), id2label=NAMES, layer=2, texts=texts, words=["bad", "good"]
+    )
+    rows = torch.tensor([[5, 6, 7], [9, 30, 11], [20, 21, 40]])
+    words = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
+    with torch.no_grad():
+        scores, own = head(input_ids=rows).logits, model(input_ids=rows).logits[:, -1, words]
+    moved, expected = (scores[:, 1] - scores[:, 0]), (own[:, 1] - own[:, 0])
+    assert torch.corrcoef(torch.stack([moved, expected]))[0, 1] > 0.95
+
+
+def test_the_weight_of_the_last_normalization_is_part_of_a_words_direction():
+    model = FAMILIES["gemma2"]()  # What it holds is added to one.
+    rows = gather_word_rows(model, word_tokenizer(), ["bad", "good"])
+    table = model.get_output_embeddings().weight
+    ids = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
+    torch.testing.assert_close(rows[0] - rows[1], table[ids[0]] - table[ids[1]], rtol=1e-3, atol=1e-6)
+
+
+def test_moving_a_head_moves_its_base_and_walks_do_not_list_it():
+    head = FeatureClassifier.on_base(causal_lm(**{"num_hidden_layers": 1}), id2label=NAMES)
+    head.double()
+    assert next(head.base.parameters()).dtype == torch.float64
+    assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"center", "scale", "classifier"}
+    assert not head.train().base.training
+    assert llama_config().hidden_size == head.config.hidden_size

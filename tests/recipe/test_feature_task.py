@@ -1,0 +1,41 @@
+"""The task feature-classification, from YAML to a folder that verifies."""
+
+import pytest
+
+from hf_dpzo.cli.main import main
+from hf_dpzo.models.feature_classifier import FeatureClassifier
+
+from support.recipes import refused, table
+
+
+HEAD = {
+    "task": "feature-classification",
+    "lora_target_modules": "absent",
+    "lora_r": "absent",
+    "method": "aggzo",
+    "num_directions": 2,
+    "expected_batch_size": 70,
+}
+
+
+def test_a_recipe_trains_a_head_that_begins_at_label_words_and_verifies(write, workplace, capsys):
+    assert main(["train", write(**HEAD, layer=1)]) == 0
+    shown = table(capsys.readouterr().out)
+    assert shown["head"] == str(workplace / "out") and "accuracy after" in shown
+    assert main(["verify", str(workplace / "out"), "--base", str(workplace / "causal")]) == 0
+    head = FeatureClassifier.from_pretrained(str(workplace / "out"))
+    assert head.config.id2label == {0: "bad", 1: "good"}
+    assert head.config.layer == 1 and head.center.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({**HEAD, "layer": 9}, "layer=9: the base has 2 layers"),
+        ({**HEAD, "position": "first"}, "position='first': choose one of last, mean"),
+        ({**HEAD, "lora_layers": [1]}, "lora_layers=[1]: a head on features has no adapter"),
+        ({"layer": 1}, "layer=1: only feature-classification reads features"),
+    ],
+)
+def test_what_would_be_ignored_or_is_not_there_is_refused(write, capsys, changes, said):
+    assert said in refused(capsys, "train", write(**changes))
