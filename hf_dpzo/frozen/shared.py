@@ -73,6 +73,8 @@ class SharedWork:
         self.room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._open: dict[int, Any] = {}
         self._kept: dict[int, KeptWork] = {}
+        # The micro-batches for which there was no room.
+        self._too_large: set[int] = set()
 
     @property
     def is_split(self) -> bool:
@@ -86,7 +88,7 @@ class SharedWork:
         try:
             yield
         finally:
-            self._open, self._kept = {}, {}
+            self._open, self._kept, self._too_large = {}, {}, set()
 
     def evaluate(
         self,
@@ -109,7 +111,8 @@ class SharedWork:
         inputs = inputs if split is None else split.suffix
         if kept is None:
             prefix = None if split is None else compute_prefix(model, split.prefix)
-            with _continuing(model, prefix), _without_cache(model), recording(self._stretches) as calls:
+            stretches = () if id(micro_batch) in self._too_large else self._stretches
+            with _continuing(model, prefix), _without_cache(model), recording(stretches) as calls:
                 result = call(model, inputs)
             self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
             return result
@@ -125,8 +128,11 @@ class SharedWork:
 
     def _keep(self, micro_batch: MicroBatch, work: KeptWork) -> KeptWork:
         """Return `work`, and keep it if there is room and a step has begun with `micro_batch`."""
-        if self._is_open(micro_batch) and work.nbytes <= self.room - sum(kept.nbytes for kept in self._kept.values()):
-            self._kept[id(micro_batch)] = work
+        if self._is_open(micro_batch) and id(micro_batch) not in self._too_large:
+            if work.nbytes <= self.room - sum(kept.nbytes for kept in self._kept.values()):
+                self._kept[id(micro_batch)] = work
+            else:
+                self._too_large.add(id(micro_batch))
         return work
 
     def _is_open(self, micro_batch: MicroBatch) -> bool:

@@ -13,9 +13,7 @@ from hf_dpzo.models.unwrap import unwrap_model
 DEFAULT_LONGEST_ROW = 2048
 
 
-def build_frozen_cache(
-    args: Any, model: torch.nn.Module, dataset: Any, *, longest_row: int, processes: int
-) -> FrozenCache | None:
+def build_frozen_cache(args: Any, model: torch.nn.Module, dataset: Any, *, longest_row: int) -> FrozenCache | None:
     """Return how to keep what is computed for rows from step to step; `None` if it is not kept.
 
     Args:
@@ -23,17 +21,16 @@ def build_frozen_cache(
         model: the model.
         dataset: the rows.
         longest_row: the largest number of tokens of a row, if it is public; 0 if it is not known.
-        processes: the number of processes of the run.
     """
-    if args.frozen_cache == "none":
+    if args.frozen_cache in (None, "none"):
         return None
     positions = getattr(getattr(unwrap_model(model), "config", None), "max_position_embeddings", None)
     known = (args.padded_lengths or [0])[-1], longest_row, positions or 0, DEFAULT_LONGEST_ROW
     return FrozenCache(
         place=args.frozen_cache,
-        dtype=CACHE_DTYPES[args.frozen_cache_dtype],
+        dtype=CACHE_DTYPES[args.frozen_cache_dtype or "float32"],
         num_rows=len(dataset),
         longest_row=next(filter(None, known)),
         folder=find_folder(dataset, Path(args.output_dir)),
-        processes=processes,
+        processes=args.world_size,
     )

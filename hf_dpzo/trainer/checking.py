@@ -152,8 +152,7 @@ class CheckingTrainer(SearchingTrainer):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
             if losses is self._estimate.losses:
-                known = {"longest_row": self.longest_row, "processes": self._processes.size}
-                cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
+                cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
                 self._shared = find_shared_work(model, losses, self._public_batches, cache)
                 losses = dataclasses.replace(losses, shared=self._shared)
                 self._estimate = dataclasses.replace(self._estimate, losses=losses)

@@ -15,6 +15,7 @@ from hf_dpzo.losses.prompting import LabelStringLoss, NextWordLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer import checking
+from hf_dpzo.trainer.caching import build_frozen_cache
 
 from support.activated import activated_losses, activated_model, activated_rows
 from support.models import causal_lm, classifier, with_lora, word_tokenizer
@@ -92,6 +93,13 @@ def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path
     model = torch.compile(causal_lm(), backend="eager")
     with pytest.raises(ValueError, match=r"^frozen_cache=disk: a model that is compiled, or split over processes, is"):
         find_shared_work(model, losses_of(causal_lm()), [], cache("disk", tmp_path))
+
+
+def test_no_choice_is_none(make_args):
+    args = make_args(frozen_cache=None, frozen_cache_dtype=None)
+    assert build_frozen_cache(args, causal_lm(), [], longest_row=8) is None
+    args = make_args(frozen_cache="memory", frozen_cache_dtype=None)
+    assert build_frozen_cache(args, causal_lm(), [], longest_row=8).dtype is None
 
 
 def losses_of(model, **changes) -> BatchLosses:

@@ -163,6 +163,24 @@ def test_what_is_kept_for_a_step_is_bounded():
 
 
 @torch.no_grad()
+def test_what_does_not_fit_is_not_copied_at_each_point(monkeypatch):
+    model = build_half_trained("LlamaForCausalLM")
+    inputs = build_inputs(model)
+    shared = share(model, lambda: model(**inputs))
+    shared.room = 0
+    recorded = []
+    monkeypatch.setattr(
+        "hf_dpzo.frozen.shared.recording", lambda stretches: recorded.append(len(stretches)) or recording(stretches)
+    )
+    micro_batch = object()
+    for _ in range(2):
+        with shared.opened([micro_batch]):
+            for _ in range(3):
+                reuse(shared, model, micro_batch, lambda: model(**inputs))
+    assert recorded == [1, 0, 0] * 2
+
+
+@torch.no_grad()
 def test_a_failed_evaluation_keeps_nothing():
     model = build_half_trained("LlamaForCausalLM")
     inputs = build_inputs(model)
