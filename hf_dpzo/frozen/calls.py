@@ -36,9 +36,11 @@ class SharedCalls:
 
     Args:
         calls: the calls of each stretch.
+        may_run: whether the layers may run in further calls.
     """
 
     calls: dict[Stretch, list[Call | None]] = field(default_factory=dict)
+    may_run: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +69,7 @@ def resuming(shared: SharedCalls) -> Iterator[None]:
     """Let the layers inside the context return what they returned when they were recorded."""
     with ExitStack() as replaced:
         for stretch, calls in shared.calls.items():
-            resumption = _Resumption(calls)
+            resumption = _Resumption(calls, may_run=shared.may_run)
             for layer in stretch.layers[1:]:
                 replaced.enter_context(_replaced_forward(layer, resumption.pass_over))
             replaced.enter_context(_replaced_forward(stretch.layers[0], resumption.enter))
@@ -104,8 +106,9 @@ class _Recorder:
 class _Resumption:
     """Passes over one stretch, call by call."""
 
-    def __init__(self, calls: Sequence[Call | None]) -> None:
+    def __init__(self, calls: Sequence[Call | None], *, may_run: bool) -> None:
         self._calls = iter(calls)
+        self._may_run = may_run
         self._call: Call | None = None
 
     def enter(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -114,6 +117,10 @@ class _Resumption:
         before = None if self._call is None else self._call.received
         if before is not None and not _are_equal(before, list_tensors([args, kwargs])):
             self._call = None
+        if self._call is None and not self._may_run:
+            raise ValueError(
+                "frozen_cache: the loss calls the model once more, and a part of the prefix is not kept for it."
+            )
         return self.pass_over(forward, args, kwargs)
 
     def leave(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -102,7 +102,7 @@ class RowWork:
             stretch: [Call(received=None, returned=value)]
             for stretch, value in zip(self._stretches, returned, strict=True)
         }
-        return SharedCalls(calls=calls), prefix
+        return SharedCalls(calls=calls, may_run=split is None or not self._passed_over), prefix
 
     def without_store(self) -> Self:
         """Return what computes each row whenever it comes, such as public rows of a model that is being probed."""

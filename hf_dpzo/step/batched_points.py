@@ -17,10 +17,6 @@ from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.step.batch_losses import BatchLosses
 
 
-# The tokens, over all points, of one pass after a prefix.
-MOST_TOKENS = 512
-
-
 @dataclass(frozen=True, kw_only=True)
 class BatchedPointsLoss:
     """A loss at several values of the trained parameters at once.
@@ -28,12 +24,10 @@ class BatchedPointsLoss:
     Args:
         loss: the loss of a micro-batch at one point.
         parameters: the values of each parameter by its name, `[points, *shape]`.
-        most_tokens: the number of tokens that are evaluated at once, over all points; `None` for any number.
     """
 
     loss: PerExampleLoss
     parameters: Mapping[str, torch.Tensor]
-    most_tokens: int | None = None
 
     def __call__(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row at each point, `[batch, points]`."""
@@ -46,13 +40,7 @@ class BatchedPointsLoss:
             return torch.func.functional_call(module, point, (inputs,))
 
         with _batched_attention(next(iter(named.values())).device):
-            return torch.func.vmap(evaluate_at, out_dims=1, chunk_size=self._choose_chunk(inputs))(named)
-
-    def _choose_chunk(self, inputs: Inputs) -> int | None:
-        """Return the number of points that are evaluated at once; `None` for all."""
-        if self.most_tokens is None:
-            return None
-        return max(1, self.most_tokens // max(1, inputs["input_ids"].numel()))
+            return torch.func.vmap(evaluate_at, out_dims=1)(named)
 
 
 class _LossModule(torch.nn.Module):
@@ -91,8 +79,4 @@ def at_stacks(losses: BatchLosses, model: torch.nn.Module, stacks: Mapping[torch
     """
     named = {name: stacks[parameter] for name, parameter in model.named_parameters() if parameter in stacks}
     points = len(next(iter(stacks.values())))
-    # What is chosen here must not take more memory than whole rows do. What a user asks for may.
-    is_chosen = losses.shared is not None and losses.shared.points_per_pass is not None
-    most_tokens = MOST_TOKENS if is_chosen else None
-    loss = BatchedPointsLoss(loss=losses.loss, parameters=named, most_tokens=most_tokens)
-    return replace(losses, loss=loss, tail=(points,))
+    return replace(losses, loss=BatchedPointsLoss(loss=losses.loss, parameters=named), tail=(points,))

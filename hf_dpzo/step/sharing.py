@@ -167,8 +167,11 @@ def _choose_points(
 ) -> int | None:
     """Return how many probe points to evaluate in one pass after a prefix; `None` for one.
 
-    Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step.
+    Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step. A loss
+    that reads a row's end evaluates the end of a prompt. Answers may be long, and each point has activations of its own.
     """
+    if not losses.collator.suffix_rule.ends_together:
+        return None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     points = min(POINTS_AFTER_PREFIX, shared.room // max(1, sum(parameter.nbytes for parameter in trained)))
     return points if points > 1 and _batches_points(model, losses, shared, rows) else None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from hf_dpzo.data.suffix import SuffixRule
 from hf_dpzo.frozen.rows import digest_row
 from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.losses.causal_lm import CausalLMLoss
@@ -16,7 +17,7 @@ from hf_dpzo.losses.seq2seq import Seq2SeqLoss
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.sharing import POINTS_AFTER_PREFIX, find_shared_work
 
-from support.activated import activated_losses, activated_model, activated_rows
+from support.activated import INVOCATION, activated_losses, activated_model, activated_rows
 from support.models import causal_lm
 from support.stacks import CAUSAL, build_half_trained, count_runs
 
@@ -171,17 +172,22 @@ def test_a_store_that_gives_other_numbers_is_found_out_before_the_run(tmp_path, 
         share(model, plain_losses(model, CausalLMLoss(model)), PUBLIC, tmp_path, cached=True)
 
 
+# As of a loss that reads the end of a prompt.
+PROMPTS = SuffixRule(invocation=tuple(INVOCATION), ends_together=True)
+
+
 @torch.no_grad()
 def test_as_many_points_are_batched_as_there_is_room_for():
     model = build("activated")
-    losses = activated_losses(model, CausalLMLoss(model))
-    assert find_shared_work(model, losses, [PUBLIC]).points_per_pass == POINTS_AFTER_PREFIX
+    for rule, points in ((PROMPTS, POINTS_AFTER_PREFIX), (replace(PROMPTS, ends_together=False), None)):
+        losses = activated_losses(model, CausalLMLoss(model), suffix_rule=rule)
+        assert find_shared_work(model, losses, [PUBLIC]).points_per_pass == points
 
 
 @torch.no_grad()
 def test_points_that_would_take_more_memory_than_kept_work_may_are_not_batched(monkeypatch):
     model = build("activated")
-    losses = activated_losses(model, CausalLMLoss(model))
+    losses = activated_losses(model, CausalLMLoss(model), suffix_rule=PROMPTS)
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     for room, points in ((3 * trained, 3), (trained, None)):
         monkeypatch.setattr("hf_dpzo.frozen.shared.MIN_KEPT_BYTES", room)

@@ -225,3 +225,27 @@ def test_a_run_that_keeps_rows_releases_what_one_that_does_not_does(changes, tmp
     for one, other in zip(kept, whole, strict=True):
         assert all(abs(a - b) < rounding for a, b in zip(one, other, strict=True))
     assert max(abs(value) for one in whole for value in one) > 2**40 * 0.1
+
+
+@torch.no_grad()
+def test_a_further_call_does_not_run_on_keys_that_were_not_kept(tmp_path):
+    """On public rows this loss calls the model once, so that nothing else would tell."""
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=4), layers_to_transform=[3]).eval()
+
+    class AgainForSome(CausalLMLoss):
+        again = False
+
+        def __call__(self, model, inputs):
+            first = super().__call__(model, inputs)
+            return super().__call__(model, inputs) if self.again else first
+
+    rows = activated_rows(9).to_list()
+    loss = AgainForSome(model)
+    losses = activated_losses(model, loss)
+    fast = BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows], cache("memory", tmp_path))})
+    assert fast.of_public(model, rows).isfinite().all()
+    loss.again = True
+    with pytest.raises(ValueError, match=r"^frozen_cache: the loss calls the model once more"):
+        fast.of_public(model, rows)
+    assert fast(model, fast.build_public_batch(rows)).isnan().all()
