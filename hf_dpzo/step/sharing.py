@@ -168,7 +168,7 @@ def _choose_points(
     """Return how many probe points to evaluate in one pass after a prefix; `None` for one.
 
     Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step. A loss
-    that reads a row's end evaluates the end of a prompt. Answers may be long, and each point has activations of its own.
+    that reads a row's end evaluates the end of a prompt. Answers may be long, and each point has its own activations.
     """
     if not losses.collator.suffix_rule.ends_together:
         return None
