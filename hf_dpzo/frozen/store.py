@@ -41,7 +41,7 @@ class FrozenCache:
     Args:
         place: memory or disk.
         dtype: the type in which numbers are kept; `None` for their own.
-        num_rows: the number of rows.
+        num_rows: the number of rows; `None` where it is not public, as that of users' rows is not.
         longest_row: the largest number of tokens of a row, a public number.
         folder: the folder for a file.
         processes: the number of processes that keep rows, each for itself.
@@ -49,7 +49,7 @@ class FrozenCache:
 
     place: str
     dtype: torch.dtype | None
-    num_rows: int
+    num_rows: int | None
     longest_row: int
     folder: Path
     processes: int = 1
@@ -57,10 +57,13 @@ class FrozenCache:
     def open_store(self, bytes_per_token: float) -> "RowStore":
         """Return an empty store with room for all rows, as far as half of what is free reaches.
 
+        Where their number is not public, half of what is free is set aside, and touched only as rows come.
+
         Raises:
             ValueError: there can be no file in the folder.
         """
-        nbytes = math.ceil(self.num_rows * (self.longest_row * bytes_per_token + 8 * ALIGNMENT))
+        row_bytes = self.longest_row * bytes_per_token + 8 * ALIGNMENT
+        nbytes = None if self.num_rows is None else math.ceil(self.num_rows * row_bytes)
         try:
             return RowStore.open(self.place, nbytes=nbytes, folder=self.folder, share=FREE_SHARE / self.processes)
         except OSError as error:
@@ -91,18 +94,19 @@ class RowStore:
         self._places: dict[bytes, list[tuple[int, torch.dtype, torch.Size]]] = {}
 
     @classmethod
-    def open(cls, place: str, *, nbytes: int, folder: Path, share: float = FREE_SHARE) -> Self:
+    def open(cls, place: str, *, nbytes: int | None, folder: Path, share: float = FREE_SHARE) -> Self:
         """Return an empty store in memory, or in a file in `folder` that has no name, and ends with this process.
 
         Args:
             place: memory or disk.
-            nbytes: the number of bytes that all entries take at most, by public numbers.
+            nbytes: the number of bytes that all entries take at most, by public numbers; `None` if these do not say.
             folder: a folder on the disk to use.
             share: the largest share of what is free.
         """
         free = psutil.virtual_memory().available if place == "memory" else shutil.disk_usage(folder).free
-        room = min(nbytes, int(share * free))
-        if room < nbytes:
+        most = int(share * free)
+        room = most if nbytes is None else min(nbytes, most)
+        if nbytes is not None and room < nbytes:
             warnings.warn(
                 f"frozen_cache={place}: up to {nbytes / 2**30:.1f} GiB would be kept, and half of what is free is "
                 f"{room / 2**30:.1f} GiB; rows that do not fit are computed again in each step.",

@@ -13,13 +13,16 @@ from hf_dpzo.models.unwrap import unwrap_model
 DEFAULT_LONGEST_ROW = 2048
 
 
-def build_frozen_cache(args: Any, model: torch.nn.Module, dataset: Any, *, longest_row: int) -> FrozenCache | None:
+def build_frozen_cache(
+    args: Any, model: torch.nn.Module, dataset: Any, *, num_rows: int | None, longest_row: int
+) -> FrozenCache | None:
     """Return how to keep what is computed for rows from step to step; `None` if it is not kept.
 
     Args:
         args: the arguments of the run.
         model: the model.
         dataset: the rows.
+        num_rows: their number, if it is public; `None` if it is not.
         longest_row: the largest number of tokens of a row, if it is public; 0 if it is not known.
     """
     if args.frozen_cache in (None, "none"):
@@ -29,7 +32,7 @@ def build_frozen_cache(args: Any, model: torch.nn.Module, dataset: Any, *, longe
     return FrozenCache(
         place=args.frozen_cache,
         dtype=CACHE_DTYPES[args.frozen_cache_dtype or "float32"],
-        num_rows=len(dataset),
+        num_rows=num_rows,
         longest_row=next(filter(None, known)),
         folder=find_folder(dataset, Path(args.output_dir)),
         processes=args.world_size,

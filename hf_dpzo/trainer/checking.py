@@ -152,7 +152,8 @@ class CheckingTrainer(SearchingTrainer):
                 losses.learn_gather_order(model, self._public_batches[0])
             self._foresee_failures(model, losses)
             if losses is self._estimate.losses:
-                cache = build_frozen_cache(self.args, model, self.train_dataset, longest_row=self.longest_row)
+                known = {"num_rows": self._units.public_facts["rows"], "longest_row": self.longest_row}
+                cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
                 self._shared = find_shared_work(model, losses, self._public_batches, cache)
                 losses = dataclasses.replace(losses, shared=self._shared)
                 self._estimate = dataclasses.replace(self._estimate, losses=losses)

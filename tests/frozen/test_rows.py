@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.frozen.rows import digest_row
@@ -97,9 +98,37 @@ def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path
 
 def test_no_choice_is_none(make_args):
     args = make_args(frozen_cache=None, frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], longest_row=8) is None
+    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8) is None
     args = make_args(frozen_cache="memory", frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], longest_row=8).dtype is None
+    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8).dtype is None
+
+
+def test_no_message_follows_from_how_many_rows_users_have(tmp_path, monkeypatch):
+    """Warnings are errors: with the rows of users, none may say, or show by coming, how much would be kept."""
+    opened = []
+    monkeypatch.setattr(RowStore, "open", classmethod(lambda kind, place, **sizes: opened.append(sizes["nbytes"])))
+    users = [
+        {"input_ids": [5, 6, 7], "attention_mask": [1] * 3, "labels": n % 2, "user": f"u{n // 2}"} for n in range(16)
+    ]
+    for changes in ({}, {"privacy_unit_column": "user", "max_rows_per_unit": 2}):
+        model = with_lora(classifier(num_hidden_layers=2))
+        find_layers(model)[0].requires_grad_(False)
+        settings = {
+            "rows": Dataset.from_list(users),
+            "max_steps": 1,
+            "expected_batch_size": 2,
+            "frozen_cache": "memory",
+        }
+        train(tmp_path / str(len(opened)), model=model, **settings, **changes)
+    assert opened[0] > 0 and opened[1] is None
+    assert cache("memory", tmp_path, num_rows=None).open_store(100.0) is None and opened[2] is None
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_rows_whose_number_is_not_public_have_half_of_what_is_free(place, tmp_path):
+    store = cache(place, tmp_path, num_rows=None).open_store(100.0)
+    store.put(b"row", [torch.full((1 << 16,), 5.0)])
+    assert store.get(b"row", torch.device("cpu"))[0].sum() == 5 << 16
 
 
 def losses_of(model, **changes) -> BatchLosses:
