@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hf_dpzo.models.activation import as_ordinary, locate_invocation
-from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
+from hf_dpzo.models.unwrap import Inputs, accepts_argument, count_positions, unwrap_model
 
 
 class PrefixLayer(DynamicLayer):
@@ -175,7 +175,7 @@ def _find_positions(base: torch.nn.Module, mask: torch.Tensor, start: int) -> di
     """Return the argument that says how many tokens come before each one from place `start` on, if the model has it."""
     if not accepts_argument(base, "position_ids"):
         return {}
-    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]}
+    return {"position_ids": count_positions(mask)[:, start:]}
 
 
 def _is_per_token(value: Any, ids: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -25,6 +25,7 @@ from hf_dpzo.frozen.prefix import (
     split_inputs,
 )
 from hf_dpzo.frozen.store import RowStore
+from hf_dpzo.models.stopping import stopped_behind
 from hf_dpzo.models.unwrap import Inputs
 
 
@@ -161,20 +162,10 @@ class RowWork:
         self.bytes_per_token = max(self.bytes_per_token, before, behind)
 
 
-class _Enough(Exception):
-    """All that is to be kept has been computed."""
-
-
 def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs, call: Evaluate) -> list[Any]:
     """Return what the last layer of each stretch returns, and compute nothing behind it."""
-
-    def stop(*_: Any) -> None:
-        raise _Enough
-
-    with recording(stretches) as shared, ExitStack() as hooks:
-        hooks.enter_context(stretches[-1].layers[-1].register_forward_hook(stop))
-        with suppress(_Enough):
-            call(model, inputs)
+    with recording(stretches) as shared, stopped_behind(stretches[-1].layers[-1]):
+        call(model, inputs)
     firsts = [calls[0] if calls else None for calls in shared.calls.values()]
     if None in firsts:
         raise ValueError("frozen_cache: what layers return for a row can not be kept.")

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_dpzo.models.unwrap import Inputs, accepts_argument, drop_labels, is_decoder, is_prompt_tuned, unwrap_model
+from hf_dpzo.models.unwrap import (
+    Inputs,
+    accepts_argument,
+    count_positions,
+    drop_labels,
+    is_decoder,
+    is_prompt_tuned,
+    unwrap_model,
+)
 
 
 # The label of a token without a target, as everywhere in transformers.
@@ -95,7 +103,7 @@ class ForwardPass:
         """Return all that the model returns for `inputs`, and for positions that leave padding out."""
         arguments = dict(inputs)
         if self._adds_positions and "attention_mask" in arguments and "position_ids" not in arguments:
-            arguments["position_ids"] = (arguments["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+            arguments["position_ids"] = count_positions(arguments["attention_mask"])
         return model(**arguments)
 
 

@@ -5,15 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_dpzo.models.unwrap import accepts_argument, class_name, is_decoder
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass at the layer whose states are wanted."""
-
-    def __init__(self, states: torch.Tensor) -> None:
-        super().__init__()
-        self.states = states
+from hf_dpzo.models.stopping import stopped_behind
+from hf_dpzo.models.unwrap import accepts_argument, class_name, count_positions, is_decoder
 
 
 def find_body(model: PreTrainedModel) -> PreTrainedModel:
@@ -73,25 +66,19 @@ class LayerReader:
         """
         arguments = {name: value for name, value in inputs.items() if accepts_argument(self._reader, name)}
         if self._adds_positions:
-            arguments["position_ids"] = (inputs["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+            arguments["position_ids"] = count_positions(inputs["attention_mask"])
         if accepts_argument(self._reader, "use_cache"):
             arguments["use_cache"] = False
-        hook = self._layer.register_forward_hook(_stop)
-        try:
+        with stopped_behind(self._layer) as returned:
             self._reader(**arguments)
-        except _ReachedError as reached:
-            if reached.states.shape[:2] == inputs["input_ids"].shape:
-                return reached.states
-        finally:
-            hook.remove()
+        for output in returned:
+            states = output[0] if isinstance(output, tuple | list) else output
+            if states.shape[:2] == inputs["input_ids"].shape:
+                return states
         raise ValueError(
             f"base={class_name(self._reader)}: a forward pass does not go through its layers one by one, with a state "
             "for each token of each row; choose another model."
         )
-
-
-def _stop(module: torch.nn.Module, inputs: tuple, output: Any) -> None:
-    raise _ReachedError(output[0] if isinstance(output, tuple | list) else output)
 
 
 def _find_reader(body: PreTrainedModel) -> PreTrainedModel:

@@ -56,6 +56,18 @@ def is_decoder(model: torch.nn.Module) -> bool:
     return model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
+def count_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return how many tokens come before each place of a row, `[batch, tokens]`, so that padding does not count.
+
+    Args:
+        mask: which places hold a token, `[batch, tokens]`.
+
+    >>> count_positions(torch.tensor([[0, 1, 1], [1, 1, 0]])).tolist()
+    [[0, 0, 1], [0, 1, 1]]
+    """
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
 def find_adapter_parameters(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     """Return the parameters that an adapter adds to the base model's forward pass; none without an adapter.
 

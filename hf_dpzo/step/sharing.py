@@ -114,11 +114,11 @@ def _propose(
     except Exception:
         return
     invocations = [losses.invocation] if losses.collator.suffix_rule is not None else []
+    has_decoder = getattr(getattr(unwrap_model(model), "config", None), "is_encoder_decoder", False)
+    kept = stretches[:1] if has_decoder else stretches
+    fixed_shapes = losses.collator.has_fixed_shapes
     for invocation in [*invocations, *([None] if stretches else [])]:
-        has_decoder = getattr(getattr(unwrap_model(model), "config", None), "is_encoder_decoder", False)
-        kept = stretches[:1] if has_decoder else stretches
         for rows in _propose_rows(losses, kept, cache, is_split=invocation is not None):
-            fixed_shapes = losses.collator.has_fixed_shapes
             yield SharedWork(model, stretches, invocation=invocation, fixed_shapes=fixed_shapes, rows=rows)
 
 
