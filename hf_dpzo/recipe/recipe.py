@@ -5,22 +5,19 @@ flag replace any field of the recipe.
 """
 
 import argparse
-import difflib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
+from hf_dpzo.recipe.flags import FieldParser, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
-from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
+from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
 
 
@@ -143,9 +140,9 @@ class Recipe:
         for name in ("missing_words", "stop_strings", "classes", "label_columns"):
             if getattr(self, name) is not None:
                 setattr(self, name, restore_hyphens(getattr(self, name)))
-        self.where_values = _parse_json_object("where", self.where)
-        self.column_names = _parse_json_object("columns", self.columns)
-        words = _parse_json_object("label_words", self.label_words)
+        self.where_values = parse_json_object("where", self.where)
+        self.column_names = parse_json_object("columns", self.columns)
+        words = parse_json_object("label_words", self.label_words)
         self.labels = tuple(str(label) for label in words) or tuple(self.classes or ())
         self.words = tuple(str(word) for word in words.values())
         # As the command line spells them, so that `parse_recipe` makes the same recipe again.
@@ -212,14 +209,6 @@ class Recipe:
         return self.uses_prompt and self.prompt.has_mask
 
 
-class _Parser(HfArgumentParser):
-    """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
-        raise ValueError(f"{sentence}.")
-
-
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace its fields.
 
@@ -253,48 +242,15 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
         if name not in values:
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
-    argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
-    _refuse_unknown_flags([*argv, *flags])
-    parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
+    argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
+    refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
+    parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
     recipe.flags = (*argv, *flags)
     return recipe, args
 
 
-def _as_flags(name: str, value: Any) -> list[str]:
-    """Spell one field of a recipe as command-line arguments."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *mark_hyphens([str(item) for item in value])]
-    if isinstance(value, dict):
-        return [f"--{name}={json.dumps(value)}"]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
-
-
-def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
-    known = {entry.name for kind in (Recipe, ZOTrainingArguments) for entry in fields(kind) if entry.init}
-    for argument in arguments:
-        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
-        if argument.startswith("--") and name.removeprefix("no_") not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."
-            raise ValueError(f"{name}: there is no such field; {hint}")
-
-
-def _parse_json_object(name: str, text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}={text!r}: it must be a mapping, on the command line as JSON.")
-    return value
-
-
 def format_help() -> str:
     """Return the list of all fields of a recipe, as argparse formats it."""
     epilog = "--without NAME,NAME leaves fields of the recipe out."
-    return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()
+    return FieldParser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()
