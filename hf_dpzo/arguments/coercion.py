@@ -7,6 +7,10 @@ from collections.abc import Collection
 MAX_FLOAT32 = 3e38
 
 
+# An expected batch size of as many units as there are.
+ALL_UNITS = "all"
+
+
 def coerce_positive(name: str, value: float | str | None, *, allow_zero: bool = False) -> float | None:
     """Return `value` as a number above zero, and `None` as it is; raise `ValueError` for anything else.
 
@@ -37,6 +41,25 @@ def coerce_count(name: str, value: int | str | None) -> int | None:
     if not (1 <= number < 2**31 and number == int(number)):
         raise ValueError(f"{name}={value}: it must be a whole number from 1 to 2**31 - 1.")
     return int(number)
+
+
+def coerce_batch_size(value: int | str | None) -> int | str:
+    """Return `value` as a whole number above zero, or `all`; raise `ValueError` for anything else.
+
+    >>> coerce_batch_size("64"), coerce_batch_size("all")
+    (64, 'all')
+    """
+    if value == ALL_UNITS:
+        return ALL_UNITS
+    try:
+        number = coerce_count("expected_batch_size", value)
+    except ValueError:
+        number = None
+    if number is None:
+        raise ValueError(
+            f"expected_batch_size={value}: it must be a whole number from 1 to 2**31 - 1, or {ALL_UNITS} for every row."
+        )
+    return number
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -6,7 +6,7 @@ flag replace any field of the recipe.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
-from hf_dpzo.recipe.flags import FieldParser, parse_json_object, refuse_unknown_flags, spell_field
+from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
@@ -147,6 +147,7 @@ class Recipe:
         self.words = tuple(str(word) for word in words.values())
         # As the command line spells them, so that `parse_recipe` makes the same recipe again.
         self.flags: tuple[str, ...] = ()
+        self.chosen: dict[str, Any] = {}  # The training arguments that the task chose.
         allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "if_missing": MISSING}
         for name, values in (allowed | {"quantization": (*QUANTIZATIONS, None)}).items():
             if getattr(self, name) not in values:
@@ -244,9 +245,14 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
     argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
     refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
+    argv += flags
     parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
-    recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
-    recipe.flags = (*argv, *flags)
+    written = parser.parse_args(argv)
+    recipe = Recipe(**{entry.name: getattr(written, entry.name) for entry in fields(Recipe)})
+    chosen = recipe.kind.defaults(recipe).choose(written, {name_flag(argument) for argument in argv})
+    argv += [argument for name, value in chosen.items() for argument in spell_field(name, value)]
+    recipe, args = parser.parse_args_into_dataclasses(args=argv)
+    recipe.flags, recipe.chosen = tuple(argv), chosen
     return recipe, args
 
 

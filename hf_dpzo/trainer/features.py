@@ -88,7 +88,8 @@ class FeatureTrainer(AuditingTrainer):
 
     def _build_table_collator(self) -> TableCollator:
         per_unit = self._units.max_rows_per_unit
-        size = choose_block_size(self.args.expected_batch_size, self._num_units, max_rows_per_unit=per_unit)
+        expected = self.args.resolve_batch_size(self._num_units)
+        size = choose_block_size(expected, self._num_units, max_rows_per_unit=per_unit)
         most = math.ceil(MAX_SCORES / (self.model.config.num_labels * (self._points_per_pass or 1)))
         return TableCollator(micro_batch_size=min(size, most), device=self.args.device)
 

@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.losses.template import Template
+from hf_dpzo.recipe.defaults import TrainingDefaults
 
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class Task(ABC):
         """
         template = Template(template=recipe.template)
         template.encode(dict.fromkeys(template.fields, ""), tokenizer, recipe.max_length - 1)
+
+    def defaults(self, recipe: "Recipe") -> TrainingDefaults:
+        """Return the training arguments for what neither the recipe nor a flag sets; by default, stock's."""
+        return TrainingDefaults()
 
     @abstractmethod
     def auto_class(self, recipe: "Recipe") -> type:
