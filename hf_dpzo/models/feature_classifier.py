@@ -21,7 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import cached_file
 
-from hf_dpzo.models.feature_rule import Standard, gather_word_rows, measure_standard, pool
+from hf_dpzo.models.feature_rule import Standard, measure_standard, pool
 from hf_dpzo.models.layer_reader import LayerReader, choose_layer, find_body, find_layers
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options, describe_loading, forget_unpacked_quantizer
@@ -120,22 +120,20 @@ class FeatureClassifier(PreTrainedModel):
         position: str = "last",
         problem_type: str | None = None,
         texts: Sequence[str | list[int]] = PUBLIC_TEXTS,
-        words: Sequence[str] | None = None,
     ) -> "FeatureClassifier":
         """Return a classifier on `base`, whose head is new.
 
         Args:
             base: the model to read, with or without a head of its own. It is frozen.
-            tokenizer: turns `texts` and `words` into tokens; `None` for features that are neither centred nor scaled.
+            tokenizer: turns `texts` into tokens; `None` for features that are neither centred nor scaled.
             id2label: the names of the classes.
             layer: the number of layers to compute; by default three quarters of them.
             position: "last" for the last token of a row, "mean" for the mean over its own tokens.
             problem_type: as in transformers; by default a class, or a number if there is a single output.
             texts: PUBLIC texts, or their tokens, in the form of the rows: by them features are centred and scaled.
-            words: a word for each class, at whose direction in the output embedding the head begins; by default zero.
 
         Raises:
-            ValueError: there is no such layer or position, or `words` are given for a model without output embeddings.
+            ValueError: there is no such layer or position.
         """
         forget_unpacked_quantizer(base)
         body = find_body(base)
@@ -149,18 +147,14 @@ class FeatureClassifier(PreTrainedModel):
         model.config.name_or_path = config.base
         model.config._commit_hash = config.base_revision
         if tokenizer is not None:
-            standard = measure_standard(model.read_alone, tokenizer, texts)
-            model._adopt(standard, None if words is None else gather_word_rows(base, tokenizer, words))
+            model._adopt(measure_standard(model.read_alone, tokenizer, texts))
         return model
 
     @torch.no_grad()
-    def _adopt(self, standard: Standard, directions: torch.Tensor | None) -> None:
-        """Centre and scale features by `standard`, and begin at the `directions`, `[classes, hidden_size]`."""
+    def _adopt(self, standard: Standard) -> None:
+        """Centre and scale features by `standard`."""
         self.center.copy_(standard.center)
         self.scale.copy_(standard.scale)
-        if directions is not None:
-            # In units of the scores that the base's own head would give, if states kept the norm of public ones.
-            self.classifier.weight.copy_(directions / standard.scale * standard.gain)
 
     @classmethod
     def from_pretrained(

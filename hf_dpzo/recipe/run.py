@@ -11,6 +11,7 @@ from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.log import Trajectory
 
@@ -30,7 +31,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     """
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
-    before = _measure_metric(trainer, recipe)
+    before = _measure_before(trainer, recipe)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_parse_resume_flag(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
@@ -42,7 +43,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     name = recipe.kind.metric_name
     return [
         *([("chosen by the task", describe_defaults(recipe.chosen))] if recipe.chosen else []),
-        *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
+        *([] if before is None else [before, (f"{name} after", after)]),
         *_report_guarantee(trainer),
         *([] if trainer.failed_rows is None else [("rows that fail", str(trainer.failed_rows))]),
         ("a missing cell", MISSING[recipe.if_missing]),
@@ -119,6 +120,18 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
 def _parse_resume_flag(flag: str | None) -> str | bool:
     """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag."""
     return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
+
+
+def _measure_before(trainer: ZOTrainer, recipe: Recipe) -> tuple[str, str] | None:
+    """Return what the metric is before training, and its name in the report: by label words if a head is new."""
+    name, kind = recipe.kind.metric_name, recipe.kind
+    if trainer.eval_dataset is None:
+        return None
+    if not (kind.has_new_head and recipe.words):
+        return f"{name} before", _measure_metric(trainer, recipe)
+    tokenizer, size = trainer.processing_class, trainer.args.per_device_eval_batch_size
+    metrics = measure_untouched(recipe, tokenizer, trainer.eval_dataset, batch_size=size)
+    return f"{name} of the untouched model", f"{metrics[kind.metric.removeprefix('eval_')]:.4f}"
 
 
 def _measure_metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:

@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from hf_dpzo.models.feature_classifier import FeatureClassifier
-from hf_dpzo.models.feature_rule import gather_word_rows
 from hf_dpzo.models.layer_reader import find_body
 
 from support.models import causal_lm, llama_config, word_tokenizer
@@ -91,29 +90,6 @@ def test_public_texts_are_centred_and_scaled_to_norm_one():
     torch.testing.assert_close(standard.std(dim=0), torch.ones(16), atol=1e-3, rtol=0)
     row = torch.tensor([word_tokenizer()(texts[0])["input_ids"]])
     torch.testing.assert_close(head.compute_features(row).norm(), torch.tensor(1.0))
-
-
-def test_a_head_may_begin_at_the_scores_of_its_words():
-    torch.manual_seed(0)
-    model = causal_lm(num_hidden_layers=2)
-    texts = [f"w{i} w{2 * i % 40} w{7 * i % 40}" for i in range(30)]
-    head = FeatureClassifier.on_base(
-        model, word_tokenizer(), id2label=NAMES, layer=2, texts=texts, words=["bad", "good"]
-    )
-    rows = torch.tensor([[5, 6, 7], [9, 30, 11], [20, 21, 40]])
-    words = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
-    with torch.no_grad():
-        scores, own = head(input_ids=rows).logits, model(input_ids=rows).logits[:, -1, words]
-    moved, expected = (scores[:, 1] - scores[:, 0]), (own[:, 1] - own[:, 0])
-    assert torch.corrcoef(torch.stack([moved, expected]))[0, 1] > 0.95
-
-
-def test_the_weight_of_the_last_normalization_is_part_of_a_words_direction():
-    model = FAMILIES["gemma2"]()  # What it holds is added to one.
-    rows = gather_word_rows(model, word_tokenizer(), ["bad", "good"])
-    table = model.get_output_embeddings().weight
-    ids = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
-    torch.testing.assert_close(rows[0] - rows[1], table[ids[0]] - table[ids[1]], rtol=1e-3, atol=1e-6)
 
 
 def test_moving_a_head_moves_its_base_and_walks_do_not_list_it():

@@ -34,6 +34,8 @@ class Task(ABC):
     metric: str = "eval_loss"
     metric_name: str = "evaluation loss"
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    # Whether training begins with a head that knows nothing.
+    has_new_head: bool = False
     # The columns that the task reads next to those of the template and the label; `columns` may call them otherwise.
     roles: tuple[str, ...] = ()
 
