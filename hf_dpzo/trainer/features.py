@@ -28,8 +28,13 @@ from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.auditing import AuditingTrainer
 
 
-# The number of rows that are fetched at once, to compute their features.
-ROWS_AT_ONCE = 256
+# The number of rows that are fetched at once, to compute their features: enough for rows of one of many public lengths
+# to fill micro-batches.
+ROWS_AT_ONCE = 1024
+
+
+# The fewest rows that a block of the table has room for, however many points a pass evaluates.
+MIN_BLOCK = 256
 
 
 # The most scores that a block has for all probe points of one pass: 64 MiB.
@@ -114,7 +119,7 @@ class FeatureTrainer(AuditingTrainer):
         """The number of probe points of one pass; by default all of them, where a pass is one product of matrices."""
         if self._table is None or self.args.points_per_pass is not None or not self._is_product:
             return super()._points_per_pass
-        most = max(1, MAX_SCORES // (ROWS_AT_ONCE * self.model.config.num_labels))
+        most = max(1, MAX_SCORES // (MIN_BLOCK * self.model.config.num_labels))
         return min(self.method.estimator.forward_passes, most)
 
     @property
