@@ -75,8 +75,12 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
-    lora_freeze_a: bool = field(
-        default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
+    lora_freeze_a: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the second matrix of LoRA alone; the first stays as it was drawn. Both together diverged at "
+            "rates that suit the second. Default true, or what the run has that is resumed."
+        },
     )
     lora_invocation: str | None = field(default=None, metadata={"help": "activated-lora: the text that activates it."})
     data: str = field(
@@ -230,11 +234,13 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     return parse_recipe(values, flags)
 
 
-def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+def parse_recipe(
+    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False
+) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe that consists of `values`, and its training arguments.
 
     Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
-    is left out, too.
+    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing.
     """
     without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     without_parser.add_argument("--without", default="")
@@ -249,7 +255,8 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
     parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     written = parser.parse_args(argv)
     recipe = Recipe(**{entry.name: getattr(written, entry.name) for entry in fields(Recipe)})
-    chosen = recipe.kind.defaults(recipe).choose(written, {name_flag(argument) for argument in argv})
+    given = {name_flag(argument) for argument in argv}
+    chosen = {} if is_complete else recipe.kind.defaults(recipe).choose(written, given)
     argv += [argument for name, value in chosen.items() for argument in spell_field(name, value)]
     recipe, args = parser.parse_args_into_dataclasses(args=argv)
     recipe.flags, recipe.chosen = tuple(argv), chosen

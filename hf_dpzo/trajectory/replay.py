@@ -219,7 +219,8 @@ def build_initial_model(base: str, revision: str | None, log: Trajectory) -> tor
             model = build_on_features(model, header["base"])
         if adapter_config is None:
             return model
-        with publicly_seeded(adapter["seed"] or 0):
+        # Earlier versions kept no seed where a part of an adapter was frozen. That of a recipe is also its directions'.
+        with publicly_seeded(header["directions"]["seed"] if adapter["seed"] is None else adapter["seed"]):
             return get_peft_model(model, adapter_config)
 
 

@@ -20,6 +20,7 @@ from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acqui
 from hf_dpzo.trajectory.records import Record
 from hf_dpzo.trajectory.replay import check_device, replay_records
 from hf_dpzo.trajectory.run_parts import RunParts
+from hf_dpzo.trajectory.trained_names import refuse_other_parameters
 
 
 class RunLog:
@@ -114,6 +115,7 @@ class RunLog:
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
+        refuse_other_parameters(self.existing.header, header, self._folder)
         different = compare_json(self.existing.header, _take_over(header, self.existing.header))
         if different:
             said = "; ".join(different[:3]).replace("rows.evaluated_alone=", "(per_device_train_batch_size == 1)=")
@@ -276,8 +278,10 @@ def _take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, An
     """Return `header` with what the log keeps from its beginning, whatever it is where the run goes on.
 
     A run may be resumed on another machine, or with other versions. The logs of earlier versions have the number of
-    rows also where users are the units.
+    rows also where users are the units, and no seed where a part of an adapter was frozen, whose values are compared.
     """
+    if header["adapter"] is not None and (begun["adapter"] or {"seed": 0})["seed"] is None:
+        header = header | {"adapter": header["adapter"] | {"seed": None}}
     rows = header["rows"]
     if rows["privacy_unit_column"] is not None:
         rows = rows | {"rows": begun["rows"]["rows"]}
