@@ -18,7 +18,7 @@ from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
-from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
+from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
 
 ADAPTERS = ("lora", ACTIVATED, "none")
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 # The fields that may be paths of this machine.
-PATH_FIELDS = ("model_name_or_path", "data", "eval_data")
+PATH_FIELDS = ("model_name_or_path", "data", "eval_data", "calibrate_on")
 
 
 MISSING = ("empty", "skip", "refuse")
@@ -129,6 +129,13 @@ class Recipe:
         default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    calibrate_on: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label words: take off what the untouched model gives them after public texts, builtin or of a file. "
+            "It helps where the model prefers a word whatever the text is; compare."
+        },
+    )
     layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
     position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
@@ -164,6 +171,7 @@ class Recipe:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
         refuse_unread_fields(self)
+        refuse_uncalibrated(self)
         self.kind.check(self)
         check_activation(self)
 

@@ -12,9 +12,9 @@ from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.trainer.trainer import ZOTrainer
+from hf_dpzo.trajectory.going_on import trains_first_factor
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
-from hf_dpzo.trajectory.trained_names import trains_first_factor
 
 
 # What is said of missing cells, whether rows have any or not.

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
+from hf_dpzo.losses.calibration import Calibration
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
@@ -164,6 +165,7 @@ class ResumableTrainer(RedactingTrainer):
         self._state = ModelState(self.model, moving=descent.optimizer.parameters())
         self._inspect(prepared[0])
         values = fingerprint_values(descent.optimizer.parameters()) if initial else None
+        loss = self.per_example_loss
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -175,8 +177,11 @@ class ResumableTrainer(RedactingTrainer):
             environment=self._environment,
             began_from=self._find_beginning(values),
             counted=self._earlier_runs.checksums,
+            calibration=loss.calibration and loss.calibration.describe(),
         )
         self._log.open(header, self.model)
+        if loss.calibration is not None:
+            loss.calibration = Calibration.from_description(self._log.header["calibration"])
         self._adapters = list_adapters(self.model)
         mark_as_trained(self.model)
         self._values = TrainedValues(descent.optimizer.parameters())

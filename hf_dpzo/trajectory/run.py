@@ -163,6 +163,7 @@ def build_header(
     environment: dict[str, Any],
     began_from: dict[str, Any] | None = None,
     counted: Sequence[str] = (),
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -177,6 +178,7 @@ def build_header(
         initial: the fingerprint of the initial values; `None` if it is no longer known.
         began_from: the epsilon and the delta of the run that made what this one begins with, if one is known.
         counted: the checksums of the logs of earlier runs that the plan counts.
+        calibration: what is taken off the scores of label words; `None` for nothing.
         environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
             may differ when the run is resumed elsewhere.
     """
@@ -208,6 +210,7 @@ def build_header(
                 "rows": rows,
                 **({} if began_from is None else {"began_from": began_from}),
                 **({"counted": list(counted)} if counted else {}),
+                **({} if calibration is None else {"calibration": calibration}),
                 "replays_on": _choose_replay_device(method, update, optimizer),
                 "made_with": environment,
             }

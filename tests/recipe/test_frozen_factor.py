@@ -10,8 +10,8 @@ from hf_dpzo.models.seeded import forget_changed_seed, get_adapter_seed
 from hf_dpzo.recipe.recipe import read_recipe
 from hf_dpzo.recipe.run import run_recipe
 from hf_dpzo.trajectory import initial
+from hf_dpzo.trajectory.going_on import list_trained_names
 from hf_dpzo.trajectory.initial import INITIAL_FILE
-from hf_dpzo.trajectory.trained_names import list_trained_names
 from hf_dpzo.verification.verify import verify
 
 from support.models import one_layer

@@ -1,4 +1,4 @@
-"""Which parameters a run trains, by its header, compared with those of the run that would go on from it."""
+"""What the run that goes on from a log must have in common with it, and what it takes over from its header."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,3 +36,20 @@ def refuse_other_parameters(begun: Mapping[str, Any], header: Mapping[str, Any],
         f"resume_from_checkpoint: the run in {folder} {what} {first}{others}, other than this one; {remedy}, or start "
         "a new run in another folder."
     )
+
+
+def take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `header` with what the log keeps from its beginning, whatever it is where the run goes on.
+
+    A run may be resumed on another machine, or with other versions. The logs of earlier versions have the number of
+    rows also where users are the units, and no seed where a part of an adapter was frozen, whose values are compared.
+    """
+    if header["adapter"] is not None and (begun["adapter"] or {"seed": 0})["seed"] is None:
+        header = header | {"adapter": header["adapter"] | {"seed": None}}
+    calibrations = header.get("calibration"), begun.get("calibration")
+    if all(calibrations) and calibrations[0]["texts"] == calibrations[1]["texts"]:
+        header = header | {"calibration": begun["calibration"]}  # Another device rounds otherwise.
+    rows = header["rows"]
+    if rows["privacy_unit_column"] is not None:
+        rows = rows | {"rows": begun["rows"]["rows"]}
+    return header | {"made_with": begun["made_with"], "rows": rows}
