@@ -132,7 +132,7 @@ class Recipe:
     calibrate_on: str | None = field(
         default=None,
         metadata={
-            "help": "Label words: take off what the untouched model gives them after public texts, builtin or of a file. "
+            "help": "Label words: take off what the untouched model gives them after public texts: builtin, or a file. "
             "It helps where the model prefers a word whatever the text is; compare."
         },
     )
