@@ -6,14 +6,10 @@ The median of each word's score lost less than the mean where the model prefers 
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
-from peft import PeftModel
-
-from hf_dpzo.models.switching import switched_adapter
 
 
 # More texts would not make the median better, and cost a forward pass each.
@@ -88,8 +84,3 @@ def spread_texts(texts: Iterable[str | Mapping[str, str]], columns: Sequence[str
     """
     rows = [text if isinstance(text, Mapping) else dict.fromkeys(columns, text) for text in texts]
     return rows[:MAX_TEXTS]
-
-
-def without_adapter(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """Return a context in which `model` computes without the adapter that is trained."""
-    return switched_adapter(model, None) if isinstance(model, PeftModel) else nullcontext()

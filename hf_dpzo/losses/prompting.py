@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.losses.calibration import Calibration, spread_texts, without_adapter
+from hf_dpzo.losses.calibration import Calibration, spread_texts
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss, class_losses
 from hf_dpzo.losses.template import Template
+from hf_dpzo.models.switching import without_adapter
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
