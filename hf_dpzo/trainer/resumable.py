@@ -29,6 +29,7 @@ from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trainer.beginning import find_beginning, refuse_runs_without_a_claim
 from hf_dpzo.trainer.redacting import RedactingTrainer
+from hf_dpzo.trainer.scales import match_scales
 from hf_dpzo.trajectory.earlier_runs import EarlierRuns, name_log, read_earlier_runs
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
@@ -155,6 +156,7 @@ class ResumableTrainer(RedactingTrainer):
         self.optimizer = self.lr_scheduler = None  # Those of an earlier attempt have already taken steps.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent = self._build_descent()
+        descent.optimizer.scale_directions(match_scales(self.model, descent.optimizer, self.args.perturbation_scales))
         initial = self._starts_from_initial
         self._log.restore_start(self.model, from_initial=initial)
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.

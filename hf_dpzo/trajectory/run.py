@@ -185,6 +185,7 @@ def build_header(
     named = name_as_published(model, dict(model.named_parameters()))
     names = {id(parameter): name for name, parameter in named.items()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
+    scales = {name: s for name, s in zip(trained, optimizer.directions.scales, strict=True) if s != 1}
     return json.loads(
         json.dumps(
             {
@@ -199,6 +200,7 @@ def build_header(
                     {"weight_decay": group["weight_decay"], "parameters": [names[id(p)] for p in group["params"]]}
                     for group in optimizer.param_groups
                 ],
+                **({"scales": scales} if scales else {}),
                 "plan": {
                     "steps": budget.planned_steps,
                     "delta": budget.delta,
