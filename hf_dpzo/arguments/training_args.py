@@ -160,13 +160,17 @@ class ZOTrainingArguments(TrainingArguments):
         },
     )
     directions: str = field(
-        default="rademacher", metadata={"help": "Distribution of the directions.", "choices": sorted(DIRECTIONS)}
+        default="rademacher",
+        metadata={
+            "help": "Distribution of the directions. gaussian cost a point; sphere is there for theory.",
+            "choices": sorted(DIRECTIONS),
+        },
     )
     perturbation_scales: dict | str | None = field(
         default=None,
         metadata={
-            "help": "As JSON, {part of a parameter's name: scale}: factors on smoothing and learning_rate, for kinds of "
-            "parameters whose coefficients differ by orders of magnitude; default 1 for all."
+            "help": "As JSON, {part of a parameter's name: scale}: factors on smoothing and learning_rate, for kinds "
+            "of parameters whose coefficients differ by orders of magnitude; default 1 for all."
         },
     )
     audit: bool = field(

@@ -1,11 +1,14 @@
 """Scales of kinds of parameters: matched by name, kept in the log, replayed, resumed and verified."""
 
+import json
+
 import pytest
 from peft import LoraConfig, TaskType
 
 from hf_dpzo import Trajectory, ZOTrainer, seeded_peft_model
 from hf_dpzo.cli.main import main
 from hf_dpzo.trajectory.header import TrajectoryError, parse_header
+from hf_dpzo.zo.optimizer import ZOOptimizer
 
 from support.models import one_layer
 from support.recipes import refused
@@ -31,8 +34,6 @@ def test_a_recipe_with_scales_verifies_and_goes_on(write, workplace, capsys):
 
 
 def test_a_verification_sees_scales_that_were_changed(write, workplace, monkeypatch):
-    from hf_dpzo.zo.optimizer import ZOOptimizer
-
     assert main(["train", write(lora_freeze_a=False, perturbation_scales={"lora_B": 0.25})]) == 0
     monkeypatch.setattr(ZOOptimizer, "scale_directions", lambda *_: None)
     assert main(["verify", str(workplace / "out"), "--base", str(workplace / "causal")]) != 0
@@ -74,8 +75,6 @@ def test_scales_of_nothing_are_refused(write, capsys, changes, said):
 
 
 def test_a_log_without_scales_says_nothing_of_them_and_one_of_strangers_parameters_is_refused(write, workplace):
-    import json
-
     assert main(["train", write()]) == 0
     header = dict(Trajectory.read(workplace / "out").header)
     assert "scales" not in header
