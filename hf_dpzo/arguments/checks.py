@@ -2,7 +2,7 @@
 
 from transformers import TrainingArguments
 
-from hf_dpzo.arguments.coercion import check_choice, coerce_batch_size, coerce_count, coerce_positive
+from hf_dpzo.arguments.coercion import check_choice, coerce_batch_size, coerce_count, coerce_positive, coerce_scales
 from hf_dpzo.arguments.method_args import CHOICE_FLAGS, COUNT_FLAGS, NUMBER_FLAGS, check_method_flags, check_update
 from hf_dpzo.arguments.privacy_args import (
     check_canaries,
@@ -27,6 +27,9 @@ def check_values(args: TrainingArguments) -> None:
     for name in ("target_epsilon", "target_delta", *NUMBER_FLAGS, "learning_rate", "momentum"):
         may_be_zero = name == "anchor_strength" or (name == "noise_multiplier" and METHODS[args.method].allows_no_noise)
         setattr(args, name, coerce_positive(name, getattr(args, name), allow_zero=may_be_zero))
+    args.perturbation_scales = coerce_scales(args.perturbation_scales)
+    if args.perturbation_scales is not None and args.update == "adam":
+        raise ValueError("perturbation_scales: update=adam divides scales out of its steps; choose sgd or momentum.")
     args.expected_batch_size = coerce_batch_size(args.expected_batch_size)
     for name in (*COUNT_FLAGS, "points_per_pass", "canaries", "tuning_runs", "trials"):
         setattr(args, name, coerce_count(name, getattr(args, name)))

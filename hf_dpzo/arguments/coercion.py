@@ -1,6 +1,8 @@
 """Checks and converts the values of single flags, because YAML and command lines may spell numbers as text."""
 
-from collections.abc import Collection
+import contextlib
+import json
+from collections.abc import Collection, Mapping
 
 
 # Larger numbers are infinite in float32.
@@ -66,6 +68,22 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise `ValueError` unless `value` is one of the names in `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(choices))}.")
+
+
+def coerce_scales(value: Mapping[str, float] | str | None) -> dict[str, float] | None:
+    """Return a mapping from parts of names to positive numbers, which command lines spell as JSON; `None` as it is.
+
+    >>> coerce_scales('{"score": 1e-2}')
+    {'score': 0.01}
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"perturbation_scales={value!r}: it is no mapping; write {{part of a name: scale}}.")
+    return {str(name): coerce_positive(f"perturbation_scales[{name}]", scale) for name, scale in value.items()}
 
 
 def coerce_list(name: str, value: Collection[object] | None) -> list[object]:

@@ -26,6 +26,7 @@ PLANNED_FLAGS = (
     "target_delta",
     "expected_batch_size",
     "directions",
+    "perturbation_scales",
     "seed",
     "max_steps",
     "num_train_epochs",

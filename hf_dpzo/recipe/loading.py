@@ -90,11 +90,8 @@ def add_adapter(
     if recipe.adapter == "none":
         return model
     invocation = find_invocation_tokens(recipe, tokenizer)
-    adapted = seeded_peft_model(model, _build_lora_config(recipe, invocation), seed=seed)
-    for name, parameter in adapted.named_parameters():
-        if recipe.lora_freeze_a and "lora_A" in name:
-            parameter.requires_grad_(False)
-    return adapted
+    freeze_a = recipe.lora_freeze_a is not False
+    return seeded_peft_model(model, _build_lora_config(recipe, invocation), seed=seed, freeze_a=freeze_a)
 
 
 def load_rows(

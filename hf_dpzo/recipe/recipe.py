@@ -18,7 +18,7 @@ from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
-from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
+from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
 
 ADAPTERS = ("lora", ACTIVATED, "none")
@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 # The fields that may be paths of this machine.
-PATH_FIELDS = ("model_name_or_path", "data", "eval_data")
+PATH_FIELDS = ("model_name_or_path", "data", "eval_data", "calibrate_on")
 
 
 MISSING = ("empty", "skip", "refuse")
@@ -75,8 +75,12 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
-    lora_freeze_a: bool = field(
-        default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
+    lora_freeze_a: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the second matrix of LoRA alone; the first stays as it was drawn. Both together diverged at "
+            "rates that suit the second. Default true, or what the run has that is resumed."
+        },
     )
     lora_invocation: str | None = field(default=None, metadata={"help": "activated-lora: the text that activates it."})
     data: str = field(
@@ -125,6 +129,13 @@ class Recipe:
         default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    calibrate_on: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label words: take off what the untouched model gives them after public texts: builtin, or a file. "
+            "It helps where the model prefers a word whatever the text is; compare."
+        },
+    )
     layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
     position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
@@ -160,6 +171,7 @@ class Recipe:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
         refuse_unread_fields(self)
+        refuse_uncalibrated(self)
         self.kind.check(self)
         check_activation(self)
 
@@ -230,11 +242,13 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     return parse_recipe(values, flags)
 
 
-def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+def parse_recipe(
+    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False
+) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe that consists of `values`, and its training arguments.
 
     Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
-    is left out, too.
+    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing.
     """
     without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     without_parser.add_argument("--without", default="")
@@ -249,7 +263,8 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
     parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     written = parser.parse_args(argv)
     recipe = Recipe(**{entry.name: getattr(written, entry.name) for entry in fields(Recipe)})
-    chosen = recipe.kind.defaults(recipe).choose(written, {name_flag(argument) for argument in argv})
+    given = {name_flag(argument) for argument in argv}
+    chosen = {} if is_complete else recipe.kind.defaults(recipe).choose(written, given)
     argv += [argument for name, value in chosen.items() for argument in spell_field(name, value)]
     recipe, args = parser.parse_args_into_dataclasses(args=argv)
     recipe.flags, recipe.chosen = tuple(argv), chosen

@@ -13,6 +13,8 @@ from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
+from hf_dpzo.trajectory.going_on import trains_first_factor
+from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
 
@@ -58,7 +60,13 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 
 
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
-    """Load everything that the recipe names, and build the trainer from it."""
+    """Load everything that the recipe names, and build the trainer from it.
+
+    Whether LoRA's first matrix is frozen follows from the log of the run in `args.output_dir`, if the recipe does not
+    say: that was not the default in earlier versions.
+    """
+    if recipe.lora_freeze_a is None:
+        recipe.lora_freeze_a = not _trains_a(Path(args.output_dir))
     if args.padded_lengths and recipe.max_length > args.padded_lengths[-1]:
         raise ValueError(
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
@@ -108,13 +116,22 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
         raise ValueError(
             f"run={folder}: Python code made it, not a recipe; build the same trainer there and call its audit_run()."
         )
+    # What the task would choose today is not what the run had.
     quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none"]
-    recipe, args = parse_recipe({}, [*kept, *quiet, *flags])
+    recipe, args = parse_recipe({}, [*kept, *quiet, *flags], is_complete=True)
     for name in PATH_FIELDS:
         path = getattr(recipe, name)
         if path and Path(path).is_absolute() and not Path(path).exists():
             raise ValueError(f"{name}={path}: it is not there any more; add --{name}= and where it is now.")
     return build_trainer(recipe, args)
+
+
+def _trains_a(folder: Path) -> bool:
+    """Return whether the run in `folder`, if there is one, trains the first matrix of LoRA."""
+    try:
+        return trains_first_factor(Trajectory.read(folder).header)
+    except (OSError, TrajectoryError):
+        return False
 
 
 def _parse_resume_flag(flag: str | None) -> str | bool:

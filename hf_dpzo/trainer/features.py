@@ -4,8 +4,9 @@ A step then takes its rows from a table, and no row is read, collated or passed 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,12 @@ class FeatureTrainer(AuditingTrainer):
         """Return public `rows` of tokens as rows of features."""
         columns = self._feature_reader.split(self._read_with(self._feature_reader).of_public(model, rows))
         return [{name: column[index] for name, column in columns.items()} for index in range(len(rows))]
+
+    def _prepare_public(self, model: torch.nn.Module, rows: Rows) -> Callable[[], torch.Tensor]:
+        """Return a function that evaluates public `rows`, whose features are computed once."""
+        if self._table is None:
+            return super()._prepare_public(model, rows)
+        return partial(self._estimate.losses.of_public, model, self._read_public(model, rows))
 
     def _read_with(self, reader: FeatureReader) -> BatchLosses:
         width = sum(column[0].numel() for column in self._table.columns.values())
