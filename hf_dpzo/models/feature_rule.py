@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 
 # A coordinate that is the same in all public texts is not scaled up without bound.
@@ -25,23 +24,19 @@ class Standard:
 
 
 @torch.no_grad()
-def measure_standard(
-    read: Callable[[Sequence[int]], torch.Tensor], tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | list[int]]
-) -> Standard:
+def measure_standard(read: Callable[[Sequence[int]], torch.Tensor], texts: Sequence[Sequence[int]]) -> Standard:
     """Return by what the states of `texts`, which are PUBLIC, are centred and scaled.
 
     Args:
         read: a function from a row's tokens to its states, float32 `[1, hidden_size]`.
-        tokenizer: turns texts into tokens.
-        texts: two or more public texts, or their tokens.
+        texts: the tokens of two or more public texts.
 
     Raises:
         ValueError: there are fewer.
     """
     if len(texts) < 2:
         raise ValueError(f"texts={len(texts)}: a spread needs two public texts at least, better 64; pass more.")
-    rows = [tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts]
-    found = torch.cat([read(row) for row in rows])
+    found = torch.cat([read(text) for text in texts])
     spread = found.std(dim=0)
     scale = 1 / spread.clamp(min=_SMALLEST_SPREAD * max(spread.mean().item(), torch.finfo(torch.float32).tiny))
     return Standard(center=found.mean(dim=0), scale=scale)
