@@ -10,6 +10,7 @@ from hf_dpzo import ZOTrainer, seeded_peft_model
 from hf_dpzo.methods import AggZO, DPZero
 from hf_dpzo.privacy.limits import RunLimits
 from hf_dpzo.trainer import limits
+from hf_dpzo.zo.directions import Rademacher
 
 from support.models import one_layer
 from support.rows import few_public_rows, labelled_rows
@@ -139,3 +140,17 @@ def test_a_head_of_the_size_of_its_adapter_drowns_nothing(told, ratio, warned):
     limits.warn_of_drowned_adapter(model, trained, lambda moved: spreads.pop(0))
     assert bool(told) == warned
     assert all('set perturbation_scales={"modules_to_save": 0.03} to even them' in text for _, text in told)
+
+
+def test_the_hint_costs_two_central_differences():
+    parameter = torch.zeros(4)
+    seen = []
+    found = limits.measure_quotients(
+        {0: parameter},
+        evaluate=lambda: seen.append(1) or parameter.sum() * torch.tensor([1.0, 2.0, torch.nan]),
+        directions=Rademacher(seed=0, sizes=[4]),
+        smoothing=0.5,
+    )
+    assert len(seen) == 2 * limits.SEEN_DIRECTIONS == 4
+    expected = [float(Rademacher(seed=0, sizes=[4]).values(index=0, step=0, direction=k).sum()) for k in range(2)]
+    assert found.tolist() == [expected, [2 * value for value in expected]]  # A row that fails has no part in it.
