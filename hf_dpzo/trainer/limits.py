@@ -1,5 +1,6 @@
 """Says before training what limits a run, by public rows and public numbers alone."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers.utils import logging
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.methods import METHODS
 from hf_dpzo.methods.method import Method
+from hf_dpzo.models.unwrap import find_adapter_parameters
 from hf_dpzo.privacy.limits import RunLimits, list_equal_times
 from hf_dpzo.privacy.mechanism import NoisySum
 from hf_dpzo.zo.directions import Directions
@@ -18,22 +20,30 @@ from hf_dpzo.zo.shift import shifted
 logger = logging.get_logger(__name__)
 
 
+# A head whose coefficients are as many times those of an adapter leaves little of them in a step.
+DROWNING_RATIO = 10.0
+
+
+# The part of the names of a head's parameters that PEFT copies.
+PEFT_HEAD = "modules_to_save"
+
+
 # The public rows that are looked at, those from which they are taken, and the directions along which they are.
 SEEN_ROWS, SEEN_AMONG, SEEN_DIRECTIONS = 8, 256, 2
 
 
 def measure_quotients(
-    evaluate: Callable[[], torch.Tensor],
     parameters: Mapping[int, torch.Tensor],
-    directions: Directions,
     *,
+    evaluate: Callable[[], torch.Tensor],
+    directions: Directions,
     smoothing: float,
 ) -> torch.Tensor | None:
     """Return the central difference quotients of public rows, float64 `[rows, directions]`; `None` if rows fail.
 
     Args:
+        parameters: what moves, by its numbers among the directions'.
         evaluate: a function that returns the losses of the rows where the parameters are, `[rows]`.
-        parameters: what is trained, by its numbers among the directions'.
         directions: the directions of the run.
         smoothing: the distance of a probe point.
     """
@@ -79,6 +89,32 @@ def warn_of_both_factors(model: torch.nn.Module) -> None:
         logger.warning(
             "lora_A: both matrices of LoRA are trained, and together they diverged at learning rates that suit lora_B; "
             "make the adapter by seeded_peft_model(..., freeze_a=True), or leave lora_freeze_a out of a recipe."
+        )
+
+
+def warn_of_drowned_adapter(
+    model: torch.nn.Module,
+    parameters: Mapping[int, torch.Tensor],
+    measure: Callable[[Mapping[int, torch.Tensor]], float],
+) -> None:
+    """Warn where the coefficients of a head are many times those of the adapter beside it, by public rows.
+
+    Args:
+        model: the model.
+        parameters: what is trained, by its numbers among the directions'.
+        measure: a function that returns the spread of the coefficients where some of the parameters alone move.
+    """
+    added = find_adapter_parameters(model)
+    adapter = {index: parameter for index, parameter in parameters.items() if parameter in added}
+    head = {index: parameter for index, parameter in parameters.items() if parameter not in added}
+    if not adapter or not head:
+        return
+    small, large = measure(adapter), measure(head)
+    if small > 0 and large >= DROWNING_RATIO * small:
+        scale = json.dumps({PEFT_HEAD: float(f"{small / large:.1g}")})
+        logger.warning(
+            f"perturbation_scales: the coefficients of the head are {large / small:.2g} times those of the adapter"
+            f" beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that fits."
         )
 
 

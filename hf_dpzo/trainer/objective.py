@@ -30,6 +30,7 @@ from hf_dpzo.trainer.limits import (
     measure_quotients,
     report_limits,
     warn_of_both_factors,
+    warn_of_drowned_adapter,
 )
 from hf_dpzo.zo.shift import shifted
 
@@ -198,13 +199,16 @@ class ObjectiveTrainer(CheckingTrainer):
         if isinstance(self.per_example_loss, TextObjective) or isinstance(self._public_losses, FSDPLosses):
             return  # What is told of an objective is told above, and all processes would have to take part.
         descent = self._build_descent()
-        settings = {"smoothing": descent.begin(0).smoothing}
+        settings: dict[str, Any] = {"smoothing": descent.begin(0).smoothing}
         trained = dict(enumerate(descent.optimizer.parameters()))
         try:
             real = self._list_collated_rows(SEEN_AMONG)
             rows = real[:: max(1, len(real) // SEEN_ROWS)][:SEEN_ROWS] or [*chain(*self._public_batches)][:SEEN_ROWS]
-            evaluate = self._prepare_public(model, rows)
-            quotients = measure_quotients(evaluate, trained, descent.optimizer.directions, **settings)
+            settings["evaluate"] = self._prepare_public(model, rows)
+            measure = partial(measure_quotients, directions=descent.optimizer.directions, **settings)
+            quotients = measure(trained)
+            if not self.args.perturbation_scales and self.is_world_process_zero():
+                warn_of_drowned_adapter(self.model, trained, lambda moved: float(measure(moved).square().mean().sqrt()))
         except Exception:  # Nothing says that made-up rows suit a loss, and a hint is no reason to stop.
             return
         plan = {"sampling_rate": self.args.sampling_rate(self._num_units), "steps": self.budget.planned_steps}

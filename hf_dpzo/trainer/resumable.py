@@ -156,7 +156,9 @@ class ResumableTrainer(RedactingTrainer):
         self.optimizer = self.lr_scheduler = None  # Those of an earlier attempt have already taken steps.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent = self._build_descent()
-        descent.optimizer.scale_directions(match_scales(self.model, descent.optimizer, self.args.perturbation_scales))
+        if self.args.perturbation_scales:
+            scales = match_scales(self.model, descent.optimizer, self.args.perturbation_scales)
+            descent.optimizer.scale_directions(scales)
         initial = self._starts_from_initial
         self._log.restore_start(self.model, from_initial=initial)
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.

@@ -116,8 +116,9 @@ def build_replay(model: torch.nn.Module, log: Trajectory) -> Descent:
             update=update,
             constraint=method.constraint,
         )
-        scales = log.header.get("scales", {})
-        optimizer.scale_directions([scales.get(name, 1.0) for name in list_trained_names(log.header)])
+        if "scales" in log.header:
+            scales = log.header["scales"]
+            optimizer.scale_directions([scales.get(name, 1.0) for name in list_trained_names(log.header)])
         planned = log.header["plan"]["steps"]
         return Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
 

@@ -6,7 +6,7 @@ from hf_dpzo.cli.main import main
 from hf_dpzo.recipe.defaults import TrainingDefaults
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.recipe.tasks import TASKS
-from hf_dpzo.recipe.tasks.prompt_classification import LORA_DEFAULTS
+from hf_dpzo.recipe.tasks.prompt_classification import ADAPTER_DEFAULTS
 from hf_dpzo.trajectory.log import Trajectory
 
 from support.recipes import table
@@ -98,7 +98,8 @@ def test_what_the_task_chose_is_part_of_the_recipe_that_is_kept(head, monkeypatc
 
 
 def test_adapters_for_prompts_have_defaults_of_their_own_and_all_parameters_have_stocks():
-    assert chosen()["learning_rate"] == LORA_DEFAULTS.learning_rate
+    assert chosen()["learning_rate"] == ADAPTER_DEFAULTS["lora"].learning_rate
+    assert chosen(adapter="activated-lora", template="{text} It was")["clip_norm"] == 1  # 2 along each of 4 directions.
     assert chosen(adapter="none") == {}
     assert chosen(task="causal-lm", label_words="absent") == {}
 

@@ -10,9 +10,14 @@ from hf_dpzo import ZOTrainer, seeded_peft_model
 from hf_dpzo.methods import AggZO, DPZero
 from hf_dpzo.privacy.limits import RunLimits
 from hf_dpzo.trainer import limits
+from hf_dpzo.zo.directions import Rademacher
 
 from support.models import one_layer
 from support.rows import few_public_rows, labelled_rows
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj"])
 
 
 @pytest.fixture
@@ -111,6 +116,41 @@ def test_rows_that_fail_stop_no_run(train, told, monkeypatch):
 
 @pytest.mark.parametrize("freeze_a", [False, True])
 def test_both_factors_of_lora_are_warned_of(train, told, freeze_a):
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj"])
-    train(labelled_rows(16), model=seeded_peft_model(one_layer(), config, seed=0, freeze_a=freeze_a))
+    train(labelled_rows(16), model=seeded_peft_model(one_layer(), lora(), seed=0, freeze_a=freeze_a))
     assert any("both matrices of LoRA are trained" in text for _, text in told) != freeze_a
+
+
+@pytest.mark.parametrize("scales", [None, {"score": 0.01}], ids=["one", "several"])
+def test_a_head_that_drowns_its_adapter_is_told_with_a_scale(train, told, scales):
+    base = one_layer()
+    with torch.no_grad():  # The output is of the size of the final norm's gains, and so is a head's coefficient.
+        base.model.norm.weight.fill_(300.0)
+        base.score.weight.div_(300.0)
+    train(labelled_rows(16), model=seeded_peft_model(base, lora(), seed=0, freeze_a=True), perturbation_scales=scales)
+    texts = [text for _, text in told if text.startswith("perturbation_scales")]
+    assert bool(texts) == (scales is None)
+    assert all('set perturbation_scales={"modules_to_save": ' in text for text in texts)
+
+
+@pytest.mark.parametrize(("ratio", "warned"), [(9, False), (38, True)])
+def test_a_head_of_the_size_of_its_adapter_drowns_nothing(told, ratio, warned):
+    model = seeded_peft_model(one_layer(), lora(), seed=0, freeze_a=True)
+    trained = dict(enumerate(p for p in model.parameters() if p.requires_grad))
+    spreads = [1.0, float(ratio)]
+    limits.warn_of_drowned_adapter(model, trained, lambda moved: spreads.pop(0))
+    assert bool(told) == warned
+    assert all('set perturbation_scales={"modules_to_save": 0.03} to even them' in text for _, text in told)
+
+
+def test_the_hint_costs_two_central_differences():
+    parameter = torch.zeros(4)
+    seen = []
+    found = limits.measure_quotients(
+        {0: parameter},
+        evaluate=lambda: seen.append(1) or parameter.sum() * torch.tensor([1.0, 2.0, torch.nan]),
+        directions=Rademacher(seed=0, sizes=[4]),
+        smoothing=0.5,
+    )
+    assert len(seen) == 2 * limits.SEEN_DIRECTIONS == 4
+    expected = [float(Rademacher(seed=0, sizes=[4]).values(index=0, step=0, direction=k).sum()) for k in range(2)]
+    assert found.tolist() == [expected, [2 * value for value in expected]]  # A row that fails has no part in it.

@@ -96,3 +96,14 @@ def test_read_settled_undoes_a_scaled_displacement():
     torch.testing.assert_close(optimizer.read_settled(2, torch.arange(4)), expected)
     optimizer.settle()
     torch.testing.assert_close(parameters[2][:4].detach(), expected)
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_a_shard_is_scaled_as_the_whole_parameter_is(directions):
+    source = DIRECTIONS[directions](seed=2, sizes=[10], scales=[0.25])
+    shard, whole = torch.zeros(4), torch.zeros(10)
+    source.add_(shard, index=0, step=1, weights={0: 2.0, 1: -1.0})
+    source.add_(whole, index=0, step=1, weights={0: 2.0, 1: -1.0})
+    assert torch.equal(shard, whole[:4])
+    parts = [source.values(index=0, step=1, direction=k, weight=weight) for k, weight in ((0, 2.0), (1, -1.0))]
+    torch.testing.assert_close(sum(parts), whole)
