@@ -1,5 +1,6 @@
 """One class for each text, by a new head on what one layer of a frozen model says of it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 HEAD_DEFAULTS = TrainingDefaults(
     method="aggzo",
     expected_batch_size="all",
-    num_directions=64,
+    num_directions=128,
     clip=0.4,
     smoothing=0.1,
-    learning_rate=20.0,
-    max_steps=60,
+    max_steps=80,
 )
+# The more classes there are, the less each one's weights feel of a row.
+RATE_PER_CLASS = 10.0
 
 
 # Fields of an adapter, which a head does without.
@@ -53,7 +55,7 @@ class FeatureClassification(SequenceClassification):
 
     def defaults(self, recipe: "Recipe") -> TrainingDefaults:
         """Return settings of a head that takes all rows and many directions in each step."""
-        return HEAD_DEFAULTS
+        return replace(HEAD_DEFAULTS, learning_rate=RATE_PER_CLASS * len(recipe.labels))
 
     def auto_class(self, recipe: "Recipe") -> type:
         """Return the class of models without a head."""
