@@ -13,8 +13,8 @@ from hf_dpzo.frozen.store import FrozenCache
 from hf_dpzo.isolation.measure import measure_isolation
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.prompting import NextWordLoss
-from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.models.state import ModelState
+from hf_dpzo.step.sharing import find_shared_work
 
 from support.activated import activated_losses, activated_model, activated_rows
 from support.models import word_tokenizer
