@@ -54,19 +54,17 @@ class Contender:
 
 CONTENDERS = (
     Contender(name="recipe"),
-    Contender(
-        name="mezo",
-        flags=("--method", "mezo", "--learning_rate", "1e-2", "--expected_batch_size", "16"),
-        steps=900,
-    ),
+    Contender(name="mezo", flags=("--method", "mezo", "--learning_rate", "0.2"), steps=90),
     Contender(
         name="dp-adamw", first_order={"learning_rate": 2e-3, "clip_norm": 1.0, "expected_batch_size": 128}, steps=150
     ),
 )
 
 
-def run_contender(contender: Contender, seed: int, steps: int | None, points: int, flags: list[str]) -> dict[str, Any]:
+def run_contender(contender: Contender, seed: int, options: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
     """Train one contender with one seed, and return its curve and its epsilon."""
+    steps = dict(one.split("=") for one in options.steps).get(contender.name, contender.steps)
+    steps = None if steps is None else int(steps)
     without = {"mezo": "target_epsilon,target_delta,clip_norm,num_directions"}.get(contender.name)
     flags = merge_without([*flags, *contender.flags, *([] if without is None else ["--without", without])])
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +72,15 @@ def run_contender(contender: Contender, seed: int, steps: int | None, points: in
         count = [] if steps is None else ["--max_steps", str(steps)]
         trainer = build_trainer(*read_recipe(RECIPE, [*flags, *count, *common]))
         steps = steps or trainer.args.max_steps
-        curve = Curve(lambda: measure_accuracy(trainer), every=max(1, steps // points), steps=steps)
+        rows = trainer.eval_dataset
+        some = rows.shuffle(seed=0).select(range(min(options.rows, len(rows))))
+        curve = Curve(
+            lambda every_row: measure_accuracy(trainer, rows if every_row else some),
+            every=max(1, steps // options.points),
+            steps=steps,
+        )
+        before = measure_accuracy(trainer, rows)
+        sys.stderr.write(f"{contender.name}, seed {seed}: {before:.4f} before\n")
         curve.measure(0)
         curve.clock = Clock()
         if contender.first_order:
@@ -85,7 +91,14 @@ def run_contender(contender: Contender, seed: int, steps: int | None, points: in
             trainer.add_callback(curve)
             trainer.train()
             epsilon = trainer.budget.guarantee().epsilon if trainer.budget.private else None
-    return {"contender": contender.name, "seed": seed, "steps": steps, "epsilon": epsilon, "curve": curve.points}
+    return {
+        "contender": contender.name,
+        "seed": seed,
+        "steps": steps,
+        "epsilon": epsilon,
+        "before": before,
+        "curve": curve.points,
+    }
 
 
 def merge_without(flags: list[str]) -> list[str]:
@@ -117,10 +130,10 @@ def report() -> list[str]:
     for number, contender in enumerate(CONTENDERS):
         runs = [run for run in list_runs() if run["contender"] == contender.name]
         for place, run in enumerate(runs):
-            minutes, accuracies = zip(*((seconds / 60, accuracy) for seconds, accuracy in run["curve"]), strict=True)
+            minutes, accuracies = zip(*((seconds / 60, some) for seconds, some, _ in run["curve"]), strict=True)
             axes.plot(minutes, accuracies, color=f"C{number}", alpha=0.7, label=None if place else contender.name)
         if runs:
-            before, after = ([run["curve"][at][1] for run in runs] for at in (0, -1))
+            before, after = [run["before"] for run in runs], [run["curve"][-1][2] for run in runs]
             gains = [100 * (b - a) for a, b in zip(before, after, strict=True)]
             minutes = statistics.mean(run["curve"][-1][0] / 60 for run in runs)
             epsilon = "none" if runs[0]["epsilon"] is None else f"{runs[0]['epsilon']:.2f}"
@@ -151,8 +164,8 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=[contender.name for contender in CONTENDERS])
     parser.add_argument("--steps", nargs="+", default=[], metavar="CONTENDER=STEPS")
     parser.add_argument("--points", type=int, default=6, help="of a curve, besides the first")
+    parser.add_argument("--rows", type=int, default=400, help="held-out rows for these; the last point is of all rows")
     options, flags = parser.parse_known_args()
-    steps = {name: int(count) for name, _, count in (one.partition("=") for one in options.steps)}
     if options.command == "prompts":
         lines = shared.table(("template", "words", "accuracy", "centred"), measure_prompts(RECIPE, flags))
         sys.stdout.write("\n".join([*lines, ""]))
@@ -164,8 +177,7 @@ def main() -> None:
             for contender in CONTENDERS:
                 path = RUNS / f"{contender.name}_{seed}.json"
                 if contender.name in options.contenders and not path.exists():
-                    count = steps.get(contender.name, contender.steps)
-                    result = run_contender(contender, seed, count, options.points, flags)
+                    result = run_contender(contender, seed, options, flags)
                     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 

@@ -30,18 +30,28 @@ class Clock:
 
 
 class Curve(TrainerCallback):
-    """Measures the accuracy on held-out rows before the first step, after the last and between, outside the clock."""
+    """Measures the accuracy on some held-out rows during training, and on all of them after the last step.
 
-    def __init__(self, accuracy: Callable[[], float], *, every: int, steps: int) -> None:
+    Args:
+        accuracy: returns the accuracy, for `True` on all rows.
+        every: the number of steps from one point to the next.
+        steps: the number of all steps.
+    """
+
+    def __init__(self, accuracy: Callable[[bool], float], *, every: int, steps: int) -> None:
         self._accuracy, self._every, self._steps = accuracy, every, steps
-        self.points: list[tuple[float, float]] = []
+        # Seconds, accuracy on some rows, and accuracy on all.
+        self.points: list[tuple[float, float, float | None]] = []
         self.clock = Clock()
 
     def measure(self, step: int) -> None:
         """Add a point after `step` if it is time for one."""
         if step % self._every == 0 or step == self._steps:
-            self.points.append((self.clock.seconds, self.clock.without(self._accuracy)))
-            sys.stderr.write(f"step {step}: {self.points[-1][0]:.0f} s, {self.points[-1][1]:.4f}\n")
+            seconds = self.clock.seconds
+            some = self.clock.without(lambda: self._accuracy(False))
+            all_rows = self.clock.without(lambda: self._accuracy(True)) if step == self._steps else None
+            self.points.append((seconds, some, all_rows))
+            sys.stderr.write(f"step {step}: {seconds:.0f} s, {some:.4f}, {all_rows}\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Measure after a step of a Trainer."""
@@ -49,9 +59,9 @@ class Curve(TrainerCallback):
 
 
 @torch.no_grad()
-def measure_accuracy(trainer: Any, batch_size: int = 32) -> float:
-    """Return the share of held-out rows whose highest score is that of their class."""
-    rows, right = trainer.eval_dataset, 0
+def measure_accuracy(trainer: Any, rows: Any, batch_size: int = 32) -> float:
+    """Return the share of `rows` whose highest score is that of their class."""
+    right = 0
     for start in range(0, len(rows), batch_size):
         inputs = trainer.data_collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
         scores = trainer.per_example_loss.scores(trainer.model, inputs)

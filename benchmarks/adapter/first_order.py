@@ -10,7 +10,6 @@ from curve import Curve
 
 from hf_dpzo.frozen.prefix import Prefix, PrefixCache, PrefixLayer, compute_prefix, continuing, split_inputs
 from hf_dpzo.models.activation import find_invocation
-from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.queries import GaussianQuery
@@ -61,7 +60,6 @@ def train_first_order(trainer: Any, settings: dict[str, Any], steps: int, curve:
     sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
     from dp_adamw import DPAdamW
 
-    keep_residual_in_float32(trainer.model)
     batch, rows = settings["expected_batch_size"], [dict(row) for row in trainer.train_dataset]
     query = GaussianQuery(noise_multiplier=1.0, sampling_rate=batch / len(rows))
     goal = {"target_epsilon": trainer.args.target_epsilon, "target_delta": trainer.args.target_delta}
