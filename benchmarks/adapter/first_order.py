@@ -29,9 +29,9 @@ class KeptPrefixes:
         states = [self._keep(row) for row in rows]
         mask = split.prefix["attention_mask"]
         layers, _, heads, _, features = states[0].shape
-        joined = torch.zeros(layers, 2, len(rows), heads, mask.shape[1], features)
+        joined = states[0].new_zeros(layers, 2, len(rows), heads, mask.shape[1], features)
         for place, state in enumerate(states):
-            joined[:, :, place, :, mask.shape[1] - state.shape[-2] :] = state.float()
+            joined[:, :, place, :, mask.shape[1] - state.shape[-2] :] = state
         cache = PrefixCache()
         cache.layers = [PrefixLayer(keys, values) for keys, values in joined]
         return {"prefix": Prefix(cache=cache, mask=mask), "inputs": split.suffix}
@@ -51,7 +51,7 @@ class KeptPrefixes:
         if key not in self._kept:
             cache = compute_prefix(self._trainer.model, self._split([row]).prefix).cache
             states = [torch.cat([layer.keys, layer.values]) for layer in cache.layers]
-            self._kept[key] = torch.stack(states).bfloat16()
+            self._kept[key] = torch.stack(states)
         return self._kept[key]
 
 
