@@ -54,7 +54,14 @@ class Contender:
 
 CONTENDERS = (
     Contender(name="recipe"),
-    Contender(name="mezo", flags=("--method", "mezo", "--learning_rate", "0.2"), steps=90),
+    Contender(
+        name="mezo",
+        flags=(
+            *("--method", "mezo", "--learning_rate", "0.2"),
+            *("--without", "target_epsilon,target_delta,clip_norm,num_directions"),
+        ),
+        steps=90,
+    ),
     Contender(
         name="dp-adamw", first_order={"learning_rate": 2e-3, "clip_norm": 1.0, "expected_batch_size": 128}, steps=150
     ),
@@ -65,8 +72,7 @@ def run_contender(contender: Contender, seed: int, options: argparse.Namespace, 
     """Train one contender with one seed, and return its curve and its epsilon."""
     steps = dict(one.split("=") for one in options.steps).get(contender.name, contender.steps)
     steps = None if steps is None else int(steps)
-    without = {"mezo": "target_epsilon,target_delta,clip_norm,num_directions"}.get(contender.name)
-    flags = merge_without([*flags, *contender.flags, *([] if without is None else ["--without", without])])
+    flags = merge_without([*flags, *contender.flags])
     with tempfile.TemporaryDirectory() as folder:
         common = ["--seed", str(seed), "--output_dir", folder, "--disable_tqdm", "true"]
         count = [] if steps is None else ["--max_steps", str(steps)]
