@@ -57,13 +57,13 @@ CONTENDERS = (
     Contender(
         name="mezo",
         flags=(
-            *("--method", "mezo", "--learning_rate", "0.2"),
+            *("--method", "mezo", "--learning_rate", "0.3"),
             *("--without", "target_epsilon,target_delta,clip_norm,num_directions"),
         ),
-        steps=90,
+        steps=400,
     ),
     Contender(
-        name="dp-adamw", first_order={"learning_rate": 2e-3, "clip_norm": 1.0, "expected_batch_size": 128}, steps=150
+        name="dp-adamw", first_order={"learning_rate": 5e-3, "clip_norm": 1.0, "expected_batch_size": 128}, steps=250
     ),
 )
 

@@ -19,6 +19,10 @@ TEMPLATES = (
     "Review: {text}\nThe sentiment of this review is",
     "Movie review: {text}\nRating:",
     "{text}\nAll in all, it was",
+    # With two examples, which are made up.
+    "Review: A dull, lifeless mess.\nSentiment: negative\n"
+    "Review: A moving, funny and clever film.\nSentiment: positive\n"
+    "Review: {text}\nSentiment:",
 )
 WORDS = (
     (" negative", " positive"),
@@ -38,7 +42,7 @@ def measure_prompts(path: Path, flags: list[str]) -> list[tuple[str, ...]]:
     """
     lines = []
     for template in TEMPLATES:
-        recipe, args = read_recipe(path, [*flags, f"--template={template}"])
+        recipe, args = read_recipe(path, [*flags, f"--template={template}", "--max_length=128", "--padded_lengths=128"])
         trainer = build_trainer(recipe, args)
         tokenizer = trainer.processing_class
         words = [[tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in pair] for pair in WORDS]
