@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from hf_dpzo.losses.output_layer import find_output_layer
 from hf_dpzo.models.activation import as_ordinary, locate_invocation
 from hf_dpzo.models.prefix_cache import PrefixCache, PrefixLayer
+from hf_dpzo.models.stopping import stopped_before
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, count_positions, unwrap_model
 
 
@@ -113,13 +115,13 @@ def compute_prefix(model: torch.nn.Module, inputs: Inputs) -> Prefix:
     """
     base = unwrap_model(model)
     mask = inputs["attention_mask"]
-    selection = {"logits_to_keep": 1} if accepts_argument(base, "logits_to_keep") else {}
     # A cache without a configuration keeps the keys of all tokens, also where a window slides over them.
-    cache = base(
-        **inputs, **_find_positions(base, mask, 0), **selection, past_key_values=DynamicCache(), use_cache=True
-    )
+    cache = DynamicCache()
+    # Nobody reads the logits. For one position of each row torch 2.13 would copy the whole output layer for each row.
+    with stopped_before(find_output_layer(model)):
+        base(**inputs, **_find_positions(base, mask, 0), past_key_values=cache, use_cache=True)
     kept = PrefixCache()
-    kept.layers = [PrefixLayer(layer.keys, layer.values) for layer in cache.past_key_values.layers]
+    kept.layers = [PrefixLayer(layer.keys, layer.values) for layer in cache.layers]
     return Prefix(cache=kept, mask=mask)
 
 

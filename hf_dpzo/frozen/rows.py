@@ -24,6 +24,7 @@ from hf_dpzo.frozen.prefix import (
     find_extents,
     split_inputs,
 )
+from hf_dpzo.frozen.remembered import RepeatedStore
 from hf_dpzo.frozen.store import RowStore
 from hf_dpzo.models.stopping import stopped_behind
 from hf_dpzo.models.unwrap import Inputs
@@ -53,7 +54,7 @@ class RowWork:
         *,
         collator: LogicalBatchCollator,
         prepare: Callable[[Any], Any],
-        store: RowStore | None,
+        store: RowStore | RepeatedStore | None,
         dtype: torch.dtype | None = None,
         passed_over: int = 0,
     ) -> None:
@@ -105,10 +106,10 @@ class RowWork:
         }
         return SharedCalls(calls=calls, may_run=split is None or not self._passed_over), prefix
 
-    def without_store(self) -> Self:
-        """Return what computes each row whenever it comes, such as public rows of a model that is being probed."""
+    def with_store(self, store: RowStore | RepeatedStore | None) -> Self:
+        """Return what does the same with another store, or computes each row whenever it comes."""
         other = copy.copy(self)
-        other.store = None
+        other.store = store
         return other
 
     def _look_up(

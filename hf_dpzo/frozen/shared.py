@@ -11,7 +11,9 @@ from hf_dpzo.data.collation import MicroBatch
 from hf_dpzo.frozen.calls import SharedCalls, recording, resuming
 from hf_dpzo.frozen.layers import Stretch
 from hf_dpzo.frozen.prefix import Prefix, SplitInputs, compute_prefix, continuing, split_inputs
+from hf_dpzo.frozen.remembered import REMEMBERED_BYTES, RepeatedStore
 from hf_dpzo.frozen.rows import RowWork
+from hf_dpzo.frozen.store import RowStore
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
@@ -71,6 +73,7 @@ class SharedWork:
         self.points_per_pass: int | None = None
         # The bytes that what is kept for a step may take.
         self.room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
+        self._remembered: RepeatedStore | None = None
         self._open: dict[int, Any] = {}
         self._kept: dict[int, KeptWork] = {}
         # The micro-batches for which there was no room.
@@ -80,6 +83,15 @@ class SharedWork:
     def is_split(self) -> bool:
         """Whether rows are evaluated from an invocation on."""
         return self._invocation is not None
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Remember what is computed for public rows inside the context, in which the model does not change."""
+        self._remembered = RepeatedStore(RowStore(torch.empty(REMEMBERED_BYTES, dtype=torch.uint8)))
+        try:
+            yield
+        finally:
+            self._remembered = None
 
     @contextmanager
     def opened(self, micro_batches: Iterable[MicroBatch]) -> Iterator[None]:
@@ -104,7 +116,7 @@ class SharedWork:
         kept = self._kept.get(id(micro_batch))
         split = self._split(micro_batch, inputs)
         if kept is None and self.rows is not None:
-            rows = self.rows if self._is_open(micro_batch) else self.rows.without_store()
+            rows = self.rows if self._is_open(micro_batch) else self.rows.with_store(self._find_public_store(model))
             with _without_cache(model):
                 calls, prefix = rows.assemble(model, micro_batch, inputs, split, call)
             kept = self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
@@ -134,6 +146,11 @@ class SharedWork:
             else:
                 self._too_large.add(id(micro_batch))
         return work
+
+    def _find_public_store(self, model: torch.nn.Module) -> RepeatedStore | None:
+        """Return the store for public rows, unless somebody looks at or changes what the model makes of them."""
+        embeddings = unwrap_model(model).get_input_embeddings() if self._remembered is not None else None
+        return None if embeddings is None or embeddings._forward_hooks else self._remembered
 
     def _is_open(self, micro_batch: MicroBatch) -> bool:
         return self._open.get(id(micro_batch)) is micro_batch

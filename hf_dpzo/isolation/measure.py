@@ -1,7 +1,7 @@
 """Runs the isolation probe as training would run: with its collator and loss, in each public shape."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -101,10 +101,11 @@ def measure_isolation(
         ValueError: the model is not float32 and a loss moved in any bit, or evaluating several points at once fails.
     """
     eager = model._orig_mod if isinstance(model, OptimizedModule) else model
-    changes = [_measure(form, losses, batches) for form in dict.fromkeys([eager, model])]
-    refuse_padding(eager, losses, batches)
-    if points_per_pass is not None:
-        changes.append(_measure_stacked(model, losses, batches, points_per_pass))
+    with nullcontext() if losses.shared is None else losses.shared.remembering():
+        changes = [_measure(form, losses, batches) for form in dict.fromkeys([eager, model])]
+        refuse_padding(eager, losses, batches)
+        if points_per_pass is not None:
+            changes.append(_measure_stacked(model, losses, batches, points_per_pass))
     if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in batches):
         changes.append(ROUNDING_BY_VALUE * max(1.0, *(losses.of_public(eager, rows).abs().max() for rows in batches)))
     refuse_changed_losses(model, max(changes))

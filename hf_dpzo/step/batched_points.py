@@ -4,17 +4,17 @@ The frozen weights are read once for all points, and layers below the first adap
 memory for the activations at all points. `torch.func.vmap` keeps the points apart.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_dpzo.losses.features import FeatureClassificationLoss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.unwrap import Inputs
 from hf_dpzo.step.batch_losses import BatchLosses
+from hf_dpzo.step.folded_attention import FoldedAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class BatchedPointsLoss:
         def evaluate_at(point: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return torch.func.functional_call(module, point, (inputs,))
 
-        with _batched_attention(next(iter(named.values())).device):
+        on_cpu = next(iter(named.values())).device.type == "cpu"
+        with FoldedAttention() if on_cpu else nullcontext():
             return torch.func.vmap(evaluate_at, out_dims=1)(named)
 
 
@@ -54,19 +55,6 @@ class _LossModule(torch.nn.Module):
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         return self._loss(self.model, inputs)
-
-
-@contextmanager
-def _batched_attention(device: torch.device) -> Iterator[None]:
-    """Use the plain attention kernel on a CPU.
-
-    torch 2.13 has no batching rule for the fused one. Remove when it has.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def at_stacks(losses: BatchLosses, model: torch.nn.Module, stacks: Mapping[torch.Tensor, torch.Tensor]) -> BatchLosses:

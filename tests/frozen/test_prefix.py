@@ -74,6 +74,17 @@ def test_a_suffix_on_the_keys_of_its_prefix_has_the_logits_of_a_whole_row(archit
     assert (base[0, -1] - whole[0, -1]).abs().max() > 1e-2, "the adapter moves something"
 
 
+@torch.no_grad()
+def test_no_logits_are_computed_for_a_prefix():
+    """Nobody reads them, and for one position of each row torch would copy the output layer for each row."""
+    model = activated("LlamaForCausalLM")
+    inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    calls = []
+    model.get_base_model().lm_head.register_forward_hook(lambda *call: calls.append(call))
+    assert len(compute_prefix(model, inputs).cache.layers) == model.config.num_hidden_layers
+    assert not calls and not model.get_base_model().lm_head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("padded_lengths", [(), (16,)])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()

@@ -1,0 +1,86 @@
+"""While isolation is measured, the frozen work of a public row is done twice, and not once more for each neighbour."""
+
+import contextlib
+import dataclasses
+from collections import Counter
+
+import pytest
+import torch
+from transformers import DataCollatorWithPadding
+
+from hf_dpzo.frozen import rows as row_work
+from hf_dpzo.frozen.store import FrozenCache
+from hf_dpzo.isolation.measure import measure_isolation
+from hf_dpzo.isolation.probe import CoupledRowsError
+from hf_dpzo.losses.prompting import NextWordLoss
+from hf_dpzo.models.state import ModelState
+from hf_dpzo.step.sharing import find_shared_work
+
+from support.activated import activated_losses, activated_model, activated_rows
+from support.models import word_tokenizer
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return activated_model().eval()
+
+
+@pytest.fixture
+def rows():
+    return [{**row, "labels": number % 2} for number, row in enumerate(activated_rows(4))]
+
+
+@pytest.fixture
+def losses(model, rows, tmp_path):
+    collate = DataCollatorWithPadding(word_tokenizer())
+    state = ModelState(model, moving=[p for p in model.parameters() if p.requires_grad])
+    plain = activated_losses(model, NextWordLoss(words=[5, 6], model=model), collate=collate)
+    plain = dataclasses.replace(plain, state=state)
+    cache = FrozenCache(place="memory", dtype=None, num_rows=24, longest_row=64, folder=tmp_path)
+    return dataclasses.replace(plain, shared=find_shared_work(model, plain, [rows], cache))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Count the prefixes that are computed, by their tokens."""
+    counts = Counter()
+    compute = row_work.compute_prefix
+
+    def count(model, inputs):
+        counts[tuple(inputs["input_ids"].flatten().tolist())] += 1
+        return compute(model, inputs)
+
+    monkeypatch.setattr(row_work, "compute_prefix", count)
+    return counts
+
+
+def measure(model, losses, rows) -> float:
+    with losses.state.held_still():
+        return measure_isolation(model, losses, [rows], points_per_pass=2).loss_change
+
+
+def test_the_frozen_work_of_a_public_row_is_remembered_while_isolation_is_measured(model, losses, rows, computed):
+    change = measure(model, losses, rows)
+    remembered = sum(computed.values())
+    computed.clear()
+    losses.shared.remembering = contextlib.nullcontext
+    assert measure(model, losses, rows) == change
+    assert remembered < sum(computed.values()) / 3
+
+
+def test_nothing_is_remembered_afterwards(model, losses, rows, computed):
+    measure(model, losses, rows)
+    computed.clear()
+    for _ in range(3):
+        losses.of_public(model, rows)
+    assert set(computed.values()) == {3}
+
+
+def test_frozen_work_that_differs_each_time_is_done_each_time_and_refused(model, losses, rows):
+    """As of a layer that counts its calls: what was kept of a row would depend on the rows before it."""
+    calls = iter(range(10**6))
+    norm = model.get_base_model().model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda module, args, output: output * (1 + 0.1 * next(calls)))
+    with pytest.raises(CoupledRowsError, match="again moved a row's loss"):
+        measure(model, losses, rows)
