@@ -4,9 +4,9 @@
     python benchmarks/exact_match.py --seeds 3 --methods mezo
     python benchmarks/exact_match.py --seeds 3 --target_epsilon 0.5
 
-Each run is the recipe `exact_match.yaml` with another seed of directions and adapter; noise and batches are always new.
-With `mezo`, it is the same run, with as many rows and passes, but nothing is clipped and no noise is added. Flags replace
-fields of the recipe. The texts are those that the model generates for the recipe's held-out rows, on which no run trains.
+Each run is the recipe `exact_match.yaml` with another seed of directions and adapter; noise and batches are always
+new. With `mezo`, it is the same run, with as many rows and passes, but nothing is clipped and no noise is added. Flags
+replace fields of the recipe. The texts are those that the model generates for the rows that the recipe holds out.
 """
 
 import argparse

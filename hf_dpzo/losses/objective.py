@@ -87,13 +87,14 @@ class TextObjective(PerExampleLoss):
         """Return the tokens of each completion, `[batch, max_new_tokens]`, padded after the end token."""
         prompts = {name: value for name, value in inputs.items() if name not in (COLUMNS, PROMPTS)}
         # Behind a prefix, of which the caller takes care, there is no padding.
-        is_whole = inputs["input_ids"].shape[1] >= max(map(len, inputs[PROMPTS]))
+        is_whole = inputs["input_ids"].shape[1] >= max(map(len, _find_prompts(inputs)))
         return self._generation.generate(model, prompts, is_whole=is_whole)
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses, float32 `[batch]`, which are the negative scores, and the tokens of the completions."""
         tokens = self.scores(model, inputs)
-        rows = zip(inputs[COLUMNS], inputs[PROMPTS], self._generation.split_completions(model, tokens), strict=True)
+        completions = self._generation.split_completions(model, tokens)
+        rows = zip(inputs[COLUMNS], _find_prompts(inputs), completions, strict=True)
         losses = [-self._score_row(*row) for row in rows]
         return torch.tensor(losses, dtype=torch.float32, device=tokens.device), tokens
 
@@ -160,7 +161,19 @@ class ColumnsCollator:
         taken = self._taken | {"input_ids", "attention_mask"}
         inputs = self._collate([{name: row[name] for name in row if name in taken} for row in encoded])
         columns = [{name: row[name] for name in row if name not in ("input_ids", "attention_mask")} for row in encoded]
-        return {**inputs, COLUMNS: columns, PROMPTS: [list(row["input_ids"]) for row in encoded]}
+        return {**inputs, COLUMNS: columns, PROMPTS: _find_prompts(inputs)}
+
+
+def _find_prompts(inputs: Inputs) -> list[list[int]]:
+    """Return the tokens of each row's prompt, without padding.
+
+    >>> _find_prompts({"input_ids": torch.tensor([[0, 5], [6, 7]]), "attention_mask": torch.tensor([[0, 1], [1, 1]])})
+    [[5], [6, 7]]
+    """
+    if PROMPTS in inputs:
+        return inputs[PROMPTS]
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [tokens[mask.bool()].tolist() for tokens, mask in rows]
 
 
 def _pad(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
