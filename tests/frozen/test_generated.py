@@ -13,6 +13,7 @@ from hf_dpzo.losses import GenerationReward
 from hf_dpzo.losses.generation import Generation
 from hf_dpzo.losses.objective import ColumnsCollator
 from hf_dpzo.models.activation import rows_apart
+from hf_dpzo.step import sharing
 from hf_dpzo.step.sharing import find_shared_work
 
 from support.activated import INVOCATION, activated_losses, alora
@@ -78,7 +79,8 @@ def test_a_prefix_is_continued_as_a_whole_prompt_is(architecture, max_new_tokens
 @pytest.mark.parametrize("max_new_tokens", [1, 4])
 @pytest.mark.parametrize("padded_lengths", [(), (16,)])
 @torch.no_grad()
-def test_a_reward_is_that_of_whole_rows_and_frozen_layers_run_once(max_new_tokens, padded_lengths, place):
+def test_a_reward_is_that_of_whole_rows_and_frozen_layers_run_once(max_new_tokens, padded_lengths, place, monkeypatch):
+    monkeypatch.setattr(sharing, "_batches_points", lambda *_: True)
     model, rows, seen = activated(layers_to_transform=[2, 3]), prompts(9), []
     losses = build_losses(model, max_new_tokens, seen, padded_lengths=padded_lengths)
     cache = None
