@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from shared import QuickStart, table
+from shared import LoraRun, table
 from transformers import AutoModelForCausalLM, DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM
 from transformers.utils import is_torchao_available
 from walking import Walker, Way
@@ -92,7 +92,7 @@ class Measured:
 
 def compare_coefficients() -> list[str]:
     """The table of losses and coefficients on bases in few bits."""
-    start = QuickStart.load("--max_length", str(WIDTH))
+    start = LoraRun.load("--max_length", str(WIDTH))
     collate = DataCollatorWithPadding(start.tokenizer, padding="max_length", max_length=WIDTH)
     inputs = collate([start.train[i] for i in range(COMPARED)])
     found = {}
@@ -116,7 +116,7 @@ def compare_coefficients() -> list[str]:
     return [*table(titles, rows), "", f"float32: {plain.size / 1e6:.0f} MB; {COMPARED} rows of {WIDTH} tokens."]
 
 
-def _measure(start: QuickStart, model: torch.nn.Module, inputs: dict) -> Measured:
+def _measure(start: LoraRun, model: torch.nn.Module, inputs: dict) -> Measured:
     loss = start.loss(model)
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
     walker = Walker(adapter, Way(dtype=torch.float32), start.args.seed)

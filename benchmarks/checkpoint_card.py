@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_card.py
     python benchmarks/checkpoint_card.py --against ../another_checkout
 
-The adapter has as many tensors and parameters as the quick start's, 48 and 184,320; the model below it is small, with
+The adapter has as many tensors and parameters as that of lora.yaml, 48 and 184,320; the model below it is small, with
 random weights. One run saves eight checkpoints in a row at its beginning and eight more after 1,000 steps. Of each the
 time that the stock `Trainer.save_model` takes, which writes the weights, is subtracted. Each checkout is run in a
 process of its own, three times in turn. The very first checkpoint of a process, for which the accountants are asked and
@@ -73,7 +73,7 @@ def now() -> np.ndarray:
 
 
 def adapter() -> torch.nn.Module:
-    """Return a small model with an adapter of the quick start's size."""
+    """Return a small model with an adapter of that size."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 12}
     model = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, num_labels=2, pad_token_id=0, **sizes))
     config = LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=60, target_modules=["q_proj", "v_proj"])

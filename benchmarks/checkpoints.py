@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints.py
 
-The model is the quick start's. Each trainer takes one step and saves one checkpoint, for an adapter and for all
+The model is that of lora.yaml. Each trainer takes one step and saves one checkpoint, for an adapter and for all
 parameters; the stock one uses AdamW, its default.
 """
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from shared import QUICKSTART, QuickStart, table
+from shared import LORA_RECIPE, LoraRun, table
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from hf_dpzo.recipe.recipe import read_recipe
@@ -27,14 +27,14 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 def ours(adapter: str, folder: str) -> tuple[Path, Trajectory]:
     """Take one private zeroth-order step; return the checkpoint and the log."""
-    recipe, args = read_recipe(QUICKSTART, [*COMMON, "--adapter", adapter, "--output_dir", folder])
+    recipe, args = read_recipe(LORA_RECIPE, [*COMMON, "--adapter", adapter, "--output_dir", folder])
     build_trainer(recipe, args).train()
     return Path(folder) / "checkpoint-1", Trajectory.read(folder)
 
 
 def stock(adapter: str, folder: str) -> Path:
     """Take one step of AdamW; return the checkpoint."""
-    start = QuickStart.load(*COMMON, "--adapter", adapter)
+    start = LoraRun.load(*COMMON, "--adapter", adapter)
     settings = TrainingArguments(
         output_dir=folder, max_steps=1, save_steps=1, report_to="none", use_cpu=start.args.use_cpu, disable_tqdm=True
     )

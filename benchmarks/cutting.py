@@ -2,7 +2,7 @@
 
     python benchmarks/cutting.py
 
-Rows are those of the quick start, or made up, all of one length. Times are of forward passes of the quick start's
+Rows are those of lora.yaml, or made up, all of one length. Times are of forward passes of the same
 model, side by side in turns, so that another load on the machine meets all alike.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from shared import QuickStart, table
+from shared import LoraRun, table
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
@@ -79,7 +79,7 @@ def count(name: str, rows: Sequence[dict[str, Any]], expected: int, size: int) -
 
 
 @torch.no_grad()
-def measure(start: QuickStart, rows: Sequence[dict[str, Any]], expected: int, size: int) -> list[str]:
+def measure(start: LoraRun, rows: Sequence[dict[str, Any]], expected: int, size: int) -> list[str]:
     """Return the median seconds of the forward passes of a batch, for each way to cut it."""
     model = start.model()
     loss, collate = start.loss(model), DataCollatorWithPadding(start.tokenizer)
@@ -106,13 +106,13 @@ def measure_cut(rows: Sequence[dict[str, Any]], expected: int, size: int) -> flo
 def main() -> None:
     """Measure, and print two tables."""
     torch.set_num_threads(1)
-    start = QuickStart.load()
+    start = LoraRun.load()
     reviews = [{"input_ids": row["input_ids"]} for row in start.train]
     drawing = random.Random(0)
     made_up = [{"input_ids": [drawing.randrange(999) for _ in range(128)]} for _ in range(5000)]
     counted = [
         line
-        for name, rows in {"quick start": reviews, "128 tokens": made_up}.items()
+        for name, rows in {"reviews": reviews, "128 tokens": made_up}.items()
         for expected, size in ((8, 8), (64, 8), (64, 32), (1000, 32))
         for line in count(name, rows, expected, size)
     ]

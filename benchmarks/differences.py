@@ -1,4 +1,4 @@
-"""What forward differences cost and save: bias, noise and time, on the model and the data of the quick start.
+"""What forward differences cost and save: bias, noise and time, on the model and the data of lora.yaml.
 
     python benchmarks/differences.py
 
@@ -10,7 +10,7 @@ import sys
 import time
 
 import torch
-from shared import QuickStart, table
+from shared import LoraRun, table
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.zo.directions import Rademacher
@@ -25,7 +25,7 @@ TITLES = ("smoothing", "spread of a row's coefficient", "mean bias", "spread of 
 
 def main() -> None:
     """Measure, and print a table."""
-    start = QuickStart.load()
+    start = LoraRun.load()
     model = start.model()
     loss = start.loss(model)
     inputs = DataCollatorWithPadding(start.tokenizer)([start.train[i] for i in range(ROWS)])

@@ -4,9 +4,9 @@
     python benchmarks/precision.py bases
     python benchmarks/precision.py passes
 
-`full` trains all parameters of the quick start's model, in float32 and in bfloat16 with several ways of rounding: how
+`full` trains all parameters of the model of lora.yaml, in float32 and in bfloat16 with several ways of rounding: how
 far weights are from where they were after cycles of perturbing and walking back, and what noise-free steps reach.
-`bases` compares the losses, the coefficients and the weights of the quick start's adapter on frozen bases. `passes`
+`bases` compares the losses, the coefficients and the weights of the adapter of lora.yaml on frozen bases. `passes`
 compares the time of forward passes and steps on random weights of the same shape. int8 needs torchao.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 from bases import compare_coefficients, time_passes
-from shared import QuickStart, row, table
+from shared import LoraRun, row, table
 from transformers import DataCollatorWithPadding
 from walking import Walker, Way
 
@@ -48,7 +48,7 @@ WAYS = {
 
 def full() -> list[str]:
     """The table of ways to train all parameters."""
-    start = QuickStart.load("--adapter", "none", "--max_length", str(SHORT))
+    start = LoraRun.load("--adapter", "none", "--max_length", str(SHORT))
     seed, train, held = start.args.seed, _short(start.train), _short(start.evaluation)
     collate = DataCollatorWithPadding(start.tokenizer, padding="max_length", max_length=SHORT)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()

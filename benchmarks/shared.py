@@ -1,4 +1,4 @@
-"""What several measurements share: the quick start's model and rows, and tables in Markdown."""
+"""What several measurements share: the model and the rows of lora.yaml, and tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import Recipe, read_recipe
 
 
-QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+LORA_RECIPE = Path(__file__).parent / "lora.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickStart:
-    """The quick start's recipe, and what it names.
+class LoraRun:
+    """The recipe lora.yaml, and what it names.
 
     Args:
         recipe: the model, the adapter and the prompt.
@@ -36,9 +36,9 @@ class QuickStart:
     evaluation: Dataset
 
     @classmethod
-    def load(cls, *flags: str) -> "QuickStart":
+    def load(cls, *flags: str) -> "LoraRun":
         """Read the recipe, in which `flags` such as `--max_length 32` replace values, and encode its rows."""
-        recipe, args = read_recipe(QUICKSTART, flags)
+        recipe, args = read_recipe(LORA_RECIPE, flags)
         tokenizer = load_tokenizer(recipe)
         train, evaluation = load_rows(recipe, tokenizer)
         return cls(recipe=recipe, args=args, tokenizer=tokenizer, train=train, evaluation=evaluation)

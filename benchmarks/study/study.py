@@ -1,258 +1,206 @@
-"""Trains every contender of study.yaml, and draws accuracy against epsilon.
+"""Trains heads on the same features by every method of study.yaml, and shows which of them differ.
 
-    pip install --no-deps -r benchmarks/study/requirements.txt && pip install matplotlib
-    python benchmarks/study/study.py run       # as often as it takes: a run that has ended is not repeated
-    python benchmarks/study/study.py report    # results.csv, accuracy.png and a table
+    python benchmarks/study/study.py read --data FOLDER   # features of each task's rows, once: minutes
+    python benchmarks/study/study.py pace                 # how many steps of each contender take the same time
+    python benchmarks/study/study.py run                  # as often as it takes: a run that has ended is not repeated
+    python benchmarks/study/study.py report               # results.csv, pictures and tables
 
-`run --part 0/2` and `run --part 1/2` share the work between two processes.
+FOLDER holds `sst2/train.jsonl` and the other files that study.yaml names. `run --part 0/2` and `run --part 1/2` share
+the work between two processes.
 """
 
 import argparse
-import copy
 import csv
-import functools
 import json
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from frozen_prefix import collate, outputs_of_layers, without_layers
+from drawing import draw_all
+from features import TaskRows, load_task, read_task
+from heads import Run, measure_accuracy
+from tables import Results, format_report
 
-from hf_dpzo import ZOTrainer
-from hf_dpzo.arguments.training_args import ZOTrainingArguments
-from hf_dpzo.privacy.accounting import account
-from hf_dpzo.privacy.calibration import calibrate_query
-from hf_dpzo.privacy.queries import GaussianQuery
-from hf_dpzo.recipe.loading import add_adapter, load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.recipe import parse_recipe
-from hf_dpzo.zo.spsa import DIFFERENCES
+from hf_dpzo.methods import METHODS, PrivateMethod
+from hf_dpzo.recipe.defaults import TrainingDefaults
 
 
 HERE = Path(__file__).parent
-RUNS, TABLE, PICTURE = HERE / "runs", HERE / "results.csv", HERE / "accuracy.png"
-FIRST_ORDER = "dp-adamw"
-# Held-out rows, on which the trainer looks at whether rows move each other: outputs of layers can not be made up.
-PROBED = 8
-COLUMNS = ("contender", "epsilon", "stated_epsilon", "pure_epsilon", "seed", "steps", "accuracy", "seconds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One contender at one epsilon (`None`: without privacy) with one seed."""
-
-    contender: str
-    settings: dict[str, Any]
-    epsilon: float | None
-    seed: int
-
-    @property
-    def file(self) -> Path:
-        """Where its result is kept."""
-        return RUNS / f"{self.contender}_{self.epsilon}_{self.seed}.json"
+OUT = Path("out") / "study"
+TABLE = HERE / "results.csv"
+COLUMNS = ("task", "setting", "contender", "epsilon", "seed", "steps", "learning_rate", "accuracy", "seconds")
+FIRST_ORDER_CLIP = 0.5
 
 
 class Study:
-    """The model, the rows and the plan; loaded once, for all runs."""
+    """The plan, and what its runs need."""
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: Mapping[str, Any]) -> None:
         self.plan = plan
-        self.values = yaml.safe_load((HERE / plan["recipe"]).read_text(encoding="utf-8"))
-        first, *_ = plan["lora_layers"]
-        layers = [layer - first for layer in plan["lora_layers"]]
-        self.values |= {"eval_rows": plan["eval_rows"], "split_seed": plan["split_seed"], "lora_layers": layers}
-        self.recipe, _ = parse_recipe(self.values)
-        self.tokenizer = load_tokenizer(self.recipe)
-        train, evaluation = load_rows(self.recipe, self.tokenizer)
-        bare = copy.copy(self.recipe)
-        bare.adapter = "none"
-        model = load_model(bare, self.tokenizer, seed=0).eval()
-        self.train = outputs_of_layers(model, train.select(range(plan["train_rows"])), first)
-        self.evaluation = outputs_of_layers(model, evaluation, first)
-        self.base = without_layers(model, first)
-        self.collate = functools.partial(collate, tokenizer=self.tokenizer)
+        self._rows: dict[str, TaskRows] = {}
 
-    def runs(self) -> Iterator[Run]:
-        """All runs, one seed after the other, so that an unfinished study has whole seeds."""
-        for seed in self.plan["seeds"]:
-            for epsilon in self.plan["epsilons"]:
-                for name, settings in self.plan["contenders"].items():
-                    yield Run(contender=name, settings=settings, epsilon=epsilon, seed=seed)
-            for name, settings in self.plan["baselines"].items():
-                yield Run(contender=name, settings=settings, epsilon=None, seed=seed)
-        yield Run(contender="untouched", settings={}, epsilon=None, seed=0)
+    def rows(self, task: str) -> TaskRows:
+        """Return the rows of a task, which `read` kept."""
+        if task not in self._rows:
+            self._rows[task] = load_task(OUT / f"{task}.safetensors", tuning_rows=self.plan["tuning_rows"])
+        return self._rows[task]
 
-    def result(self, run: Run) -> dict[str, Any]:
-        """Train what `run` says, and measure its accuracy on the held-out rows."""
-        model = add_adapter(copy.deepcopy(self.base), self.recipe, self.tokenizer, seed=run.seed)
-        loss = self.recipe.prompt.loss(model, self.tokenizer)
-        started = time.perf_counter()
-        if run.contender == "untouched":
-            facts = {"steps": 0, "stated_epsilon": None, "pure_epsilon": None}
-        elif run.contender == FIRST_ORDER:
-            facts = self._first_order(run, model, loss)
-        else:
-            facts = self._zeroth_order(run, model, loss)
-        seconds = round(time.perf_counter() - started, 1)
-        identity = {"contender": run.contender, "epsilon": run.epsilon, "seed": run.seed}
-        return {**identity, **facts, "accuracy": self.accuracy(model, loss), "seconds": seconds}
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """Yield each task, setting and contender."""
+        for setting in self.plan["settings"]:
+            for task in self.plan["tasks"]:
+                for contender in self.plan["contenders"]:
+                    yield task, setting, contender
 
-    def _zeroth_order(self, run: Run, model: torch.nn.Module, loss: Any) -> dict[str, Any]:
-        folder = tempfile.TemporaryDirectory()  # A run keeps its log there.
-        args = self._arguments(
-            run, max_steps=self.plan["forward_passes"] // self._passes_of_a_step(run), output_dir=folder.name
-        )
-        trainer = ZOTrainer(
-            model=model,
-            args=args,
-            train_dataset=self.train,
-            data_collator=self.collate,
-            processing_class=self.tokenizer,
-            per_example_loss=loss,
-            probe_rows=self.evaluation[:PROBED],
-        )
-        trainer.train()
-        folder.cleanup()
-        stated = trainer.budget.guarantee() if trainer.budget.private else None
-        return {
-            "steps": args.max_steps,
-            "stated_epsilon": stated and stated.epsilon,
-            "pure_epsilon": stated and stated.pure,
-        }
+    def runs(self, task: str, setting: str, contender: str) -> Iterator[tuple[float, int]]:
+        """Yield the epsilon and the seed of each run."""
+        epsilons = [2] if contender == "mezo" else self.plan["settings"][setting]["epsilons"]
+        for epsilon in epsilons:
+            for seed in range(1, self.plan["seeds"] + 1):
+                yield epsilon, seed
 
-    def _passes_of_a_step(self, run: Run) -> int:
-        settings = {"num_directions": 1, "difference": "central", **run.settings}
-        estimator = DIFFERENCES[settings["difference"]](smoothing=1.0, num_directions=settings["num_directions"])
-        return estimator.forward_passes
-
-    def _arguments(self, run: Run, max_steps: int, output_dir: str) -> ZOTrainingArguments:
-        values = {
-            **self.values,
-            "target_epsilon": run.epsilon,
-            "target_delta": self.plan["target_delta"],
-            "expected_batch_size": self.plan["expected_batch_size"],
-            "seed": run.seed,
-            "max_steps": max_steps,
-            "output_dir": output_dir,
-            "logging_steps": 1000,
-            "disable_tqdm": True,
-            **run.settings,
-        }
-        if run.epsilon is None:
-            values |= dict.fromkeys(("target_epsilon", "target_delta", "clip_norm"))
-        return parse_recipe(values)[1]
-
-    def _first_order(self, run: Run, model: torch.nn.Module, loss: Any) -> dict[str, Any]:
-        from dp_adamw import DPAdamW
-
-        batch, steps = self.plan["expected_batch_size"], self.plan["forward_passes"]
-        query = calibrate_query(
-            GaussianQuery(noise_multiplier=1.0, sampling_rate=batch / len(self.train)),
+    def build(self, contender: str, setting: str, *, epsilon: float, rate: float, seed: int) -> Run:
+        """Return one run."""
+        fields = dict(self.plan["contenders"][contender])
+        batch = fields.pop("batch", None)
+        steps = self.plan["settings"][setting]["steps"] or self.plan["pace"][contender]
+        return Run(
+            contender={**fields, **self._complete(fields)},
             steps=steps,
-            target_epsilon=run.epsilon,
-            target_delta=self.plan["target_delta"],
+            batch=batch,
+            learning_rate=rate,
+            epsilon=None if fields["method"] == "mezo" else epsilon,
+            delta=self.plan["delta"],
+            seed=seed,
         )
-        method = DPAdamW(
-            **run.settings, noise_multiplier=query.noise_multiplier, expected_batch_size=batch, steps=steps
+
+    def _complete(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the clip norm that the library would choose for a method, and the smoothing."""
+        method = METHODS.get(fields["method"])
+        if method is None:
+            return {"clip_norm": FIRST_ORDER_CLIP}
+        values = argparse.Namespace(
+            update="sgd",
+            method=fields["method"],
+            num_directions=fields.get("num_directions"),
+            difference=fields.get("difference"),
         )
-        method.train(model, self.train, self.collate, loss)
-        stated = account(((query, steps),), delta=self.plan["target_delta"])
-        return {"steps": steps, "stated_epsilon": stated.epsilon, "pure_epsilon": None}
+        defaults = TrainingDefaults(clip=self.plan["clip"], smoothing=self.plan["smoothing"])
+        chosen = defaults.choose(values, given={"method", "num_directions"} & {*fields})
+        chosen.pop("num_directions", None)
+        return chosen if issubclass(method, PrivateMethod) else {"smoothing": self.plan["smoothing"]}
 
-    @torch.no_grad()
-    def accuracy(self, model: torch.nn.Module, loss: Any) -> float:
-        """The share of held-out rows whose highest score is that of their class."""
-        model.eval()
-        right = 0
-        for start in range(0, len(self.evaluation), 16):
-            inputs = self.collate([self.evaluation[i] for i in range(start, min(start + 16, len(self.evaluation)))])
-            right += int((loss.scores(model, inputs).argmax(dim=1) == inputs["labels"]).sum())
-        return right / len(self.evaluation)
+    def tune(self, task: str, setting: str, contender: str) -> float:
+        """Return the learning rate that is best on the rows set aside for that, with epsilon 2."""
+        file = OUT / "rates" / f"{task}_{setting}_{contender}.json"
+        if not file.exists():
+            means: dict[float, float] = {}
+            for rate in self.plan["learning_rates"]:
+                means[rate] = self._try(task, setting, contender, rate)
+                if means[rate] < max(means.values()) - 0.1:  # Beyond the best one: larger rates are worse still.
+                    break
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(max(means, key=means.get)))
+        return json.loads(file.read_text())
+
+    def _try(self, task: str, setting: str, contender: str, rate: float) -> float:
+        """Return the mean accuracy with a learning rate on the rows set aside, by seeds that no other run has."""
+        rows, found = self.rows(task), []
+        for seed in range(self.plan["tuning_seeds"]):
+            run = self.build(contender, setting, epsilon=2, rate=rate, seed=1000 + seed)
+            head = run.train(rows.train[: self.plan["settings"][setting]["rows"]], _count(rows))
+            found.append(measure_accuracy(head, rows.tuning))
+        return statistics.mean(found)
+
+    def do(self, task: str, setting: str, contender: str) -> list[dict[str, Any]]:
+        """Return the results of one cell's runs."""
+        rate, rows, done = self.tune(task, setting, contender), self.rows(task), []
+        train = rows.train[: self.plan["settings"][setting]["rows"]]
+        for epsilon, seed in self.runs(task, setting, contender):
+            run = self.build(contender, setting, epsilon=epsilon, rate=rate, seed=seed)
+            started = time.process_time()
+            head = run.train(train, _count(rows))
+            seconds = time.process_time() - started
+            values = (task, setting, contender, run.epsilon, seed, run.steps, rate)
+            accuracy = measure_accuracy(head, rows.test)
+            done.append(dict(zip(COLUMNS, (*values, accuracy, round(seconds, 3)), strict=True)))
+        return done
 
 
-def run_all(plan: dict[str, Any], part: int, parts: int) -> None:
-    """Do the runs of one part that have no result yet."""
-    RUNS.mkdir(exist_ok=True)
+def _count(rows: TaskRows) -> int:
+    return int(rows.train.labels.max()) + 1
+
+
+def pace(study: Study) -> dict[str, int]:
+    """Return how many steps of each contender take the time of 60 steps of aggzo-64."""
+    rows = study.rows("reviews").train[:1024]
+    seconds = {}
+    for contender in study.plan["contenders"]:
+        times = []
+        for seed in range(5):
+            run = study.build(contender, "equal-steps", epsilon=2, rate=1.0, seed=seed)
+            started = time.process_time()
+            run.train(rows, 2)
+            times.append((time.process_time() - started) / run.steps)
+        seconds[contender] = min(times[1:])  # The first one calibrates its noise.
+    return {name: round(60 * seconds["aggzo-64"] / one) for name, one in seconds.items()}
+
+
+def main() -> None:
+    """Read, pace, run, or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("read", "pace", "run", "report"))
+    parser.add_argument("--data", default="data", help="the folder of the files that study.yaml names")
+    parser.add_argument("--part", default="0/1", help="which part of the runs, such as 0/2")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))
     study = Study(plan)
-    for number, run in enumerate(study.runs()):
-        if number % parts == part and not run.file.exists():
-            result = study.result(run)
-            run.file.write_text(json.dumps(result) + "\n", encoding="utf-8")
-            sys.stdout.write(f"{result}\n")
+    if arguments.command == "read":
+        for name, task in plan["tasks"].items():
+            filled = {key: _fill(value, arguments.data) for key, value in task.items()}
+            read_task(filled, plan["shared"], OUT / f"{name}.safetensors")
+    elif arguments.command == "pace":
+        sys.stdout.write(f"pace: {pace(study)}\n")
+    elif arguments.command == "run":
+        _run_part(study, *(int(number) for number in arguments.part.split("/")))
+    else:
+        sys.stdout.write(_report(study))
+
+
+def _fill(value: Any, folder: str) -> Any:
+    return value.replace("{data}", folder) if isinstance(value, str) else value
+
+
+def _run_part(study: Study, part: int, parts: int) -> None:
+    (OUT / "runs").mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(study.cells()):
+        file = OUT / "runs" / f"{'_'.join(cell)}.json"
+        if number % parts == part and not file.exists():
+            done = study.do(*cell)
+            file.write_text(json.dumps(done))
+            mean = statistics.mean(row["accuracy"] for row in done)
+            sys.stdout.write(f"{cell} {len(done)} {mean:.3f} {sum(row['seconds'] for row in done):.0f} s\n")
             sys.stdout.flush()
 
 
-def report(plan: dict[str, Any]) -> str:
-    """Write the table and the picture, and return means over seeds as a Markdown table."""
-    rows = sorted((json.loads(path.read_text()) for path in RUNS.glob("*.json")), key=lambda row: str(row))
+def _report(study: Study) -> str:
+    rows = [row for file in sorted((OUT / "runs").glob("*.json")) for row in json.loads(file.read_text())]
     if not rows:
         raise SystemExit("runs: there are none yet; python benchmarks/study/study.py run makes them.")
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    _draw(plan, rows)
-    lines = ["| contender | " + " | ".join(f"ε = {epsilon}" for epsilon in plan["epsilons"]) + " |"]
-    lines.append("|---" * (len(plan["epsilons"]) + 1) + "|")
-    for name in plan["contenders"]:
-        lines.append("| " + " | ".join([name, *(_cell(rows, name, epsilon) for epsilon in plan["epsilons"])]) + " |")
-    lines += [f"\nWithout privacy: {name} {_cell(rows, name, None)}." for name in (*plan["baselines"], "untouched")]
-    return "\n".join(lines) + "\n"
-
-
-def _accuracies(rows: list[dict[str, Any]], name: str, epsilon: float | None) -> list[float]:
-    return [row["accuracy"] for row in rows if row["contender"] == name and row["epsilon"] == epsilon]
-
-
-def _cell(rows: list[dict[str, Any]], name: str, epsilon: float | None) -> str:
-    values = _accuracies(rows, name, epsilon)
-    if not values:
-        return "-"
-    return f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in sorted(values))})"
-
-
-def _draw(plan: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for number, name in enumerate(plan["contenders"]):
-        found = {e: values for e in plan["epsilons"] if (values := _accuracies(rows, name, e))}
-        shift = 1.03 ** (number - len(plan["contenders"]) / 2)  # So that the bars stand side by side.
-        means = [statistics.mean(values) for values in found.values()]
-        low, high = ([abs(mean - end(v)) for mean, v in zip(means, found.values(), strict=True)] for end in (min, max))
-        style = {"marker": "o", "capsize": 2, "linewidth": 1, "markersize": 4}
-        style["linestyle"] = "--" if name == FIRST_ORDER else "-"
-        axes.errorbar([e * shift for e in found], means, yerr=[low, high], label=name, **style)
-    for name, style in (*((name, "-.") for name in plan["baselines"]), ("untouched", ":")):
-        if values := _accuracies(rows, name, None):
-            axes.axhline(statistics.mean(values), color="black", linestyle=style, linewidth=1, label=name)
-    axes.set(xscale="log", xlabel="epsilon", ylabel=f"accuracy on {plan['eval_rows']} held-out rows")
-    axes.set_xticks(plan["epsilons"], [str(epsilon) for epsilon in plan["epsilons"]])
-    axes.minorticks_off()
-    figure.legend(fontsize=8, loc="outside right center")
-    figure.savefig(PICTURE, dpi=150)
-
-
-def main() -> None:
-    """Run, or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--part", default="0/1", help="which part of the runs, such as 0/2")
-    arguments = parser.parse_args()
-    plan = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))
-    if arguments.command == "run":
-        run_all(plan, *(int(number) for number in arguments.part.split("/")))
-    else:
-        sys.stdout.write(report(plan))
+    untouched = {task: study.rows(task).untouched for task in study.plan["tasks"]}
+    results = Results(rows=rows, untouched=untouched)
+    draw_all(results, study.plan, HERE)
+    return format_report(results, study.plan)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """Checks and converts the values of single flags, because YAML and command lines may spell numbers as text."""
 
-from collections.abc import Collection
+import contextlib
+import json
+from collections.abc import Collection, Mapping
 
 
 # Larger numbers are infinite in float32.
 MAX_FLOAT32 = 3e38
+
+
+# An expected batch size of as many units as there are.
+ALL_UNITS = "all"
 
 
 def coerce_positive(name: str, value: float | str | None, *, allow_zero: bool = False) -> float | None:
@@ -39,10 +45,45 @@ def coerce_count(name: str, value: int | str | None) -> int | None:
     return int(number)
 
 
+def coerce_batch_size(value: int | str | None) -> int | str:
+    """Return `value` as a whole number above zero, or `all`; raise `ValueError` for anything else.
+
+    >>> coerce_batch_size("64"), coerce_batch_size("all")
+    (64, 'all')
+    """
+    if value == ALL_UNITS:
+        return ALL_UNITS
+    try:
+        number = coerce_count("expected_batch_size", value)
+    except ValueError:
+        number = None
+    if number is None:
+        raise ValueError(
+            f"expected_batch_size={value}: it must be a whole number from 1 to 2**31 - 1, or {ALL_UNITS} for every row."
+        )
+    return number
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise `ValueError` unless `value` is one of the names in `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(sorted(choices))}.")
+
+
+def coerce_scales(value: Mapping[str, float] | str | None) -> dict[str, float] | None:
+    """Return a mapping from parts of names to positive numbers, which command lines spell as JSON; `None` as it is.
+
+    >>> coerce_scales('{"score": 1e-2}')
+    {'score': 0.01}
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"perturbation_scales={value!r}: it is no mapping; write {{part of a name: scale}}.")
+    return {str(name): coerce_positive(f"perturbation_scales[{name}]", scale) for name, scale in value.items()}
 
 
 def coerce_list(name: str, value: Collection[object] | None) -> list[object]:

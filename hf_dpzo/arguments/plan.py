@@ -26,6 +26,7 @@ PLANNED_FLAGS = (
     "target_delta",
     "expected_batch_size",
     "directions",
+    "perturbation_scales",
     "seed",
     "max_steps",
     "num_train_epochs",
@@ -48,14 +49,15 @@ PLANNED_FLAGS = (
 
 def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budget]:
     """Plan a run over `num_units` units of privacy. See `ZOTrainingArguments.plan`."""
-    _check_batch_size(args, num_units)
+    batch_size = args.resolve_batch_size(num_units)
+    _check_batch_size(args, batch_size, num_units)
     sampling_rate = args.sampling_rate(num_units)
     earlier: Releases = ()
     report: Releases = ()
     steps = _count_planned_steps(args, sampling_rate)
     parameters = {name: getattr(args, name) for name in METHOD_FLAGS if is_given(getattr(args, name))}
     if issubclass(METHODS[args.method], PrivateMethod):
-        parameters["expected_batch_size"] = args.expected_batch_size
+        parameters["expected_batch_size"] = batch_size
     if args.private:
         check_delta(args.target_delta, num_rows=num_units)
         earlier = read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column).releases
@@ -65,7 +67,7 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     query = method.mechanism.query(sampling_rate)
     if args.report_failed_rows is not None:
         counted = {"steps": steps, "trials": args.trials, "delta": args.target_delta, "earlier": earlier}
-        counted["expected_batch_size"] = args.expected_batch_size
+        counted["expected_batch_size"] = batch_size
         report = plan_report(query, share=args.report_failed_rows, **counted)
     delta = args.target_delta if args.private else None
     budget = Budget(query=query, planned_steps=steps, delta=delta, trials=args.trials, earlier=earlier, report=report)
@@ -74,16 +76,14 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     return method, budget
 
 
-def _check_batch_size(args: "ZOTrainingArguments", num_units: int) -> None:
-    if not 0 < args.expected_batch_size <= num_units:
+def _check_batch_size(args: "ZOTrainingArguments", batch_size: int, num_units: int) -> None:
+    if not 0 < batch_size <= num_units:
         raise ValueError(
             f"expected_batch_size={args.expected_batch_size}: the training data have {num_units} "
             f"{args.unit_name_plural}; lower it."
         )
-    if args.expected_batch_size > MAX_ROWS // 2:
-        raise ValueError(
-            f"expected_batch_size={args.expected_batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it."
-        )
+    if batch_size > MAX_ROWS // 2:
+        raise ValueError(f"expected_batch_size={batch_size}: sums are exact for up to {MAX_ROWS // 2}; lower it.")
 
 
 def _count_planned_steps(args: "ZOTrainingArguments", sampling_rate: float) -> int:

@@ -6,6 +6,7 @@ cannot tell is in `Declarations`, and is not checked. Nothing here takes an epsi
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "dataset": list(declarations.dataset),
             "task": declarations.task or _find_task(run.header["base"]),
             **_describe_invocation(run.header["adapter"]),
+            **({"calibration": run.header["calibration"]} if "calibration" in run.header else {}),
         },
         "evaluation": {
             "data_are_public": declarations.eval_data_is_public,
@@ -160,9 +162,19 @@ def _mechanism(run: LoggedRun) -> dict[str, Any]:
         "noise_unit": method.noise_unit,
         "sensitivity": "exact, in integers of 2**-40 clip norms, given each row's losses" if private else None,
         "divided_by": f"the expected batch size, {run.expected_batch_size}, a public constant" if private else None,
-        "parameters": {name: getattr(method, name) for name in others},
+        "parameters": {name: getattr(method, name) for name in others} | _describe_scales(run.header),
         "update": {"rule": type(run.update).__name__, **_as_json(run.update)},
     }
+
+
+def _describe_scales(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return the scales of directions in words; nothing where they are all one."""
+    if "scales" not in header:
+        return {}
+    total = sum(len(group["parameters"]) for group in header["groups"])
+    counts = Counter(header["scales"].values())
+    told = ", ".join(f"{scale:g} for {count}" for scale, count in sorted(counts.items()))
+    return {"perturbation_scales": f"{told} of {total} parameters"}
 
 
 def _sampling(run: LoggedRun) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_dpzo.losses.calibration import Calibration
 from hf_dpzo.models.unwrap import (
     Inputs,
     accepts_argument,
@@ -42,6 +43,8 @@ class PerExampleLoss(ABC):
     can_continue: bool = False
     # Whether the loss reads the last place of a batch, which must then be a row's last token.
     reads_end: bool = False
+    # What is taken off the scores of label words; the log and the card of a run state it.
+    calibration: Calibration | None = None
 
     def attach(self, model: torch.nn.Module, tokenizer: Any, progress: Callable[[], Any]) -> None:  # noqa: B027
         """Learn what the trainer knows, before it evaluates anything.

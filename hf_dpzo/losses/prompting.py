@@ -5,6 +5,7 @@ is the logit of its word or, if a label has several tokens, their mean log-proba
 E).
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hf_dpzo.losses.calibration import Calibration, spread_texts
 from hf_dpzo.losses.output_layer import OutputLayer
 from hf_dpzo.losses.per_example import ForwardPass, PerExampleLoss, ScoreLoss, class_losses
 from hf_dpzo.losses.template import Template
+from hf_dpzo.models.switching import without_adapter
 from hf_dpzo.models.unwrap import Inputs, accepts_argument, unwrap_model
 
 
@@ -49,17 +52,44 @@ class Prompt(Template):
         encode = super().encode if self.has_mask else super().encode_open
         return encode(row, tokenizer, max_length)
 
-    def loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> PerExampleLoss:
+    def loss(
+        self,
+        model: torch.nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        calibrate_on: Sequence[str | Mapping[str, str]] | None = None,
+        max_length: int = 128,
+        offsets: Sequence[float] | None = None,
+    ) -> PerExampleLoss:
         """Return the loss that scores this prompt with `model`.
 
         Args:
             model: a masked language model if the template has `{mask}`, and a causal one if not.
             tokenizer: the model's tokenizer; for a causal model it pads on the left.
+            calibrate_on: public texts, such as `hf_dpzo.PUBLIC_TEXTS`, or rows of the template's columns. What the
+                untouched model gives each label word after them, in the median, is taken off its score (Zhao et al.
+                2021). That helps where the model prefers a word whatever the text is, and harms where the texts are of
+                one of the classes: compare both. The log and the card of a run state these offsets.
+            max_length: the tokens of such a text, at most.
+            offsets: in place of `calibrate_on`, the offsets of a run that is used, in class order.
 
         Raises:
             ValueError: for a template with `{mask}`, the tokenizer has no mask token, or a label word is not one token;
-                for one without, the tokenizer pads on the right.
+                for one without, the tokenizer pads on the right. Or there are no texts, or offsets of other classes.
         """
+        loss = self._build_loss(model, tokenizer)
+        if calibrate_on is not None:
+            rows = [self.encode(row, tokenizer, max_length) for row in spread_texts(calibrate_on, self.fields)]
+            loss.calibrate(model, rows)
+        elif offsets is not None:
+            if len(offsets) != len(self.label_words):
+                raise ValueError(
+                    f"offsets={list(offsets)}: there are {len(self.label_words)} label words; name one for each."
+                )
+            loss.calibration = Calibration.from_offsets(offsets)
+        return loss
+
+    def _build_loss(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> "LabelScoreLoss":
         words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.label_words]
         are_single_tokens = all(len(tokens) == 1 for tokens in words)
         if self.has_mask:
@@ -84,7 +114,41 @@ class Prompt(Template):
 
 
 class LabelScoreLoss(ScoreLoss):
-    """The cross-entropy of a row's label, from one score for each label, `[batch, labels]`."""
+    """The cross-entropy of a row's label, from one score for each label, `[batch, labels]`.
+
+    A subclass computes the scores. What `calibration` says is taken off them.
+    """
+
+    @abstractmethod
+    def score_words(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Return the model's own scores of the label words, float32 `[batch, labels]`."""
+
+    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+        """Return the scores of the label words, float32 `[batch, labels]`."""
+        scores = self.score_words(model, inputs)
+        return scores if self.calibration is None else self.calibration.center(scores)
+
+    @torch.no_grad()
+    def calibrate(self, model: torch.nn.Module, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Set `calibration` to what public `rows` of tokens get from `model`, without the adapter that is trained.
+
+        Raises:
+            ValueError: there are no rows, or the model's scores are not finite.
+        """
+        device = next(model.parameters()).device
+
+        def score(row: Mapping[str, Any]) -> torch.Tensor:
+            return self.score_words(model, {name: torch.tensor([value], device=device) for name, value in row.items()})[
+                0
+            ]
+
+        was_training = model.training
+        model.eval()
+        try:
+            with without_adapter(model):
+                self.calibration = Calibration.measure(score, rows)
+        finally:
+            model.train(was_training)
 
     def losses(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         """Return one loss for each row, float32 `[batch]`."""
@@ -108,7 +172,7 @@ class MaskedWordLoss(LabelScoreLoss):
         self._forward = ForwardPass(model)
         self._output_layer = OutputLayer(self._forward)
 
-    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    def score_words(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the logits of the label words at each row's mask, float32 `[batch, labels]`."""
         tokens = inputs["input_ids"]
         # Counted from the end, because virtual tokens may come in front.
@@ -154,7 +218,7 @@ class NextWordLoss(LabelScoreLoss):
         self._last_logits = LastLogits(model)
         self._output_layer = OutputLayer(ForwardPass(model))
 
-    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    def score_words(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the logits of the label words after each prompt, float32 `[batch, labels]`."""
         if self._output_layer.supports(model):
             return self._output_layer.score_words(model, inputs, -1, self._words)
@@ -178,7 +242,7 @@ class LabelStringLoss(LabelScoreLoss):
         self._strings = [list(tokens) for tokens in strings]
         self._last_logits = LastLogits(model)
 
-    def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    def score_words(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the scores, float32 `[batch, labels]`, from one forward pass for each label."""
         return torch.stack([self._score(model, inputs, tokens) for tokens in self._strings], dim=1)
 

@@ -120,7 +120,7 @@ def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
                 f"adapter={adapter}: a part of the model is called so too, and PEFT, which saves by names, would mix "
                 "them up; give the adapter another name."
             )
-    kept = _list_saved(model, name)
+    kept = list_saved(model, name)
     if model.peft_config[name].is_prompt_learning:
         # What is saved is what the encoder of the virtual tokens computes.
         kept |= {id(parameter) for parameter in model.prompt_encoder[name].parameters()}
@@ -138,7 +138,7 @@ def refuse_unsaved_parameters(model: torch.nn.Module) -> None:
             )
 
 
-def _list_saved(model: PeftModel, name: str) -> set[int]:
+def list_saved(model: PeftModel, name: str) -> set[int]:
     """Return the identities of the parameters that PEFT saves with the adapter `name`, without gathering any."""
     state = model.state_dict(keep_vars=True)
     values = list(state.values())

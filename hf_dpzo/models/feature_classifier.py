@@ -4,27 +4,24 @@ The states of a row do not move in training, so they are computed once, and a st
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
-    GgufConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import cached_file
 
-from hf_dpzo.models.feature_rule import Standard, gather_word_rows, measure_standard, pool
+from hf_dpzo.models.beginning import MIN_TOKENS, Beginning, find_common_beginning
+from hf_dpzo.models.feature_config import FeatureClassifierConfig, describe_base, load_base
+from hf_dpzo.models.feature_rule import Standard, measure_standard, pool
 from hf_dpzo.models.layer_reader import LayerReader, choose_layer, find_body, find_layers
-from hf_dpzo.models.location import find_cached_commit, resolve_path
-from hf_dpzo.models.precision import build_loading_options, describe_loading, forget_unpacked_quantizer
+from hf_dpzo.models.precision import forget_unpacked_quantizer
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
 from hf_dpzo.models.set_aside import SetAside
 
@@ -37,31 +34,8 @@ POSITIONS = ("last", "mean")
 BIAS_WEIGHT = 0.3
 
 
-class FeatureClassifierConfig(PreTrainedConfig):
-    """Says which layer of which frozen model a `FeatureClassifier` reads, and how.
-
-    Args:
-        base: the frozen model: a name on the Hub, a folder, package://name, or a GGUF file in one of these.
-        base_revision: its commit on the Hub.
-        base_dtype: the type that its weights are loaded as; `None` for float32.
-        base_quantization: its quantization after loading; `None` for none.
-        layer: the number of layers that are computed, from 1.
-        position: where in a row its states are read: at its last token, or as the mean over its own tokens.
-        hidden_size: the number of features of a row.
-        vocab_size: the number of tokens that the base knows.
-    """
-
-    model_type = "feature_classifier"
-
-    base: str = ""
-    base_revision: str | None = None
-    base_dtype: str | None = None
-    base_quantization: str | None = None
-    layer: int = 1
-    position: Literal["last", "mean"] = "last"
-    hidden_size: int = 1
-    vocab_size: int = 1
-    pad_token_id: int | None = None
+# How far reading on after a beginning may move a state, relative to its distance from the mean: more than by rounding.
+BEGINNING_TOLERANCE = 0.02
 
 
 class FeatureClassifier(PreTrainedModel):
@@ -97,6 +71,7 @@ class FeatureClassifier(PreTrainedModel):
         self.classifier = torch.nn.Linear(config.hidden_size, config.num_labels)
         torch.nn.init.zeros_(self.classifier.weight)
         torch.nn.init.zeros_(self.classifier.bias)
+        self._beginning: Beginning | None = None
         self.post_init()
 
     @property
@@ -107,6 +82,7 @@ class FeatureClassifier(PreTrainedModel):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FeatureClassifier":
         """Move the base too, wherever this model is moved, or whatever type it is given."""
         self.base._apply(fn, recurse)
+        self._beginning = None
         return super()._apply(fn, recurse)
 
     @classmethod
@@ -120,26 +96,24 @@ class FeatureClassifier(PreTrainedModel):
         position: str = "last",
         problem_type: str | None = None,
         texts: Sequence[str | list[int]] = PUBLIC_TEXTS,
-        words: Sequence[str] | None = None,
     ) -> "FeatureClassifier":
         """Return a classifier on `base`, whose head is new.
 
         Args:
             base: the model to read, with or without a head of its own. It is frozen.
-            tokenizer: turns `texts` and `words` into tokens; `None` for features that are neither centred nor scaled.
+            tokenizer: turns `texts` into tokens; `None` for features that are neither centred nor scaled.
             id2label: the names of the classes.
             layer: the number of layers to compute; by default three quarters of them.
             position: "last" for the last token of a row, "mean" for the mean over its own tokens.
             problem_type: as in transformers; by default a class, or a number if there is a single output.
             texts: PUBLIC texts, or their tokens, in the form of the rows: by them features are centred and scaled.
-            words: a word for each class, at whose direction in the output embedding the head begins; by default zero.
 
         Raises:
-            ValueError: there is no such layer or position, or `words` are given for a model without output embeddings.
+            ValueError: there is no such layer or position.
         """
         forget_unpacked_quantizer(base)
         body = find_body(base)
-        config = _describe_base(body)
+        config = describe_base(body)
         count = len(find_layers(body))
         config.layer = choose_layer(count) if layer is None else layer
         config.position, config.problem_type = position, problem_type
@@ -149,18 +123,28 @@ class FeatureClassifier(PreTrainedModel):
         model.config.name_or_path = config.base
         model.config._commit_hash = config.base_revision
         if tokenizer is not None:
-            standard = measure_standard(model.read_alone, tokenizer, texts)
-            model._adopt(standard, None if words is None else gather_word_rows(base, tokenizer, words))
+            rows = [tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts]
+            model._adopt(measure_standard(model.read_alone, rows))
+            model._begin_together(rows)
         return model
 
     @torch.no_grad()
-    def _adopt(self, standard: Standard, directions: torch.Tensor | None) -> None:
-        """Centre and scale features by `standard`, and begin at the `directions`, `[classes, hidden_size]`."""
+    def _begin_together(self, rows: Sequence[Sequence[int]]) -> None:
+        """Let the base compute what all public `rows` begin with once, unless that changes more than rounding."""
+        tokens = find_common_beginning(rows)
+        if len(tokens) < MIN_TOKENS or self.config.position != "last" or not LayerReader.can_continue(self.base):
+            return
+        whole = self.read_alone(rows[0])
+        self.config.beginning = tokens
+        changed = (self.read_alone(rows[0]) - whole).norm()
+        if not changed <= BEGINNING_TOLERANCE * (whole - self.center).norm():
+            self.config.beginning = None
+
+    @torch.no_grad()
+    def _adopt(self, standard: Standard) -> None:
+        """Centre and scale features by `standard`."""
         self.center.copy_(standard.center)
         self.scale.copy_(standard.scale)
-        if directions is not None:
-            # In units of the scores that the base's own head would give, if states kept the norm of public ones.
-            self.classifier.weight.copy_(directions / standard.scale * standard.gain)
 
     @classmethod
     def from_pretrained(
@@ -195,8 +179,25 @@ class FeatureClassifier(PreTrainedModel):
         # Made for each call, because a model may be copied, moved and wrapped.
         reader = LayerReader(self.base, self.config.layer)
         with torch.no_grad():
+            begun = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            if self.config.beginning and not given:
+                begun = self._find_beginning(reader).find_rows(input_ids, mask)
+            if begun.all() and len(begun):
+                return self._read_on(reader, input_ids, mask)
             states = reader({"input_ids": input_ids, "attention_mask": mask, **given})
-            return pool(states.float(), mask, self.config.position)
+            read = pool(states.float(), mask, self.config.position)
+            # How a row is read depends on that row alone, whatever rows are beside it.
+            return torch.where(begun[:, None], self._read_on(reader, input_ids, mask), read) if begun.any() else read
+
+    def _find_beginning(self, reader: LayerReader) -> Beginning:
+        if self._beginning is None:
+            self._beginning = Beginning.compute(reader, self.config.beginning, self.center.device)
+        return self._beginning
+
+    def _read_on(self, reader: LayerReader, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        beginning = self._find_beginning(reader)
+        states = beginning.read(reader, input_ids, mask)
+        return pool(states.float(), mask[:, len(beginning.tokens) :], self.config.position)
 
     def read_alone(self, tokens: Sequence[int]) -> torch.Tensor:
         """Return the states of one row of `tokens` at the position that is read, float32 `[1, hidden_size]`."""
@@ -243,34 +244,6 @@ class FeatureClassifier(PreTrainedModel):
 _SOURCE_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 
-def load_base(config: FeatureClassifierConfig) -> PreTrainedModel:
-    """Load the frozen model that `config` names, without its head."""
-    location, options = config.base, build_loading_options(config.base_dtype, config.base_quantization)
-    if location.endswith(".gguf"):
-        location, _, options["gguf_file"] = location.rpartition("/")
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    if config.base_revision is not None:
-        options["revision"] = config.base_revision
-    base = AutoModel.from_pretrained(resolve_path(location), **options)
-    forget_unpacked_quantizer(base)
-    return base
-
-
-def _describe_base(body: PreTrainedModel) -> FeatureClassifierConfig:
-    """Return a configuration that says which model `body` is, and how it is loaded."""
-    text, loading = body.config.get_text_config(), describe_loading(body)
-    name = body.config.name_or_path
-    return FeatureClassifierConfig(
-        base=name,
-        base_revision=getattr(body.config, "_commit_hash", None) or find_cached_commit(name),
-        base_dtype=loading.get("dtype"),
-        base_quantization=loading.get("quantization"),
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
-        pad_token_id=text.pad_token_id,
-    )
-
-
 def _refuse_unreadable(config: FeatureClassifierConfig, count: int) -> None:
     if not 1 <= config.layer <= count:
         raise ValueError(f"layer={config.layer}: the base has {count} layers; choose one of them, from 1.")
@@ -278,5 +251,4 @@ def _refuse_unreadable(config: FeatureClassifierConfig, count: int) -> None:
         raise ValueError(f"position={config.position!r}: choose one of {', '.join(POSITIONS)}.")
 
 
-AutoConfig.register(FeatureClassifierConfig.model_type, FeatureClassifierConfig)
 AutoModelForSequenceClassification.register(FeatureClassifierConfig, FeatureClassifier)

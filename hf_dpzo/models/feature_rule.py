@@ -4,9 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from hf_dpzo.models.layer_reader import find_body, find_layers
 
 
 # A coordinate that is the same in all public texts is not scaled up without bound.
@@ -20,37 +17,29 @@ class Standard:
     Args:
         center: the mean of each coordinate, `[hidden_size]`.
         scale: one over its standard deviation, `[hidden_size]`.
-        gain: the norm of centred and scaled states, over the root mean square of the states themselves.
     """
 
     center: torch.Tensor
     scale: torch.Tensor
-    gain: float
 
 
 @torch.no_grad()
-def measure_standard(
-    read: Callable[[Sequence[int]], torch.Tensor], tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | list[int]]
-) -> Standard:
+def measure_standard(read: Callable[[Sequence[int]], torch.Tensor], texts: Sequence[Sequence[int]]) -> Standard:
     """Return by what the states of `texts`, which are PUBLIC, are centred and scaled.
 
     Args:
         read: a function from a row's tokens to its states, float32 `[1, hidden_size]`.
-        tokenizer: turns texts into tokens.
-        texts: two or more public texts, or their tokens.
+        texts: the tokens of two or more public texts.
 
     Raises:
         ValueError: there are fewer.
     """
     if len(texts) < 2:
         raise ValueError(f"texts={len(texts)}: a spread needs two public texts at least, better 64; pass more.")
-    rows = [tokenizer(text)["input_ids"] if isinstance(text, str) else text for text in texts]
-    found = torch.cat([read(row) for row in rows])
+    found = torch.cat([read(text) for text in texts])
     spread = found.std(dim=0)
     scale = 1 / spread.clamp(min=_SMALLEST_SPREAD * max(spread.mean().item(), torch.finfo(torch.float32).tiny))
-    center = found.mean(dim=0)
-    norm = ((found - center) * scale).norm(dim=-1).mean()
-    return Standard(center=center, scale=scale, gain=(norm / found.square().mean(dim=-1).sqrt().mean()).item())
+    return Standard(center=found.mean(dim=0), scale=scale)
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, position: str) -> torch.Tensor:
@@ -76,42 +65,3 @@ def pool(states: torch.Tensor, mask: torch.Tensor, position: str) -> torch.Tenso
     else:
         pooled = states.masked_fill(~own[:, :, None], 0).sum(dim=1) / count.clamp(min=1)
     return pooled.masked_fill(count == 0, torch.nan)
-
-
-@torch.no_grad()
-def gather_word_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> torch.Tensor:
-    """Return the direction of each of `words` in the output embedding, float32 `[words, hidden_size]`, centred.
-
-    A word of several tokens has the mean of theirs. Where the model's last normalization has weights, they are part of
-    the way from a state to a score, and so of the directions.
-
-    Raises:
-        ValueError: the model has no output embeddings, or a word has no token.
-    """
-    table = model.get_output_embeddings()
-    if not isinstance(table, torch.nn.Linear):
-        raise ValueError(
-            f"words={', '.join(words)}: the base has no output embeddings to begin at; load it by "
-            "AutoModelForCausalLM or AutoModelForMaskedLM, or leave them out."
-        )
-    tokens = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-    if not all(tokens):
-        raise ValueError(f"words={', '.join(words)}: one of them has no token; choose another.")
-    rows = torch.stack([table.weight[ids].float().mean(dim=0) for ids in tokens])
-    rows = rows * _measure_norm_weight(find_body(model), rows.shape[1]).to(rows.device)
-    return rows - rows.mean(dim=0)
-
-
-def _measure_norm_weight(body: PreTrainedModel, size: int) -> torch.Tensor:
-    """Return the weight of each coordinate in the last normalization of `body`, `[size]`; ones without one.
-
-    It is measured, because some kinds add one to what they hold.
-    """
-    layers = find_layers(body)
-    holder = next(module for module in body.modules() if any(child is layers for child in module.children()))
-    weights = ((child, getattr(child, "weight", None)) for child in holder.children())
-    norms = [child for child, weight in weights if weight is not None and weight.shape == (size,)]
-    if not norms:
-        return torch.ones(size)
-    signs = (1 - 2 * (torch.arange(size) % 2)).to(norms[-1].weight)
-    return ((norms[-1](signs) - norms[-1](-signs)) / 2 * signs).float()

@@ -31,6 +31,9 @@ from hf_dpzo.models.unwrap import accepts_argument, unwrap_model
 
 # How far the outputs for made-up tokens may move, relative to their size: more than rounding does, less than a layer.
 TOLERANCE = 0.1
+# The share of places at which they may not move farther. In 16 bits real models round some places of made-up tokens to
+# other outputs altogether; a layer that computes something else moves all, or all but the first of each row.
+NEAR_SHARE = 0.25
 
 
 class Float32Linear(torch.nn.Linear):
@@ -211,7 +214,10 @@ def _is_near(stock: torch.Tensor | None, changed: torch.Tensor | None) -> bool:
     """Return whether `changed` is there and is near to `stock`, which a 16-bit base below a float32 head has not."""
     if changed is None or stock is None:
         return changed is not None
-    return changed.shape == stock.shape and bool((changed - stock).norm() <= TOLERANCE * stock.norm())
+    if changed.shape != stock.shape:
+        return False
+    moved = ((changed - stock).norm(dim=-1) / stock.norm(dim=-1)).flatten()
+    return bool(moved.quantile(NEAR_SHARE, interpolation="higher") <= TOLERANCE)
 
 
 @contextmanager

@@ -58,14 +58,22 @@ class LayerReader:
         self._layer = find_layers(body)[layer - 1]
         self._adds_positions = is_decoder(body) and accepts_argument(self._reader, "position_ids")
 
+    @staticmethod
+    def can_continue(body: PreTrainedModel) -> bool:
+        """Return whether `body` is a decoder that goes on after keys and values that it is given."""
+        reader = _find_reader(body)
+        needed = ("past_key_values", "position_ids")
+        return is_decoder(body) and all(accepts_argument(reader, name) for name in needed)
+
     def __call__(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the states, `[batch, tokens, hidden_size]`.
 
         Args:
-            inputs: the arguments of the model's forward, among them `attention_mask`, `[batch, tokens]`.
+            inputs: the arguments of the model's forward, among them `attention_mask`, `[batch, tokens]`. A cache among
+                them is gone on after, and filled if it fills itself.
         """
         arguments = {name: value for name, value in inputs.items() if accepts_argument(self._reader, name)}
-        if self._adds_positions:
+        if self._adds_positions and "position_ids" not in inputs:
             arguments["position_ids"] = count_positions(inputs["attention_mask"])
         if accepts_argument(self._reader, "use_cache"):
             arguments["use_cache"] = False

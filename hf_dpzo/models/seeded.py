@@ -1,35 +1,52 @@
 """Initial values that are drawn from a public seed."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from hf_dpzo.models.fingerprints import fingerprint_values
 
 
-# The public seed of each adapter that `seeded_peft_model` built, and the fingerprint of the values that it gave.
-_SEEDED: weakref.WeakKeyDictionary[torch.nn.Module, tuple[int, str]] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, kw_only=True)
+class _Beginning:
+    """The public seed of an adapter, the names of its parameters, and the fingerprint of the values that it gave."""
+
+    seed: int
+    names: Collection[str]
+    fingerprint: str
+
+
+# Where each adapter that `seeded_peft_model` built began.
+_SEEDED: weakref.WeakKeyDictionary[torch.nn.Module, _Beginning] = weakref.WeakKeyDictionary()
+
+
+# The factor of each kind of LoRA layer that is drawn, while the other one begins at zero.
+_DRAWN_FACTORS = {"lora_A", "lora_embedding_B"}
 
 
 def get_adapter_seed(model: torch.nn.Module) -> int | None:
     """Return the public seed that the adapter of `model` began from; `None` if there is none."""
-    return _SEEDED.get(model, (None,))[0]
+    return _SEEDED[model].seed if model in _SEEDED else None
 
 
 def forget_changed_seed(model: torch.nn.Module) -> None:
-    """Forget the seed of `model` if what is trained no longer has the values that the seed gave.
+    """Forget the seed of `model` if its adapter no longer has the values that the seed gave, or more is trained.
 
-    Another adapter may have been chosen since, or other values loaded. Every process must call this, before it trains.
+    Another adapter may have been chosen since, or other values loaded. Parts of the adapter may have been frozen. Every
+    process must call this, before it trains.
     """
-    if model in _SEEDED and _SEEDED[model][1] != _fingerprint_trained(model):
+    beginning = _SEEDED.get(model)
+    if beginning is None:
+        return
+    own = dict(model.named_parameters())
+    trained = {name for name, parameter in own.items() if parameter.requires_grad}
+    is_whole = own.keys() >= beginning.names >= trained
+    if not is_whole or fingerprint_values(own[name] for name in beginning.names) != beginning.fingerprint:
         del _SEEDED[model]
-
-
-def _fingerprint_trained(model: torch.nn.Module) -> str:
-    return fingerprint_values(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
 @contextmanager
@@ -53,7 +70,7 @@ def publicly_seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) -> PeftModel:
+def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int, freeze_a: bool = False) -> PeftModel:
     """Return `model` with an adapter whose initial values come from the public `seed`.
 
     Like `peft.get_peft_model`, except that a log keeps the seed instead of the initial values, and a replay draws them
@@ -63,6 +80,12 @@ def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) 
         model: the base model, which is changed in place, as `get_peft_model` does.
         config: the adapter's configuration.
         seed: the public seed. The noise of a private run never comes from it.
+        freeze_a: whether A, the factor of LoRA that is drawn, stays as it was drawn, and B alone is trained. That is
+            the better choice for zeroth-order updates: where B moves, A's gradient wakes up, and both together diverged
+            at rates that suit B. Recipes do it by default.
+
+    Raises:
+        ValueError: `freeze_a` is asked of an adapter that is not LoRA.
 
     >>> from peft import LoraConfig
     >>> first, second = (
@@ -73,7 +96,14 @@ def seeded_peft_model(model: torch.nn.Module, config: PeftConfig, *, seed: int) 
     >>> torch.equal(*weights)
     True
     """
+    if freeze_a and not isinstance(config, LoraConfig):
+        raise ValueError(f"freeze_a=True: {config.peft_type.value} has no factor A; leave it out, or choose LoRA.")
     with publicly_seeded(seed):
         adapted = get_peft_model(model, config)
-    _SEEDED[adapted] = seed, _fingerprint_trained(adapted)
+    drawn = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    fingerprint = fingerprint_values(drawn.values())
+    _SEEDED[adapted] = _Beginning(seed=seed, names=drawn.keys(), fingerprint=fingerprint)
+    if freeze_a:
+        for name, parameter in drawn.items():
+            parameter.requires_grad_(not _DRAWN_FACTORS & {*name.split(".")})
     return adapted

@@ -1,9 +1,10 @@
 """Computes with another adapter than the trained one, for a while."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from peft import PeftModel
 
 
 @contextmanager
@@ -29,3 +30,8 @@ def switched_adapter(model: torch.nn.Module, adapter: str | None) -> Iterator[No
         for parameter, is_trained in trained:  # PEFT would train all parts of an adapter that it switches on.
             if parameter.requires_grad != is_trained:
                 parameter.requires_grad_(is_trained)
+
+
+def without_adapter(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which `model` computes without the adapter that is trained, if it has one."""
+    return switched_adapter(model, None) if isinstance(model, PeftModel) else nullcontext()

@@ -7,7 +7,7 @@ import datasets
 import torch
 from datasets import ClassLabel, Json, List
 from peft import LoraConfig
-from transformers import AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
@@ -36,10 +36,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> torch.nn.Module:
     """Load the model that the recipe names, with its float32 adapter. New parameters are initialized from `seed`."""
-    options = {**build_loading_options(recipe.dtype, recipe.quantization), **_build_source_options(recipe)}
-    if recipe.gguf_file is not None:
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    options |= recipe.kind.model_options(recipe)
+    options = {**_build_weight_options(recipe), **recipe.kind.model_options(recipe)}
     with publicly_seeded(seed):
         model = _load_weights(recipe, options)
     if recipe.model_revision is not None:
@@ -52,6 +49,26 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     trained = add_adapter(model, recipe, tokenizer, seed=seed) if with_head is None else with_head
     keep_residual_in_float32(trained)
     return trained
+
+
+def load_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the model that the recipe names as a causal language model, with nothing new.
+
+    Raises:
+        ValueError: it has no head that predicts the next word.
+    """
+    model, found = AutoModelForCausalLM.from_pretrained(
+        resolve_path(recipe.model_name_or_path), output_loading_info=True, **_build_weight_options(recipe)
+    )
+    if found["missing_keys"]:
+        raise ValueError(
+            f"label_words={recipe.label_words}: {recipe.model_name_or_path} has no head that continues a text, by "
+            "which the untouched model could be measured; name the classes in classes instead."
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    keep_residual_in_float32(model)
+    return model
 
 
 def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
@@ -73,11 +90,8 @@ def add_adapter(
     if recipe.adapter == "none":
         return model
     invocation = find_invocation_tokens(recipe, tokenizer)
-    adapted = seeded_peft_model(model, _build_lora_config(recipe, invocation), seed=seed)
-    for name, parameter in adapted.named_parameters():
-        if recipe.lora_freeze_a and "lora_A" in name:
-            parameter.requires_grad_(False)
-    return adapted
+    freeze_a = recipe.lora_freeze_a is not False
+    return seeded_peft_model(model, _build_lora_config(recipe, invocation), seed=seed, freeze_a=freeze_a)
 
 
 def load_rows(
@@ -95,6 +109,13 @@ def load_rows(
     train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
     return train, None if evaluation is None else _sort_by_length(_encode_rows(evaluation, recipe, tokenizer))
+
+
+def _build_weight_options(recipe: Recipe) -> dict[str, Any]:
+    options = {**build_loading_options(recipe.dtype, recipe.quantization), **_build_source_options(recipe)}
+    if recipe.gguf_file is not None:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    return options
 
 
 def _build_source_options(recipe: Recipe) -> dict[str, Any]:

@@ -5,23 +5,20 @@ flag replace any field of the recipe.
 """
 
 import argparse
-import difflib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
+from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
-from hf_dpzo.recipe.spelling import mark_hyphens, read_yaml, restore_hyphens
-from hf_dpzo.recipe.tasks import TASKS, Task, refuse_unread_fields
+from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
+from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
 
 ADAPTERS = ("lora", ACTIVATED, "none")
@@ -31,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 # The fields that may be paths of this machine.
-PATH_FIELDS = ("model_name_or_path", "data", "eval_data")
+PATH_FIELDS = ("model_name_or_path", "data", "eval_data", "calibrate_on")
 
 
 MISSING = ("empty", "skip", "refuse")
@@ -78,8 +75,12 @@ class Recipe:
     lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA."})
     lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that LoRA adapts."})
     lora_layers: list[int] | None = field(default=None, metadata={"help": "Layers that LoRA adapts; default all."})
-    lora_freeze_a: bool = field(
-        default=False, metadata={"help": "Train the second matrix of LoRA alone; the first stays as it was drawn."}
+    lora_freeze_a: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the second matrix of LoRA alone; the first stays as it was drawn. Both together diverged at "
+            "rates that suit the second. Default true, or what the run has that is resumed."
+        },
     )
     lora_invocation: str | None = field(default=None, metadata={"help": "activated-lora: the text that activates it."})
     data: str = field(
@@ -128,6 +129,13 @@ class Recipe:
         default=None, metadata={"help": "Generation: texts before which what is generated ends."}
     )
     label_words: str | None = field(default=None, metadata={"help": "As JSON: {class: word}, in class order."})
+    calibrate_on: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label words: take off what the untouched model gives them after public texts: builtin, or a file. "
+            "It helps where the model prefers a word whatever the text is; compare."
+        },
+    )
     layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
     position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
@@ -143,13 +151,14 @@ class Recipe:
         for name in ("missing_words", "stop_strings", "classes", "label_columns"):
             if getattr(self, name) is not None:
                 setattr(self, name, restore_hyphens(getattr(self, name)))
-        self.where_values = _parse_json_object("where", self.where)
-        self.column_names = _parse_json_object("columns", self.columns)
-        words = _parse_json_object("label_words", self.label_words)
+        self.where_values = parse_json_object("where", self.where)
+        self.column_names = parse_json_object("columns", self.columns)
+        words = parse_json_object("label_words", self.label_words)
         self.labels = tuple(str(label) for label in words) or tuple(self.classes or ())
         self.words = tuple(str(word) for word in words.values())
         # As the command line spells them, so that `parse_recipe` makes the same recipe again.
         self.flags: tuple[str, ...] = ()
+        self.chosen: dict[str, Any] = {}  # The training arguments that the task chose.
         allowed = {"task": TASKS, "adapter": ADAPTERS, "dtype": DTYPES, "if_missing": MISSING}
         for name, values in (allowed | {"quantization": (*QUANTIZATIONS, None)}).items():
             if getattr(self, name) not in values:
@@ -162,6 +171,7 @@ class Recipe:
             raise ValueError(f"eval_share={self.eval_share}: eval_rows={self.eval_rows} is set too; remove one.")
         self._refuse_numbers()
         refuse_unread_fields(self)
+        refuse_uncalibrated(self)
         self.kind.check(self)
         check_activation(self)
 
@@ -212,14 +222,6 @@ class Recipe:
         return self.uses_prompt and self.prompt.has_mask
 
 
-class _Parser(HfArgumentParser):
-    """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
-        raise ValueError(f"{sentence}.")
-
-
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace its fields.
 
@@ -240,11 +242,13 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     return parse_recipe(values, flags)
 
 
-def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
+def parse_recipe(
+    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False
+) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe that consists of `values`, and its training arguments.
 
     Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
-    is left out, too.
+    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing.
     """
     without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     without_parser.add_argument("--without", default="")
@@ -253,48 +257,21 @@ def parse_recipe(values: Mapping[str, Any], flags: Sequence[str] = ()) -> tuple[
         if name not in values:
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
-    argv = [argument for name, value in values.items() for argument in _as_flags(str(name), value)]
-    _refuse_unknown_flags([*argv, *flags])
-    parser = _Parser((Recipe, ZOTrainingArguments), allow_abbrev=False)
-    recipe, args = parser.parse_args_into_dataclasses(args=[*argv, *flags])
-    recipe.flags = (*argv, *flags)
+    argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
+    refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
+    argv += flags
+    parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
+    written = parser.parse_args(argv)
+    recipe = Recipe(**{entry.name: getattr(written, entry.name) for entry in fields(Recipe)})
+    given = {name_flag(argument) for argument in argv}
+    chosen = {} if is_complete else recipe.kind.defaults(recipe).choose(written, given)
+    argv += [argument for name, value in chosen.items() for argument in spell_field(name, value)]
+    recipe, args = parser.parse_args_into_dataclasses(args=argv)
+    recipe.flags, recipe.chosen = tuple(argv), chosen
     return recipe, args
-
-
-def _as_flags(name: str, value: Any) -> list[str]:
-    """Spell one field of a recipe as command-line arguments."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *mark_hyphens([str(item) for item in value])]
-    if isinstance(value, dict):
-        return [f"--{name}={json.dumps(value)}"]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
-
-
-def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
-    known = {entry.name for kind in (Recipe, ZOTrainingArguments) for entry in fields(kind) if entry.init}
-    for argument in arguments:
-        name = argument.removeprefix("--").split("=")[0].replace("-", "_")
-        if argument.startswith("--") and name.removeprefix("no_") not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."
-            raise ValueError(f"{name}: there is no such field; {hint}")
-
-
-def _parse_json_object(name: str, text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}={text!r}: it must be a mapping, on the command line as JSON.")
-    return value
 
 
 def format_help() -> str:
     """Return the list of all fields of a recipe, as argparse formats it."""
     epilog = "--without NAME,NAME leaves fields of the recipe out."
-    return _Parser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()
+    return FieldParser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

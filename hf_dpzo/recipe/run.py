@@ -7,10 +7,14 @@ from pathlib import Path
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
+from hf_dpzo.trajectory.going_on import trains_first_factor
+from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
 
@@ -29,7 +33,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     """
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
-    before = _measure_metric(trainer, recipe)
+    before = _measure_before(trainer, recipe)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=_parse_resume_flag(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
@@ -40,7 +44,8 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         return []
     name = recipe.kind.metric_name
     return [
-        *([] if before is None else [(f"{name} before", before), (f"{name} after", after)]),
+        *([("chosen by the task", describe_defaults(recipe.chosen))] if recipe.chosen else []),
+        *([] if before is None else [before, (f"{name} after", after)]),
         *_report_guarantee(trainer),
         *([] if trainer.failed_rows is None else [("rows that fail", str(trainer.failed_rows))]),
         ("a missing cell", MISSING[recipe.if_missing]),
@@ -55,7 +60,13 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 
 
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
-    """Load everything that the recipe names, and build the trainer from it."""
+    """Load everything that the recipe names, and build the trainer from it.
+
+    Whether LoRA's first matrix is frozen follows from the log of the run in `args.output_dir`, if the recipe does not
+    say: that was not the default in earlier versions.
+    """
+    if recipe.lora_freeze_a is None:
+        recipe.lora_freeze_a = not _trains_a(Path(args.output_dir))
     if args.padded_lengths and recipe.max_length > args.padded_lengths[-1]:
         raise ValueError(
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
@@ -105,8 +116,9 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
         raise ValueError(
             f"run={folder}: Python code made it, not a recipe; build the same trainer there and call its audit_run()."
         )
+    # What the task would choose today is not what the run had.
     quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none"]
-    recipe, args = parse_recipe({}, [*kept, *quiet, *flags])
+    recipe, args = parse_recipe({}, [*kept, *quiet, *flags], is_complete=True)
     for name in PATH_FIELDS:
         path = getattr(recipe, name)
         if path and Path(path).is_absolute() and not Path(path).exists():
@@ -114,9 +126,29 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
     return build_trainer(recipe, args)
 
 
+def _trains_a(folder: Path) -> bool:
+    """Return whether the run in `folder`, if there is one, trains the first matrix of LoRA."""
+    try:
+        return trains_first_factor(Trajectory.read(folder).header)
+    except (OSError, TrajectoryError):
+        return False
+
+
 def _parse_resume_flag(flag: str | None) -> str | bool:
     """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag."""
     return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
+
+
+def _measure_before(trainer: ZOTrainer, recipe: Recipe) -> tuple[str, str] | None:
+    """Return what the metric is before training, and its name in the report: by label words if a head is new."""
+    name, kind = recipe.kind.metric_name, recipe.kind
+    if trainer.eval_dataset is None:
+        return None
+    if not (kind.has_new_head and recipe.words):
+        return f"{name} before", _measure_metric(trainer, recipe)
+    tokenizer, size = trainer.processing_class, trainer.args.per_device_eval_batch_size
+    metrics = measure_untouched(recipe, tokenizer, trainer.eval_dataset, batch_size=size)
+    return f"{name} of the untouched model", f"{metrics[kind.metric.removeprefix('eval_')]:.4f}"
 
 
 def _measure_metric(trainer: ZOTrainer, recipe: Recipe) -> str | None:

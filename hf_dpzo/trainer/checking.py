@@ -292,7 +292,7 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _row_capacity(self) -> int:
         """The number of rows that a batch has room for, a public number that no batch exceeds in practice."""
-        return batch_capacity(self.args.expected_batch_size, max_rows_per_unit=self._units.max_rows_per_unit)
+        return batch_capacity(self._row_facts["expected_batch_size"], max_rows_per_unit=self._units.max_rows_per_unit)
 
     @property
     def _has_fixed_shapes(self) -> bool:

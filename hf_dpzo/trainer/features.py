@@ -4,8 +4,9 @@ A step then takes its rows from a table, and no row is read, collated or passed 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,13 @@ from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.auditing import AuditingTrainer
 
 
-# The number of rows that are fetched at once, to compute their features.
-ROWS_AT_ONCE = 256
+# The number of rows that are fetched at once, to compute their features: enough for rows of one of many public lengths
+# to fill micro-batches.
+ROWS_AT_ONCE = 1024
+
+
+# The fewest rows that a block of the table has room for, however many points a pass evaluates.
+MIN_BLOCK = 256
 
 
 # The most scores that a block has for all probe points of one pass: 64 MiB.
@@ -88,7 +94,8 @@ class FeatureTrainer(AuditingTrainer):
 
     def _build_table_collator(self) -> TableCollator:
         per_unit = self._units.max_rows_per_unit
-        size = choose_block_size(self.args.expected_batch_size, self._num_units, max_rows_per_unit=per_unit)
+        expected = self.args.resolve_batch_size(self._num_units)
+        size = choose_block_size(expected, self._num_units, max_rows_per_unit=per_unit)
         most = math.ceil(MAX_SCORES / (self.model.config.num_labels * (self._points_per_pass or 1)))
         return TableCollator(micro_batch_size=min(size, most), device=self.args.device)
 
@@ -113,7 +120,7 @@ class FeatureTrainer(AuditingTrainer):
         """The number of probe points of one pass; by default all of them, where a pass is one product of matrices."""
         if self._table is None or self.args.points_per_pass is not None or not self._is_product:
             return super()._points_per_pass
-        most = max(1, MAX_SCORES // (ROWS_AT_ONCE * self.model.config.num_labels))
+        most = max(1, MAX_SCORES // (MIN_BLOCK * self.model.config.num_labels))
         return min(self.method.estimator.forward_passes, most)
 
     @property
@@ -147,6 +154,12 @@ class FeatureTrainer(AuditingTrainer):
         """Return public `rows` of tokens as rows of features."""
         columns = self._feature_reader.split(self._read_with(self._feature_reader).of_public(model, rows))
         return [{name: column[index] for name, column in columns.items()} for index in range(len(rows))]
+
+    def _prepare_public(self, model: torch.nn.Module, rows: Rows) -> Callable[[], torch.Tensor]:
+        """Return a function that evaluates public `rows`, whose features are computed once."""
+        if self._table is None:
+            return super()._prepare_public(model, rows)
+        return partial(self._estimate.losses.of_public, model, self._read_public(model, rows))
 
     def _read_with(self, reader: FeatureReader) -> BatchLosses:
         width = sum(column[0].numel() for column in self._table.columns.values())

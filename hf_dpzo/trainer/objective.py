@@ -1,7 +1,8 @@
 """The checking Trainer, for objectives without a gradient: columns reach the loss, and nothing flips by rounding."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trainer.activation import foresee_activation
 from hf_dpzo.trainer.checking import CheckingTrainer
 from hf_dpzo.trainer.evaluation import list_evaluated
+from hf_dpzo.trainer.limits import (
+    SEEN_AMONG,
+    SEEN_ROWS,
+    find_limits,
+    measure_quotients,
+    report_limits,
+    warn_of_both_factors,
+)
 from hf_dpzo.zo.shift import shifted
 
 
@@ -105,9 +114,13 @@ class ObjectiveTrainer(CheckingTrainer):
     def _inspect(self, model: torch.nn.Module) -> None:
         """Inspect the model, and warn where public rows show an objective from which nothing could be learned."""
         super()._inspect(model)
-        if not isinstance(self.per_example_loss, ScoreLoss):
-            with self._state.held_still():
+        with self._state.held_still():
+            if not isinstance(self.per_example_loss, ScoreLoss):
                 self._warn_of_flat_objective(model)
+            if self.args.private and self._log.existing is None:
+                self._report_limits(model)
+        if self._log.existing is None and self.is_world_process_zero():
+            warn_of_both_factors(self.model)
 
     def _foresee_failures(self, model: torch.nn.Module, losses: BatchLosses) -> None:
         """Refuse what would fail, and before that an activated adapter that nothing would activate."""
@@ -179,6 +192,30 @@ class ObjectiveTrainer(CheckingTrainer):
                     ends.append(self._public_losses.of_public(model, rows))
             moves = moves or not torch.equal(*ends)
         warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
+
+    def _report_limits(self, model: torch.nn.Module) -> None:
+        """Say what limits the run: rows, directions, epsilon or the clip norm, by public rows and public numbers."""
+        if isinstance(self.per_example_loss, TextObjective) or isinstance(self._public_losses, FSDPLosses):
+            return  # What is told of an objective is told above, and all processes would have to take part.
+        descent = self._build_descent()
+        settings = {"smoothing": descent.begin(0).smoothing}
+        trained = dict(enumerate(descent.optimizer.parameters()))
+        try:
+            real = self._list_collated_rows(SEEN_AMONG)
+            rows = real[:: max(1, len(real) // SEEN_ROWS)][:SEEN_ROWS] or [*chain(*self._public_batches)][:SEEN_ROWS]
+            evaluate = self._prepare_public(model, rows)
+            quotients = measure_quotients(evaluate, trained, descent.optimizer.directions, **settings)
+        except Exception:  # Nothing says that made-up rows suit a loss, and a hint is no reason to stop.
+            return
+        plan = {"sampling_rate": self.args.sampling_rate(self._num_units), "steps": self.budget.planned_steps}
+        limits = None if quotients is None else find_limits(quotients, self.method, **plan)
+        if limits is not None and self.is_world_process_zero():
+            name = f"{len(rows)} {'public' if real else 'made-up'} rows"
+            report_limits(limits, self.args, self.method, rows=name, num_units=self._num_units)
+
+    def _prepare_public(self, model: torch.nn.Module, rows: Rows) -> Callable[[], torch.Tensor]:
+        """Return a function that evaluates public `rows` where the parameters are, `[rows]`."""
+        return partial(self._public_losses.of_public, model, rows)
 
     def _list_collated_rows(self, count: int) -> Rows:
         """Return real public rows with the columns that reach the collator."""

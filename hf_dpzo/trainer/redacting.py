@@ -55,7 +55,7 @@ class RedactingTrainer(Trainer):
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Return the expected batch size, because actual sizes are secret."""
-        return args.expected_batch_size
+        return args.resolve_batch_size(self._num_units)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Return what stock does, but for training data the number of units, because stock prints it.

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_dpzo.distributed.processes import Processes
 from hf_dpzo.distributed.sharding import is_sharded
+from hf_dpzo.losses.calibration import Calibration
 from hf_dpzo.methods.method import Method, Stage
 from hf_dpzo.models.adapters import list_adapters, refuse_refrozen_parameters, refuse_switched_adapter
 from hf_dpzo.models.fingerprints import fingerprint_values
@@ -28,6 +29,7 @@ from hf_dpzo.models.unwrap import is_prompt_tuned, unwrap_optimizer
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trainer.beginning import find_beginning, refuse_runs_without_a_claim
 from hf_dpzo.trainer.redacting import RedactingTrainer
+from hf_dpzo.trainer.scales import match_scales
 from hf_dpzo.trajectory.earlier_runs import EarlierRuns, name_log, read_earlier_runs
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
@@ -154,6 +156,7 @@ class ResumableTrainer(RedactingTrainer):
         self.optimizer = self.lr_scheduler = None  # Those of an earlier attempt have already taken steps.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         descent = self._build_descent()
+        descent.optimizer.scale_directions(match_scales(self.model, descent.optimizer, self.args.perturbation_scales))
         initial = self._starts_from_initial
         self._log.restore_start(self.model, from_initial=initial)
         # Sharded ones are not broadcast: processes that hold the same shard compare it at the first step.
@@ -164,6 +167,7 @@ class ResumableTrainer(RedactingTrainer):
         self._state = ModelState(self.model, moving=descent.optimizer.parameters())
         self._inspect(prepared[0])
         values = fingerprint_values(descent.optimizer.parameters()) if initial else None
+        loss = self.per_example_loss
         header = build_header(
             model=self.model,
             optimizer=descent.optimizer,
@@ -175,8 +179,11 @@ class ResumableTrainer(RedactingTrainer):
             environment=self._environment,
             began_from=self._find_beginning(values),
             counted=self._earlier_runs.checksums,
+            calibration=loss.calibration and loss.calibration.describe(),
         )
         self._log.open(header, self.model)
+        if loss.calibration is not None:
+            loss.calibration = Calibration.from_description(self._log.header["calibration"])
         self._adapters = list_adapters(self.model)
         mark_as_trained(self.model)
         self._values = TrainedValues(descent.optimizer.parameters())

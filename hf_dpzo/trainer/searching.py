@@ -67,7 +67,7 @@ class SearchingTrainer(PushingTrainer):
         units = len(self._units)
         self._row_facts = {
             **self._units.public_facts,
-            "expected_batch_size": args.expected_batch_size,
+            "expected_batch_size": args.resolve_batch_size(units),
             "privacy_unit_column": args.privacy_unit_column,
             "max_rows_per_unit": args.max_rows_per_unit,
             # These must not change when a run is resumed, because the card states one isolation for the whole run.

@@ -266,7 +266,7 @@ class ZOTrainer(JoiningTrainer):
         if self.args.parallel == "points" and not self._processes.is_first:
             failed = failed[:0]  # All processes have the same batch, and one of them counts.
         (query, _), *_ = self.budget.report
-        size = self.args.expected_batch_size
+        size = self.args.resolve_batch_size(self._num_units)
         report = release_report(failed, query, expected_batch_size=size, processes=self._processes)
         self._processes.run_on_first(lambda: report.save(folder))
         return report

@@ -81,6 +81,8 @@ def _check_consistency(header: Mapping[str, Any]) -> None:
     names = [name for group in header["groups"] for name in group["parameters"]]
     if len(set(names)) < len(names):
         raise TrajectoryError("groups: a parameter is in them twice")
+    if not {*header.get("scales", ())} <= {*names}:
+        raise TrajectoryError("scales: they are of parameters that are in no group")
     if not names:
         raise TrajectoryError("groups: there is no parameter in them")
     if header["rows"]["privacy_unit_column"] is None and header["rows"]["rows"] is None:

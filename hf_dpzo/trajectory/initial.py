@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_dpzo.distributed.sharding import copy_from_full_, gather_full_tensor, to_local
 from hf_dpzo.io.files import write_atomically
 from hf_dpzo.io.strict_json import abbreviate
-from hf_dpzo.models.adapters import name_as_published
+from hf_dpzo.models.adapters import list_saved, name_as_published
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.location import find_cached_commit
 from hf_dpzo.models.precision import describe_loading
@@ -157,5 +157,6 @@ def _find_unrecoverable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Para
     is_small = sum(p.numel() for p in head.values()) <= _HEAD_SHARE * total
     kept = head if is_small or isinstance(base, FeatureClassifier) else {}
     if isinstance(model, PeftModel) and get_adapter_seed(model) is None:
-        kept = kept | {name: p for name, p in named.items() if p.requires_grad}
+        saved = list_saved(model, model.active_adapter)  # With what is frozen of it.
+        kept = kept | {name: p for name, p in named.items() if p.requires_grad or id(p) in saved}
     return list(kept.items())

@@ -19,6 +19,7 @@ from hf_dpzo.step.descent import Descent
 from hf_dpzo.trajectory.adapters import build_adapter_config
 from hf_dpzo.trajectory.base_model import BaseModel, one_sentence_errors
 from hf_dpzo.trajectory.feature_base import build_on_features
+from hf_dpzo.trajectory.going_on import list_trained_names
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import restore_initial_values
 from hf_dpzo.trajectory.log import Trajectory
@@ -115,6 +116,8 @@ def build_replay(model: torch.nn.Module, log: Trajectory) -> Descent:
             update=update,
             constraint=method.constraint,
         )
+        scales = log.header.get("scales", {})
+        optimizer.scale_directions([scales.get(name, 1.0) for name in list_trained_names(log.header)])
         planned = log.header["plan"]["steps"]
         return Descent(model=model.eval(), optimizer=optimizer, method=method, planned_steps=planned)
 
@@ -219,7 +222,8 @@ def build_initial_model(base: str, revision: str | None, log: Trajectory) -> tor
             model = build_on_features(model, header["base"])
         if adapter_config is None:
             return model
-        with publicly_seeded(adapter["seed"] or 0):
+        # Earlier versions kept no seed where a part of an adapter was frozen. That of a recipe is also its directions'.
+        with publicly_seeded(header["directions"]["seed"] if adapter["seed"] is None else adapter["seed"]):
             return get_peft_model(model, adapter_config)
 
 

@@ -163,6 +163,7 @@ def build_header(
     environment: dict[str, Any],
     began_from: dict[str, Any] | None = None,
     counted: Sequence[str] = (),
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -177,12 +178,14 @@ def build_header(
         initial: the fingerprint of the initial values; `None` if it is no longer known.
         began_from: the epsilon and the delta of the run that made what this one begins with, if one is known.
         counted: the checksums of the logs of earlier runs that the plan counts.
+        calibration: what is taken off the scores of label words; `None` for nothing.
         environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
             may differ when the run is resumed elsewhere.
     """
     named = name_as_published(model, dict(model.named_parameters()))
     names = {id(parameter): name for name, parameter in named.items()}
     trained = {names[id(parameter)]: parameter for parameter in optimizer.parameters()}
+    scales = {name: s for name, s in zip(trained, optimizer.directions.scales, strict=True) if s != 1}
     return json.loads(
         json.dumps(
             {
@@ -197,6 +200,7 @@ def build_header(
                     {"weight_decay": group["weight_decay"], "parameters": [names[id(p)] for p in group["params"]]}
                     for group in optimizer.param_groups
                 ],
+                **({"scales": scales} if scales else {}),
                 "plan": {
                     "steps": budget.planned_steps,
                     "delta": budget.delta,
@@ -208,6 +212,7 @@ def build_header(
                 "rows": rows,
                 **({} if began_from is None else {"began_from": began_from}),
                 **({"counted": list(counted)} if counted else {}),
+                **({} if calibration is None else {"calibration": calibration}),
                 "replays_on": _choose_replay_device(method, update, optimizer),
                 "made_with": environment,
             }

@@ -1,7 +1,6 @@
 """The log of one run, as the trainer uses it: created, or found and caught up with; then appended to, and closed."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.trajectory.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
+from hf_dpzo.trajectory.going_on import refuse_other_parameters, take_over
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acquire_lock
@@ -114,7 +114,8 @@ class RunLog:
             return
         if header["trained"]["initial"] is None:  # The weights are those of a checkpoint.
             header["trained"]["initial"] = self.existing.header["trained"]["initial"]
-        different = compare_json(self.existing.header, _take_over(header, self.existing.header))
+        refuse_other_parameters(self.existing.header, header, self._folder)
+        different = compare_json(self.existing.header, take_over(header, self.existing.header))
         if different:
             said = "; ".join(different[:3]).replace("rows.evaluated_alone=", "(per_device_train_batch_size == 1)=")
             raise TrajectoryError(
@@ -270,18 +271,6 @@ class RunLog:
                 f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
             )
         return Path(resume)
-
-
-def _take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `header` with what the log keeps from its beginning, whatever it is where the run goes on.
-
-    A run may be resumed on another machine, or with other versions. The logs of earlier versions have the number of
-    rows also where users are the units.
-    """
-    rows = header["rows"]
-    if rows["privacy_unit_column"] is not None:
-        rows = rows | {"rows": begun["rows"]["rows"]}
-    return header | {"made_with": begun["made_with"], "rows": rows}
 
 
 def _advance_schedule(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:

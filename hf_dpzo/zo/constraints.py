@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_dpzo.zo.directions import sum_of_squares
 from hf_dpzo.zo.philox import CHUNK_SIZE
+from hf_dpzo.zo.squares import sum_of_squares
 
 
 class Constraint:

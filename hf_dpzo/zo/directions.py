@@ -24,6 +24,7 @@ from hf_dpzo.zo.kernel import Kernel, add_rows, compile_kernel
 from hf_dpzo.zo.mask import Mask
 from hf_dpzo.zo.philox import CHUNK_SIZE, ChunkAddress, SignWords, Stream, Streams, SweepAddress
 from hf_dpzo.zo.sign_table import as_bytes, build_sign_table
+from hf_dpzo.zo.squares import sum_of_squares
 from hf_dpzo.zo.swept import SweptChecksums
 
 
@@ -38,14 +39,18 @@ class Directions(ABC):
         seed: the run's public seed.
         sizes: the number of coordinates of each parameter, in order.
         mask: the coordinates at which directions are not zero; by default all.
+        scales: the factor on each parameter's part of every direction, in order; by default one for all.
     """
 
-    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
+    def __init__(
+        self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None, scales: Sequence[float] | None = None
+    ) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed={seed}: the public seed of the directions is an integer from 0 to 2**64 - 1.")
         self.seed = seed
         self.sizes = tuple(sizes)
         self.mask = mask
+        self.scales = (1.0,) * len(self.sizes) if scales is None else tuple(scales)
         # The checksums of what sweeps have left, where they took them.
         self.swept = SweptChecksums()
         self._streams = Streams(seed)
@@ -68,6 +73,7 @@ class Directions(ABC):
             step: the step, from 0.
             weights: the weight of each direction, by its number.
         """
+        weights = self._scale(index, weights)
         shard, start = get_local_shard(parameter)
         flat = shard.detach().view(-1)
         if flat.numel() < self.sizes[index]:
@@ -104,9 +110,15 @@ class Directions(ABC):
         """
         stop = self.sizes[index] if stop is None else stop
         chunks = range(start // CHUNK_SIZE, math.ceil(stop / CHUNK_SIZE))
-        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), {direction: weight}))
+        weights = self._scale(index, {direction: weight})
+        whole = torch.from_numpy(self._combine_chunks(chunks, (index, step), weights))
         offset = (start // CHUNK_SIZE) * CHUNK_SIZE
         return whole[start - offset : stop - offset]
+
+    def _scale(self, index: int, weights: Mapping[int, float]) -> Mapping[int, float]:
+        """Return `weights` times the scale of the `index`-th parameter."""
+        scale = self.scales[index]
+        return weights if scale == 1 else {direction: weight * scale for direction, weight in weights.items()}
 
     def _add_to_shard(self, shard: torch.Tensor, start: int, sweep: SweepAddress, weights: Mapping[int, float]) -> None:
         """Add to the coordinates of a shard, the first of which is number `start`."""
@@ -161,14 +173,17 @@ class Rademacher(Directions):
     The signs are the bits of Philox's output, in order, so they are the same on every device.
     """
 
-    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
-        super().__init__(seed=seed, sizes=sizes, mask=mask)
+    def __init__(
+        self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None, scales: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(seed=seed, sizes=sizes, mask=mask, scales=scales)
         self._words = SignWords(self.sizes)
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
         """See `Directions.add_`."""
         if self._is_drawn_on_device(parameter, weights):
-            add_on_device([_find_part(parameter, index)], weights, seed=self.seed, step=step)
+            scaled = self._scale(index, weights)
+            add_on_device([_find_part(parameter, index)], scaled, seed=self.seed, step=step)
             return
         # Both compile before several threads ask for them.
         takes_sums = self._choose_kernel() is not None and bool(weights)
@@ -182,7 +197,7 @@ class Rademacher(Directions):
         groups: dict[tuple[Any, ...], list[Part]] = {}
         for index, (parameter, own) in enumerate(zip(parameters, weights, strict=True)):
             if self._is_drawn_on_device(parameter, own):
-                key = (parameter.device, parameter.dtype, tuple(own.items()))
+                key = (parameter.device, parameter.dtype, tuple(self._scale(index, own).items()))
                 groups.setdefault(key, []).append(_find_part(parameter, index))
             else:
                 self.add_(parameter, index=index, step=step, weights=own)
@@ -246,8 +261,10 @@ class Gaussian(Directions):
 class Sphere(Gaussian):
     """Directions uniform on the sphere of radius `sqrt(d)`, over all d coordinates, as in DPZero's theory."""
 
-    def __init__(self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None) -> None:
-        super().__init__(seed=seed, sizes=sizes, mask=mask)
+    def __init__(
+        self, *, seed: int, sizes: Sequence[int], mask: Mask | None = None, scales: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(seed=seed, sizes=sizes, mask=mask, scales=scales)
         self._stretch = lru_cache(maxsize=1 << 16)(self._compute_stretch)  # As many as a step may have directions.
 
     def add_(self, parameter: torch.Tensor, *, index: int, step: int, weights: Mapping[int, float]) -> None:
@@ -276,17 +293,6 @@ def _find_part(parameter: torch.Tensor, index: int) -> Part:
     """Return what this process holds of a parameter, and where it is."""
     shard, start = get_local_shard(parameter)
     return Part(values=shard.detach().view(-1), index=index, start=start)
-
-
-def sum_of_squares(values: torch.Tensor) -> float:
-    """Return the sum of squares of `values`, in float64.
-
-    NumPy adds in an order that does not depend on the number of threads, so a replay gets the same bits.
-
-    >>> sum_of_squares(torch.tensor([3.0, 4.0]))
-    25.0
-    """
-    return float(np.square(values.numpy().astype(np.float64)).sum())
 
 
 DIRECTIONS: dict[str, type[Directions]] = {"rademacher": Rademacher, "gaussian": Gaussian, "sphere": Sphere}

@@ -66,6 +66,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.is_midstep = False
         self.stage: int | None = None
         self.rate_factor = 1.0
+        self._scales: tuple[float, ...] | None = None
         self._set_mask(None)
 
     def parameters(self) -> list[torch.Tensor]:
@@ -74,6 +75,23 @@ class ZOOptimizer(torch.optim.Optimizer):
         They are read from the groups each time, because wrappers replace the tensors.
         """
         return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def scale_directions(self, scales: Sequence[float]) -> None:
+        """Scale each parameter's part of every direction, and so its probe points and its updates alike.
+
+        The parameters then move as `theta_j = scales[j] * phi_j` do where phi moves without scales. Call it before the
+        first stage begins.
+
+        Args:
+            scales: the factor of each parameter, in the order of the directions.
+
+        Raises:
+            RuntimeError: a stage has begun.
+        """
+        if self.stage is not None:
+            raise RuntimeError(f"stage={self.stage}: it has begun with other scales; set them before the first step.")
+        self._scales = tuple(scales)
+        self._set_mask(None)
 
     @torch.no_grad()
     def begin_stage(self, *, number: int = 0, rate_factor: float = 1.0, mask: Mask | None = None) -> None:
@@ -224,7 +242,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def _set_mask(self, mask: Mask | None) -> None:
         sizes = [parameter.numel() for parameter in self.parameters()]
-        self.directions = self._directions_class(seed=self._seed, sizes=sizes, mask=mask)
+        self.directions = self._directions_class(seed=self._seed, sizes=sizes, mask=mask, scales=self._scales)
         self._inner = self._update.build_inner_optimizer([{"params": group["params"]} for group in self.param_groups])
         if self._inner is not None:
             self.state = self._inner.state

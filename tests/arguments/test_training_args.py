@@ -428,3 +428,22 @@ def test_tokens_are_refused_without_being_shown(make_args):
 def test_invalid_units_and_lengths_are_refused(make_args, settings, message):
     with pytest.raises(ValueError, match=message):
         make_args(**settings)
+
+
+def test_all_rows_or_all_users_are_in_each_batch_of_a_full_batch(make_args):
+    method, budget = make_args(expected_batch_size="all", target_epsilon=2.0, noise_multiplier="absent").plan(120)
+    assert (method.expected_batch_size, budget.query.sampling_rate) == (120, 1.0)
+    users = [{"user": number % 3, "text": ""} for number in range(9)]
+    args = make_args(expected_batch_size="all", privacy_unit_column="user", max_rows_per_unit=3)
+    assert args.plan(len(args.build_units(users)))[0].expected_batch_size == 3
+
+
+@pytest.mark.parametrize("value", [None, "some", 0, "-1", 1.5])
+def test_a_batch_size_is_a_number_or_all(make_args, value):
+    with pytest.raises(ValueError, match=r"expected_batch_size=.*whole number from 1 to 2\*\*31 - 1, or all"):
+        make_args(expected_batch_size=value)
+
+
+def test_one_set_of_arguments_serves_data_sets_of_several_sizes(make_args):
+    args = make_args(expected_batch_size="all", max_steps=1)
+    assert [args.plan(count)[0].expected_batch_size for count in (8, 20)] == [8, 20]

@@ -2,51 +2,16 @@
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    XLNetConfig,
-    XLNetModel,
-)
+from transformers import XLNetConfig, XLNetModel
 
 from hf_dpzo.models.feature_classifier import FeatureClassifier
-from hf_dpzo.models.feature_rule import gather_word_rows
 from hf_dpzo.models.layer_reader import find_body
 
+from support.feature_bases import FAMILIES
 from support.models import causal_lm, llama_config, word_tokenizer
 
 
 NAMES = {0: "no", 1: "yes"}
-SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
-FAMILIES = {
-    "llama": lambda: causal_lm(num_hidden_layers=3),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=1, eos_token_id=2)
-    ),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(
-            vocab_size=64,
-            hidden_size=16,
-            ffn_dim=16,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-        )
-    ),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=2)),
-    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_heads=2)
-    ),
-}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,29 +56,6 @@ def test_public_texts_are_centred_and_scaled_to_norm_one():
     torch.testing.assert_close(standard.std(dim=0), torch.ones(16), atol=1e-3, rtol=0)
     row = torch.tensor([word_tokenizer()(texts[0])["input_ids"]])
     torch.testing.assert_close(head.compute_features(row).norm(), torch.tensor(1.0))
-
-
-def test_a_head_may_begin_at_the_scores_of_its_words():
-    torch.manual_seed(0)
-    model = causal_lm(num_hidden_layers=2)
-    texts = [f"w{i} w{2 * i % 40} w{7 * i % 40}" for i in range(30)]
-    head = FeatureClassifier.on_base(
-        model, word_tokenizer(), id2label=NAMES, layer=2, texts=texts, words=["bad", "good"]
-    )
-    rows = torch.tensor([[5, 6, 7], [9, 30, 11], [20, 21, 40]])
-    words = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
-    with torch.no_grad():
-        scores, own = head(input_ids=rows).logits, model(input_ids=rows).logits[:, -1, words]
-    moved, expected = (scores[:, 1] - scores[:, 0]), (own[:, 1] - own[:, 0])
-    assert torch.corrcoef(torch.stack([moved, expected]))[0, 1] > 0.95
-
-
-def test_the_weight_of_the_last_normalization_is_part_of_a_words_direction():
-    model = FAMILIES["gemma2"]()  # What it holds is added to one.
-    rows = gather_word_rows(model, word_tokenizer(), ["bad", "good"])
-    table = model.get_output_embeddings().weight
-    ids = [word_tokenizer()(word)["input_ids"][0] for word in ("bad", "good")]
-    torch.testing.assert_close(rows[0] - rows[1], table[ids[0]] - table[ids[1]], rtol=1e-3, atol=1e-6)
 
 
 def test_moving_a_head_moves_its_base_and_walks_do_not_list_it():

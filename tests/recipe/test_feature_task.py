@@ -18,7 +18,7 @@ HEAD = {
 }
 
 
-def test_a_recipe_trains_a_head_that_begins_at_label_words_and_verifies(write, workplace, capsys):
+def test_a_recipe_trains_a_head_that_is_shown_beside_the_untouched_model_and_verifies(write, workplace, capsys):
     assert main(["train", write(**HEAD, layer=1)]) == 0
     shown = table(capsys.readouterr().out)
     assert shown["head"] == str(workplace / "out") and "accuracy after" in shown
@@ -26,6 +26,18 @@ def test_a_recipe_trains_a_head_that_begins_at_label_words_and_verifies(write, w
     head = FeatureClassifier.from_pretrained(str(workplace / "out"))
     assert head.config.id2label == {0: "bad", 1: "good"}
     assert head.config.layer == 1 and head.center.any()
+
+
+def test_the_untouched_model_beside_a_head_is_that_beneath_an_untrained_adapter(write, workplace, capsys):
+    main(["train", write(**HEAD, layer=1)])
+    beside_head = table(capsys.readouterr().out)["accuracy of the untouched model"]
+    main(["train", write(output_dir=str(workplace / "adapter"))])
+    assert table(capsys.readouterr().out)["accuracy before"] == beside_head
+
+
+def test_label_words_of_a_model_that_continues_no_text_are_refused(write, workplace, capsys):
+    changes = {**HEAD, "model_name_or_path": str(workplace / "classifier")}
+    assert "has no head that continues a text" in refused(capsys, "train", write(**changes))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hf_dpzo.recipe.tasks.feature_classification import FeatureClassification, r
 from hf_dpzo.recipe.tasks.generation import GenerationTask
 from hf_dpzo.recipe.tasks.masked_lm import MaskedLM
 from hf_dpzo.recipe.tasks.multiple_choice import MultipleChoice
-from hf_dpzo.recipe.tasks.prompt_classification import PromptClassification
+from hf_dpzo.recipe.tasks.prompt_classification import PromptClassification, refuse_uncalibrated
 from hf_dpzo.recipe.tasks.question_answering import QuestionAnswering
 from hf_dpzo.recipe.tasks.regression import Regression
 from hf_dpzo.recipe.tasks.seq2seq_lm import Seq2SeqLM
@@ -33,4 +33,4 @@ TASKS: dict[str, Task] = {
 }
 
 
-__all__ = ["TASKS", "Task", "refuse_unread_fields"]
+__all__ = ["TASKS", "Task", "refuse_uncalibrated", "refuse_unread_fields"]

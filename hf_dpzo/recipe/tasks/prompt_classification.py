@@ -1,20 +1,36 @@
 """Classes that are predicted by label words after or within a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from hf_dpzo.data.cells import to_text
+from hf_dpzo.losses.calibration import MAX_TEXTS
 from hf_dpzo.losses.per_example import PerExampleLoss
+from hf_dpzo.models.location import resolve_path
+from hf_dpzo.models.public_texts import PUBLIC_TEXTS
+from hf_dpzo.recipe.defaults import TrainingDefaults
 from hf_dpzo.recipe.tasks.labels import find_class, require_classes
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
+from hf_dpzo.recipe.written import TEXT_SUFFIXES, TextFile, UnreadableFileError, find_suffix
 
 
 if TYPE_CHECKING:
     from hf_dpzo.recipe.recipe import Recipe
+
+
+# Measured on sentences of reviews with a pretrained causal model of 135 million parameters.
+LORA_DEFAULTS = TrainingDefaults(expected_batch_size=32, clip=2.0, smoothing=1e-2, learning_rate=1e-2)
+
+
+# The name of this package's own texts.
+BUILTIN = "builtin"
 
 
 class PromptClassification(Task):
@@ -29,6 +45,10 @@ class PromptClassification(Task):
         if len(recipe.words) != len(recipe.labels):
             raise ValueError("label_words: missing; prompt-classification needs a word for each class, {class: word}.")
         _ = recipe.prompt  # It checks itself.
+
+    def defaults(self, recipe: "Recipe") -> TrainingDefaults:
+        """Return what suits an adapter; stock's for all parameters."""
+        return TrainingDefaults() if recipe.adapter == "none" else LORA_DEFAULTS
 
     def auto_class(self, recipe: "Recipe") -> type:
         """Return the class for the kind of prompt."""
@@ -59,4 +79,42 @@ class PromptClassification(Task):
         self, recipe: "Recipe", model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
     ) -> PerExampleLoss | None:
         """Return the loss that scores label words."""
-        return recipe.prompt.loss(model, tokenizer)
+        texts = None if recipe.calibrate_on is None else read_public_texts(recipe.calibrate_on, recipe.prompt.fields)
+        return recipe.prompt.loss(model, tokenizer, calibrate_on=texts, max_length=recipe.max_length)
+
+
+def read_public_texts(name: str, columns: Sequence[str]) -> Sequence[str | Mapping[str, str]]:
+    """Return public texts: those of this package, or of a file, as rows of `columns` if it has these.
+
+    Raises:
+        ValueError: there is no such file, or it has neither these columns nor a single one.
+    """
+    if name == BUILTIN:
+        return PUBLIC_TEXTS
+    path = Path(resolve_path(name))
+    if not path.is_file() or find_suffix(path) not in TEXT_SUFFIXES:
+        raise ValueError(
+            f"calibrate_on={name}: there is no such file; name {BUILTIN}, or texts ({', '.join(TEXT_SUFFIXES)})."
+        )
+    try:
+        file = TextFile(path=path)
+        rows, names = [*islice(file.rows(), MAX_TEXTS)], file.names()
+    except UnreadableFileError as error:
+        raise ValueError(str(error).replace("data=", "calibrate_on=", 1)) from None
+    if {*columns} <= {*names}:
+        return [{column: to_text(row.get(column) or "", column) for column in columns} for row in rows]
+    text = "text" if "text" in names else names[0]
+    if text != "text" and len(names) > 1:
+        raise ValueError(
+            f"calibrate_on={name}: it has the columns {', '.join(names)}; name those of the template, or one column "
+            "text."
+        )
+    return [to_text(row[text], text) for row in rows if row.get(text)]
+
+
+def refuse_uncalibrated(recipe: "Recipe") -> None:
+    """Raise `ValueError` for a recipe that asks for calibrated label words and scores none."""
+    if recipe.calibrate_on is not None and not isinstance(recipe.kind, PromptClassification):
+        raise ValueError(
+            f"calibrate_on={recipe.calibrate_on}: only prompt-classification scores words; set task, or remove it."
+        )

@@ -10,6 +10,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.losses.template import Template
+from hf_dpzo.recipe.defaults import TrainingDefaults
 
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Task(ABC):
     metric: str = "eval_loss"
     metric_name: str = "evaluation loss"
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
+    # Whether training begins with a head that knows nothing.
+    has_new_head: bool = False
     # The columns that the task reads next to those of the template and the label; `columns` may call them otherwise.
     roles: tuple[str, ...] = ()
 
@@ -47,6 +50,10 @@ class Task(ABC):
         """
         template = Template(template=recipe.template)
         template.encode(dict.fromkeys(template.fields, ""), tokenizer, recipe.max_length - 1)
+
+    def defaults(self, recipe: "Recipe") -> TrainingDefaults:
+        """Return the training arguments for what neither the recipe nor a flag sets; by default, stock's."""
+        return TrainingDefaults()
 
     @abstractmethod
     def auto_class(self, recipe: "Recipe") -> type:

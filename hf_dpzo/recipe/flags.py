@@ -1,0 +1,72 @@
+"""How the fields of a recipe are spelled on the command line, through which all of them go."""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from hf_dpzo.recipe.spelling import mark_hyphens
+
+
+class FieldParser(HfArgumentParser):
+    """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ValueError` with `message`."""
+        sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        raise ValueError(f"{sentence}.")
+
+
+def spell_field(name: str, value: Any) -> list[str]:
+    """Return one field of a recipe as command-line arguments; none for `None`.
+
+    >>> spell_field("lora_layers", [1, 2]), spell_field("paper_noise", True), spell_field("where", {"a": 1})
+    (['--lora_layers', '1', '2'], ['--paper_noise=true'], ['--where={"a": 1}'])
+    """
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *mark_hyphens([str(item) for item in value])]
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def name_flag(argument: str) -> str | None:
+    """Return the field that a command-line argument sets; `None` for one that is a value.
+
+    >>> name_flag("--max-steps=10"), name_flag("--no_paper_noise"), name_flag("10")
+    ('max_steps', 'paper_noise', None)
+    """
+    if not argument.startswith("--"):
+        return None
+    return argument.removeprefix("--").split("=")[0].replace("-", "_").removeprefix("no_")
+
+
+def refuse_unknown_flags(arguments: Sequence[str], kinds: Sequence[type]) -> None:
+    """Raise `ValueError` for a flag that is no field of the dataclasses `kinds`."""
+    known = {entry.name for kind in kinds for entry in fields(kind) if entry.init}
+    for argument in arguments:
+        name = name_flag(argument)
+        if name is not None and name not in known:
+            written = argument.removeprefix("--").split("=")[0].replace("-", "_")
+            close = difflib.get_close_matches(written, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."
+            raise ValueError(f"{written}: there is no such field; {hint}")
+
+
+def parse_json_object(name: str, text: str | None) -> dict[str, Any]:
+    """Return the JSON object in `text`, the value of the field `name`; an empty one for `None`."""
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}={text!r}: it must be a mapping, on the command line as JSON.")
+    return value
