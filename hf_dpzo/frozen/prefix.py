@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from hf_dpzo.losses.output_layer import find_output_layer
 from hf_dpzo.models.activation import as_ordinary, locate_invocation
@@ -129,17 +129,24 @@ def compute_prefix(model: torch.nn.Module, inputs: Inputs) -> Prefix:
 def continuing(model: torch.nn.Module, prefix: Prefix) -> Iterator[None]:
     """Let each call of `model` inside the context go on after `prefix`, with the adapter active at all tokens.
 
-    The calls get the suffixes alone.
+    The calls get the suffixes alone. One that passes an empty cache, as `generate` does, finds the prefix in it, and
+    goes on with it.
     """
     base = unwrap_model(model)
+    begun: list[Cache] = []
 
     def go_on(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("past_key_values: a call with a cache of its own can not go on after a prefix.")
-        mask = torch.cat([prefix.mask, kwargs["attention_mask"]], dim=1)
-        positions = _find_positions(base, mask, prefix.mask.shape[1])
-        changes = {"attention_mask": mask, **positions, "past_key_values": prefix.cache, "use_cache": False}
-        return args, {**kwargs, **changes}
+        cache = kwargs.get("past_key_values")
+        length = start = prefix.mask.shape[1]
+        changes = {"past_key_values": prefix.cache, "use_cache": False}
+        if cache is not None:
+            _begin(cache, prefix, begun)
+            start, changes = cache.get_seq_length(), {}
+        mask = kwargs.get("attention_mask")
+        if mask is None:  # `generate` leaves out one that masks nothing.
+            mask = torch.ones_like(kwargs["input_ids"][:, :1]).expand(-1, start - length + kwargs["input_ids"].shape[1])
+        mask = torch.cat([prefix.mask, mask], dim=1)
+        return args, {**kwargs, "attention_mask": mask, **_find_positions(base, mask, start), **changes}
 
     handle = base.register_forward_pre_hook(go_on, with_kwargs=True)
     try:
@@ -147,6 +154,17 @@ def continuing(model: torch.nn.Module, prefix: Prefix) -> Iterator[None]:
             yield
     finally:
         handle.remove()
+
+
+def _begin(cache: Cache, prefix: Prefix, begun: list[Cache]) -> None:
+    """Fill `cache`, a caller's own, with `prefix`, unless it is one of those that have `begun`."""
+    if any(cache is one for one in begun):
+        return
+    if cache.get_seq_length():
+        raise ValueError("past_key_values: a call with a filled cache of its own can not go on after a prefix.")
+    for number, layer in enumerate(prefix.cache.layers):
+        cache.update(layer.keys, layer.values, number)
+    begun.append(cache)
 
 
 def _find_positions(base: torch.nn.Module, mask: torch.Tensor, start: int) -> dict[str, torch.Tensor]:

@@ -71,15 +71,18 @@ class Generation:
             raise ValueError("prompt: it has no tokens.")
         return {**row, "input_ids": tokens, "attention_mask": [1] * len(tokens)}
 
-    def generate(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
+    def generate(self, model: torch.nn.Module, inputs: Inputs, *, is_whole: bool = True) -> torch.Tensor:
         """Return the new tokens of each row, `[batch, max_new_tokens]`, padded after the row's end token.
 
         Args:
             model: a causal language model, or an encoder with a decoder.
             inputs: `input_ids` and `attention_mask` of the prompts, padded on either side, and perhaps other inputs.
+            is_whole: whether these are the whole prompts. Otherwise they are their last tokens, without padding.
         """
         base = unwrap_model(model)
-        prompts = _align_padding(inputs, is_left=not base.config.is_encoder_decoder, token=self._padding)
+        prompts = dict(inputs)
+        if is_whole:
+            prompts = _align_padding(inputs, is_left=not base.config.is_encoder_decoder, token=self._padding)
         output = model.generate(**prompts, generation_config=self._configure())
         new = output[:, 1:] if base.config.is_encoder_decoder else output[:, prompts["input_ids"].shape[1] :]
         is_end = torch.isin(new, torch.tensor(self.find_end_tokens(model), device=new.device))
@@ -118,7 +121,7 @@ class Generation:
             min_new_tokens=0,
             do_sample=False,
             num_beams=1,
-            use_cache=True,
+            use_cache=self.max_new_tokens > 1,  # A single token needs none, and layers that need not fill one may rest.
             eos_token_id=_NEVER,
             pad_token_id=self._padding,
             return_dict_in_generate=False,

@@ -22,6 +22,10 @@ from hf_dpzo.models.unwrap import Inputs, class_name, unwrap_model
 COLUMNS = "columns"
 
 
+# The tokens of each row's prompt, where `input_ids` may be the last of them: a list for each row.
+PROMPTS = "prompt_tokens"
+
+
 # What a model is not given while it generates: what it would compute a loss from, and what is computed anew.
 _NOT_PROMPTS = frozenset(
     {"labels", "label", "label_ids", "position_ids", "decoder_input_ids", "decoder_attention_mask"}
@@ -40,6 +44,8 @@ class TextObjective(PerExampleLoss):
     """
 
     is_piecewise_constant = True
+    can_continue = True
+    reads_end = True
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
@@ -79,17 +85,20 @@ class TextObjective(PerExampleLoss):
 
     def scores(self, model: torch.nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the tokens of each completion, `[batch, max_new_tokens]`, padded after the end token."""
-        prompts = {name: value for name, value in inputs.items() if name != COLUMNS}
-        return self._generation.generate(model, prompts)
+        prompts = {name: value for name, value in inputs.items() if name not in (COLUMNS, PROMPTS)}
+        # Behind a prefix, of which the caller takes care, there is no padding.
+        is_whole = inputs["input_ids"].shape[1] >= max(map(len, _find_prompts(inputs)))
+        return self._generation.generate(model, prompts, is_whole=is_whole)
 
     def evaluate(self, model: torch.nn.Module, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses, float32 `[batch]`, which are the negative scores, and the tokens of the completions."""
         tokens = self.scores(model, inputs)
-        rows = zip(inputs[COLUMNS], inputs["input_ids"], self._generation.split_completions(model, tokens), strict=True)
+        completions = self._generation.split_completions(model, tokens)
+        rows = zip(inputs[COLUMNS], _find_prompts(inputs), completions, strict=True)
         losses = [-self._score_row(*row) for row in rows]
         return torch.tensor(losses, dtype=torch.float32, device=tokens.device), tokens
 
-    def _score_row(self, columns: Mapping[str, Any], prompt_tokens: torch.Tensor, tokens: list[int]) -> float:
+    def _score_row(self, columns: Mapping[str, Any], prompt_tokens: list[int], tokens: list[int]) -> float:
         try:
             return self._score_completion(columns, prompt_tokens, tokens)
         except Exception:
@@ -97,7 +106,7 @@ class TextObjective(PerExampleLoss):
                 raise
             return math.nan
 
-    def _score_completion(self, columns: Mapping[str, Any], prompt_tokens: torch.Tensor, tokens: list[int]) -> float:
+    def _score_completion(self, columns: Mapping[str, Any], prompt_tokens: list[int], tokens: list[int]) -> float:
         text = self._generation.decode(tokens)
         if "prompt" in columns:
             prompt = columns["prompt"]
@@ -147,12 +156,24 @@ class ColumnsCollator:
         self._taken = frozenset(inspect.signature(unwrap_model(model).forward).parameters) - _NOT_PROMPTS
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the model's inputs and, under `COLUMNS`, a mapping for each row."""
+        """Return the model's inputs and, under `COLUMNS`, a mapping for each row; under `PROMPTS`, its tokens."""
         encoded = [self._encode(row) for row in rows]
         taken = self._taken | {"input_ids", "attention_mask"}
         inputs = self._collate([{name: row[name] for name in row if name in taken} for row in encoded])
         columns = [{name: row[name] for name in row if name not in ("input_ids", "attention_mask")} for row in encoded]
-        return {**inputs, COLUMNS: columns}
+        return {**inputs, COLUMNS: columns, PROMPTS: _find_prompts(inputs)}
+
+
+def _find_prompts(inputs: Inputs) -> list[list[int]]:
+    """Return the tokens of each row's prompt, without padding.
+
+    >>> _find_prompts({"input_ids": torch.tensor([[0, 5], [6, 7]]), "attention_mask": torch.tensor([[0, 1], [1, 1]])})
+    [[5], [6, 7]]
+    """
+    if PROMPTS in inputs:
+        return inputs[PROMPTS]
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    return [tokens[mask.bool()].tolist() for tokens, mask in rows]
 
 
 def _pad(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

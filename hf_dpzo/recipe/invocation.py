@@ -129,15 +129,19 @@ def _make_up_row(recipe: "Recipe", text: str) -> dict[str, Any]:
 
 
 def _find_run(tokens: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the longest run of tokens, the last of several, that write nothing but a part of `text`."""
-    wanted, longest = _normalize(text), []
+    """Return the run of tokens that write most of `text` and nothing else, the last of several.
+
+    A run of spaces, however long, writes nothing of a text that has letters or marks.
+    """
+    wanted, found, most = _normalize(text), [], 0
     start = 0
     for end in range(1, len(tokens) + 1):
         while start < end and _normalize(tokenizer.decode(list(tokens[start:end]))) not in wanted:
             start += 1
-        if end - start >= len(longest):
-            longest = list(tokens[start:end])
-    return longest
+        written = len(_normalize(tokenizer.decode(list(tokens[start:end]))))
+        if written >= most:
+            found, most = list(tokens[start:end]), written
+    return found
 
 
 def _drop_spaces(tokens: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -169,8 +169,9 @@ def _choose_points(
 
     Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step. A loss
     that reads a row's end evaluates the end of a prompt. Answers may be long, and each point has its own activations.
+    Of several points at once nobody can tell whether rounding flips what changes in jumps.
     """
-    if not losses.collator.suffix_rule.ends_together:
+    if not losses.collator.suffix_rule.ends_together or losses.loss.is_piecewise_constant:
         return None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     points = min(POINTS_AFTER_PREFIX, shared.room // max(1, sum(parameter.nbytes for parameter in trained)))

@@ -15,7 +15,7 @@ from hf_dpzo.losses import GenerationReward, MetricLoss, PerExampleLoss
 from hf_dpzo.losses.generation import Generation
 from hf_dpzo.losses.heads import build_head_loss
 from hf_dpzo.losses.metric import accuracy, exact_match, token_f1
-from hf_dpzo.losses.objective import COLUMNS, ColumnsCollator
+from hf_dpzo.losses.objective import COLUMNS, PROMPTS, ColumnsCollator
 
 from support.heads import CASES
 from support.models import causal_lm, classifier, word_tokenizer
@@ -383,5 +383,5 @@ def test_unknown_metrics_are_refused():
 def test_columns_reach_the_loss_and_tokens_reach_the_model():
     loss = attached(collect([]))
     inputs = collated(loss, Dataset.from_list(prompts()).to_list())
-    assert set(inputs) == {"input_ids", "attention_mask", COLUMNS}
+    assert set(inputs) == {"input_ids", "attention_mask", COLUMNS, PROMPTS}
     assert inputs[COLUMNS] == prompts()

@@ -61,6 +61,12 @@ def test_each_row_holds_the_tokens_whatever_its_text_ends_with(pairs_tokenizer, 
     assert tokens != alone  # These have a space, which some rows join to what is before it.
 
 
+def test_a_mark_that_the_template_holds_twice_activates_it():
+    """Though some rows have more spaces in a row than the mark has letters."""
+    changes = {"template": "Review: {text}  \nSentiment:", "lora_invocation": ":"}
+    assert spell(find(letter_tokenizer(), **changes)) == ":"
+
+
 @pytest.mark.parametrize("template", [TURNS + ASK, THOUGHT])
 def test_the_last_turn_of_the_assistant_activates_it(template, tmp_path):
     tokenizer = letter_tokenizer()

@@ -125,7 +125,7 @@ def test_predictions_are_tokens_that_are_generated_once(run, monkeypatch):
     trainer, *_ = run
     calls = []
     generate = Generation.generate
-    monkeypatch.setattr(Generation, "generate", lambda *args: calls.append(1) or generate(*args))
+    monkeypatch.setattr(Generation, "generate", lambda *args, **options: calls.append(1) or generate(*args, **options))
     predicted = trainer.predict(rows(3, shift=1))
     assert predicted.predictions.shape == (3, 3) and predicted.metrics["test_reward"] == -predicted.metrics["test_loss"]
     assert len(calls) == 1, "three rows are one batch"
