@@ -44,6 +44,9 @@ REDUCED_TOLERANCE = 0.05
 
 
 # The number of rows that are followed through batches where a loss changes in jumps.
+FEW_ROWS = 3
+
+
 MANY_ROWS = 5
 
 
@@ -154,8 +157,14 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         with nonzero_parameters(trained):
             evaluate = partial(_evaluate, model, losses)
             # Of a loss that changes in jumps, more rows are followed: few of them may be near a tie.
-            followed = MANY_ROWS if isinstance(losses.loss, WatchedLoss) and losses.collator.micro_batch_size > 1 else 3
-            loss_change = max(probe_isolation(model, evaluate, rows, followed=followed).loss_change for rows in batches)
+            in_jumps = isinstance(losses.loss, WatchedLoss) and losses.collator.micro_batch_size > 1
+            counts = [MANY_ROWS if in_jumps else FEW_ROWS] * len(batches)
+            if not in_jumps:  # Shapes between the first and the last differ from these in nothing but their length.
+                counts[1:-1] = [1] * len(counts[1:-1])
+            loss_change = max(
+                probe_isolation(model, evaluate, rows, followed=count).loss_change
+                for rows, count in zip(batches, counts, strict=True)
+            )
     except CoupledRowsError as error:
         if describe_reduced_precision(model) is None:
             raise

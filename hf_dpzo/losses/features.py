@@ -40,7 +40,7 @@ class FeatureClassificationLoss(SequenceClassificationLoss):
         # Class by class, so that a row's scores of one class lie beside each other for all points.
         columns = weight.transpose(0, 1).reshape(-1, weight.shape[-1])
         offsets = BIAS_WEIGHT * bias.T.reshape(-1)
-        scores = torch.addmm(offsets, features, columns.T).view(len(features), -1, points)
+        scores = torch.addmm(offsets, features, columns.T).view(len(features), weight.shape[1], points)
         return self._losses_at_points(scores, inputs)
 
     @staticmethod
