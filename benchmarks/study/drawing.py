@@ -16,23 +16,38 @@ DRAWN = ("dpzero-b8", "dpzero", "aggzo-16", "aggzo-64", "dp-sgd")
 
 
 def draw_all(results: Results, plan: Mapping[str, Any], folder: Path) -> None:
-    """Write `epsilon.png`, `directions.png` and `methods.png` to `folder`."""
+    """Write `epsilon.png`, `directions.png` and `methods.png` to `folder`, each of the tasks whose runs have ended."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    for name, draw in (("epsilon", _draw_epsilon), ("directions", _draw_directions), ("methods", _draw_methods)):
-        size = (4 * len(plan["tasks"]), 4.6 if name == "methods" else 3.6)
-        figure, axes = plt.subplots(1, len(plan["tasks"]), figsize=size, layout="constrained", sharey=name == "methods")
-        for axis, task in zip(axes, plan["tasks"], strict=True):
+    for name, draw, settings in (
+        ("epsilon", _draw_epsilon, ["equal-steps"]),
+        ("directions", _draw_directions, ["equal-steps", "equal-time"]),
+        ("methods", _draw_methods, ["equal-steps", "equal-time"]),
+    ):
+        tasks = [task for task in plan["tasks"] if _has_ended(results, plan, task, settings)]
+        if not tasks:
+            continue
+        size = (4 * len(tasks), 4.6 if name == "methods" else 3.6)
+        figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
+        for axis, task in zip(axes[0], tasks, strict=True):
             draw(axis, results, plan, task)
             axis.set_title(task)
-        handles, labels = axes[0].get_legend_handles_labels()
-        if labels:
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
         figure.savefig(folder / f"{name}.png", dpi=110)
         plt.close(figure)
+
+
+def _has_ended(results: Results, plan: Mapping[str, Any], task: str, settings: Sequence[str]) -> bool:
+    return all(
+        len(results.accuracies(task=task, setting=setting, contender=contender, epsilon=epsilon)) > 1
+        for setting in settings
+        for contender in plan["contenders"]
+        for epsilon in plan["settings"][setting]["epsilons"]
+    )
 
 
 def _draw_epsilon(axis: "Axes", results: Results, plan: Mapping[str, Any], task: str) -> None:

@@ -75,7 +75,7 @@ def read_task(task: Mapping[str, Any], shared: Mapping[str, Any], file: Path) ->
         columns[f"{name}.features"] = _read(model, chosen["input_ids"])
         columns[f"{name}.labels"] = torch.tensor(chosen["labels"])
         parts[name] = chosen
-    metrics = measure_untouched(recipe, tokenizer, parts["test"], batch_size=ROWS_AT_ONCE)
+    metrics = measure_untouched(recipe, tokenizer, batch_size=ROWS_AT_ONCE)
     columns["untouched"] = torch.tensor(metrics["accuracy"], dtype=torch.float64)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(columns, file)

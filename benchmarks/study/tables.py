@@ -59,13 +59,20 @@ def format_report(results: Results, plan: Mapping[str, Any]) -> str:
     """Return a table for each setting: contenders down, tasks and epsilons across."""
     lines: list[str] = []
     for setting, facts in plan["settings"].items():
-        columns = [(task, epsilon) for task in plan["tasks"] for epsilon in facts["epsilons"]]
+        tasks = [task for task in plan["tasks"] if any(_is_of(row, task, setting) for row in results.rows)]
+        columns = [(task, epsilon) for task in tasks for epsilon in facts["epsilons"]]
+        if not columns:  # None of its runs has ended.
+            continue
         lines += ["", f"{setting}: {facts['rows']} rows", ""]
         lines.append("| | " + " | ".join(f"{task}, ε = {epsilon:g}" for task, epsilon in columns) + " |")
         lines.append("|---" * (len(columns) + 1) + "|")
         lines += _format_contenders(results, plan, setting, columns)
     untouched = ", ".join(f"{task} {100 * value:.1f}" for task, value in results.untouched.items())
     return "\n".join([*lines, "", f"Untouched: {untouched}.", ""]).lstrip("\n")
+
+
+def _is_of(row: Mapping[str, Any], task: str, setting: str) -> bool:
+    return row["task"] == task and row["setting"] == setting
 
 
 def _format_contenders(

@@ -20,8 +20,9 @@ from transformers.utils import cached_file
 from hf_dpzo.models.beginning import MIN_TOKENS, Beginning, find_common_beginning
 from hf_dpzo.models.feature_config import FeatureClassifierConfig, describe_base, load_base
 from hf_dpzo.models.feature_rule import Standard, measure_standard, pool
+from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.layer_reader import LayerReader, choose_layer, find_body, find_layers
-from hf_dpzo.models.precision import forget_unpacked_quantizer
+from hf_dpzo.models.precision import describe_reduced_precision, forget_unpacked_quantizer
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
 from hf_dpzo.models.set_aside import SetAside
 
@@ -34,8 +35,9 @@ POSITIONS = ("last", "mean")
 BIAS_WEIGHT = 0.3
 
 
-# How far reading on after a beginning may move a state, relative to its distance from the mean: more than by rounding.
-BEGINNING_TOLERANCE = 0.02
+# How far reading on after a beginning may move a state, relative to its distance from the mean: more than by rounding,
+# of a float32 base and of one in few bits.
+BEGINNING_TOLERANCE, REDUCED_TOLERANCE = 1e-3, 0.2
 
 
 class FeatureClassifier(PreTrainedModel):
@@ -113,6 +115,7 @@ class FeatureClassifier(PreTrainedModel):
         """
         forget_unpacked_quantizer(base)
         body = find_body(base)
+        keep_residual_in_float32(body)
         config = describe_base(body)
         count = len(find_layers(body))
         config.layer = choose_layer(count) if layer is None else layer
@@ -137,7 +140,8 @@ class FeatureClassifier(PreTrainedModel):
         whole = self.read_alone(rows[0])
         self.config.beginning = tokens
         changed = (self.read_alone(rows[0]) - whole).norm()
-        if not changed <= BEGINNING_TOLERANCE * (whole - self.center).norm():
+        tolerance = BEGINNING_TOLERANCE if describe_reduced_precision(self.base) is None else REDUCED_TOLERANCE
+        if not changed <= tolerance * (whole - self.center).norm():
             self.config.beginning = None
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from typing import Literal
 
 from transformers import AutoConfig, AutoModel, GgufConfig, PreTrainedConfig, PreTrainedModel
 
+from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options, describe_loading, forget_unpacked_quantizer
 
@@ -47,6 +48,7 @@ def load_base(config: FeatureClassifierConfig) -> PreTrainedModel:
         options["revision"] = config.base_revision
     base = AutoModel.from_pretrained(resolve_path(location), **options)
     forget_unpacked_quantizer(base)
+    keep_residual_in_float32(base)
     return base
 
 

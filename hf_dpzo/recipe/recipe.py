@@ -138,6 +138,9 @@ class Recipe:
     )
     layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
     position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
+    untouched_template: str | None = field(
+        default=None, metadata={"help": "Features: the template that suits label_words best, without training."}
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens of a row, at most."})
 
     @property

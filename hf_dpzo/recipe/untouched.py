@@ -4,39 +4,37 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from hf_dpzo.models.unwrap import drop_labels
-from hf_dpzo.recipe.loading import load_language_model
+from hf_dpzo.recipe.loading import load_language_model, load_rows
 from hf_dpzo.recipe.recipe import Recipe
 
 
-def measure_untouched(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, *, batch_size: int
-) -> dict[str, float]:
-    """Return the metrics of the model that `recipe` names on `rows`, when it continues the template by label words.
+def measure_untouched(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> dict[str, float]:
+    """Return the metrics of the model that `recipe` names on the evaluation rows, when it continues by label words.
 
     Nothing is trained, and no head is made: this is what a trained head has to beat.
 
     Args:
-        recipe: a recipe with a word for each class.
+        recipe: a recipe with a word for each class, and evaluation rows.
         tokenizer: the model's tokenizer.
-        rows: encoded evaluation rows with labels.
         batch_size: the number of rows that are evaluated at once.
 
     Raises:
         ValueError: the model has no head that predicts words.
     """
     model = load_language_model(recipe, tokenizer).eval()
-    padded_left = copy.deepcopy(tokenizer)
+    prompted, padded_left = copy.copy(recipe), copy.deepcopy(tokenizer)
+    prompted.task, prompted.template = "prompt-classification", recipe.untouched_template or recipe.template
     padded_left.padding_side = "left"
-    loss = recipe.prompt.loss(model, padded_left)
+    loss = prompted.prompt.loss(model, padded_left)
+    _, rows = load_rows(prompted, padded_left)
     collate = recipe.kind.build_collator(padded_left, model)
     scores, labels = [], []
     with torch.no_grad():
-        for batch in rows.with_format(None).iter(batch_size):
+        for batch in rows.iter(batch_size):
             inputs = collate(_list_rows(batch))
             scores.append(loss.scores(model, drop_labels(inputs)).cpu())
             labels.append(inputs["labels"])

@@ -15,11 +15,14 @@ def describe_feature_base(model: FeatureClassifier) -> dict[str, Any]:
     """Describe the base model of `model`, how it is loaded, and which of its states are read."""
     config = model.config
     loading = {"dtype": config.base_dtype, "quantization": config.base_quantization}
+    read = {"layer": config.layer, "position": config.position}
+    if config.beginning is not None:
+        read["beginning"] = config.beginning
     return {
         "architecture": class_name(model.base),
         "name": config.base,
         "revision": config.base_revision,
-        "features": {"layer": config.layer, "position": config.position},
+        "features": read,
         **{name: value for name, value in loading.items() if value is not None},
     }
 
@@ -39,8 +42,9 @@ def build_on_features(body: PreTrainedModel, description: Mapping[str, Any]) -> 
     if len(names) * body.config.get_text_config().hidden_size > count_numbers(body) + ALWAYS_NUMBERS:
         raise TrajectoryError(f"base.head.id2label: {len(names)} classes make a head larger than the model below it.")
     body.config.name_or_path, body.config._commit_hash = description["name"], description["revision"]
-    model = FeatureClassifier.on_base(
-        body, id2label=names, problem_type=head.get("problem_type"), **description["features"]
-    )
+    read = dict(description["features"])
+    beginning = read.pop("beginning", None)
+    model = FeatureClassifier.on_base(body, id2label=names, problem_type=head.get("problem_type"), **read)
+    model.config.beginning = beginning
     model.config.label2id, model.config.pad_token_id = head.get("label2id"), head.get("pad_token_id")
     return model

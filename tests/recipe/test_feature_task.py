@@ -35,6 +35,13 @@ def test_the_untouched_model_beside_a_head_is_that_beneath_an_untrained_adapter(
     assert table(capsys.readouterr().out)["accuracy before"] == beside_head
 
 
+def test_the_untouched_model_may_have_a_template_of_its_own(write, workplace, capsys):
+    main(["train", write(**HEAD, layer=1, template="so {text}", untouched_template="{text} :")])
+    beside_head = table(capsys.readouterr().out)["accuracy of the untouched model"]
+    main(["train", write(output_dir=str(workplace / "adapter"))])
+    assert table(capsys.readouterr().out)["accuracy before"] == beside_head
+
+
 def test_label_words_of_a_model_that_continues_no_text_are_refused(write, workplace, capsys):
     changes = {**HEAD, "model_name_or_path": str(workplace / "classifier")}
     assert "has no head that continues a text" in refused(capsys, "train", write(**changes))
@@ -46,6 +53,11 @@ def test_label_words_of_a_model_that_continues_no_text_are_refused(write, workpl
         ({**HEAD, "layer": 9}, "layer=9: the base has 2 layers"),
         ({**HEAD, "position": "first"}, "position='first': choose one of last, mean"),
         ({**HEAD, "lora_layers": [1]}, "lora_layers=[1]: a head on features has no adapter"),
+        (
+            {**HEAD, "label_words": "absent", "classes": [0, 1], "untouched_template": "{text}"},
+            "untouched_template='{text}': the untouched model is measured by label_words",
+        ),
+        ({"untouched_template": "{text}"}, "untouched_template={text}: only feature-classification reads features"),
         ({"layer": 1}, "layer=1: only feature-classification reads features"),
     ],
 )

@@ -52,6 +52,11 @@ class FeatureClassification(SequenceClassification):
             raise ValueError(f"position={recipe.position!r}: choose one of {', '.join(POSITIONS)}.")
         if recipe.words:
             _ = recipe.prompt  # It checks itself.
+        elif recipe.untouched_template is not None:
+            raise ValueError(
+                f"untouched_template={recipe.untouched_template!r}: the untouched model is measured by label_words; "
+                "name them, or remove this."
+            )
 
     def defaults(self, recipe: "Recipe") -> TrainingDefaults:
         """Return settings of a head that takes all rows and many directions in each step."""
@@ -89,7 +94,8 @@ class FeatureClassification(SequenceClassification):
 
 def refuse_unread_fields(recipe: "Recipe") -> None:
     """Raise `ValueError` for fields of a head on features in a recipe of another task, which would ignore them."""
-    for name in () if isinstance(recipe.kind, FeatureClassification) else ("layer", "position"):
+    own = ("layer", "position", "untouched_template")
+    for name in () if isinstance(recipe.kind, FeatureClassification) else own:
         if getattr(recipe, name) is not None:
             raise ValueError(
                 f"{name}={getattr(recipe, name)}: only feature-classification reads features; set task, or remove it."
