@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 import yaml
-from drawing import draw_all
-from features import TaskRows, load_task, read_task
-from heads import Run, measure_accuracy
-from tables import Results, format_report
+from head_runs import Run, measure_accuracy
+from study_pictures import draw_all
+from study_results import Results, format_report
+from task_rows import TaskRows, load_task, read_task
 
 from hf_dpzo.methods import METHODS, PrivateMethod
 from hf_dpzo.recipe.defaults import TrainingDefaults

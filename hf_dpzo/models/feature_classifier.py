@@ -183,15 +183,24 @@ class FeatureClassifier(PreTrainedModel):
         # Made for each call, because a model may be copied, moved and wrapped.
         reader = LayerReader(self.base, self.config.layer)
         with torch.no_grad():
-            begun = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             if self.config.beginning and not given:
-                begun = self._find_beginning(reader).find_rows(input_ids, mask)
-            if begun.all() and len(begun):
-                return self._read_on(reader, input_ids, mask)
+                return self._read_by_beginning(reader, input_ids, mask)
             states = reader({"input_ids": input_ids, "attention_mask": mask, **given})
-            read = pool(states.float(), mask, self.config.position)
-            # How a row is read depends on that row alone, whatever rows are beside it.
-            return torch.where(begun[:, None], self._read_on(reader, input_ids, mask), read) if begun.any() else read
+            return pool(states.float(), mask, self.config.position)
+
+    def _read_by_beginning(self, reader: LayerReader, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the states of rows, read on after the beginning; those of a row that begins otherwise, read alone.
+
+        So how a row is read depends on that row alone, whatever rows are beside it.
+        """
+        begun = self._find_beginning(reader).find_rows(input_ids, mask)
+        read = torch.empty(len(input_ids), self.config.hidden_size, device=input_ids.device)
+        if begun.any():
+            read = self._read_on(reader, input_ids, mask)
+        for row in (~begun).nonzero().flatten().tolist():
+            own = {"input_ids": input_ids[row : row + 1], "attention_mask": mask[row : row + 1]}
+            read[row] = pool(reader(own).float(), own["attention_mask"], self.config.position)[0]
+        return read
 
     def _find_beginning(self, reader: LayerReader) -> Beginning:
         if self._beginning is None:

@@ -23,12 +23,12 @@ CONTENDERS = PLAN["contenders"]
 def study():
     """The study, whose rows are random and can be told apart by one feature."""
     sys.path.insert(0, str(FOLDER))
-    import features
-    import heads
+    import head_runs
     import study
-    import tables
+    import study_results
+    import task_rows
 
-    yield study, heads, features, tables
+    yield study, head_runs, task_rows, study_results
     sys.path.remove(str(FOLDER))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tables import Mean, Results
+from study_results import Mean, Results
 
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def draw_all(results: Results, plan: Mapping[str, Any], folder: Path) -> None:
         tasks = [task for task in plan["tasks"] if _has_ended(results, plan, task, settings)]
         if not tasks:
             continue
-        size = (4 * len(tasks), 4.6 if name == "methods" else 3.6)
+        size = (max(6.0, 4 * len(tasks)), 4.6 if name == "methods" else 3.8)
         figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
         for axis, task in zip(axes[0], tasks, strict=True):
             draw(axis, results, plan, task)
             axis.set_title(task)
         handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
         figure.savefig(folder / f"{name}.png", dpi=110)
         plt.close(figure)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from features import Table
-from first_order import FIRST_ORDER
+from head_gradients import FIRST_ORDER
+from task_rows import Table
 from transformers import LlamaConfig, LlamaModel
 
 from hf_dpzo.losses.features import FeatureClassificationLoss

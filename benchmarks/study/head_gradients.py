@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from features import Table
+from task_rows import Table
 
 from hf_dpzo.models.feature_classifier import BIAS_WEIGHT
 from hf_dpzo.privacy.noise import BernoulliSampler
