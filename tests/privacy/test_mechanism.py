@@ -141,14 +141,14 @@ def test_noise_of_a_release_is_noise_multiplier_times_clip_norm_over_expected_ba
     """The unit does not depend on K; two thirds and three halves of the scale are rejected."""
     values = released(torch.zeros(5, directions), 3000 // directions, clip_norm=3.0, noise_multiplier=0.7)
     standard = values.flatten() / (0.7 * 3.0 / 8)
-    assert stats.kstest(standard, "norm").pvalue > 1e-4
+    assert stats.kstest(standard, "norm").pvalue > 1e-7
     for wrong in (2 / 3, 3 / 2):
         assert stats.kstest(standard / wrong, "norm").pvalue < 1e-9
 
 
 def test_an_empty_batch_releases_noise_alone():
     values = released(torch.zeros(0, 1), 2000).flatten() * 8
-    assert stats.kstest(values, "norm").pvalue > 1e-4
+    assert stats.kstest(values, "norm").pvalue > 1e-7
 
 
 def test_scale_does_not_depend_on_the_number_of_rows(no_noise):
@@ -212,7 +212,7 @@ def test_separate_coefficients_get_the_root_of_k_times_the_noise(directions):
     mechanism = separate(directions, noise_multiplier=0.7, clip_norm=3.0)
     values = np.array([mechanism.release(torch.zeros(2, directions)).coefficients for _ in range(3000 // directions)])
     standard = values.flatten() / (0.7 * 3.0 * math.sqrt(directions) / 8)
-    assert stats.kstest(standard, "norm").pvalue > 1e-4
+    assert stats.kstest(standard, "norm").pvalue > 1e-7
     for wrong in (2 / 3, 3 / 2):
         assert stats.kstest(standard / wrong, "norm").pvalue < 1e-9
 
@@ -266,7 +266,7 @@ def test_laplace_noise_of_a_release_is_noise_multiplier_times_clip_norm(directio
     mechanism = laplace(0.7, 3.0)
     values = np.array([mechanism.release(torch.zeros(0, directions)).coefficients for _ in range(3000 // directions)])
     standard = values.flatten() / (0.7 * 3.0 / 8)
-    assert stats.kstest(standard, "laplace").pvalue > 1e-4
+    assert stats.kstest(standard, "laplace").pvalue > 1e-7
     for wrong in (2 / 3, 3 / 2):
         assert stats.kstest(standard / wrong, "laplace").pvalue < 1e-9
 
