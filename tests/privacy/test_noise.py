@@ -19,7 +19,7 @@ def draws(scale: int, count: int) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1 << 10, 1 << 40, 3 << 41])
 def test_noise_has_the_stated_scale_and_no_other(scale):
     standard = draws(scale, 4000) / scale
-    assert stats.kstest(standard, "norm").pvalue > 1e-4
+    assert stats.kstest(standard, "norm").pvalue > 1e-7
     assert stats.kstest(standard, "norm", args=(0, 2 / 3)).pvalue < 1e-9
     assert stats.kstest(standard, "norm", args=(0, 3 / 2)).pvalue < 1e-9
 
@@ -33,7 +33,7 @@ def test_noise_of_scale_one_follows_the_discrete_gaussian():
     observed = np.array([(values == value).sum() for value in support])
     rest = len(values) - observed.sum()
     both = np.append(observed, rest), np.append(expected, 1 - expected.sum()) * len(values)
-    assert stats.chisquare(*both).pvalue > 1e-4
+    assert stats.chisquare(*both).pvalue > 1e-7
 
 
 def test_noise_keeps_large_values_exact():
@@ -99,7 +99,7 @@ def test_invalid_rate_is_refused(rate):
 @pytest.mark.parametrize("scale", [1 << 10, 1 << 40, 3 << 41])
 def test_laplace_noise_has_the_stated_scale_and_no_other(scale):
     standard = np.array(DiscreteLaplace(scale=scale).add([0] * 4000), dtype=float) / scale
-    assert stats.kstest(standard, "laplace").pvalue > 1e-4
+    assert stats.kstest(standard, "laplace").pvalue > 1e-7
     assert stats.kstest(standard, "laplace", args=(0, 2 / 3)).pvalue < 1e-9
     assert stats.kstest(standard, "laplace", args=(0, 3 / 2)).pvalue < 1e-9
 
@@ -111,7 +111,7 @@ def test_laplace_noise_of_scale_one_follows_the_discrete_laplace():
     expected = np.exp(-np.abs(support)) * (1 - np.exp(-1)) / (1 + np.exp(-1))
     observed = np.array([(values == value).sum() for value in support])
     both = np.append(observed, len(values) - observed.sum()), np.append(expected, 1 - expected.sum()) * len(values)
-    assert stats.chisquare(*both).pvalue > 1e-4
+    assert stats.chisquare(*both).pvalue > 1e-7
 
 
 @pytest.mark.parametrize("kind", [DiscreteGaussian, DiscreteLaplace])
