@@ -111,6 +111,21 @@ def load_rows(
     return train, None if evaluation is None else _sort_by_length(_encode_rows(evaluation, recipe, tokenizer))
 
 
+def load_held_out_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, encoded_as: Recipe, unit_column: str | None
+) -> datasets.Dataset:
+    """Return the evaluation rows of `recipe`, encoded by another recipe, which has no say in which rows these are.
+
+    Args:
+        recipe: the recipe, which has evaluation rows.
+        tokenizer: the tokenizer.
+        encoded_as: the recipe that says how a row becomes tokens, by the same columns.
+        unit_column: the column of the units of privacy, of which `eval_rows` holds out whole ones; `None` for rows.
+    """
+    _, evaluation = load_tables(recipe, unit_column=unit_column)
+    return _sort_by_length(_encode_rows(evaluation, encoded_as, tokenizer))
+
+
 def _build_weight_options(recipe: Recipe) -> dict[str, Any]:
     options = {**build_loading_options(recipe.dtype, recipe.quantization), **_build_source_options(recipe)}
     if recipe.gguf_file is not None:

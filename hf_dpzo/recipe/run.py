@@ -146,8 +146,12 @@ def _measure_before(trainer: ZOTrainer, recipe: Recipe) -> tuple[str, str] | Non
         return None
     if not (kind.has_new_head and recipe.words):
         return f"{name} before", _measure_metric(trainer, recipe)
-    size = trainer.args.per_device_eval_batch_size
-    metrics = measure_untouched(recipe, trainer.processing_class, batch_size=size)
+    metrics = measure_untouched(
+        recipe,
+        trainer.processing_class,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        unit_column=trainer.args.privacy_unit_column,
+    )
     return f"{name} of the untouched model", f"{metrics[kind.metric.removeprefix('eval_')]:.4f}"
 
 

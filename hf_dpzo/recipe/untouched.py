@@ -8,11 +8,13 @@ import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from hf_dpzo.models.unwrap import drop_labels
-from hf_dpzo.recipe.loading import load_language_model, load_rows
+from hf_dpzo.recipe.loading import load_held_out_rows, load_language_model
 from hf_dpzo.recipe.recipe import Recipe
 
 
-def measure_untouched(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, batch_size: int) -> dict[str, float]:
+def measure_untouched(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, unit_column: str | None = None
+) -> dict[str, float]:
     """Return the metrics of the model that `recipe` names on the evaluation rows, when it continues by label words.
 
     Nothing is trained, and no head is made: this is what a trained head has to beat.
@@ -21,6 +23,7 @@ def measure_untouched(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, bat
         recipe: a recipe with a word for each class, and evaluation rows.
         tokenizer: the model's tokenizer.
         batch_size: the number of rows that are evaluated at once.
+        unit_column: the column of the units of privacy; `None` for rows.
 
     Raises:
         ValueError: the model has no head that predicts words.
@@ -30,7 +33,8 @@ def measure_untouched(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, bat
     prompted.task, prompted.template = "prompt-classification", recipe.untouched_template or recipe.template
     padded_left.padding_side = "left"
     loss = prompted.prompt.loss(model, padded_left)
-    _, rows = load_rows(prompted, padded_left)
+    # Those of the recipe itself: other columns, or rows in the place of units, would hold out others.
+    rows = load_held_out_rows(recipe, padded_left, encoded_as=prompted, unit_column=unit_column)
     collate = recipe.kind.build_collator(padded_left, model)
     scores, labels = [], []
     with torch.no_grad():

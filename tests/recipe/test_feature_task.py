@@ -1,9 +1,13 @@
 """The task feature-classification, from YAML to a folder that verifies."""
 
+import copy
+
 import pytest
 
 from hf_dpzo.cli.main import main
 from hf_dpzo.models.feature_classifier import FeatureClassifier
+from hf_dpzo.recipe.loading import load_held_out_rows, load_rows
+from hf_dpzo.recipe.recipe import parse_recipe
 
 from support.recipes import refused, table
 
@@ -42,6 +46,27 @@ def test_the_untouched_model_may_have_a_template_of_its_own(write, workplace, ca
     assert table(capsys.readouterr().out)["accuracy before"] == beside_head
 
 
+def test_the_untouched_model_is_measured_on_the_rows_of_held_out_users_alone(workplace, tokenizer):
+    file = workplace / "users.csv"
+    file.write_text("text,label,user\n" + "".join(f"w{i} w{i % 7},{i % 2},u{i // 4}\n" for i in range(40)))
+    fields = {
+        "model_name_or_path": "model",
+        "data": str(file),
+        "eval_rows": 2,
+        "template": "so {text}",
+        "classes": [0, 1],
+    }
+    fields |= {"task": "feature-classification", "output_dir": "out", "target_epsilon": 2, "target_delta": 1e-5}
+    recipe, _ = parse_recipe(fields)
+    as_prompt = copy.copy(recipe)
+    as_prompt.template = "{text} :"
+    _, held_out = load_rows(recipe, tokenizer, kept_column="user")
+    rows = load_held_out_rows(recipe, tokenizer, encoded_as=as_prompt, unit_column="user")
+    assert len(rows) == len(held_out) == 8
+    text = {tuple(row[1:]) for row in held_out["input_ids"]}
+    assert {tuple(row[:-1]) for row in rows["input_ids"]} == text
+
+
 def test_label_words_of_a_model_that_continues_no_text_are_refused(write, workplace, capsys):
     changes = {**HEAD, "model_name_or_path": str(workplace / "classifier")}
     assert "has no head that continues a text" in refused(capsys, "train", write(**changes))
@@ -57,6 +82,7 @@ def test_label_words_of_a_model_that_continues_no_text_are_refused(write, workpl
             {**HEAD, "label_words": "absent", "classes": [0, 1], "untouched_template": "{text}"},
             "untouched_template='{text}': the untouched model is measured by label_words",
         ),
+        ({**HEAD, "untouched_template": "{source}"}, "untouched_template='{source}': it names a column that template"),
         ({"untouched_template": "{text}"}, "untouched_template={text}: only feature-classification reads features"),
         ({"layer": 1}, "layer=1: only feature-classification reads features"),
     ],

@@ -57,6 +57,17 @@ class FeatureClassification(SequenceClassification):
                 f"untouched_template={recipe.untouched_template!r}: the untouched model is measured by label_words; "
                 "name them, or remove this."
             )
+        self._refuse_other_columns(recipe)
+
+    @staticmethod
+    def _refuse_other_columns(recipe: "Recipe") -> None:
+        """Raise `ValueError` if `untouched_template` reads other columns, by which other rows would be held out."""
+        others = set(Template(template=recipe.untouched_template or recipe.template).fields)
+        if not others <= set(Template(template=recipe.template).fields):
+            raise ValueError(
+                f"untouched_template={recipe.untouched_template!r}: it names a column that template does not; name "
+                "those of template alone."
+            )
 
     def defaults(self, recipe: "Recipe") -> TrainingDefaults:
         """Return settings of a head that takes all rows and many directions in each step."""
