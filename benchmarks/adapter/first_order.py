@@ -1,8 +1,6 @@
 """DP-AdamW on an activated adapter, with the keys and values before the invocation kept for the whole run."""
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,8 +55,7 @@ class KeptPrefixes:
 
 def train_first_order(trainer: Any, settings: dict[str, Any], steps: int, curve: Curve) -> float:
     """Train by DP-AdamW on the rows, the adapter and the loss of `trainer`, and return epsilon."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "study"))
-    from dp_adamw import DPAdamW
+    from dp_adamw import DPAdamW  # Here, because nothing else needs Opacus.
 
     batch, rows = settings["expected_batch_size"], [dict(row) for row in trainer.train_dataset]
     query = GaussianQuery(noise_multiplier=1.0, sampling_rate=batch / len(rows))

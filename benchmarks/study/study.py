@@ -57,7 +57,7 @@ class Study:
                 for contender in self.plan["contenders"]:
                     yield task, setting, contender
 
-    def runs(self, task: str, setting: str, contender: str) -> Iterator[tuple[float, int]]:
+    def runs(self, setting: str, contender: str) -> Iterator[tuple[float, int]]:
         """Yield the epsilon and the seed of each run."""
         epsilons = [2] if contender == "mezo" else self.plan["settings"][setting]["epsilons"]
         for epsilon in epsilons:
@@ -121,7 +121,7 @@ class Study:
         """Return the results of one cell's runs."""
         rate, rows, done = self.tune(task, setting, contender), self.rows(task), []
         train = rows.train[: self.plan["settings"][setting]["rows"]]
-        for epsilon, seed in self.runs(task, setting, contender):
+        for epsilon, seed in self.runs(setting, contender):
             run = self.build(contender, setting, epsilon=epsilon, rate=rate, seed=seed)
             started = time.process_time()
             head = run.train(train, _count(rows))

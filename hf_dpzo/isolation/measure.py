@@ -43,11 +43,8 @@ ROUNDING_BY_VALUE = 1e-6
 REDUCED_TOLERANCE = 0.05
 
 
-# The number of rows that are followed through batches where a loss changes in jumps.
-FEW_ROWS = 3
-
-
-MANY_ROWS = 5
+# The number of rows that are followed through batches of a shape, and the number where a loss changes in jumps.
+FEW_ROWS, MANY_ROWS = 3, 5
 
 
 # The standard deviation of the public noise in a parameter while it is probed: enough to show in losses.

@@ -5,6 +5,7 @@ Tokens that come later change nothing in earlier ones, so the keys and values of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from transformers import DynamicCache
@@ -68,6 +69,5 @@ def find_common_beginning(rows: Sequence[Sequence[int]]) -> list[int]:
     >>> find_common_beginning([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 4]]), find_common_beginning([[1, 2], [1, 2]])
     ([1, 2], [1])
     """
-    shortest = min(rows, key=len)
-    equal = [all(row[place] == token for row in rows) for place, token in enumerate(shortest)]
-    return list(shortest[: min(equal.index(False) if False in equal else len(equal), len(shortest) - 1)])
+    places = zip(*(row[:-1] for row in rows), strict=False)
+    return [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, places)]

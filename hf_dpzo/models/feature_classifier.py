@@ -193,24 +193,17 @@ class FeatureClassifier(PreTrainedModel):
 
         So how a row is read depends on that row alone, whatever rows are beside it.
         """
-        begun = self._find_beginning(reader).find_rows(input_ids, mask)
+        if self._beginning is None:
+            self._beginning = Beginning.compute(reader, self.config.beginning, self.center.device)
+        begun = self._beginning.find_rows(input_ids, mask)
         read = torch.empty(len(input_ids), self.config.hidden_size, device=input_ids.device)
         if begun.any():
-            read = self._read_on(reader, input_ids, mask)
+            states = self._beginning.read(reader, input_ids, mask)
+            read = pool(states.float(), mask[:, len(self._beginning.tokens) :], self.config.position)
         for row in (~begun).nonzero().flatten().tolist():
             own = {"input_ids": input_ids[row : row + 1], "attention_mask": mask[row : row + 1]}
             read[row] = pool(reader(own).float(), own["attention_mask"], self.config.position)[0]
         return read
-
-    def _find_beginning(self, reader: LayerReader) -> Beginning:
-        if self._beginning is None:
-            self._beginning = Beginning.compute(reader, self.config.beginning, self.center.device)
-        return self._beginning
-
-    def _read_on(self, reader: LayerReader, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        beginning = self._find_beginning(reader)
-        states = beginning.read(reader, input_ids, mask)
-        return pool(states.float(), mask[:, len(beginning.tokens) :], self.config.position)
 
     def read_alone(self, tokens: Sequence[int]) -> torch.Tensor:
         """Return the states of one row of `tokens` at the position that is read, float32 `[1, hidden_size]`."""

@@ -40,7 +40,7 @@ class DPAdamW:
             max_grad_norm=self.clip_norm,
             expected_batch_size=self.expected_batch_size,
             loss_reduction="mean",
-            # By default it would draw from torch's global generator, which the study has seeded with a public number.
+            # By default it would draw from torch's global generator, which may be seeded with a public number.
             generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7))),
         )
         mask = BernoulliSampler(size=len(rows), rate=self.expected_batch_size / len(rows))
