@@ -6,7 +6,7 @@ micro-batch cannot be collated or evaluated, its rows are tried one by one.
 
 import copy
 import pickle
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from hf_dpzo.data.cutting import count_tokens, cut_into_micro_batches
-from hf_dpzo.data.pairs import is_pair, stretch_pair
+from hf_dpzo.data.filler import WAVE_FIELD, stretch_row
+from hf_dpzo.data.pairs import is_pair
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.data.suffix import SuffixRule
@@ -23,10 +24,6 @@ from hf_dpzo.data.suffix import SuffixRule
 
 # The fields with the tokens that are read.
 TOKEN_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-# The field with the samples of a sound.
-WAVE_FIELD = "input_values"
 
 
 # Types of which a copy may share the values, because they cannot be changed.
@@ -99,6 +96,8 @@ class LogicalBatchCollator:
             padded to the same public lengths.
         suffix_rule: the rule by which rows are evaluated from an invocation on; `None` if all are evaluated as a whole.
             Rows with suffixes of the same public length share a micro-batch.
+        beginning_length: the number of tokens that rows begin with and that a copy keeps when it is stretched, so that
+            it is read as they are.
     """
 
     collate: Callable[[list[Any]], Any]
@@ -106,6 +105,7 @@ class LogicalBatchCollator:
     padded_lengths: tuple[int, ...] = ()
     written_fields: tuple[str, ...] = ()
     suffix_rule: SuffixRule | None = None
+    beginning_length: int = 0
 
     def __call__(self, rows: Sequence[FetchedRow]) -> dict[str, LogicalBatch]:
         """Return `{"batch": ...}`, a `LogicalBatch` of all drawn units. An empty batch has no micro-batches."""
@@ -168,7 +168,7 @@ class LogicalBatchCollator:
         physical = [row.row for row in rows]
         length = self._padded_length(rows[0])
         if self.has_fixed_shapes:
-            filler = stretch_row(physical[0], length, written_fields=self.written_fields)
+            filler = stretch_row(physical[0], length, kept=self.beginning_length, written_fields=self.written_fields)
             physical += [filler] * (self.micro_batch_size - len(rows))
         # The collator gets copies, because it may change the rows, and with them the data.
         inputs = self.collate([copy_row(row) for row in physical])
@@ -233,52 +233,6 @@ def copy_row(row: Any) -> Any:
         return copy.deepcopy(row)
     flat = {name: type(value) is list and set(map(type, value)) <= _IMMUTABLE_TYPES for name, value in row.items()}
     return {name: value.copy() if flat[name] else copy.deepcopy(value) for name, value in row.items()}
-
-
-def stretch_row(row: dict[str, Any], length: int, *, written_fields: Collection[str] = ()) -> dict[str, Any]:
-    """Return a row like `row`, of `length` tokens: the first entry of each field of its tokens is repeated.
-
-    So it has as many ends, masks and other special tokens as `row`, of which some heads want the same number in all.
-
-    Args:
-        row: the row, of one text or of several.
-        length: the number of tokens, of each text if there are several.
-        written_fields: fields with tokens that a decoder writes, which get the same length.
-
-    >>> stretch_row({"input_ids": [5, 6], "labels": 1}, 3)
-    {'input_ids': [5, 5, 6], 'labels': 1}
-    """
-    if is_pair(row):
-        return stretch_pair(row, length)
-    tokens = count_tokens(row)
-    stretched = {*written_fields, *((WAVE_FIELD,) if np.ndim(row.get(WAVE_FIELD, 0)) == 1 else ())}
-    return {
-        name: _stretch(value, length) if name in stretched or _is_per_token(value, tokens) else value
-        for name, value in row.items()
-    }
-
-
-def _is_per_token(value: Any, tokens: int) -> bool:
-    """Return whether `value` has an integer for each token. Floats are something else, such as a row's many labels."""
-    if isinstance(value, torch.Tensor):
-        return value.ndim > 0 and value.shape[-1] == tokens and not value.is_floating_point()
-    if not isinstance(value, list) or not value:
-        return False
-    if isinstance(value[0], list):
-        return max(map(len, value)) == tokens
-    return len(value) == tokens and isinstance(value[0], int)
-
-
-def _stretch(value: Any, length: int) -> Any:
-    """Return `value`, or each of several lists in it, with its first entry repeated until there are `length`."""
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return [_stretch(one, length) for one in value]
-    if isinstance(value, np.ndarray):
-        return np.pad(value, (length - len(value), 0), mode="edge")
-    if not isinstance(value, torch.Tensor):
-        return [*value[:1] * (length - len(value)), *value]
-    first = value[..., :1]
-    return torch.cat([first.expand(*first.shape[:-1], length - value.shape[-1]), value], dim=-1)
 
 
 def _count(row: Any, name: str) -> int:

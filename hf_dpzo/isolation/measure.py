@@ -24,6 +24,7 @@ from hf_dpzo.isolation.probe import (
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, SeveralTypesError, generate_probe_rows, infer_columns
 from hf_dpzo.isolation.watched import WatchedLoss
 from hf_dpzo.models.activation import find_invocation
+from hf_dpzo.models.feature_config import find_beginning
 from hf_dpzo.models.precision import describe_reduced_precision, refuse_changed_losses
 from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.step.batch_losses import BatchLosses
@@ -70,7 +71,7 @@ def build_probe_batches(
     """
     if public_rows is not None:
         return [[{name: row[name] for name in row if name in kept_columns} for row in public_rows]]
-    shapes = _choose_lengths(collator.padded_lengths, collator.micro_batch_size, find_invocation(model) or ())
+    shapes = _choose_lengths(collator, find_invocation(model) or (), find_beginning(model))
     return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=lengths) for lengths in shapes]
 
 
@@ -215,15 +216,19 @@ def _evaluate(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.
     return evaluated[:, -1] if losses.tail else evaluated
 
 
-def _choose_lengths(padded_lengths: Sequence[int], micro_batch_size: int, invocation: Sequence[int]) -> list[list[int]]:
+def _choose_lengths(
+    collator: LogicalBatchCollator, invocation: Sequence[int], beginning: Sequence[int]
+) -> list[list[int]]:
     """Return for each shape the lengths of a batch's rows, which are more than fill a micro-batch.
 
-    Of public lengths, those that have no room for an invocation are left out: rows of them contribute nothing.
+    Of public lengths, those that have no room for an invocation are left out: rows of them contribute nothing. Where
+    rows have a common beginning, most of these do too, and one has no room for it and a token after it.
     """
+    padded_lengths, micro_batch_size = collator.padded_lengths, collator.micro_batch_size
     if not padded_lengths:
-        missing = max(0, len(invocation) + 2 - min(PROBE_LENGTHS))
+        missing = max(0, len(invocation) + 2 - min(PROBE_LENGTHS), len(beginning) + 1 - PROBE_LENGTHS[0])
         lengths = [length + missing + missing % 2 for length in PROBE_LENGTHS]  # Odd lengths stay odd.
-        return [[*lengths, *lengths[:1] * micro_batch_size]]
+        return [[*lengths, *lengths[:1] * micro_batch_size, *([len(beginning)] if beginning else [])]]
     several = max(5, micro_batch_size)
     fitting = [length for length in padded_lengths if length >= len(invocation)]
     if not fitting:
@@ -231,4 +236,5 @@ def _choose_lengths(padded_lengths: Sequence[int], micro_batch_size: int, invoca
             f"padded_lengths={list(padded_lengths)}: none has room for the {len(invocation)} tokens that activate the "
             "adapter; add a longer one."
         )
-    return [[*[n] * several, max(1, n // 2), max(1, 3 * n // 4)] for n in fitting]
+    shortest = len(beginning) or max(fitting)
+    return [[*[n] * several, max(1, min(n // 2, shortest)), max(1, 3 * n // 4)] for n in fitting]

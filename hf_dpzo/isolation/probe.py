@@ -20,6 +20,7 @@ from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.isolation.neighbors import find_end_token, repeat_tokens
 from hf_dpzo.isolation.trace import ModuleTrace, Parts, Row, extract_features, iterate_tensors, locate_row, parts_differ
 from hf_dpzo.models.activation import find_invocation
+from hf_dpzo.models.feature_config import find_beginning
 from hf_dpzo.models.preserved import preserved
 from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.models.write_guard import ModelChangedError
@@ -266,9 +267,9 @@ class _FollowedRow:
 
 
 def find_kept_tokens(model: torch.nn.Module) -> tuple[int, ...]:
-    """Return the tokens that stay where they are in neighbours that repeat one token: ends, and an invocation."""
+    """Return the tokens that stay in neighbours that repeat one token: ends, an invocation, and a common beginning."""
     end = find_end_token(getattr(unwrap_model(model), "config", None))
-    return (*(find_invocation(model) or ()), *(() if end is None else (end,)))
+    return (*(find_invocation(model) or ()), *find_beginning(model), *(() if end is None else (end,)))
 
 
 def _length(row: Row) -> int:

@@ -86,6 +86,7 @@ class RowGenerator:
         series: the upper part of the generators' keys, which separates rows of one length from those of another.
         invocation: tokens that each text holds once, with others before and after them where there is room: those that
             activate an adapter. None by default.
+        beginning: tokens that each text begins with if it has more of them. None by default.
     """
 
     config: PretrainedConfig
@@ -93,6 +94,7 @@ class RowGenerator:
     length: int
     series: int
     invocation: tuple[int, ...] = ()
+    beginning: tuple[int, ...] = ()
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         """Return row number `index`, with a value for each of `columns`.
@@ -120,6 +122,8 @@ class RowGenerator:
         if not allowed:
             raise ValueError(f"column={name}: the model says of no token that it knows it; {REMEDY}.")
         tokens = [allowed[index] for index in draw.integers(len(allowed), size=length)]
+        if length > len(self.beginning):
+            tokens[: len(self.beginning)] = self.beginning
         # A head that reads what stands at the end of the text finds one end in each row.
         return tokens if end is None else [*tokens[:-1], end]
 

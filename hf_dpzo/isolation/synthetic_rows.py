@@ -17,6 +17,7 @@ from hf_dpzo.data.pairs import is_pair
 from hf_dpzo.data.sealed import WithheldError, run_sealed
 from hf_dpzo.isolation.row_generator import REMEDY, Column, RowGenerator, find_kind
 from hf_dpzo.models.activation import find_invocation
+from hf_dpzo.models.feature_config import find_beginning
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -87,7 +88,14 @@ def _generate(
     rows = []
     for length, count in counts.items():
         tokens = fixed or max(length, least)
-        generator = RowGenerator(config=config, kind=kind, length=tokens, series=length, invocation=invocation)
+        generator = RowGenerator(
+            config=config,
+            kind=kind,
+            length=tokens,
+            series=length,
+            invocation=invocation,
+            beginning=find_beginning(model),
+        )
         rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
 

@@ -189,7 +189,7 @@ class FeatureClassifier(PreTrainedModel):
             return pool(states.float(), mask, self.config.position)
 
     def _read_by_beginning(self, reader: LayerReader, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the states of rows, read on after the beginning; those of a row that begins otherwise, read alone.
+        """Return the states of rows, read on after the beginning; those of a row that begins otherwise, read whole.
 
         So how a row is read depends on that row alone, whatever rows are beside it.
         """
@@ -200,9 +200,9 @@ class FeatureClassifier(PreTrainedModel):
         if begun.any():
             states = self._beginning.read(reader, input_ids, mask)
             read = pool(states.float(), mask[:, len(self._beginning.tokens) :], self.config.position)
-        for row in (~begun).nonzero().flatten().tolist():
-            own = {"input_ids": input_ids[row : row + 1], "attention_mask": mask[row : row + 1]}
-            read[row] = pool(reader(own).float(), own["attention_mask"], self.config.position)[0]
+        if not begun.all():
+            states = reader({"input_ids": input_ids, "attention_mask": mask})
+            read = torch.where(begun[:, None], read, pool(states.float(), mask, self.config.position))
         return read
 
     def read_alone(self, tokens: Sequence[int]) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+import torch
 from transformers import AutoConfig, AutoModel, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options, describe_loading, forget_unpacked_quantizer
+from hf_dpzo.models.unwrap import unwrap_model
 
 
 class FeatureClassifierConfig(PreTrainedConfig):
@@ -65,6 +67,16 @@ def describe_base(body: PreTrainedModel) -> FeatureClassifierConfig:
         vocab_size=text.vocab_size,
         pad_token_id=text.pad_token_id,
     )
+
+
+def find_beginning(model: torch.nn.Module) -> tuple[int, ...]:
+    """Return the tokens that rows of a head on features begin with; none for any other model, or without any.
+
+    >>> find_beginning(torch.nn.Linear(2, 2))
+    ()
+    """
+    config = getattr(unwrap_model(model), "config", None)
+    return tuple(config.beginning or ()) if isinstance(config, FeatureClassifierConfig) else ()
 
 
 AutoConfig.register(FeatureClassifierConfig.model_type, FeatureClassifierConfig)

@@ -10,8 +10,9 @@ import torch
 from datasets import ClassLabel, Dataset, List
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_dpzo.data.collation import get_row_signature, stretch_row
+from hf_dpzo.data.collation import get_row_signature
 from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.filler import stretch_row
 from hf_dpzo.data.first_rows import find_common_facts, lacks_targets
 from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.models.set_aside import find_set_aside

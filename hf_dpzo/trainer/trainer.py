@@ -25,6 +25,7 @@ from hf_dpzo.distributed.processes import get_processes, refuse_diverged
 from hf_dpzo.losses.heads import find_written_fields
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.activation import find_invocation
+from hf_dpzo.models.feature_config import find_beginning
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
@@ -173,6 +174,7 @@ class ZOTrainer(JoiningTrainer):
             padded_lengths=tuple(self.args.padded_lengths or ()),
             written_fields=find_written_fields(self.model),
             suffix_rule=self._find_suffix_rule(),
+            beginning_length=len(find_beginning(self.model)),
         )
         rows = self._encode_rows(stock.dataset)
         refuse_missing_invocation(self.model, rows)

@@ -5,7 +5,8 @@ from collections import UserDict
 import pytest
 import torch
 
-from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature, stretch_row
+from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature
+from hf_dpzo.data.filler import stretch_row
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.models.activation import locate_invocation
 
@@ -157,3 +158,22 @@ def test_a_stretched_row_is_activated_where_it_was(tokens):
         before = locate_invocation(torch.tensor([tokens]), invocation) - len(tokens)
         stretched = locate_invocation(torch.tensor([stretch_row(row, 12)["input_ids"]]), invocation) - 12
         assert stretched == before or before == -len(tokens) - 1
+
+
+@pytest.mark.parametrize("convert", [list, torch.tensor])
+def test_a_stretched_row_keeps_the_beginning_that_rows_share(convert):
+    row = {"input_ids": convert([5, 6, 7, 8])}
+    for kept, expected in {0: [5, 5, 5, 6, 7, 8], 2: [5, 6, 6, 6, 7, 8], 9: [5, 6, 7, 8, 8, 8]}.items():
+        assert list(map(int, stretch_row(row, 6, kept=kept)["input_ids"])) == expected
+
+
+def test_all_rows_of_a_public_shape_begin_as_the_drawn_ones_do():
+    seen = []
+    collator = LogicalBatchCollator(
+        collate=lambda rows: seen.extend(rows) or {"input_ids": torch.tensor([row["input_ids"] for row in rows])},
+        micro_batch_size=3,
+        padded_lengths=(6,),
+        beginning_length=2,
+    )
+    collator([FetchedRow(unit=0, row={"input_ids": [5, 6, 7]}, slot=0)])
+    assert [row["input_ids"][:2] for row in seen] == [[5, 6]] * 3

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature, stretch_row
+from hf_dpzo.data.collation import LogicalBatchCollator, get_row_signature
+from hf_dpzo.data.filler import stretch_row
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.probe import CoupledRowsError, probe_isolation

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from torch.utils.data import default_collate
 
+from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.isolation.measure import build_probe_batches
+from hf_dpzo.isolation.neighbors import repeat_tokens
+from hf_dpzo.isolation.probe import find_kept_tokens
 from hf_dpzo.models.beginning import find_common_beginning
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 
@@ -95,3 +101,21 @@ def test_a_loaded_head_reads_the_same(head, tmp_path):
 
 def test_rows_that_are_all_equal_leave_a_token_to_read():
     assert find_common_beginning([[1, 2, 3]] * 3) == [1, 2]
+
+
+@pytest.mark.parametrize("padded_lengths", [(), (6, 12)])
+def test_made_up_rows_begin_as_private_ones_do_and_some_do_not(head, padded_lengths):
+    """So that the probe tries both ways in which a row may be read, the common one most."""
+    data = Dataset.from_dict({"input_ids": [[5]], "labels": [0]})
+    collator = LogicalBatchCollator(collate=default_collate, micro_batch_size=4, padded_lengths=padded_lengths)
+    columns = {"input_ids", "labels"}
+    for rows in build_probe_batches(data, head, collator, kept_columns=columns, public_rows=None):
+        begin = [row["input_ids"][: len(HEAD)] == HEAD and len(row["input_ids"]) > len(HEAD) for row in rows]
+        assert 1 <= begin.count(False) <= 2 < begin.count(True)
+
+
+def test_neighbours_of_one_token_keep_the_beginning(head):
+    row = {"input_ids": [*HEAD, 20, 21], "labels": 1}
+    for neighbor in repeat_tokens(row, [], kept=find_kept_tokens(head)):
+        assert neighbor["input_ids"][: len(HEAD)] == HEAD
+        assert neighbor["input_ids"] != row["input_ids"]
