@@ -1,8 +1,8 @@
 """Trains a head on messages of users, of whom each has several: the guarantee protects all of a user's messages.
 
     python examples/users.py --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --train_file messages.csv \
-        --privacy_unit_column user --max_rows_per_unit 4 --output_dir out/users --method aggzo --num_directions 128 \
-        --clip_norm 0.035 --smoothing 0.1 --learning_rate 20 --expected_batch_size all --max_steps 80 \
+        --privacy_unit_column user --max_rows_per_unit 4 --output_dir out/users --method aggzo --num_directions 64 \
+        --clip_norm 0.05 --smoothing 0.1 --learning_rate 20 --expected_batch_size all --max_steps 160 \
         --target_epsilon 2 --target_delta 1e-5
 
 The file has the columns `user`, `text` and `label` (0 or 1). The model stays frozen; what it says of each message is
