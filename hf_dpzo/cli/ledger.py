@@ -26,6 +26,9 @@ def add_command(commands: Subparsers) -> None:
         "would pass it is refused",
     )
     parser.add_argument("--delta", type=float, help="the delta of the budget, or else of the epsilon that is shown")
+    parser.add_argument(
+        "--add", nargs="+", metavar="FOLDER", default=[], help="enter runs that were made without it, by their logs"
+    )
     parser.add_argument("--report", help="write a report for a data protection officer into this file: .html")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=_run)
@@ -33,6 +36,7 @@ def add_command(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     from hf_dpzo.data_ledger.data_ledger import DataLedger
+    from hf_dpzo.data_ledger.earlier import enter_earlier_runs
     from hf_dpzo.data_ledger.report import write_report
     from hf_dpzo.data_ledger.summary import Summary
 
@@ -40,7 +44,8 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
         _check_report(Path(arguments.report))
     if arguments.budget is not None and arguments.delta is None:
         raise ValueError(f"budget={arguments.budget:g}: an epsilon is stated at a delta; add --delta, such as 1e-6.")
-    ledger = DataLedger(arguments.path, create=arguments.budget is not None)
+    ledger = DataLedger(arguments.path, create=arguments.budget is not None or bool(arguments.add))
+    enter_earlier_runs(ledger, arguments.add)
     if arguments.budget is not None:
         ledger.set_budget(epsilon=arguments.budget, delta=arguments.delta)
     summary = Summary.of(ledger, delta=arguments.delta)

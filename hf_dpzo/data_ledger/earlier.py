@@ -1,4 +1,4 @@
-"""Earlier runs that a run goes on from: those that are not in the ledger are entered, because they used its rows."""
+"""Runs that were made without the ledger of their data: entered afterwards, by their logs."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,13 @@ from hf_dpzo.trajectory.run import LoggedRun
 
 
 def enter_earlier_runs(ledger: DataLedger, folders: Iterable[str | Path]) -> None:
-    """Enter the runs in `folders` that the ledger does not hold, whatever its budget: what they released is out."""
+    """Enter the runs in `folders` that the ledger does not hold, whatever its budget: what they released is out.
+
+    Such a run counts with all that its log claims: its unused steps, its trials, and the runs before it.
+
+    Raises:
+        TrajectoryError: there is no log in a folder, or none of a run.
+    """
     for folder in map(Path, folders):
         log, mark = Trajectory.read(folder), EntryMark.load(folder)
         known = None if mark is None else ledger.read().find(mark.name)

@@ -52,7 +52,7 @@ def refuse_run(path: Path, budget: SetBudget | None, others: Sequence[PlannedRun
 
 
 def _find_steps_left(budget: SetBudget, others: Sequence[PlannedRun], run: PlannedRun) -> int:
-    """Return how many steps of `run`, to two digits, would keep all runs within the budget."""
+    """Return how many steps of `run`, to a sixteenth of its plan, would keep all runs within the budget."""
     (query, planned), *report = run.releases
 
     def fits(steps: int) -> bool:
@@ -65,7 +65,7 @@ def _find_steps_left(budget: SetBudget, others: Sequence[PlannedRun], run: Plann
         return shorter.epsilon <= budget.epsilon
 
     low, high = 0, planned
-    while high - low > max(1, low // 50):
+    while high - low > max(1, planned // 16):  # Each look may take a second.
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low

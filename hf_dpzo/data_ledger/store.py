@@ -159,7 +159,7 @@ class Store:
         """Return the error for a ledger that is not as it was written."""
         return DataLedgerError(
             f"privacy_ledger={self.path}: it is damaged, or no ledger ({what}), and what was spent is not known; bring "
-            "it back from a copy, to which later runs are added by resuming them."
+            "it back from a copy, and add the runs that came after it by hf-dpzo ledger --add."
         )
 
     def _build_write_error(self, reason: str) -> DataLedgerError:

@@ -10,6 +10,7 @@ from hf_dpzo.data_ledger.place import refuse_place
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import load_tables
+from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
 
@@ -36,3 +37,12 @@ def load_ledger_rows(recipe: Recipe, args: ZOTrainingArguments) -> datasets.Data
     if args.privacy_ledger is None:
         return None
     return load_tables(recipe, unit_column=args.privacy_unit_column)[0]
+
+
+def report_ledger(trainer: ZOTrainer) -> list[tuple[str, str]]:
+    """Return lines that say what all runs on the data come to, by their ledger; none without one."""
+    facts = trainer.data_ledger_facts
+    if facts is None:
+        return []
+    epsilon = "none: some add no noise" if facts["epsilon"] is None else f"{facts['epsilon']:g}"
+    return [("runs on these data", str(facts["runs"])), ("epsilon of all of them", epsilon)]

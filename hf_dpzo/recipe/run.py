@@ -8,7 +8,7 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.recipe.defaults import describe_defaults
-from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget
+from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
@@ -48,6 +48,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         *([("chosen by the task", describe_defaults(recipe.chosen))] if recipe.chosen else []),
         *([] if before is None else [before, (f"{name} after", after)]),
         *_report_guarantee(trainer),
+        *report_ledger(trainer),
         *([] if trainer.failed_rows is None else [("rows that fail", str(trainer.failed_rows))]),
         ("a missing cell", MISSING[recipe.if_missing]),
         ("tokens of a row, at most", str(recipe.max_length)),

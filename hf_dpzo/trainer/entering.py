@@ -33,16 +33,16 @@ class EnteringTrainer(ResumableTrainer):
     # The entry of the run. Only the first process has one.
     _entry: RunEntry | None = None
     # What cards say of all runs on these data.
-    _data_ledger_facts: dict[str, Any] | None = None
+    data_ledger_facts: dict[str, Any] | None = None
 
     def _find_log(self, resume: bool | str) -> None:
         """Find the log, or its place, then enter the run in the ledger of its data."""
         super()._find_log(resume)
-        self._entry = self._data_ledger_facts = None
+        self._entry = self.data_ledger_facts = None
         if self.args.privacy_ledger is None:
             return
         try:
-            self._data_ledger_facts = self._processes.run_on_first(self._enter_run)
+            self.data_ledger_facts = self._processes.run_on_first(self._enter_run)
         except BaseException:
             self._log.close()
             raise
@@ -92,7 +92,7 @@ class EnteringTrainer(ResumableTrainer):
         try:
             if self._entry is not None:
                 self._entry = self._entry.close(spent_steps=max(self._log.num_written, self._log.num_spent_steps))
-                self._data_ledger_facts = self._entry.total.for_card()
+                self.data_ledger_facts = self._entry.total.for_card()
         finally:
             super()._close_log()
 

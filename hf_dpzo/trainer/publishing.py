@@ -224,7 +224,7 @@ class PublishingTrainer(EnteringTrainer):
             dataset=self._dataset,
             task=self._task,
             repository=self.hub_model_id,
-            data_ledger=self._data_ledger_facts or (declared and declared.data_ledger),
+            data_ledger=self.data_ledger_facts or (declared and declared.data_ledger),
             versions=collect_versions(),
         )
 
