@@ -164,12 +164,11 @@ def write_budget(connection: sqlite3.Connection, *, epsilon: float, delta: float
 def write_members(connection: sqlite3.Connection, members: Members, key: bytes) -> int:
     """Return the number of the data set with these units, which is entered if it is new."""
     identity = members.identity(key)
-    connection.execute(
-        "INSERT OR IGNORE INTO data_sets (identity, form, members) VALUES (?, ?, ?)",
-        [identity, members.form, members.as_bytes()],
-    )
-    (number,) = connection.execute("SELECT id FROM data_sets WHERE identity = ?", [identity]).fetchone()
-    return number
+    found = connection.execute("SELECT id FROM data_sets WHERE identity = ?", [identity]).fetchone()
+    if found is not None:
+        return found[0]
+    values = [identity, members.form, members.as_bytes()]
+    return connection.execute("INSERT INTO data_sets (identity, form, members) VALUES (?, ?, ?)", values).lastrowid
 
 
 def read_members(store: Store, connection: sqlite3.Connection, key: bytes) -> Mapping[int, Members]:
