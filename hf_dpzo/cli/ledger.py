@@ -73,7 +73,7 @@ def _format(summary: "Summary") -> str:
             "noise",
             "rate",
             "epsilon alone",
-            "after it",
+            "so far",
             "its rows",
             "folder",
         )

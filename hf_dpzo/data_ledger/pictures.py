@@ -26,7 +26,7 @@ def draw_spending(unit: UnitSummary, budget: SetBudget | None, path: Path) -> st
     Raises:
         ValueError: matplotlib is not installed.
     """
-    figure = create_figure(path, size=(7, 3.2))
+    figure = create_figure(path, size=(4.8, 3.3))
     axes = figure.add_subplot()
     counted = [line for line in unit.lines if line.run.counts]
     private = [line for line in counted if line.run.plan.private]
@@ -51,7 +51,7 @@ def draw_spending(unit: UnitSummary, budget: SetBudget | None, path: Path) -> st
     numbers = [line.run.number for line in counted]
     axes.set(xlabel="run, by its number", ylabel=f"epsilon at delta = {unit.total.delta or 0:g}", ylim=(0, None))
     axes.set_xlim(min(numbers) - 0.75, max(numbers) + 0.75)
-    axes.set_xticks(numbers[:: -(-len(numbers) // 24)])
+    axes.set_xticks(numbers[:: -(-len(numbers) // 13)])
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="best", fontsize="small")
     return _as_svg(figure)
@@ -64,7 +64,7 @@ def draw_attack(totals: Sequence[tuple[str, Total]], path: Path) -> str:
         totals: what is attacked, by its name in the legend.
         path: the file that the picture is for, which a message names.
     """
-    figure = create_figure(path, size=(4.6, 3.4))
+    figure = create_figure(path, size=(3.7, 3.3))
     axes = figure.add_subplot()
     for (name, total), color in zip(totals, ("#08519c", "#9ecae1"), strict=False):
         rates = [
@@ -73,7 +73,7 @@ def draw_attack(totals: Sequence[tuple[str, Total]], path: Path) -> str:
         ]
         axes.plot([100 * rate for rate in _RATES], [100 * rate for rate in rates], color=color, label=name)
     axes.plot([0, 100], [0, 100], color="black", linestyle=":", label="guessing without the models")
-    axes.set(xlabel="false alarms: unused taken for used (%)", ylabel="used ones detected at most (%)")
+    axes.set(xlabel="false alarms (%)", ylabel="detected at most (%)")
     axes.set(xlim=(0, 100), ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")

@@ -46,7 +46,12 @@ def render_report(summary: Summary, path: Path) -> str:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"epsilon": _show_epsilon, "percent": _show_percent, "plain": _show_plainly}
+    environment.filters |= {
+        "epsilon": _show_epsilon,
+        "percent": _show_percent,
+        "plain": _show_plainly,
+        "short": _shorten,
+    }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -93,3 +98,12 @@ def _show_percent(share: float) -> str:
 def _show_plainly(text: str) -> str:
     """Return `text` without characters that change how others are shown."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _shorten(folder: str) -> str:
+    """Return the last two parts of a path.
+
+    >>> _shorten("/home/team/models/notes")
+    'models/notes'
+    """
+    return "/".join(folder.replace("\\", "/").strip("/").split("/")[-2:])

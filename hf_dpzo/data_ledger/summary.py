@@ -34,10 +34,11 @@ class RunLine:
     @property
     def state(self) -> str:
         """The state of the run, in words."""
-        steps, planned = self.run.steps, self.run.plan.planned_steps
+        planned = self.run.plan.planned_steps
+        steps = min(self.run.steps, planned)  # A copy that went on has the steps of its original, too.
         return {
             PLANNED: "entered; no step was seen",
-            BEGUN: f"begun; {steps} of {planned} steps seen",
+            BEGUN: f"going on, or killed; {steps} of {planned} steps seen",
             ENDED: f"ended after {steps} of {planned} steps",
             WITHDRAWN: "ended before its first step: it released nothing",
         }[self.run.state]

@@ -120,15 +120,15 @@ def test_a_log_that_is_deleted_gives_nothing_back(cheap_run, path, tmp_path):
     assert [one.counts for one in runs(path)] == [True, True]
 
 
-def test_a_moved_folder_goes_on_as_the_same_run_and_a_copy_as_another_one(cheap_run, path, tmp_path):
+def test_a_moved_folder_goes_on_as_the_same_run_and_a_copy_beside_it_as_another_one(cheap_run, path, tmp_path):
     with pytest.raises(RuntimeError):
         cheap_run("first", callbacks=[Call(fail, at=1)])
-    shutil.move(tmp_path / "first", tmp_path / "moved")
-    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
-    cheap_run("moved", resume=True)
-    assert len(runs(path)) == 1
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
     cheap_run("copy", resume=True)
-    assert [one.plan.planned_steps for one in runs(path)] == [STEPS, STEPS - 1]
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    cheap_run("moved", resume=True)
+    entered = [(Path(one.plan.folder).name, one.plan.planned_steps, one.steps) for one in runs(path)]
+    assert entered == [("moved", STEPS, STEPS), ("copy", STEPS - 1, STEPS)]
 
 
 def test_a_folder_that_is_brought_back_from_before_is_another_run(cheap_run, path, tmp_path):
