@@ -22,7 +22,7 @@ def add_command(commands: Subparsers) -> None:
     parser.add_argument(
         "--budget",
         type=float,
-        help="set the largest epsilon of all runs together, with --delta; it is kept in the ledger, and a run that "
+        help="set the largest epsilon of all runs together, at --delta; it is kept in the ledger, and a run that "
         "would pass it is refused",
     )
     parser.add_argument("--delta", type=float, help="the delta of the budget, or else of the epsilon that is shown")
@@ -42,9 +42,10 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
 
     if arguments.report is not None:
         _check_report(Path(arguments.report))
-    if arguments.budget is not None and arguments.delta is None:
+    begins = arguments.budget is not None or bool(arguments.add)
+    if arguments.budget is not None and arguments.delta is None and not Path(arguments.path).expanduser().exists():
         raise ValueError(f"budget={arguments.budget:g}: an epsilon is stated at a delta; add --delta, such as 1e-6.")
-    ledger = DataLedger(arguments.path, create=arguments.budget is not None or bool(arguments.add))
+    ledger = DataLedger(arguments.path, create=begins)
     enter_earlier_runs(ledger, arguments.add)
     if arguments.budget is not None:
         ledger.set_budget(epsilon=arguments.budget, delta=arguments.delta)

@@ -100,11 +100,25 @@ class DataLedger:
 
     # ---- Entries ----
 
-    def set_budget(self, *, epsilon: float, delta: float) -> None:
-        """Set the most that all runs together may come to. Earlier budgets stay in the ledger, and in its report."""
+    def set_budget(self, *, epsilon: float, delta: float | None = None) -> None:
+        """Set the most that all runs together may come to. Earlier budgets stay in the ledger, and in its report.
+
+        Args:
+            epsilon: the largest epsilon.
+            delta: the delta at which it is stated; by default that of the budget before, or the smallest of the runs'.
+        """
         if not (math.isfinite(epsilon) and epsilon > 0):
             raise DataLedgerError(f"budget={epsilon:g}: an epsilon is above 0; set what these data may be used up for.")
-        counted = self.read().counted
+        entries = self.read()
+        counted = entries.counted
+        if delta is None:
+            before = [entries.budget.delta] if entries.budget else [run.plan.delta for run in counted if run.plan.delta]
+            delta = min(before, default=None)
+        if delta is None:
+            raise DataLedgerError(
+                f"budget={epsilon:g}: an epsilon is stated at a delta, and no run has one yet; add --delta, such as "
+                "1e-6."
+            )
         check_delta(delta, num_rows=max((run.plan.num_units for run in counted), default=None))
         if len({run.plan.unit_column for run in counted if run.plan.private}) > 1:
             raise DataLedgerError(

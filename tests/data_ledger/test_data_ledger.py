@@ -155,6 +155,17 @@ def test_every_budget_that_was_set_is_kept_and_the_last_one_holds(ledger):
     assert ledger.read().budget.epsilon == 2
 
 
+def test_a_budget_takes_the_delta_of_the_one_before_or_of_the_runs(ledger):
+    with pytest.raises(DataLedgerError, match="add --delta") as error:
+        ledger.set_budget(epsilon=8)
+    one_sentence(error)
+    enter(ledger, "a")
+    ledger.set_budget(epsilon=8)
+    ledger.set_budget(epsilon=8, delta=1e-6)
+    ledger.set_budget(epsilon=4)
+    assert [budget.delta for budget in ledger.read().budgets] == [1e-5, 1e-6, 1e-6]
+
+
 @pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf])
 def test_a_budget_is_a_number_above_zero(ledger, epsilon):
     with pytest.raises(DataLedgerError, match="an epsilon is above 0"):
