@@ -41,6 +41,7 @@ from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
+from hf_dpzo.trainer.trackers import refuse_missing_trackers
 from hf_dpzo.zo.walk import Stop, Walk
 
 
@@ -94,6 +95,7 @@ class ZOTrainer(JoiningTrainer):
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
         refuse_missing_generation(self, args)
+        refuse_missing_trackers(args)
         refuse_replaced_parts(compute_loss_func, optimizers, others.get("optimizer_cls_and_kwargs"))
         self._join(args, train_dataset, own_loss=per_example_loss is not None)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
