@@ -38,8 +38,8 @@ from hf_dpzo.trainer.checks import (
     refuse_replaced_parts,
 )
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
-from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
+from hf_dpzo.trainer.rehearsing import RehearsingTrainer
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
 from hf_dpzo.trainer.trackers import refuse_missing_trackers
 from hf_dpzo.zo.walk import Stop, Walk
@@ -49,7 +49,7 @@ from hf_dpzo.zo.walk import Stop, Walk
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(JoiningTrainer):
+class ZOTrainer(RehearsingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -235,7 +235,7 @@ class ZOTrainer(JoiningTrainer):
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
-            if self.args.audit:
+            if self.args.audit and not self._is_rehearsing:
                 method, _ = self.args.plan(self._num_units)
                 self._audit = self._processes.run_on_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)
