@@ -53,7 +53,7 @@ class RehearsingTrainer(JoiningTrainer):
         if self.budget is None:
             raise ValueError("train_dataset=None: a run is planned for rows; pass train_dataset.")
         started = time.perf_counter()
-        refusal = self._rehearse()
+        refusal = self.rehearse()
         before = time.perf_counter() - started
         told = self._describe_budget()
         if refusal is not None:
@@ -72,7 +72,7 @@ class RehearsingTrainer(JoiningTrainer):
             tried=trial.rows,
         )
 
-    def _rehearse(self) -> str | None:
+    def rehearse(self) -> str | None:
         """Begin to train, up to the first look at a private row; return why that would be refused, if it would."""
         self._is_rehearsing, self._limits = True, None
         try:

@@ -127,7 +127,7 @@ def time_stops(
                     break
         return times
 
-    with _left_in_place(descent):
+    with left_in_place(descent):
         ((_, once),) = walk(1)
         times = walk(MOST_STOPS)
         peak = measure_peak(lambda: walk(1), device)
@@ -143,7 +143,7 @@ def time_stops(
 
 
 @contextmanager
-def _left_in_place(descent: Descent) -> Iterator[None]:
+def left_in_place(descent: Descent) -> Iterator[None]:
     """Give the parameters their values back: a walk that keeps no copy rounds, and leaves them at its last point."""
     parameters = descent.optimizer.parameters()
     copies = [parameter.detach().clone() for parameter in parameters]
