@@ -79,16 +79,16 @@ def _build_tuner(recipe: Recipe, args: ZOTrainingArguments, public: str | None, 
     """Return what measures, and what the rows are by which it does."""
     if public is None:
         trainer = _rehearse(recipe, args, folder)
-        method, units = trainer.method, trainer._num_units
+        method, budget, units = trainer.method, trainer.budget, trainer._num_units
         rows, told = trainer._list_timed_rows(_count_rows(trainer))
     else:
         private, _ = load_rows(recipe, load_tokenizer(recipe), kept_column=args.privacy_unit_column)
         units = len(args.build_units(private))
-        method, _ = args.plan(units)
+        method, budget = args.plan(units)
         trainer = _rehearse(*_replace_rows(recipe, public, method), folder)
         rows = list_public_rows(trainer, _count_rows(trainer))
         told = f"rows of {Path(public).name}"
-    parts = {"method": method, "sampling_rate": args.sampling_rate(units)}
+    parts = {"method": method, "sampling_rate": args.sampling_rate(units), "planned_steps": budget.planned_steps}
     return Tuner(trainer=trainer, rows=rows, **parts), f"{len(rows)} {told}"
 
 
@@ -138,7 +138,10 @@ def _explain_smoothing(found: SmoothingFound) -> str:
 
 def _explain_rate(found: RateFound) -> str:
     after = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in found.losses.items())
-    return f"the loss is {found.before:.4g}, and after {found.steps} steps with the noise of this run {after}"
+    runs = f"the loss is {found.before:.4g}, and after {found.steps} steps with the noise of this run {after}"
+    if found.rate == found.best:
+        return runs
+    return f"{runs}; at {found.rate:g} the noise of the whole run goes as far as at {found.best:g} that of these steps"
 
 
 def write_proposals(path: str | Path, flags: Sequence[str], proposals: Sequence[Proposal]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_dpzo.arguments.rates import EARLIER_DEFAULT, is_earlier_default
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.frozen.shared import SharedWork
@@ -24,6 +25,10 @@ from hf_dpzo.trainer.step_trial import StepTrial, time_stops
 from hf_dpzo.trainer.training_plan import PERSONS, Promise, TrainingPlan
 from hf_dpzo.trajectory.log import encode_start
 from hf_dpzo.trajectory.unwritten import UnwrittenLog
+
+
+# As many steps of a log are looked at for the rate that a run began with.
+MOST_WARMUP_STEPS = 1000
 
 
 class RehearsalEndError(Exception):
@@ -91,10 +96,21 @@ class RehearsingTrainer(JoiningTrainer):
         """Find the log to resume, or check that there is none; in a rehearsal, begin one that is never written."""
         if not self._is_rehearsing:
             super()._find_log(resume)
+            self._adopt_earlier_rate()
             return
         self.budget.require_steps(self.budget.planned_steps)
         self._earlier_runs = self._read_earlier_runs()
         self._log = UnwrittenLog()
+
+    def _adopt_earlier_rate(self) -> None:
+        """Go on with the learning rate that earlier versions took by default, where a run began with that."""
+        args, log = self.args, self._log.existing
+        rates = [record.learning_rates[0] for record in islice(log.records, MOST_WARMUP_STEPS)] if log else []
+        warmup = args.get_warmup_steps(self.budget.planned_steps)
+        if args.chosen_rate is not None and is_earlier_default(rates, warmup_steps=warmup):
+            args.learning_rate = args.chosen_rate = EARLIER_DEFAULT
+            self.optimizer_cls_and_kwargs[1]["lr"] = EARLIER_DEFAULT
+            self._planned_values = args.planned_values
 
     def _open_log(self, header: dict[str, Any], model: torch.nn.Module) -> None:
         """Open the log, but end a rehearsal here, after what is tried on public rows when training begins."""

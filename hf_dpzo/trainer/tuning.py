@@ -62,13 +62,16 @@ class RateFound:
     """What short public runs led to.
 
     Args:
-        rate: the proposed learning rate.
+        rate: the proposed learning rate, with which the noise of the planned run goes as far as that of a short run
+            with the best one.
+        best: the rate after which the loss was least.
         steps: the number of steps of each run.
         before: the mean loss of the public rows before them.
         losses: by learning rate, the mean loss after a run; infinite where it diverged.
     """
 
     rate: float
+    best: float
     steps: int
     before: float
     losses: Mapping[float, float]
@@ -82,12 +85,14 @@ class Tuner:
         trainer: the trainer. Its parameters are left as they were.
         method: the method of the private run, whose noise the public runs have too.
         sampling_rate: the probability with which a private row takes part in a step.
+        planned_steps: the number of steps of the private run.
         rows: public rows, as the collator receives them.
     """
 
     trainer: RehearsingTrainer
     method: Method
     sampling_rate: float
+    planned_steps: int
     rows: Rows
 
     def find_smoothing(self) -> SmoothingFound:
@@ -147,7 +152,9 @@ class Tuner:
         rates = [float(f"{guess * factor:.1g}") for factor in RATE_FACTORS]
         before = self._measure_loss(batch)
         losses = {rate: self._run(method, batch, rate, steps) for rate in dict.fromkeys(rates)}
-        return RateFound(rate=min(losses, key=losses.get), steps=steps, before=before, losses=losses)
+        best = min(losses, key=losses.get)
+        rate = float(f"{best * min(1.0, (steps / self.planned_steps) ** 0.5):.2g}")
+        return RateFound(rate=rate, best=best, steps=steps, before=before, losses=losses)
 
     # ---- What is measured ----
 

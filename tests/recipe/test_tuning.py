@@ -41,7 +41,7 @@ def tuner(folder, *, factor: float = 1.0, **changes) -> Tuner:
     assert trainer.rehearse() is None
     rows = [dict(row) for row in labelled_rows(8)]
     quiet = replace(trainer.method, noise_multiplier=1e-3)
-    return Tuner(trainer=trainer, method=quiet, sampling_rate=1.0, rows=rows)
+    return Tuner(trainer=trainer, method=quiet, sampling_rate=1.0, planned_steps=12, rows=rows)
 
 
 @pytest.mark.parametrize("changes", [{"method": "aggzo", "num_directions": 2}, {"method": "dpzo"}])
@@ -74,7 +74,8 @@ def test_parameters_are_where_they_were_and_a_better_rate_is_proposed(tmp_path):
     before = fingerprint_values(found.trainer.model.parameters())
     rate = found.find_rate(1e-2, 1.0)
     assert fingerprint_values(found.trainer.model.parameters()) == before
-    assert rate.losses[rate.rate] == min(rate.losses.values()) and rate.steps == 3
+    assert rate.losses[rate.best] == min(rate.losses.values()) and rate.steps == 3
+    assert rate.rate == pytest.approx(rate.best / 2, rel=0.05)  # In twelve steps, noise goes twice as far as in three.
 
 
 def test_a_loss_that_never_changes_is_refused(tmp_path):
