@@ -213,7 +213,7 @@ class RehearsingTrainer(JoiningTrainer):
             micro_batches=-(-drawn // capacity),
             walks_apart=shared is not None and is_copied(self.model, self._build_descent().optimizer.parameters()),
             collating=0.0 if self._table is not None else collating,
-            reading=reading * num_rows if shared is None or shared.rows is None else times.once * num_rows / capacity,
+            reading=num_rows * (reading if shared is None or shared.rows is None else times.keeping / capacity),
             model_bytes=count_model_bytes(self.model),
             kept_bytes=kept,
             processes=self._processes.size,

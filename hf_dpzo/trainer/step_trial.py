@@ -37,6 +37,15 @@ class StopTimes:
     once: float
     peak_bytes: int
 
+    @property
+    def keeping(self) -> float:
+        """What the very first evaluation of a micro-batch takes beside a first one of a later step.
+
+        >>> StopTimes(moving=0.0, first=2.0, later=1.0, once=5.0, peak_bytes=0).keeping
+        3.0
+        """
+        return max(0.0, self.once - self.first)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepTrial:
