@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_dpzo.models.feature_classifier import FeatureClassifier
     from hf_dpzo.models.public_texts import PUBLIC_TEXTS
     from hf_dpzo.models.seeded import seeded_peft_model
+    from hf_dpzo.recipe.planning import plan
     from hf_dpzo.trainer.seq2seq import ZOSeq2SeqTrainer, ZOSeq2SeqTrainingArguments
     from hf_dpzo.trainer.trainer import ZOTrainer
     from hf_dpzo.trajectory.log import Trajectory
@@ -33,6 +34,7 @@ __all__ = [
     "ZOTrainingArguments",
     "__version__",
     "from_trajectory",
+    "plan",
     "replay_onto",
     "seeded_peft_model",
     "verify",
@@ -52,6 +54,7 @@ _LAZY_IMPORTS = {
     "ZOTrainer": "trainer.trainer",
     "ZOTrainingArguments": "arguments.training_args",
     "from_trajectory": "card.repository",
+    "plan": "recipe.planning",
     "replay_onto": "trajectory.replay",
     "seeded_peft_model": "models.seeded",
     "verify": "verification.verify",

@@ -141,6 +141,64 @@ def _format_title(curve: Curve) -> str:
     )
 
 
+def draw_plan(plan: Mapping[str, Any], path: Path) -> None:
+    """Draw what a run will promise to people with one, two and four rows, and where its time will go.
+
+    Args:
+        plan: the plan as JSON.
+        path: the path of the file to write. Its suffix gives the format: `.png`, `.svg` or `.pdf`.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = create_figure(path, size=(9, 3.6))
+    promised, spent = figure.subplots(1, 2, width_ratios=(3, 2))
+    figure.suptitle(f"{plan['method']}, {plan['steps']} steps, {plan['units']} {plan['unit']}s", fontsize="medium")
+    _draw_promises(promised, plan)
+    _draw_seconds(spent, plan)
+    figure.savefig(path)
+
+
+def _draw_promises(axes: "Axes", plan: Mapping[str, Any]) -> None:
+    promises = plan["promises"]
+    if not promises:
+        axes.set_title("no privacy: the method adds no noise", fontsize="small")
+        axes.set_axis_off()
+        return
+    places = range(len(promises))
+    kinds = {"membership": "guessed right, of 50 % by chance", "detection": "detected, at 1 % false alarms"}
+    for shift, (name, label) in zip((-0.2, 0.2), kinds.items(), strict=True):
+        bars = axes.bar(
+            [place + shift for place in places], [100 * one[name] for one in promises], width=0.38, label=label
+        )
+        axes.bar_label(bars, fmt="%.0f %%", fontsize="small")
+    ends = ["no bound" if one["epsilon"] is None else f"ε = {one['epsilon']:g}" for one in promises]
+    who = [f"{one['rows']} {'row' if one['rows'] == 1 else 'rows'}" for one in promises]
+    who = ["a user"] if plan["unit"] == "user" else who
+    axes.set_xticks([*places], [f"{person}\n{end}" for person, end in zip(who, ends, strict=True)])
+    axes.set(ylim=(0, 115), ylabel="per cent, at most")
+    axes.set_title(f"whether a person took part, at δ = {plan['delta']:g}", fontsize="small")
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def _draw_seconds(axes: "Axes", plan: Mapping[str, Any]) -> None:
+    if plan["seconds_per_step"] is None:
+        axes.set_title("the run would be refused" if plan["refusals"] else "no step was tried", fontsize="small")
+        axes.set_axis_off()
+        return
+    parts = {
+        "loading, checks": plan["seconds_before"],
+        "reading rows once": plan["seconds_reading"],
+        "steps": plan["steps"] * plan["seconds_per_step"],
+    }
+    bars = axes.barh([*parts], [*parts.values()], color="tab:gray")
+    axes.bar_label(bars, fmt="%.0f s", fontsize="small", padding=2)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlabel("seconds")
+    axes.set_title("where its time goes, without evaluation", fontsize="small")
+
+
 PICTURE_FILE = "training.png"
 
 

@@ -10,6 +10,7 @@ from hf_dpzo.arguments.checks import PARALLEL_MODES, check_values
 from hf_dpzo.arguments.coercion import ALL_UNITS
 from hf_dpzo.arguments.method_args import build_update
 from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
+from hf_dpzo.arguments.rates import choose_learning_rate
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.data.units import Units
 from hf_dpzo.frozen.store import CACHE_DTYPES, CACHE_PLACES
@@ -30,8 +31,8 @@ class ZOTrainingArguments(TrainingArguments):
     `seed` is public: it determines the directions, never the noise. `per_device_train_batch_size` is the number of rows
     that are evaluated at once; it changes memory and speed, not what is learned.
 
-    Changed defaults: `learning_rate` is 1e-3, `logging_steps` is 10, and `max_grad_norm` is 0, because there is no
-    gradient to clip.
+    Changed defaults: `learning_rate` follows from the noise, see `choose_learning_rate`; `logging_steps` is 10, and
+    `max_grad_norm` is 0, because there is no gradient to clip.
 
     >>> args = ZOTrainingArguments(output_dir="out", target_epsilon=2, target_delta=1e-5, max_steps=100)
     >>> method, budget = args.plan(num_units=5000)
@@ -224,11 +225,19 @@ class ZOTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Declares that nobody's privacy depends on the evaluation data, so they may steer the run."},
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate, per unit of coefficient."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate, per unit of coefficient; by default the noise of the whole run moves a parameter "
+            "as far as smoothing, and 1e-4 without noise."
+        },
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every X steps."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Unused: there is no gradient. See clip_norm."})
 
     def __post_init__(self) -> None:
+        # The learning rate that was chosen for a run, where none was set.
+        self.chosen_rate: float | None = None
         self.check_values()
         super().__post_init__()
         refuse_arguments(self)
@@ -273,6 +282,12 @@ class ZOTrainingArguments(TrainingArguments):
             ValueError: the units are fewer than `expected_batch_size`, or delta is too large for them.
         """
         return plan_run(self, num_units)
+
+    def settle_learning_rate(self, method: Method, planned_steps: int) -> None:
+        """Choose the learning rate of a run of `method`, unless one is set."""
+        if self.learning_rate is None or self.learning_rate == self.chosen_rate:
+            self.chosen_rate = choose_learning_rate(method, steps=planned_steps, update=self.update_rule)
+            self.learning_rate = self.chosen_rate
 
     @property
     def update_rule(self) -> Update:

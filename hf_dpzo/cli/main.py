@@ -11,6 +11,8 @@ from hf_dpzo.cli.output import make_printable
 
 # In the order of `hf-dpzo --help`. A command's module is imported when the command is called, because that takes time.
 COMMANDS = {
+    "plan": "what a recipe's run will promise, cost and take",
+    "tune": "propose the numbers of a recipe by public rows",
     "train": "fine-tune a model",
     "epsilon": "what a noise multiplier guarantees",
     "calibrate": "the noise multiplier that a guarantee asks for",

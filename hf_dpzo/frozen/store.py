@@ -117,6 +117,11 @@ class RowStore:
         file = _NamelessFile(folder, max(1, room))
         return cls(torch.frombuffer(file.memory, dtype=torch.uint8), file.reserve)
 
+    @property
+    def room(self) -> int:
+        """The number of bytes that all entries may take."""
+        return len(self._buffer)
+
     def get(self, key: bytes, device: torch.device) -> list[torch.Tensor] | None:
         """Return the entry under `key` on `device`, which is not to be written to; `None` if there is none."""
         places = self._places.get(key)

@@ -172,16 +172,33 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
 
 
 def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
+    stacks = _build_stacks(model, points)
+    # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.
+    orders = [stacks, {parameter: values.flip(0) for parameter, values in stacks.items()}]
+    with _refused_points(points):
+        return max(_measure(model, at_stacks(losses, model, order), batches) for order in orders)
+
+
+def try_stacked(model: torch.nn.Module, losses: BatchLosses, rows: Rows, points: int) -> None:
+    """Raise `ValueError` if evaluating several probe points at once fails on public `rows`."""
+    with _refused_points(points):
+        at_stacks(losses, model, _build_stacks(model, points)).of_public(model, rows)
+
+
+def _build_stacks(model: torch.nn.Module, points: int) -> dict[torch.Tensor, torch.Tensor]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     directions = Gaussian(seed=0, sizes=[parameter.numel() for parameter in trained])
     # In pairs around where the parameters are, as those of central differences, which a loss may evaluate as such.
     sides = (FILL_SCALE, -FILL_SCALE)
     probe_points = [ProbePoint(direction=point // 2, position=sides[point % 2]) for point in range(points)]
-    stacks = stack(trained, directions, step=0, points=probe_points)
+    return stack(trained, directions, step=0, points=probe_points)
+
+
+@contextmanager
+def _refused_points(points: int) -> Iterator[None]:
+    """Say of an error inside the context that it comes of several points at once."""
     try:
-        # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.
-        orders = [stacks, {parameter: values.flip(0) for parameter, values in stacks.items()}]
-        return max(_measure(model, at_stacks(losses, model, order), batches) for order in orders)
+        yield
     except Exception as error:
         raise ValueError(
             f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "

@@ -181,8 +181,15 @@ def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
     pure = _pure_epsilon(releases)
     if pure is not None:
         return size * pure
+    accountant = build_group_accountant(releases, size=size, delta=delta)
+    return math.inf if accountant is None else read_epsilon(accountant, delta)
+
+
+@lru_cache(maxsize=16)
+def build_group_accountant(releases: Releases, *, size: int, delta: float) -> PLDAccountant | None:
+    """Return the accountant that `account_for_group` asks; `None` unless all noise is Gaussian and PLD applies."""
     if not pld_applies(releases, delta) or any(isinstance(query, LaplaceQuery) for query, _ in releases):
-        return math.inf
+        return None
     guess = size * account(releases, delta=delta).epsilon
     wanted = min(GROUP_GRID, max(COARSE_GRID, math.sqrt(0.002 * guess / count_releases(releases))))
     grid = predict_width(releases, size=size).choose_grid(wanted, GROUP_LIMIT)
@@ -190,7 +197,7 @@ def account_for_group(releases: Releases, *, size: int, delta: float) -> float:
     with dense_composition():
         for query, count in releases:
             accountant.compose(_build_group_event(query, size), count)
-    return read_epsilon(accountant, delta)
+    return accountant
 
 
 def _build_group_event(query: GaussianQuery, size: int) -> dp_event.MixtureOfGaussiansDpEvent:

@@ -5,6 +5,7 @@ less.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,8 @@ from hf_dpzo.privacy.accounting import (
     MAX_EPSILON,
     MIN_PLD_DELTA,
     account,
+    account_for_group,
+    build_group_accountant,
     build_pld_accountant,
     choose_grids,
     pld_applies,
@@ -86,12 +89,7 @@ def detection_rate(releases: Releases, *, delta: float, false_alarms: float = 0.
         return false_alarms
     if account(releases, delta=delta).epsilon > MAX_EPSILON:
         return 1.0
-    bounds = [1.0]
-    for valid_delta, epsilon in compute_profile(releases, delta):
-        if epsilon < 700:  # Beyond, exp overflows.
-            bounds.append(false_alarms * math.exp(epsilon) + valid_delta)
-            bounds.append(1 - (1 - false_alarms - valid_delta) * math.exp(-epsilon))
-    return min(bounds)
+    return _bound_detection(compute_profile(releases, delta), false_alarms)
 
 
 @lru_cache(maxsize=256)
@@ -113,3 +111,39 @@ def compute_profile(releases: Releases, delta: float) -> list[tuple[float, float
         accountant = build_pld_accountant(releases, predict_width(releases).choose_grid(COARSE_GRID, _PROFILE_LIMIT))
         return pairs + [(pld_delta, read_epsilon(accountant, pld_delta)) for pld_delta in _DETECTION_DELTAS]
     return pairs + [(curve_delta, account(releases, delta=curve_delta).epsilon) for curve_delta in CURVE_DELTAS]
+
+
+@lru_cache(maxsize=64)
+def group_attacks(releases: Releases, *, size: int, delta: float, false_alarms: float = 0.01) -> tuple[float, float]:
+    """Return `membership_accuracy` and `detection_rate` for a person with up to `size` rows.
+
+    Args:
+        releases: pairs of a query and the number of times it ran.
+        size: the largest number of rows that the person has.
+        delta: the delta at which epsilon is stated.
+        false_alarms: the share of people without rows whom the attacker takes for people with some.
+
+    >>> from hf_dpzo.privacy.queries import GaussianQuery
+    >>> release = (GaussianQuery(noise_multiplier=2.0, sampling_rate=1.0), 1)
+    >>> [round(bound, 2) for bound in group_attacks((release,), size=2, delta=1e-5)]
+    [0.69, 0.09]
+    """
+    epsilon = account_for_group(releases, size=size, delta=delta)
+    accountant = build_group_accountant(releases, size=size, delta=delta)
+    pairs, guesses = [(delta, epsilon)], [1.0]
+    if accountant is not None:
+        pairs += [(valid, read_epsilon(accountant, valid)) for valid in _DETECTION_DELTAS]
+        guesses.append((1 + float(accountant.get_delta(0.0))) / 2)
+    if epsilon < 700:
+        guesses.append((math.exp(epsilon) + delta) / (1 + math.exp(epsilon)))
+    return min(guesses), _bound_detection(pairs, false_alarms)
+
+
+def _bound_detection(pairs: Sequence[tuple[float, float]], false_alarms: float) -> float:
+    """Return the least bound on what is detected that follows from pairs of a delta and an epsilon that hold."""
+    bounds = [1.0]
+    for valid_delta, epsilon in pairs:
+        if epsilon < 700:  # Beyond, exp overflows.
+            bounds.append(false_alarms * math.exp(epsilon) + valid_delta)
+            bounds.append(1 - (1 - false_alarms - valid_delta) * math.exp(-epsilon))
+    return min(bounds)

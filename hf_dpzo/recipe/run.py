@@ -11,6 +11,7 @@ from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
+from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
@@ -32,11 +33,12 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
 
     Only the first process returns lines; the others return none.
     """
+    refuse_obstacles(recipe, args)
     trainer = build_trainer(recipe, args)
     trainer.create_model_card(dataset=recipe.data)
     before = _measure_before(trainer, recipe)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_parse_resume_flag(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=parse_resume_flag(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
     after = _measure_metric(trainer, recipe)
     trainer.save_model()
@@ -138,11 +140,6 @@ def _trains_a(folder: Path) -> bool:
         return trains_first_factor(Trajectory.read(folder).header)
     except (OSError, TrajectoryError):
         return False
-
-
-def _parse_resume_flag(flag: str | None) -> str | bool:
-    """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag."""
-    return {"none": False, "false": False, "true": True}.get(str(flag).lower(), flag)
 
 
 def _measure_before(trainer: ZOTrainer, recipe: Recipe) -> tuple[str, str] | None:

@@ -14,10 +14,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from hf_dpzo.models.unwrap import find_adapter_parameters, unwrap_optimizer
 from hf_dpzo.zo.optimizer import ZOOptimizer
 from hf_dpzo.zo.shift import shifted
+
+
+logger = logging.get_logger(__name__)
 
 
 # The number of coordinates of each parameter that are compared: enough to notice a move, too few to cost memory.
@@ -42,6 +46,8 @@ class FirstStepGuard(TrainerCallback):
         self._fingerprint_responses = fingerprint_responses
         self._before: list[torch.Tensor] | None = None
         self._done = False
+        # Whether any update was to come, and whether any of them had something to move by.
+        self._has_begun = self._is_told = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,6 +94,8 @@ class FirstStepGuard(TrainerCallback):
     ) -> None:
         """Keep a sample of each parameter from before the first update that should move any."""
         optimizer = unwrap_optimizer(kwargs["optimizer"])
+        self._has_begun = True
+        self._is_told = self._is_told or any(optimizer.pending_coefficients)
         if (
             not self._done
             and any(optimizer.pending_coefficients)
@@ -111,6 +119,16 @@ class FirstStepGuard(TrainerCallback):
             raise RuntimeError(
                 f"learning_rate={optimizer.param_groups[0]['lr']:g}: the first update moved no parameter; raise it, or "
                 "check that the optimizer holds the model's own parameters."
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn if no step had anything to move by, which without noise means that no loss ever differed."""
+        if self._has_begun and not self._is_told:
+            logger.warning(
+                f"smoothing={self._smoothing:g}: in all steps the losses were the same at both probe points, or no row "
+                "had one, so that nothing was trained; try some rows by trainer.evaluate, and raise smoothing."
             )
 
 

@@ -25,7 +25,7 @@ from hf_dpzo.isolation.bound import (
     refuse_weak_isolation,
     worst_isolation,
 )
-from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation
+from hf_dpzo.isolation.measure import Rows, build_probe_batches, list_columns, measure_isolation, try_stacked
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.isolation.trace import iterate_tensors
 from hf_dpzo.models.adapters import refuse_unsaved_parameters
@@ -46,7 +46,7 @@ from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer.caching import build_frozen_cache
 from hf_dpzo.trainer.checks import refuse_large_copies, refuse_parts, refuse_resuming, refuse_trained_model
-from hf_dpzo.trainer.evaluation import list_evaluated, load_first_rows, select_alike, try_evaluation
+from hf_dpzo.trainer.evaluation import list_evaluated, try_public_evaluation
 from hf_dpzo.trainer.foreseeing import (
     find_public_length,
     refuse_failing_rows,
@@ -56,6 +56,7 @@ from hf_dpzo.trainer.foreseeing import (
     refuse_unknown_tokens,
 )
 from hf_dpzo.trainer.searching import SearchingTrainer
+from hf_dpzo.trainer.trying import choose_tried_rows, read_first_rows
 from hf_dpzo.trajectory.run import describe_device, is_stateful
 
 
@@ -77,6 +78,8 @@ class CheckingTrainer(SearchingTrainer):
     _estimate: StepEstimate
     _collator: LogicalBatchCollator
     _public_batches: list[Rows]
+    # The first training rows of a run without privacy.
+    _first_rows: Rows = ()
 
     def _refuse_model(self) -> None:
         """Raise `ValueError` for a model that cannot be trained, or that does not keep rows apart."""
@@ -150,6 +153,9 @@ class CheckingTrainer(SearchingTrainer):
         with self._state.held_still():
             if isinstance(losses, FSDPLosses):
                 losses.learn_gather_order(model, self._public_batches[0])
+            if not self.args.private:
+                evaluate = functools.partial(losses.of_public, model)
+                self._public_batches = choose_tried_rows(evaluate, self._public_batches, self._first_rows)
             self._foresee_failures(model, losses)
             if losses is self._estimate.losses:
                 known = {"num_rows": self._units.public_facts["rows"], "longest_row": self.longest_row}
@@ -159,22 +165,10 @@ class CheckingTrainer(SearchingTrainer):
                 self._estimate = dataclasses.replace(self._estimate, losses=losses)
             if self.args.private:
                 self._isolation = self._measure_isolation(model, losses, self._public_batches)
+            elif self._points_per_pass is not None and losses is self._estimate.losses:
+                try_stacked(model, losses, self._public_batches[0], self._points_per_pass)
         if self.eval_dataset is not None:
-            self._try_evaluation()
-
-    def _try_evaluation(self) -> None:
-        """Raise `ValueError` if evaluating public rows fails: after training, it would be too late."""
-        if self.args.eval_data_is_public or not self.args.private:
-            for loader in load_first_rows(self):
-                try_evaluation(self, loader, remedy="correct what fails on them")
-            return
-        for rows in self._public_batches[:1]:
-            # If the data set's rows are all of one length, the collator need not pad; those made up have several.
-            tried = select_alike(rows) if self.probe_rows is None else rows
-            loader = DataLoader(tried, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
-            try_evaluation(
-                self, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
-            )
+            try_public_evaluation(self, self._public_batches, are_made_up=self.probe_rows is None)
 
     def _foresee_failures(self, model: torch.nn.Module, losses: BatchLosses) -> None:
         """Raise `ValueError` if rows of a public length, or public evaluation rows, fail in the model or its loss."""
@@ -221,6 +215,8 @@ class CheckingTrainer(SearchingTrainer):
 
     def _build_public_batches(self, dataset: Any) -> list[Rows]:
         """Return batches of public rows; none if rows can not be made up, and a run does not need any."""
+        if not self.args.private:
+            self._first_rows = read_first_rows(dataset, dropped_column=self.args.privacy_unit_column)
         try:
             kept = self._find_collated_columns(dataset)
             return build_probe_batches(
@@ -239,12 +235,7 @@ class CheckingTrainer(SearchingTrainer):
                 hook = unwrap_model(self.model).register_forward_hook
                 hooks.enter_context(hook(lambda *call: responses.extend(iterate_tensors(call[-1]))))
             for rows in self._public_batches[:1]:
-                try:
-                    responses.append(self._public_losses.of_public(self.model_wrapped, rows))
-                except Exception:
-                    if self.args.private or self.probe_rows is not None:
-                        raise
-                    return []  # Nothing says that rows which are made up suit a loss.
+                responses.append(self._public_losses.of_public(self.model_wrapped, rows))
         return checksum_each(responses)
 
     @property

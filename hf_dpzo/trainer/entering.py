@@ -16,6 +16,7 @@ from hf_dpzo.data_ledger.earlier import enter_earlier_runs
 from hf_dpzo.data_ledger.members import Members
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.data_ledger.run_entry import RunEntry, refuse_lost_ledger
+from hf_dpzo.data_ledger.total import Total
 from hf_dpzo.trainer.resumable import ResumableTrainer
 
 
@@ -73,6 +74,14 @@ class EnteringTrainer(ResumableTrainer):
         if self.args.privacy_ledger is not None:
             place = self.args.privacy_ledger, self.args.output_dir
             self._processes.run_on_first(lambda: DataLedger.for_run(*place).refuse(self._describe_plan(), times=runs))
+
+    def _preview_ledger(self) -> Total | None:
+        """Return what all runs on these data would come to with this one; `None` without a ledger or its first run."""
+        if self.args.privacy_ledger is None or not Path(self.args.privacy_ledger).expanduser().exists():
+            return None
+        ledger = DataLedger(Path(self.args.privacy_ledger).expanduser())
+        column = self.args.privacy_unit_column
+        return ledger.preview(self.budget, unit_column=column, num_units=len(self._units))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
         """Prepare as stock does, then note in the ledger that the log is there."""

@@ -114,3 +114,30 @@ def try_evaluation(trainer: Trainer, loader: DataLoader, *, remedy: str) -> None
         ) from error
     finally:
         trainer.callback_handler = handler
+
+
+def try_public_evaluation(
+    trainer: Trainer, batches: Sequence[Sequence[Mapping[str, Any]]], *, are_made_up: bool
+) -> None:
+    """Evaluate public rows as `trainer` would after training, when it would be too late to fail.
+
+    Args:
+        trainer: the trainer.
+        batches: batches of public rows in the format of its data, which are tried where the evaluation data are not
+            public.
+        are_made_up: whether these rows are made up.
+
+    Raises:
+        ValueError: it fails.
+    """
+    if trainer.args.eval_data_is_public or not trainer.args.private:
+        for loader in load_first_rows(trainer):
+            try_evaluation(trainer, loader, remedy="correct what fails on them")
+        return
+    for rows in batches[:1]:
+        # If the data set's rows are all of one length, the collator need not pad; those made up have several.
+        tried = select_alike(rows) if are_made_up else rows
+        loader = DataLoader(tried, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+        try_evaluation(
+            trainer, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
+        )

@@ -133,12 +133,12 @@ class FeatureTrainer(AuditingTrainer):
         """Whether the shape in which a row is evaluated is public, as that of a block of a table is."""
         return self._is_tabulated or super()._has_fixed_shapes
 
-    def _inspect(self, model: torch.nn.Module) -> None:
-        """Inspect the model on public rows, and then compute the features of private ones."""
-        super()._inspect(model)
+    def _open_log(self, header: dict[str, Any], model: torch.nn.Module) -> None:
+        """Compute the features of private rows, which may take long, and then open the log."""
         if self._table is not None:
             with self._state.held_still(), self._base_state.held_still():
                 self._fill_table(model)
+        super()._open_log(header, model)
 
     def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
         """Return how far public rows move each other: where features are computed, and where steps use them."""

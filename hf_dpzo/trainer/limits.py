@@ -32,6 +32,10 @@ PEFT_HEAD = "modules_to_save"
 SEEN_ROWS, SEEN_AMONG, SEEN_DIRECTIONS = 8, 256, 2
 
 
+# The number of directions along which an objective is tried.
+TRIED_DIRECTIONS = 2
+
+
 def measure_quotients(
     parameters: Mapping[int, torch.Tensor],
     *,
@@ -79,8 +83,13 @@ def report_limits(limits: RunLimits, args: ZOTrainingArguments, method: Method, 
         rows: what the rows were, such as "8 made-up rows".
         num_units: the number of units of privacy.
     """
-    told = f"{describe_noise(limits, args, method, num_units=num_units)} {describe_clipping(limits, method, rows=rows)}"
+    told = describe_limits(limits, args, method, rows=rows, num_units=num_units)
     (logger.warning if limits.needs_attention else logger.info)(told)
+
+
+def describe_limits(limits: RunLimits, args: ZOTrainingArguments, method: Method, *, rows: str, num_units: int) -> str:
+    """Return what limits a run as two sentences; see `report_limits`."""
+    return f"{describe_noise(limits, args, method, num_units=num_units)} {describe_clipping(limits, method, rows=rows)}"
 
 
 def warn_of_both_factors(model: torch.nn.Module) -> None:
@@ -115,6 +124,29 @@ def warn_of_drowned_adapter(
         logger.warning(
             f"perturbation_scales: the coefficients of the head are {large / small:.2g} times those of the adapter"
             f" beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that fits."
+        )
+
+
+def warn_of_flat_objective(losses: torch.Tensor, *, moves: bool, smoothing: float) -> None:
+    """Warn, by public rows, of an objective that training could not follow.
+
+    Args:
+        losses: the losses of public rows, `[rows]`.
+        moves: whether any of them differs between the two probe points of a direction.
+        smoothing: the distance of the probe points.
+    """
+    count = len(losses)
+    if count > 1 and bool((losses == losses[0]).all()):
+        logger.warning(
+            f"per_example_loss={losses[0].item():g}: it is the same on all {count} public rows, so that there may be "
+            "nothing to learn from; choose a denser objective, such as token_f1 for exact_match, or a prompt that the "
+            "model answers now and then."
+        )
+    if not moves:
+        logger.warning(
+            f"smoothing={smoothing:g}: on {count} public rows the objective is the same at both probe points of "
+            f"{TRIED_DIRECTIONS} directions, so that training would follow noise alone; raise smoothing, or choose a "
+            "denser objective."
         )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import TrainerState
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import logging
 
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.isolation.measure import Rows, measure_isolation
@@ -18,6 +17,7 @@ from hf_dpzo.losses.objective import COLUMNS, ColumnsCollator, EncodedRows, Text
 from hf_dpzo.losses.output_layer import IGNORE_INDEX
 from hf_dpzo.losses.per_example import PerExampleLoss, ScoreLoss, Scores
 from hf_dpzo.models.unwrap import unwrap_optimizer
+from hf_dpzo.privacy.limits import RunLimits
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.fsdp import FSDPLosses
 from hf_dpzo.trainer.activation import foresee_activation
@@ -26,16 +26,15 @@ from hf_dpzo.trainer.evaluation import list_evaluated
 from hf_dpzo.trainer.limits import (
     SEEN_AMONG,
     SEEN_ROWS,
+    TRIED_DIRECTIONS,
     find_limits,
     measure_quotients,
     report_limits,
     warn_of_both_factors,
     warn_of_drowned_adapter,
+    warn_of_flat_objective,
 )
 from hf_dpzo.zo.shift import shifted
-
-
-logger = logging.get_logger(__name__)
 
 
 # The number of public rows that the probe follows, and of those that an objective is tried on.
@@ -43,14 +42,12 @@ PROBED_ROWS = 8
 TRIED_ROWS = 16
 
 
-# The number of directions along which an objective is tried.
-TRIED_DIRECTIONS = 2
-
-
 class ObjectiveTrainer(CheckingTrainer):
     """A checking Trainer for losses that read a row's columns, and for losses that change in jumps."""
 
     per_example_loss: PerExampleLoss
+    # What limits the run, and what the rows were by which that was found.
+    _limits: tuple[RunLimits, str] | None = None
 
     def _attach_objective(self, data_collator: Callable | None) -> None:
         """Tell the loss what the trainer knows; for a loss of texts, collate columns too.
@@ -119,7 +116,8 @@ class ObjectiveTrainer(CheckingTrainer):
             if not isinstance(self.per_example_loss, ScoreLoss):
                 self._warn_of_flat_objective(model)
             if self.args.private and self._log.existing is None:
-                self._report_limits(model)
+                self._measure_limits(model)
+                self._report_limits()
         if self._log.existing is None and self.is_world_process_zero():
             warn_of_both_factors(self.model)
 
@@ -194,8 +192,8 @@ class ObjectiveTrainer(CheckingTrainer):
             moves = moves or not torch.equal(*ends)
         warn_of_flat_objective(here, moves=moves, smoothing=smoothing)
 
-    def _report_limits(self, model: torch.nn.Module) -> None:
-        """Say what limits the run: rows, directions, epsilon or the clip norm, by public rows and public numbers."""
+    def _measure_limits(self, model: torch.nn.Module) -> None:
+        """Find what limits the run: rows, directions, epsilon or the clip norm, by public rows and public numbers."""
         if isinstance(self.per_example_loss, TextObjective) or isinstance(self._public_losses, FSDPLosses):
             return  # What is told of an objective is told above, and all processes would have to take part.
         descent = self._build_descent()
@@ -213,9 +211,14 @@ class ObjectiveTrainer(CheckingTrainer):
             return
         plan = {"sampling_rate": self.args.sampling_rate(self._num_units), "steps": self.budget.planned_steps}
         limits = None if quotients is None else find_limits(quotients, self.method, **plan)
-        if limits is not None and self.is_world_process_zero():
-            name = f"{len(rows)} {'public' if real else 'made-up'} rows"
-            report_limits(limits, self.args, self.method, rows=name, num_units=self._num_units)
+        if limits is not None:
+            self._limits = limits, f"{len(rows)} {'public' if real else 'made-up'} rows"
+
+    def _report_limits(self) -> None:
+        """Say what limits the run, if that was found."""
+        if self._limits is not None and self.is_world_process_zero():
+            limits, rows = self._limits
+            report_limits(limits, self.args, self.method, rows=rows, num_units=self._num_units)
 
     def _prepare_public(self, model: torch.nn.Module, rows: Rows) -> Callable[[], torch.Tensor]:
         """Return a function that evaluates public `rows` where the parameters are, `[rows]`."""
@@ -261,29 +264,6 @@ class ObjectiveTrainer(CheckingTrainer):
             losses = {name: value for name, value in output.metrics.items() if name.endswith("_loss")}
             output.metrics.update({f"{name.removesuffix('_loss')}_reward": -value for name, value in losses.items()})
         return output
-
-
-def warn_of_flat_objective(losses: torch.Tensor, *, moves: bool, smoothing: float) -> None:
-    """Warn, by public rows, of an objective that training could not follow.
-
-    Args:
-        losses: the losses of public rows, `[rows]`.
-        moves: whether any of them differs between the two probe points of a direction.
-        smoothing: the distance of the probe points.
-    """
-    count = len(losses)
-    if count > 1 and bool((losses == losses[0]).all()):
-        logger.warning(
-            f"per_example_loss={losses[0].item():g}: it is the same on all {count} public rows, so that there may be "
-            "nothing to learn from; choose a denser objective, such as token_f1 for exact_match, or a prompt that the "
-            "model answers now and then."
-        )
-    if not moves:
-        logger.warning(
-            f"smoothing={smoothing:g}: on {count} public rows the objective is the same at both probe points of "
-            f"{TRIED_DIRECTIONS} directions, so that training would follow noise alone; raise smoothing, or choose a "
-            "denser objective."
-        )
 
 
 def _stack_labels(columns: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:

@@ -183,7 +183,7 @@ class ResumableTrainer(RedactingTrainer):
             counted=self._earlier_runs.checksums,
             calibration=loss.calibration and loss.calibration.describe(),
         )
-        self._log.open(header, self.model)
+        self._open_log(header, prepared[0])
         if loss.calibration is not None:
             loss.calibration = Calibration.from_description(self._log.header["calibration"])
         self._adapters = list_adapters(self.model)
@@ -193,6 +193,10 @@ class ResumableTrainer(RedactingTrainer):
             self._log.catch_up(descent, self.lr_scheduler, from_initial=initial)
         self._seal_parameters(descent.optimizer)
         return prepared
+
+    def _open_log(self, header: dict[str, Any], model: torch.nn.Module) -> None:
+        """Open the log with `header`. Until here nothing was written, and no private row evaluated on `model`."""
+        self._log.open(header, self.model)
 
     def _find_beginning(self, initial: str | None) -> dict[str, Any] | None:
         """Return the claim of the run that made the initial values, if one is known; see `find_beginning`."""

@@ -77,6 +77,8 @@ class SearchingTrainer(PushingTrainer):
             "evaluated_alone": self._train_batch_size == 1,
         }
         self.method, self.budget = args.plan(units) if units else (None, None)
+        if self.method is not None:
+            args.settle_learning_rate(self.method, self.budget.planned_steps)
         self._planned_values = args.planned_values
         settings = {"directions": DIRECTIONS[args.directions], "seed": args.seed, "lr": args.learning_rate}
         settings |= {"update": args.update_rule, "constraint": self.method and self.method.constraint}

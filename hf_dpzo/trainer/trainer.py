@@ -37,10 +37,11 @@ from hf_dpzo.trainer.checks import (
     refuse_replaced_parts,
 )
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
-from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
 from hf_dpzo.trainer.progress import show_epsilon
+from hf_dpzo.trainer.rehearsing import RehearsingTrainer
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
+from hf_dpzo.trainer.trackers import refuse_missing_trackers
 from hf_dpzo.zo.walk import Stop, Walk
 
 
@@ -48,7 +49,7 @@ from hf_dpzo.zo.walk import Stop, Walk
 CHECKED_EVERY = 100
 
 
-class ZOTrainer(JoiningTrainer):
+class ZOTrainer(RehearsingTrainer):
     """A drop-in for `transformers.Trainer` that trains privately and without backpropagation.
 
     Takes what the Trainer takes, and:
@@ -94,6 +95,7 @@ class ZOTrainer(JoiningTrainer):
                 f"args={type(args).__name__}: ZOTrainer needs ZOTrainingArguments, which say what is private."
             )
         refuse_missing_generation(self, args)
+        refuse_missing_trackers(args)
         refuse_replaced_parts(compute_loss_func, optimizers, others.get("optimizer_cls_and_kwargs"))
         self._join(args, train_dataset, own_loss=per_example_loss is not None)
         refuse_parts(dataset=train_dataset, data_collator=data_collator, callbacks=callbacks or [], args=args)
@@ -231,7 +233,7 @@ class ZOTrainer(JoiningTrainer):
         self._find_log(resume_from_checkpoint or False)
         try:
             self._refuse_changes(resumes=bool(resume_from_checkpoint))
-            if self.args.audit:
+            if self.args.audit and not self._is_rehearsing:
                 method, _ = self.args.plan(self._num_units)
                 self._audit = self._processes.run_on_first(lambda: audit_or_raise(method, seed=self.args.seed))
             output = super().train(self._log.checkpoint, trial, ignore_keys_for_eval=ignore_keys_for_eval)

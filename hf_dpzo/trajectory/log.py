@@ -207,16 +207,7 @@ class TrajectoryWriter:
             TrajectoryError: no reader would accept the log.
             OSError: the folder cannot be written to.
         """
-        text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
-        start = MAGIC + _LENGTH.pack(len(text)) + text
-        data = start + hashlib.sha256(start).digest()
-        steps = parse_header(text, remedy="a run like that cannot be logged: simplify it")["plan"]["steps"]
-        largest = MAX_LOG_BYTES - len(data)
-        if steps * layout_from_header(header).record_size > largest:
-            raise TrajectoryError(
-                f"max_steps={steps}: a log of {MAX_LOG_BYTES >> 20} MiB, the most that is read, holds "
-                f"{largest // layout_from_header(header).record_size} of these steps; lower it, or num_directions."
-            )
+        data, _ = encode_start(header)
         write_atomically(path, data)
         return cls(path, Trajectory.read(path))
 
@@ -280,6 +271,26 @@ def acquire_lock(path: Path) -> filelock.BaseFileLock:
     except filelock.Timeout:
         raise TrajectoryError(f"{path}: another process writes this log; wait for it, or stop it.") from None
     return lock
+
+
+def encode_start(header: Mapping[str, Any]) -> tuple[bytes, int]:
+    """Return what a log with `header` begins with, and the number of bytes that it has in the end.
+
+    Raises:
+        TrajectoryError: no reader would accept the log.
+    """
+    text = json.dumps(header, sort_keys=True, allow_nan=False).encode()
+    start = MAGIC + _LENGTH.pack(len(text)) + text
+    data = start + hashlib.sha256(start).digest()
+    steps = parse_header(text, remedy="a run like that cannot be logged: simplify it")["plan"]["steps"]
+    record_size = layout_from_header(header).record_size
+    largest = MAX_LOG_BYTES - len(data)
+    if steps * record_size > largest:
+        raise TrajectoryError(
+            f"max_steps={steps}: a log of {MAX_LOG_BYTES >> 20} MiB, the most that is read, holds "
+            f"{largest // record_size} of these steps; lower it, or num_directions."
+        )
+    return data, len(data) + steps * record_size
 
 
 def layout_from_header(header: Mapping[str, Any]) -> RecordLayout:

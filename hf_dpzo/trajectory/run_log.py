@@ -12,7 +12,8 @@ from hf_dpzo.io.files import refuse_links_in
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.step.descent import Descent
-from hf_dpzo.trajectory.checkpoints import CheckpointMark, check_checkpoint, find_checkpoint
+from hf_dpzo.trajectory.checkpoints import CheckpointMark
+from hf_dpzo.trajectory.finding import find_run
 from hf_dpzo.trajectory.going_on import refuse_other_parameters, take_over
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
@@ -62,27 +63,10 @@ class RunLog:
         # Held from before the first read until the run ends, so that the log cannot change in between.
         self._lock = self._acquire_lock()
         try:
-            return self._find_existing(resume)
+            return find_run(self._folder, resume)
         except BaseException:
             self._lock.release()
             raise
-
-    def _find_existing(self, resume: bool | str) -> tuple[Trajectory | None, Path | None]:
-        folder = self._folder
-        if resume:
-            if not (folder / LOG_FILE).is_file():
-                raise TrajectoryError(
-                    f"resume_from_checkpoint={resume}: output_dir={folder} holds no log of a run; leave it out to "
-                    "start one."
-                )
-            log = Trajectory.read(folder)
-            return log, self._choose_checkpoint(resume, log)
-        if (folder / LOG_FILE).exists():
-            raise TrajectoryError(
-                f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
-                "choose another folder for a new one."
-            )
-        return None, None
 
     @property
     def num_spent_steps(self) -> int:
@@ -252,25 +236,6 @@ class RunLog:
                 "gives them back."
             )
         return mark.steps
-
-    def _choose_checkpoint(self, resume: bool | str, log: Trajectory) -> Path | None:
-        """Return the checkpoint that `resume` names, or the newest complete one."""
-        if resume is True or Path(resume).resolve() == self._folder.resolve():
-            return find_checkpoint(self._folder, log)
-        if Path(resume).resolve().parent != self._folder.resolve():
-            raise TrajectoryError(
-                f"resume_from_checkpoint={resume}: it is neither True nor a checkpoint in output_dir={self._folder}; "
-                "pass one of these."
-            )
-        if not Path(resume).is_dir():
-            raise TrajectoryError(
-                f"resume_from_checkpoint={resume}: there is no such checkpoint; pass True, which finds the newest."
-            )
-        if not check_checkpoint(Path(resume), log):
-            raise TrajectoryError(
-                f"resume_from_checkpoint={resume}: it was never finished; pass True, which finds the newest that was."
-            )
-        return Path(resume)
 
 
 def _advance_schedule(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:

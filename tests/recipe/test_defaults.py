@@ -81,7 +81,7 @@ def test_what_a_recipe_or_a_flag_sets_is_kept(head, flags, changes):
             {"clip_norm": None, "num_directions": None, "smoothing": 0.1},
         ),
         ({"num_train_epochs": 2}, {"max_steps": -1}),
-        ({"update": "adam"}, {"learning_rate": 1e-3}),
+        ({"update": "adam"}, {"learning_rate": None}),
     ],
     ids=str,
 )

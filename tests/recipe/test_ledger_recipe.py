@@ -61,3 +61,24 @@ def test_an_audit_of_a_run_enters_nothing(write, workplace, path, capsys):
     assert main(["audit", "--run", str(workplace / "out")]) == 0
     assert not path.exists()
     assert DataLedger(workplace / "away.ledger").read() == before
+
+
+def test_a_plan_says_what_all_runs_would_come_to_and_enters_nothing(write, workplace, path, capsys):
+    recipe = write(privacy_ledger=str(path), eval_rows="absent")
+    planned = ["plan", recipe, "--output_dir", str(workplace / "second")]
+    assert main(planned) == 0
+    assert "runs on these data, with this one" not in table(capsys.readouterr().out) and not path.exists()
+    assert main(["train", recipe]) == 0
+    capsys.readouterr()
+    assert main(planned) == 0
+    said = table(capsys.readouterr().out)
+    assert said["runs on these data, with this one"] == "2"
+    assert len(DataLedger(path).read().runs) == 1
+    assert main(["train", recipe, "--output_dir", str(workplace / "second")]) == 0
+    assert table(capsys.readouterr().out)["epsilon of all of them"] == said["epsilon of all of them"]
+
+
+def test_a_plan_beyond_the_budget_says_so(write, path, capsys):
+    DataLedger(path, create=True).set_budget(epsilon=0.01, delta=1e-3)
+    assert main(["plan", write(privacy_ledger=str(path))]) == 1
+    assert "would come to epsilon=" in capsys.readouterr().out
