@@ -11,6 +11,7 @@ from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.going_on import trains_first_factor
@@ -90,6 +91,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         per_example_loss=recipe.kind.build_loss(recipe, model, tokenizer),
     )
     trainer.recipe_flags = recipe.movable_flags
+    trainer.used_recipe = describe_use(recipe, tokenizer)
     trainer.longest_row = recipe.max_length
     return trainer
 
