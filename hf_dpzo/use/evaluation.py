@@ -70,8 +70,6 @@ def evaluate_rows(
 
 def _encode(rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
     if isinstance(rows, str | Path):
-        # No row is held out or left out by what the training data were.
-        whole = replace(recipe, data=str(rows), eval_data=None, eval_split=None, eval_rows=None, eval_share=None)
-        return load_rows(replace(whole, where=None, train_split="train", data_config=None), tokenizer)[0]
+        return load_rows(replace(recipe, data=str(rows), data_config=None, train_split="train"), tokenizer)[0]
     table = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list([dict(row) for row in rows])
     return encode_table(table, recipe, tokenizer)

@@ -1,7 +1,7 @@
 """Loads a trained model, its tokenizer and its recipe, from a folder or the Hub, without trust in what is there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ class _Published:
         if used is not None and path is not None:
             raise ValueError(f"recipe={path}: the log of {self.name} holds the recipe of its run; leave this out.")
         if path is not None:
-            return read_recipe(path)[0]
+            # Which rows were trained on says nothing about those that are asked.
+            written = read_recipe(path)[0]
+            return replace(written, where=None, eval_data=None, eval_split=None, eval_rows=None, eval_share=None)
         if used is None:
             return None
         place = self.base or self.log.header["base"]["name"]

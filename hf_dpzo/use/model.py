@@ -208,4 +208,5 @@ class TrainedModel:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             inputs = collate([encoded[place] for place in places])
-            yield places, {name: value.to(device) for name, value in inputs.items()}
+            # A collator of responses has no labels to give.
+            yield places, {name: value.to(device) for name, value in inputs.items() if value is not None}
