@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from hf_dpzo.use.model import TrainedModel
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where a trained model is."""
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where a trained model and its base model are."""
     parser.add_argument("model", help="the folder of a trained model or of its log, or user/model on the Hub")
     parser.add_argument("--base", help="where the base model is; by default where the log says")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a trained model that is to answer."""
+    add_place_flags(parser)
     parser.add_argument("--recipe", help="the recipe that trained it, for a model from before recipes were saved")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default a GPU if there is one")
 

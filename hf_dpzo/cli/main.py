@@ -4,13 +4,41 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_dpzo.cli import audit, calibrate, card, epsilon, evaluate, generate, predict, push_log, replay, train, verify
+from hf_dpzo.cli import (
+    audit,
+    calibrate,
+    card,
+    epsilon,
+    evaluate,
+    export,
+    generate,
+    merge,
+    predict,
+    push_log,
+    replay,
+    train,
+    verify,
+)
 from hf_dpzo.cli.output import make_printable
 from hf_dpzo.privacy.ledger import BudgetExceededError
 
 
 # In the order of `hf-dpzo --help`.
-COMMANDS = (train, predict, generate, evaluate, epsilon, calibrate, replay, card, verify, push_log, audit)
+COMMANDS = (
+    train,
+    predict,
+    generate,
+    evaluate,
+    merge,
+    export,
+    epsilon,
+    calibrate,
+    replay,
+    card,
+    verify,
+    push_log,
+    audit,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,13 +43,15 @@ def describe_use(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str
     }
     if recipe.task == "feature-classification":
         kept["layer"] = recipe.layer
+    else:
+        kept["adapter"] = recipe.adapter
     if recipe.task == "generation":
         for name in ("reward", "stop_strings", "max_new_tokens"):
             kept[name] = getattr(recipe, name)
     if recipe.task == "chat" and isinstance(tokenizer.chat_template, str):
         kept["chat_template"] = fingerprint_text(tokenizer.chat_template)
     written = {name: value for name, value in kept.items() if value not in (None, [], {})}
-    return {"task": recipe.task, "adapter": recipe.adapter, **written, "max_length": recipe.max_length}
+    return {"task": recipe.task, **written, "max_length": recipe.max_length}
 
 
 def restore_recipe(used: Mapping[str, Any], base: str) -> Recipe:
