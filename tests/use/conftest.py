@@ -58,6 +58,12 @@ def words(train) -> Path:
 
 
 @pytest.fixture(scope="session")
+def activated(train) -> Path:
+    """The folder of an activated adapter that answers by label words. To be read alone."""
+    return train(adapter="activated-lora", **WORDS)
+
+
+@pytest.fixture(scope="session")
 def head(train) -> Path:
     """The folder of a head on features. To be read alone."""
     return train(**HEAD)

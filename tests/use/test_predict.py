@@ -2,12 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from huggingface_hub import create_repo
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
 
 import hf_dpzo
+from hf_dpzo import ZOTrainer, seeded_peft_model, verify
+from hf_dpzo.card.files import is_public_file
+from hf_dpzo.cli.main import main
 from hf_dpzo.recipe.recipe import read_recipe
 from hf_dpzo.recipe.tables import load_tables
+
+from support.rows import labelled_rows
 
 
 def said(folder) -> dict[str, float]:
@@ -19,7 +28,7 @@ def load(folder, models, base="causal"):
     return hf_dpzo.load(folder, base=str(models / base), device="cpu")
 
 
-KINDS = ("words", "head", "full")
+KINDS = ("words", "activated", "head", "full")
 
 
 @pytest.fixture(params=KINDS)
@@ -65,3 +74,47 @@ def test_the_metrics_of_the_held_out_rows_are_those_of_the_card(kind, models):
     measured = load(folder, models, base).evaluate(load_tables(recipe)[1])
     assert measured["loss"] == pytest.approx(said(folder)["eval_loss"], rel=1e-4)
     assert measured["accuracy"] == pytest.approx(said(folder)["eval_accuracy"])
+
+
+@pytest.fixture
+def published(hub, words, tmp_path):
+    """A repository with all public files of a run, and one with its log alone."""
+    for name in ("tester/model", "tester/log"):
+        create_repo(name)
+    for path in words.iterdir():
+        if is_public_file(path):
+            hub.edit("tester/model", path.name, path.read_bytes())
+    assert main(["push-log", str(words), "tester/log"]) == 0
+    return "tester/model", "tester/log"
+
+
+def test_repositories_answer_as_the_folder_does(published, hub, words, models):
+    texts = ["w1 w2", "w3"]
+    assert "recipe.json" in hub.commits("tester/log")[-1].files
+    own, *others = (load(place, models).predict(texts) for place in (words, *published))
+    assert all(answers == own for answers in others)
+
+
+def test_a_run_in_python_gives_its_model_and_says_that_it_has_no_recipe(tmp_path, tokenizer, make_args, models):
+    base = AutoModelForSequenceClassification.from_pretrained(models / "classifier")
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
+    args = make_args()
+    options = {"args": args, "train_dataset": labelled_rows(40), "processing_class": tokenizer}
+    trainer = ZOTrainer(model=seeded_peft_model(base, config, seed=0), **options)
+    trainer.train()
+    trainer.save_model()
+    model = load(args.output_dir, models, "classifier")
+    assert model.recipe is None and model.tokenizer("w1")["input_ids"] == tokenizer("w1")["input_ids"]
+    with pytest.raises(ValueError, match="keeps none, because Python code or an earlier version trained it"):
+        model.predict("w1")
+    folder = Path(args.output_dir)
+    assert not (folder / "recipe.json").exists() and "## Use it" not in (folder / "README.md").read_text()
+    assert "recipe" not in {finding.name for finding in verify(folder, weights=False)}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**FIELDS, "model_name_or_path": str(models / "classifier")}))
+    told = hf_dpzo.load(folder, base=str(models / "classifier"), recipe=path, device="cpu")
+    assert told.predict("w1")["label"] in ("no", "yes")
+
+
+FIELDS = {"task": "sequence-classification", "classes": ["no", "yes"], "data": "rows.csv", "method": "mezo"}
+FIELDS |= {"max_steps": "1", "output_dir": "out", "where": '{"source": "a"}', "use_cpu": "true"}
