@@ -25,6 +25,7 @@ from hf_dpzo.recipe.saved import restore_recipe
 from hf_dpzo.trajectory.base_files import MAX_DOWNLOAD, announce_download
 from hf_dpzo.trajectory.earlier_runs import name_log
 from hf_dpzo.trajectory.initial import restore_initial_values
+from hf_dpzo.trajectory.known_bases import recall_base
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import build_initial_model, locate_base_model
 from hf_dpzo.use.model import TrainedModel
@@ -50,11 +51,13 @@ def load(
     The weights are those that were saved. Where only a log was published, they are replayed from the base model.
 
     Guarantee: a stranger may have made the folder or the repository. None of its files runs code, or makes this
-    process open a file elsewhere; the base model is a commit on the Hub, a file of an installed package, or `base`.
+    process open a file elsewhere; the base model is a commit on the Hub, a file of an installed package, `base`, or
+    where this user's own run of that very log found it.
 
     Args:
         name: a folder, or a repository on the Hub.
-        base: the place of the base model. By default the log names it, if it is on the Hub or in a Python package.
+        base: the place of the base model. By default the log names it, if it is on the Hub or in a Python package, or
+            the recipe's run found it in a folder of this machine.
         revision: a branch, tag or commit of the repository.
         recipe: the YAML file of the recipe that trained it, for a model that was trained before recipes were saved.
         device: the device, such as "cpu" or "cuda:1"; by default a GPU if there is one.
@@ -113,7 +116,13 @@ class _Published:
         folder = fetch_log(source)
         log = Trajectory.read(folder)
         return cls(
-            name=name, revision=revision, source=source, folder=folder, log=log, base=base, max_download=max_download
+            name=name,
+            revision=revision,
+            source=source,
+            folder=folder,
+            log=log,
+            base=base or recall_base(log),
+            max_download=max_download,
         )
 
     def locate_base(self) -> tuple[str, str | None]:

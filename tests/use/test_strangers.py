@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import hf_dpzo
@@ -22,6 +23,12 @@ def copied(words, tmp_path) -> Path:
 @pytest.fixture
 def load(models):
     return lambda folder: hf_dpzo.load(folder, base=str(models / "causal"), device="cpu")
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path) -> None:
+    """A machine that did not train the model."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
 
 def change(path: Path, **values) -> None:
@@ -51,7 +58,12 @@ def test_a_link_in_the_place_of_a_tokenizer_is_refused(copied, load, tmp_path):
         load(copied)
 
 
-def test_a_base_model_is_opened_only_where_the_user_says(copied, models):
+def test_where_it_was_trained_its_base_is_known(words, models):
+    asked = hf_dpzo.load(words, device="cpu")
+    assert asked.predict("w1") == hf_dpzo.load(words, base=str(models / "causal"), device="cpu").predict("w1")
+
+
+def test_a_base_model_is_opened_only_where_the_user_says(copied, models, elsewhere):
     """The adapter's own configuration, which PEFT would follow, and the folder that the log names are not."""
     change(copied / "adapter_config.json", base_model_name_or_path="/etc")
     with pytest.raises(TrajectoryError, match="name where it is here, as base"):
