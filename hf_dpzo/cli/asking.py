@@ -43,6 +43,15 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=16, help="rows at once; default 16")
 
 
+def load_asked_model(arguments: argparse.Namespace) -> "TrainedModel":
+    """Load the model that the flags name, which answers rows; an error is raised before it is loaded."""
+    from hf_dpzo.use.loading import require_recipe
+
+    if arguments.recipe is None:
+        require_recipe(arguments.model, revision=arguments.revision)
+    return load_model(arguments)
+
+
 def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Load the model that the flags name."""
     from hf_dpzo.use.loading import load
@@ -68,7 +77,7 @@ def ask_rows(arguments: argparse.Namespace, ask: Callable[["TrainedModel", Seque
     columns = [] if arguments.data is None else rows.column_names
     if arguments.output is not None:
         check_answers_path(arguments.output, arguments.data, columns)
-    model = load_model(arguments)
+    model = load_asked_model(arguments)
     listed = list(rows)
     answers = ask(model, listed)
     if arguments.output is None:

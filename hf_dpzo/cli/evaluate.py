@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from hf_dpzo.cli.asking import add_model_flags, add_reading_flags, load_model
+from hf_dpzo.cli.asking import add_model_flags, add_reading_flags, load_asked_model
 from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
 
@@ -20,5 +20,5 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     from hf_dpzo.use.tables import read_rows
 
     rows = read_rows(arguments.data, encoding=arguments.encoding, separator=arguments.separator)
-    metrics = load_model(arguments).evaluate(rows, batch_size=arguments.batch_size)
+    metrics = load_asked_model(arguments).evaluate(rows, batch_size=arguments.batch_size)
     return Outcome(text=format_table([(name, f"{value:.6g}") for name, value in metrics.items()]))

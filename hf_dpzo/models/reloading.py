@@ -38,7 +38,9 @@ def refuse_inexact_reload(model: torch.nn.Module) -> None:
         return
     config = model.active_peft_config
     for place, layer in _pick_layers(model):
-        fault = _find_fault(model, place, layer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What PEFT warns of as it saves, it says again when the user saves.
+            fault = _find_fault(model, place, layer)
         if fault is not None:
             init = getattr(config, "init_lora_weights", None)
             named = "adapter" if init is None else f"init_lora_weights={init!r}"
@@ -100,8 +102,7 @@ def _reload_layer(
         parent.add_module(part, child)
         parent = child
     parent.add_module(last, copy.deepcopy(layer.get_base_layer()))
-    with warnings.catch_warnings(), publicly_seeded(seed):
-        warnings.simplefilter("ignore")
+    with publicly_seeded(seed):
         loaded = inject_adapter_in_model(copy.deepcopy(config), root)
         set_peft_model_state_dict(loaded, {key: value.clone() for key, value in saved.items()})
     return loaded.get_submodule(place).state_dict()

@@ -4,6 +4,7 @@ It is public: it names neither data nor a folder of this machine, and it holds n
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ _KEPT = ("response", "label_columns", "label_separator", "lora_invocation", "pos
 # Tasks that read no template, and those that read no label of a row.
 _WITHOUT_TEMPLATE = ("chat", "question-answering", "token-classification")
 _WITHOUT_LABEL = ("chat", "question-answering", "causal-lm", "seq2seq-lm", "masked-lm")
+
+
+# A width in a template by which a stranger could ask for any amount of memory.
+_WIDE = re.compile(r"\{[^{}]*:[^{}]*\d{5,}[^{}]*\}")
 
 
 # What stands for the training data, which no use of a model reads.
@@ -64,6 +69,9 @@ def restore_recipe(used: Mapping[str, Any], base: str) -> Recipe:
     Raises:
         ValueError: this version has no such task, or it cannot be done that way.
     """
+    for name in ("template", "response"):
+        if _WIDE.search(used.get(name, "")):
+            raise ValueError(f"{name}: it writes a column with a width that no text has; use an unchanged log.")
     fields = {name: value for name, value in used.items() if name != "chat_template"}
     words = fields.pop("label_words", None)
     if words is not None:

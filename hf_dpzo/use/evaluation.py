@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -71,5 +72,7 @@ def evaluate_rows(
 def _encode(rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
     if isinstance(rows, str | Path):
         return load_rows(replace(recipe, data=str(rows), data_config=None, train_split="train"), tokenizer)[0]
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.to_dict("records")
     table = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list([dict(row) for row in rows])
     return encode_table(table, recipe, tokenizer)

@@ -28,7 +28,7 @@ from hf_dpzo.trajectory.initial import restore_initial_values
 from hf_dpzo.trajectory.known_bases import recall_base
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import build_initial_model, locate_base_model
-from hf_dpzo.use.model import TrainedModel
+from hf_dpzo.use.model import TrainedModel, build_missing_recipe
 from hf_dpzo.use.tokenizer import holds_tokenizer, load_published_tokenizer
 from hf_dpzo.verification.published import INDEX_SUFFIX, holds_weights, list_loaded_files
 
@@ -86,6 +86,12 @@ def load(
         calibration=published.log.header.get("calibration"),
         name=str(name),
     )
+
+
+def require_recipe(name: str | Path, *, revision: str | None = None) -> None:
+    """Raise `ValueError` if the log of a published model keeps no recipe. No model is loaded to find out."""
+    if "recipe" not in Trajectory.read(fetch_log(open_source(name, revision))).header:
+        raise build_missing_recipe(str(name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """A trained model that answers rows, as its recipe says."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from hf_dpzo.use.evaluation import evaluate_rows
 
 
 Row = str | Mapping[str, Any]
+Rows = Row | Iterable[Row] | pd.DataFrame
 
 
 DEFAULT_BATCH_SIZE = 16
@@ -56,12 +58,12 @@ class TrainedModel:
         self._name = name
 
     @torch.no_grad()
-    def predict(self, rows: Row | Sequence[Row], *, batch_size: int = DEFAULT_BATCH_SIZE) -> Any:
+    def predict(self, rows: Rows, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Any:
         """Return the answer to each row, in their order, or the answer to a single row.
 
         Args:
-            rows: rows, as mappings from columns to values, such as those of a `datasets.Dataset`; or texts, if the
-                model reads one column.
+            rows: rows, as mappings from columns to values, a `datasets.Dataset` or a data frame; or texts, if the model
+                reads one column.
             batch_size: the number of rows that are computed at once.
 
         Returns:
@@ -81,7 +83,7 @@ class TrainedModel:
                 None if text is None else {"text": text}
                 for text in self.generate(rows, max_new_tokens=self._default_tokens, batch_size=batch_size)
             ]
-        loss, read = self._build_loss(recipe), [self._read_row(row) for row in rows]
+        loss, read = self._build_loss(recipe), [self._read_row(row) for row in list_rows(rows)]
         answers: list[Answer | None] = [None] * len(read)
         for places, inputs in self._batch(read, batch_size):
             scores = loss.scores(self.model, drop_labels(inputs))
@@ -93,7 +95,7 @@ class TrainedModel:
     @torch.no_grad()
     def generate(
         self,
-        rows: Row | Sequence[Row],
+        rows: Rows,
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -123,7 +125,7 @@ class TrainedModel:
             ends_early=True,
             temperature=temperature,
         )
-        read = [self._read_row(row) for row in rows]
+        read = [self._read_row(row) for row in list_rows(rows)]
         texts: list[str | None] = [None] * len(read)
         for places, inputs in self._batch(read, batch_size):
             tokens = generation.generate(self.model, inputs)
@@ -161,10 +163,7 @@ class TrainedModel:
 
     def _require_recipe(self) -> Recipe:
         if self.recipe is None:
-            raise ValueError(
-                f"recipe: {self._name} keeps none, because Python code or an earlier version trained it; pass the YAML "
-                "file of the recipe that did, as recipe (--recipe), or call the model yourself."
-            )
+            raise build_missing_recipe(self._name)
         return self.recipe
 
     def _build_loss(self, recipe: Recipe) -> PerExampleLoss:
@@ -210,3 +209,20 @@ class TrainedModel:
             inputs = collate([encoded[place] for place in places])
             # A collator of responses has no labels to give.
             yield places, {name: value.to(device) for name, value in inputs.items() if value is not None}
+
+
+def build_missing_recipe(name: str) -> ValueError:
+    """Return the error of a model, a folder or a repository, that keeps no recipe."""
+    return ValueError(
+        f"recipe: {name} keeps none, because Python code or an earlier version trained it; pass the YAML file of the "
+        "recipe that did, as recipe (--recipe), or call the model yourself."
+    )
+
+
+def list_rows(rows: Rows) -> list[Row]:
+    """Return rows one by one; those of a data frame as mappings, since it lists the names of its columns itself.
+
+    >>> list_rows(pd.DataFrame({"text": ["a", None]}))
+    [{'text': 'a'}, {'text': None}]
+    """
+    return rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)

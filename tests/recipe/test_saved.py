@@ -139,3 +139,9 @@ def test_a_restored_recipe_is_the_one_that_was_described(fields):
     restored = restore_recipe(used, "m")
     assert describe_use(restored, letter_tokenizer()) == describe_use(recipe, letter_tokenizer())
     assert restored.labels == recipe.labels and restored.words == recipe.words
+
+
+@pytest.mark.parametrize("template", ["{text:>99999999999}", "{text} {title:^100000}", "{text"])
+def test_a_template_that_no_run_saves_is_refused(template):
+    with pytest.raises(ValueError, match="template"):
+        restore_recipe({"task": "causal-lm", "max_length": 8, "template": template}, "m")

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from datasets import Dataset
 from huggingface_hub import create_repo
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification
@@ -46,6 +48,18 @@ def test_answers_are_those_of_the_runs_own_evaluation(kind, models):
     measured = model.evaluate(rows, batch_size=7)
     assert measured["accuracy"] == pytest.approx(right / 80) and measured["rows"] == 80
     assert all(sum(answer["scores"].values()) == pytest.approx(1) for answer in answers)
+
+
+def test_rows_may_be_a_data_set_a_data_frame_or_a_file(words, models):
+    model = load(words, models)
+    rows = [{"text": f"w{i}", "label": i % 2} for i in range(5)]
+    expected = model.predict(rows)
+    assert model.predict(Dataset.from_list(rows)) == model.predict(pd.DataFrame(rows)) == expected
+    assert model.predict(Dataset.from_list(rows)["text"]) == expected
+    measured = model.evaluate(rows)
+    assert model.evaluate(pd.DataFrame(rows)) == measured
+    (words.parent / "few.csv").write_text("text,label\n" + "".join(f"w{i},{i % 2}\n" for i in range(5)))
+    assert model.evaluate(words.parent / "few.csv") == measured
 
 
 def test_an_answer_depends_on_its_row_alone(kind, models):
