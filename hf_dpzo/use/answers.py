@@ -112,8 +112,8 @@ def _read_parts(
 def _find_part(start: Sequence[float], end: Sequence[float], of_context: Sequence[bool]) -> tuple[int, int, float]:
     """Return the first and the last token of the most probable answer, and its probability.
 
-    >>> _find_part([0.2, 0.1, 0.7, 0.0], [0.2, 0.7, 0.1, 0.0], [False, True, True, True])
-    (2, 2, 0.07)
+    >>> _find_part([0.25, 0.25, 0.5, 0.0], [0.25, 0.0, 0.25, 0.5], [False, True, True, True])
+    (2, 3, 0.25)
     """
     best = (0, 0, start[0] * end[0])
     for first, allowed in enumerate(of_context):

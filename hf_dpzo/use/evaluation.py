@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.per_example import PerExampleLoss
@@ -64,6 +64,7 @@ def evaluate_rows(
             compute_metrics=recipe.kind.compute_metrics,
             per_example_loss=loss,
         )
+        trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name != "epoch"}
     return {**{name: value for name, value in named.items() if name not in _SPEED}, "rows": len(encoded)}

@@ -222,7 +222,7 @@ def build_missing_recipe(name: str) -> ValueError:
 def list_rows(rows: Rows) -> list[Row]:
     """Return rows one by one; those of a data frame as mappings, since it lists the names of its columns itself.
 
-    >>> list_rows(pd.DataFrame({"text": ["a", None]}))
-    [{'text': 'a'}, {'text': None}]
+    >>> list_rows(pd.DataFrame({"text": ["a", "b"]}))
+    [{'text': 'a'}, {'text': 'b'}]
     """
     return rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)

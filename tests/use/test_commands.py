@@ -75,6 +75,7 @@ def test_answers_may_be_written_by_the_model(ask, writer, data, tmp_path):
 def test_a_model_is_evaluated_on_a_file(ask, train, words, capsys):
     assert ask("evaluate", "--data", str(words.parent / "rows.csv")) == 0
     out = capsys.readouterr().out
+    assert "eval_loss" not in out and len(out.splitlines()) == 3
     assert re.search(r"accuracy +0\.\d+\n", out) and re.search(r"rows +80\n", out)
 
 
