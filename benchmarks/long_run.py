@@ -38,7 +38,7 @@ from hf_dpzo.privacy.noise import BernoulliSampler
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trainer.redacting import RedactingTrainer
 from hf_dpzo.trainer.resumable import ResumableTrainer
-from hf_dpzo.trajectory.log import TrajectoryWriter
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hf_dpzo.trainer.trainer import ZOTrainer
     from hf_dpzo.trajectory.log import Trajectory
     from hf_dpzo.trajectory.replay import replay_onto
+    from hf_dpzo.use.loading import load
+    from hf_dpzo.use.model import TrainedModel
     from hf_dpzo.verification.verify import verify
 
 
@@ -27,6 +29,7 @@ __all__ = [
     "FeatureClassifier",
     "PerExampleLoss",
     "Prompt",
+    "TrainedModel",
     "Trajectory",
     "ZOSeq2SeqTrainer",
     "ZOSeq2SeqTrainingArguments",
@@ -34,6 +37,7 @@ __all__ = [
     "ZOTrainingArguments",
     "__version__",
     "from_trajectory",
+    "load",
     "plan",
     "replay_onto",
     "seeded_peft_model",
@@ -48,12 +52,14 @@ _LAZY_IMPORTS = {
     "PUBLIC_TEXTS": "models.public_texts",
     "PerExampleLoss": "losses",
     "Prompt": "losses",
+    "TrainedModel": "use.model",
     "Trajectory": "trajectory.log",
     "ZOSeq2SeqTrainer": "trainer.seq2seq",
     "ZOSeq2SeqTrainingArguments": "trainer.seq2seq",
     "ZOTrainer": "trainer.trainer",
     "ZOTrainingArguments": "arguments.training_args",
     "from_trajectory": "card.repository",
+    "load": "use.loading",
     "plan": "recipe.planning",
     "replay_onto": "trajectory.replay",
     "seeded_peft_model": "models.seeded",

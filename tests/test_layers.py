@@ -33,6 +33,7 @@ PACKAGES = {
     "trainer": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},
     "trl": {"trl"},
     "recipe": {"torch", "transformers", "peft", "datasets"},
+    "use": {"torch", "transformers", "peft", "datasets", "safetensors"},
     "cli": {"huggingface_hub"},
 }
 FACES = ("__init__", "__main__", "_requirements", "_version")

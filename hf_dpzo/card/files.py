@@ -13,6 +13,10 @@ from hf_dpzo.trajectory.parts import PARTS_FILE
 CARD_FILE, STATEMENT_FILE = "README.md", "privacy.json"
 
 
+# What the model needs to be used, as the log has it, for people and programs that read no log.
+RECIPE_FILE = "recipe.json"
+
+
 # What is read of a run's folder to publish it, or to write its card anew.
 READ_FILES = (LOG_FILE, INITIAL_FILE, PARTS_FILE, STATEMENT_FILE, CARD_FILE)
 
@@ -23,7 +27,7 @@ PUBLIC_SUFFIXES = {".jinja", ".json", ".md", ".model", ".png", ".safetensors", "
 
 # The files of an earlier model: transformers would load them instead of the new ones, or beside them, and the parts of
 # another run are none of this one's.
-STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json", PARTS_FILE)
+STALE_PATTERNS = ("*.safetensors*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.h5", "*config.json", PARTS_FILE, RECIPE_FILE)
 
 
 def is_public_file(path: Path) -> bool:

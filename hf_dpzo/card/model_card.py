@@ -1,4 +1,4 @@
-"""The guarantee, written beside the log: `privacy.json` for machines, `README.md` for people, and a picture.
+"""The guarantee, written beside the log: `privacy.json` for machines, `README.md` for people, a picture, the recipe.
 
 The card is a function of `privacy.json`, of the names of the files beside it, and of this version's template. So a
 reader who has these can write it again.
@@ -15,11 +15,12 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_dpzo.card.declarations import Declarations
-from hf_dpzo.card.files import CARD_FILE, STATEMENT_FILE, is_weights_file
+from hf_dpzo.card.files import CARD_FILE, RECIPE_FILE, STATEMENT_FILE, is_weights_file
 from hf_dpzo.card.front_matter import CardError, list_tags, parse_card, select_metadata
 from hf_dpzo.card.parts import describe_parts
 from hf_dpzo.card.schema import check_statement
 from hf_dpzo.card.statement import build_statement
+from hf_dpzo.card.use import delete_recipe, format_recipe, format_use
 from hf_dpzo.io.files import read_plain, replace_all
 from hf_dpzo.methods import METHODS
 from hf_dpzo.plots import PICTURE_FILE, draw_training
@@ -75,6 +76,10 @@ def write_card(
         STATEMENT_FILE: f"{json.dumps(statement, indent=2, allow_nan=False)}\n".encode(),
         CARD_FILE: str(render_card(statement, files, metadata)).encode(),
     }
+    if "recipe" in statement["training"]:
+        data[RECIPE_FILE] = format_recipe(statement).encode()
+    else:
+        delete_recipe(folder)
     replace_all({folder / name: content for name, content in data.items()}, durably=durably)
 
 
@@ -101,6 +106,7 @@ def render_card(
         picture_alt=PICTURE_ALT_TEXT if statement["evaluation"]["history"] else "epsilon over the steps",
         percent=format_percent,
         parts=describe_parts(sanitize_text(statement.get("parts", []))),
+        use=format_use(statement) if "recipe" in statement["training"] else None,
     )
     return ModelCard(text)
 

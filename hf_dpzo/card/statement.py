@@ -112,7 +112,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
             "dataset": list(declarations.dataset),
             "task": declarations.task or _find_task(run.header["base"]),
             **_describe_invocation(run.header["adapter"]),
-            **({"calibration": run.header["calibration"]} if "calibration" in run.header else {}),
+            **{name: run.header[name] for name in ("calibration", "recipe") if name in run.header},
         },
         "evaluation": {
             "data_are_public": declarations.eval_data_is_public,

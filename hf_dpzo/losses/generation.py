@@ -27,6 +27,8 @@ class Generation:
         max_new_tokens: the number of new tokens.
         max_prompt_length: the largest number of tokens of a prompt, of which the last ones are kept; `None` for all.
         stop_strings: texts before which a completion ends.
+        ends_early: whether a batch ends when all of its rows have, so that time depends on rows. Never in training.
+        temperature: the temperature to sample at; `None` for the most probable token.
 
     Raises:
         ValueError: a number of tokens is no positive whole number.
@@ -36,6 +38,8 @@ class Generation:
     max_new_tokens: int
     max_prompt_length: int | None = None
     stop_strings: tuple[str, ...] = ()
+    ends_early: bool = False
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_prompt_length"):
@@ -83,7 +87,7 @@ class Generation:
         prompts = dict(inputs)
         if is_whole:
             prompts = _align_padding(inputs, is_left=not base.config.is_encoder_decoder, token=self._padding)
-        output = model.generate(**prompts, generation_config=self._configure())
+        output = model.generate(**prompts, generation_config=self._configure(model))
         new = output[:, 1:] if base.config.is_encoder_decoder else output[:, prompts["input_ids"].shape[1] :]
         is_end = torch.isin(new, torch.tensor(self.find_end_tokens(model), device=new.device))
         is_after = is_end.cumsum(dim=1) - is_end.int() > 0
@@ -115,14 +119,17 @@ class Generation:
         )
         return encoded["input_ids"]
 
-    def _configure(self) -> GenerationConfig:
+    def _configure(self, model: torch.nn.Module) -> GenerationConfig:
+        ends = (self.find_end_tokens(model) if self.ends_early else None) or _NEVER
+        sampling = {} if self.temperature is None else {"temperature": self.temperature}
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             min_new_tokens=0,
-            do_sample=False,
+            do_sample=self.temperature is not None,
+            **sampling,
             num_beams=1,
             use_cache=self.max_new_tokens > 1,  # A single token needs none, and layers that need not fill one may rest.
-            eos_token_id=_NEVER,
+            eos_token_id=ends,
             pad_token_id=self._padding,
             return_dict_in_generate=False,
         )

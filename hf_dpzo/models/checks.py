@@ -9,20 +9,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hf_dpzo.distributed.sharding import find_fsdp_roots, get_local_shard, is_sharded
 from hf_dpzo.models.activation import refuse_activation
-from hf_dpzo.models.precision import refuse_shared_scales
+from hf_dpzo.models.precision import refuse_packed_gguf, refuse_shared_scales
+from hf_dpzo.models.reloading import refuse_inexact_reload
 from hf_dpzo.models.unwrap import class_name, is_decoder, is_prompt_tuned, unwrap_model
 
 
 def refuse_model(model: torch.nn.Module, *, private: bool) -> None:
     """Raise `ValueError` for a model whose parameters cannot be perturbed, or for one that is known to couple rows.
 
-    An adapter that nothing would activate is refused too.
+    An adapter that nothing would activate, or that would not be loaded as it was trained, is refused too, and so are
+    weights of GGUF that are still packed.
 
     Args:
         model: the model to be trained.
         private: whether the run is private. Only then coupled rows are refused.
     """
+    refuse_packed_gguf(model)
     refuse_activation(model)
+    refuse_inexact_reload(model)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError(

@@ -74,6 +74,20 @@ def forget_unpacked_quantizer(model: torch.nn.Module) -> None:
         quantizer.remove_quantization_config(base)
 
 
+def refuse_packed_gguf(model: torch.nn.Module) -> None:
+    """Raise `ValueError` for weights of a GGUF file that are still packed: a log, and PEFT, would begin from others.
+
+    transformers 5.23 keeps them packed where a kernel can compute with them, whatever `dtype` asks for.
+    """
+    quantized = _get_quantization_config(model)
+    is_packed = any(not parameter.is_floating_point() for parameter in unwrap_model(model).parameters())
+    if quantized and quantized.get("quant_method") == "gguf" and is_packed:
+        raise ValueError(
+            "model: the weights of its GGUF file are still packed, and whoever loads what is published gets unpacked "
+            "ones; load it with quantization_config=transformers.GgufConfig(dequantize=True)."
+        )
+
+
 def refuse_variable_shapes(model: torch.nn.Module, *, fixed: bool) -> None:
     """Raise `ValueError` if `model` is not float32 and the shapes of its batches are not `fixed` by public values."""
     reduced = describe_reduced_precision(model)

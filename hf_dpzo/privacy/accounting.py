@@ -81,8 +81,9 @@ class Guarantee:
 
     def _repr_html_(self) -> str:
         bounds = {"epsilon": self.epsilon, "by PLD": self.pld, "by Rényi DP": self.rdp, "pure": self.pure}
+        bounds["delta"] = self.delta
         rows = [(name, f"{bound:.4g}") for name, bound in bounds.items() if bound is not None]
-        return format_html_table([*rows, ("delta", f"{self.delta:g}")], caption="Guarantee")
+        return format_html_table(rows, caption="Guarantee")
 
 
 def check_delta(delta: float, *, num_rows: int | None = None) -> float:

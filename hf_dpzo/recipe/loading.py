@@ -17,12 +17,22 @@ from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.invocation import find_invocation_tokens, ignore_base_tokens
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.recipe.tables import keep_rows, load_tables
+from hf_dpzo.recipe.tables import keep_rows, load_tables, select_rows
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Load the tokenizer, with padding on the side that the task needs."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
+    choose_padding(tokenizer, recipe)
+    return tokenizer
+
+
+def choose_padding(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+    """Let `tokenizer` pad by EOS if it has no other token for it, and on the side that the task needs.
+
+    Raises:
+        ValueError: it has neither.
+    """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -31,7 +41,6 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             "set its pad_token and save it beside the model."
         )
     tokenizer.padding_side = recipe.kind.padding_side(recipe)
-    return tokenizer
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> torch.nn.Module:
@@ -109,6 +118,16 @@ def load_rows(
     train, evaluation = load_tables(recipe, unit_column=kept_column)
     train = _encode_rows(train, recipe, tokenizer, kept_column=kept_column)
     return train, None if evaluation is None else _sort_by_length(_encode_rows(evaluation, recipe, tokenizer))
+
+
+def encode_table(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """Return `rows` of a table, encoded; those that the task can not use are left out, as in training.
+
+    Raises:
+        ValueError: they have not the columns that the recipe names, or can not become tokens, or nothing is left.
+    """
+    recipe.kind.check_tokenizer(recipe, tokenizer)
+    return _encode_rows(select_rows(rows, recipe), recipe, tokenizer)
 
 
 def load_held_out_rows(

@@ -13,10 +13,12 @@ from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.going_on import trains_first_factor
 from hf_dpzo.trajectory.header import TrajectoryError
+from hf_dpzo.trajectory.known_bases import remember_base
 from hf_dpzo.trajectory.log import Trajectory
 
 
@@ -40,6 +42,8 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=parse_resume_flag(args.resume_from_checkpoint))
     seconds = time.perf_counter() - started
+    if trainer.is_world_process_zero():
+        _remember_base(recipe, Path(args.output_dir))
     after = _measure_metric(trainer, recipe)
     trainer.save_model()
     trainer.accelerator.end_training()
@@ -61,6 +65,13 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         ("seconds of training", f"{seconds:.0f}"),
         (recipe.kind.name_trained(recipe), args.output_dir),
     ]
+
+
+def _remember_base(recipe: Recipe, folder: Path) -> None:
+    """Keep where a base model that is a folder is, so that the run's model can be used here without being told."""
+    place = Path(recipe.model_name_or_path).expanduser()
+    if place.is_dir():
+        remember_base(Trajectory.read(folder), str(place.resolve() / (recipe.gguf_file or "")))
 
 
 def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
@@ -98,6 +109,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     )
     trainer.recipe_flags = recipe.movable_flags
     trainer.ledger_rows = load_ledger_rows(recipe, args)
+    trainer.used_recipe = describe_use(recipe, tokenizer)
     trainer.longest_row = recipe.max_length
     return trainer
 

@@ -39,9 +39,9 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
         if recipe.eval_split == recipe.train_split:
             raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
         evaluation = _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
-    train = _select_rows(_shorten_floats(train, recipe), recipe)
+    train = select_rows(_shorten_floats(train, recipe), recipe)
     if evaluation is not None:
-        return train, _select_rows(_shorten_floats(evaluation, recipe), recipe)
+        return train, select_rows(_shorten_floats(evaluation, recipe), recipe)
     if recipe.eval_rows is None and recipe.eval_share is None:
         return train, None
     if unit_column is not None and unit_column not in train.column_names:
@@ -100,7 +100,7 @@ def _shorten_floats(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
     return rows
 
 
-def _select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+def select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
     """Return the rows that `where` describes, and that have what the task needs. Each row decides for itself."""
     _refuse_missing_columns(rows, recipe)
     wanted = {name: str(value) for name, value in recipe.where_values.items()}

@@ -5,7 +5,7 @@ A checkpoint holds weights and the Trainer's own state. Optimizer, schedule, sta
 
 import functools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class ResumableTrainer(RedactingTrainer):
     _adapters: tuple[str, ...] = ()
     # The values that the run leads to.
     _values: TrainedValues | None = None
+    # What the model needs to be used, if a recipe made the run.
+    used_recipe: Mapping[str, Any] | None = None
     # What the model held when the run began, and the seal on what is trained.
     _state: ModelState
     _seal: Seal
@@ -182,6 +184,7 @@ class ResumableTrainer(RedactingTrainer):
             began_from=self._find_beginning(values),
             counted=self._earlier_runs.checksums,
             calibration=loss.calibration and loss.calibration.describe(),
+            recipe=self.used_recipe,
         )
         self._open_log(header, prepared[0])
         if loss.calibration is not None:

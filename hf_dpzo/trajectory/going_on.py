@@ -49,7 +49,19 @@ def take_over(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any
     calibrations = header.get("calibration"), begun.get("calibration")
     if all(calibrations) and calibrations[0]["texts"] == calibrations[1]["texts"]:
         header = header | {"calibration": begun["calibration"]}  # Another device rounds otherwise.
+    header = _take_over_recipe(header, begun)
     rows = header["rows"]
     if rows["privacy_unit_column"] is not None:
         rows = rows | {"rows": begun["rows"]["rows"]}
     return header | {"made_with": begun["made_with"], "rows": rows}
+
+
+def _take_over_recipe(header: dict[str, Any], begun: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `header` without a recipe if the log of an earlier version has none, and with the log's if Python goes on.
+
+    >>> _take_over_recipe({"recipe": {"task": "chat"}}, {}), _take_over_recipe({}, {"recipe": {"task": "chat"}})
+    ({}, {'recipe': {'task': 'chat'}})
+    """
+    if "recipe" not in begun:
+        return {name: value for name, value in header.items() if name != "recipe"}
+    return {"recipe": begun["recipe"], **header}

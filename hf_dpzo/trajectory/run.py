@@ -164,6 +164,7 @@ def build_header(
     began_from: dict[str, Any] | None = None,
     counted: Sequence[str] = (),
     calibration: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the header of a run's log: public facts, and all that a replay needs.
 
@@ -179,6 +180,7 @@ def build_header(
         began_from: the epsilon and the delta of the run that made what this one begins with, if one is known.
         counted: the checksums of the logs of earlier runs that the plan counts.
         calibration: what is taken off the scores of label words; `None` for nothing.
+        recipe: what the model needs to be used; `None` where Python code made the run.
         environment: the probe's isolation, the versions, the kind of device and the number of processes, all of which
             may differ when the run is resumed elsewhere.
     """
@@ -213,6 +215,7 @@ def build_header(
                 **({} if began_from is None else {"began_from": began_from}),
                 **({"counted": list(counted)} if counted else {}),
                 **({} if calibration is None else {"calibration": calibration}),
+                **({} if recipe is None else {"recipe": recipe}),
                 "replays_on": _choose_replay_device(method, update, optimizer),
                 "made_with": environment,
             }

@@ -17,10 +17,11 @@ from hf_dpzo.trajectory.finding import find_run
 from hf_dpzo.trajectory.going_on import refuse_other_parameters, take_over
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import collect_initial_values, restore_initial_values, save_initial_values
-from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.records import Record
 from hf_dpzo.trajectory.replay import check_device, replay_records
 from hf_dpzo.trajectory.run_parts import RunParts
+from hf_dpzo.trajectory.writer import TrajectoryWriter, acquire_lock
 
 
 class RunLog:

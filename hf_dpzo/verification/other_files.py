@@ -14,6 +14,7 @@ from hf_dpzo.card.files import (
     CARD_FILE,
     CONFIG_FILES,
     PUBLIC_SUFFIXES,
+    RECIPE_FILE,
     STATEMENT_FILE,
     is_weights_file,
     split_checkpoint,
@@ -22,7 +23,7 @@ from hf_dpzo.card.sources import Source, SourceError
 from hf_dpzo.data_ledger.entry_mark import MARK_FILE
 from hf_dpzo.io.files import is_scratch_file
 from hf_dpzo.trajectory.initial import INITIAL_FILE
-from hf_dpzo.trajectory.log import LOG_FILE
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.parts import PARTS_FILE
 from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.published import INDEX_SUFFIX
@@ -82,6 +83,8 @@ def check_other_files(source: Source, log: Path) -> Finding:
         log: the log of the run.
     """
     checked = {name for name in source.sizes if is_weights_file(name) or name.endswith(INDEX_SUFFIX)} | CHECKED_FILES
+    if "recipe" in Trajectory.read(log).header:
+        checked.add(RECIPE_FILE)
     suspect = [name for name in source.sizes if name not in checked and not _is_inert(name)]
     suspect += [name for name in source.nested if PurePosixPath(name).suffix.lower() in _CODE_SUFFIXES]
     suspect += [name for name in source.sizes if name not in checked and _asks_for_code(source, name)]

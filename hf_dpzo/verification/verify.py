@@ -34,6 +34,7 @@ from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.verification.finding import Finding
 from hf_dpzo.verification.other_files import check_other_files
+from hf_dpzo.verification.recipe import check_recipe
 from hf_dpzo.verification.replay import OpenModel, check_replay, open_base_model
 
 
@@ -119,6 +120,8 @@ def _check_statement(statement: Mapping[str, Any], folder: Path, source: Source)
     expected = json.loads(json.dumps(build_statement(folder, Declarations.from_statement(statement))))
     yield from _compare_statement(statement, expected)
     yield from _guard("card", lambda: [_check_card(expected, source)])
+    if "recipe" in expected["training"]:
+        yield from _guard("recipe", lambda: [check_recipe(source, expected)])
 
 
 def _check_log(log: Trajectory, folder: Path, statement: Mapping[str, Any] | None) -> Finding:

@@ -16,8 +16,9 @@ from hf_dpzo.card.statement import build_statement
 from hf_dpzo.isolation.bound import describe_isolation, worst_isolation
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 
 from support.models import classifier, with_lora
 from support.rows import labelled_rows

@@ -16,7 +16,8 @@ from hf_dpzo import ZOTrainer
 from hf_dpzo.data.sampling import PoissonBatchSampler
 from hf_dpzo.data.units import Units, average_by_unit
 from hf_dpzo.privacy.clipping import SENSITIVITY, clip_to_lattice
-from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 
 from support.models import one_layer
 from support.rows import labelled_rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_dpzo.trajectory.log import TrajectoryWriter
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 
 from support.models import classifier, with_lora
 from support.processes import Here, alone

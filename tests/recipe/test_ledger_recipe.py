@@ -80,5 +80,4 @@ def test_a_plan_says_what_all_runs_would_come_to_and_enters_nothing(write, workp
 
 def test_a_plan_beyond_the_budget_says_so(write, path, capsys):
     DataLedger(path, create=True).set_budget(epsilon=0.01, delta=1e-3)
-    assert main(["plan", write(privacy_ledger=str(path))]) == 1
-    assert "would come to epsilon=" in capsys.readouterr().out
+    assert "would come to epsilon=" in refused(capsys, "plan", write(privacy_ledger=str(path)))

@@ -20,7 +20,8 @@ from hf_dpzo.recipe.recipe import read_recipe
 from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.trainer import resumable as durable
-from hf_dpzo.trajectory.log import LOG_FILE, Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 
 from support.logs import HEADER, record
 from support.models import causal_lm, one_layer

@@ -15,8 +15,8 @@ from hf_dpzo.models import history
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.trainer import checking
 from hf_dpzo.trajectory.earlier_runs import read_earlier_runs
-from hf_dpzo.trajectory.log import TrajectoryWriter
 from hf_dpzo.trajectory.run import LoggedRun
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 from hf_dpzo.verification.verify import verify
 
 from support.bases import LORA, load

@@ -22,7 +22,8 @@ from transformers import DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.trajectory.checkpoints import CheckpointMark
-from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory
+from hf_dpzo.trajectory.writer import TrajectoryWriter, acquire_lock
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 from support.models import one_layer

@@ -17,8 +17,9 @@ from hf_dpzo.cli.main import main
 from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.trainer import checking
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.log import LOG_FILE, TrajectoryWriter
+from hf_dpzo.trajectory.log import LOG_FILE
 from hf_dpzo.trajectory.parts import PARTS_FILE
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 from hf_dpzo.verification.verify import verify
 
 from support.runs import train

@@ -18,9 +18,10 @@ from hf_dpzo.trajectory.checkpoints import MARK_FILE as MARK
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import INITIAL_FILE as INITIAL
 from hf_dpzo.trajectory.log import LOG_FILE as LOG
-from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.replay import rebuild_model, replay_onto, replay_records
 from hf_dpzo.trajectory.run_log import RunLog
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
 from support.method_cases import CASES, PRIVATE

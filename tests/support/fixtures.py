@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from tqdm.std import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -47,6 +48,14 @@ def pytest_collection_finish() -> None:
 def _public_seed() -> None:
     """Weights of tiny models are the same in each test. Nothing in the library may depend on this."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory) -> Iterator[None]:
+    """Runs remember their base models in a place of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,8 +8,9 @@ import pytest
 
 from hf_dpzo.io.strict_json import compare_json
 from hf_dpzo.trajectory.header import TrajectoryError
-from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory, TrajectoryWriter, acquire_lock
+from hf_dpzo.trajectory.log import LOG_FILE, MAGIC, Trajectory
 from hf_dpzo.trajectory.records import RecordLayout
+from hf_dpzo.trajectory.writer import TrajectoryWriter, acquire_lock
 
 from support.logs import HEADER, record
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_dpzo import from_trajectory
 from hf_dpzo.cli.main import main
-from hf_dpzo.trajectory.log import Trajectory, TrajectoryWriter
+from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
+from hf_dpzo.trajectory.writer import TrajectoryWriter
 from hf_dpzo.verification.verify import verify
 
 from support.published import STEPS, failing, rewrite, weights_of

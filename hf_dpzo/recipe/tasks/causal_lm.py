@@ -20,6 +20,7 @@ class CausalLM(Task):
     """All tokens of the template are learned, or only those of the response if there is one."""
 
     lora_type = TaskType.CAUSAL_LM
+    writes = True
 
     def check(self, recipe: "Recipe") -> None:
         """Raise `ValueError` for a template or a response that is none."""
@@ -51,6 +52,14 @@ class CausalLM(Task):
             return encode_response(template, response, row, tokenizer, max_length=recipe.max_length)
         encoded = template.encode(row, tokenizer, recipe.max_length)
         return {**encoded, "labels": encoded["input_ids"]}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*Template(template=recipe.template).fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the template, which is continued."""
+        return Template(template=recipe.template).encode_open(row, tokenizer, recipe.max_length)
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads tokens and labels."""

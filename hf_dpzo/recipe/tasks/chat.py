@@ -7,7 +7,7 @@ import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from hf_dpzo.recipe.tasks.conversations import encode_conversation, read_messages, refuse_template
+from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
 
 
@@ -19,6 +19,7 @@ class Chat(Task):
     """The column `messages` is written by the tokenizer's chat template, and the assistant's turns are learned."""
 
     lora_type = TaskType.CAUSAL_LM
+    writes = True
     roles = ("messages",)
 
     def check(self, recipe: "Recipe") -> None:
@@ -40,6 +41,15 @@ class Chat(Task):
         """Return the tokens, and as labels those of the assistant's turns."""
         column = self.role("messages", recipe)
         return encode_conversation(read_messages(row[column], column), tokenizer, max_length=recipe.max_length)
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the column of messages."""
+        return [self.role("messages", recipe)]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the conversation up to where the assistant answers next."""
+        column = self.role("messages", recipe)
+        return encode_question(read_messages(row[column], column), tokenizer)
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads tokens and labels."""

@@ -134,6 +134,17 @@ def encode_conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase, 
     }
 
 
+def encode_question(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return `input_ids` and `attention_mask` of a conversation, up to where the assistant answers next.
+
+    Raises:
+        ValueError: the chat template refuses the conversation. The message holds nothing of it.
+    """
+    fitting = _explain(tokenizer, lambda: _fit_contents(messages, tokenizer))
+    tokens = _explain(tokenizer, lambda: _apply(fitting, tokenizer, asks=True))
+    return {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+
+
 def _explain(tokenizer: PreTrainedTokenizerBase, write: Callable[[], T]) -> T:
     """Return what `write` returns, or raise one sentence where the template fails, with no text but the template's."""
     try:

@@ -28,6 +28,7 @@ class GenerationTask(Task):
 
     lora_type = TaskType.CAUSAL_LM
     metric, metric_name = "eval_reward", "reward"
+    writes = True
 
     def check(self, recipe: "Recipe") -> None:
         """Raise `ValueError` unless there are a metric, and a response or words."""
@@ -61,7 +62,7 @@ class GenerationTask(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the prompt's tokens and the text to be met."""
-        encoded = Template(template=recipe.template).encode_open(row, tokenizer, recipe.max_length)
+        encoded = self.encode_input(row, recipe, tokenizer)
         if recipe.response is None:
             return {
                 **encoded,
@@ -69,6 +70,14 @@ class GenerationTask(Task):
             }
         response = Template(template=recipe.response)
         return {**encoded, REFERENCE: response.render(response.read_columns(row))}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*Template(template=recipe.template).fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the prompt's tokens."""
+        return Template(template=recipe.template).encode_open(row, tokenizer, recipe.max_length)
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads."""

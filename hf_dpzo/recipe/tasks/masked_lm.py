@@ -49,6 +49,14 @@ class MaskedLM(Task):
             "labels": [token if place in hidden else IGNORE_INDEX for place, token in enumerate(tokens)],
         }
 
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*Template(template=recipe.template).fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens, of which the text hides those that it writes as the tokenizer's mask."""
+        return Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
+
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads tokens and labels."""
         return DataCollatorForTokenClassification(tokenizer)

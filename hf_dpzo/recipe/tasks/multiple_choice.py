@@ -41,6 +41,15 @@ class MultipleChoice(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of the text with each choice, `[choices][tokens]`, and the number of the right one."""
+        label = find_class(row[recipe.label_column], recipe, recipe.label_column)
+        return {**self.encode_input(row, recipe, tokenizer), "labels": label}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template and of the choices."""
+        return [*Template(template=recipe.template).fields, *self._choice_columns(recipe)]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the text with each choice; the label is the first choice, whichever is right."""
         template = Template(template=recipe.template)
         text = template.render(template.read_columns(row))
         encoded = tokenizer(
@@ -49,8 +58,7 @@ class MultipleChoice(Task):
             truncation="longest_first",
             max_length=recipe.max_length,
         )
-        label = find_class(row[recipe.label_column], recipe, recipe.label_column)
-        return {**encoded, "labels": label}
+        return {**encoded, "labels": 0}
 
     def _choice_columns(self, recipe: "Recipe") -> list[str]:
         named = recipe.column_names.get("choices", "choices")

@@ -81,7 +81,15 @@ class PromptClassification(Task):
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the prompt's tokens and the class."""
         label = find_class(row[recipe.label_column], recipe, recipe.label_column)
-        return {**recipe.prompt.encode(row, tokenizer, recipe.max_length), "labels": label}
+        return {**self.encode_input(row, recipe, tokenizer), "labels": label}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*recipe.prompt.fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the prompt's tokens."""
+        return recipe.prompt.encode(row, tokenizer, recipe.max_length)
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads."""

@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
-from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForQuestionAnswering,
+    BatchEncoding,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+)
 
 from hf_dpzo.data.cells import to_number, to_text
 from hf_dpzo.losses.template import Template
@@ -44,22 +49,36 @@ class QuestionAnswering(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of question and context, and the first and the last token of the answer."""
-        question, context, answers = (self.role(name, recipe) for name in self.roles)
-        asked, read = to_text(row[question], question), to_text(row[context], context)
-        text, start = _read_answer(row[answers], read, answers)
-        encoded = tokenizer(
-            _cut_question(asked, read, tokenizer, recipe.max_length),
-            read,
-            truncation="only_second",
-            max_length=recipe.max_length,
-            return_offsets_mapping=True,
-        )
+        _, context, answers = (self.role(name, recipe) for name in self.roles)
+        text, start = _read_answer(row[answers], to_text(row[context], context), answers)
+        encoded = self.tokenize(row, recipe, tokenizer)
         first, last = encoded.char_to_token(start, sequence_index=1), None
         if text and first is not None:
             last = encoded.char_to_token(start + len(text) - 1, sequence_index=1)
         found = (first, last) if last is not None else (0, 0)
         tokens = {name: values for name, values in encoded.items() if name != "offset_mapping"}
         return {**tokens, "start_positions": found[0], "end_positions": found[1]}
+
+    def tokenize(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
+        """Return question and context as tokens, with the characters of these that each token stands for."""
+        question, context, _ = (self.role(name, recipe) for name in self.roles)
+        asked, read = to_text(row[question], question), to_text(row[context], context)
+        return tokenizer(
+            _cut_question(asked, read, tokenizer, recipe.max_length),
+            read,
+            truncation="only_second",
+            max_length=recipe.max_length,
+            return_offsets_mapping=True,
+        )
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of question and context."""
+        return [self.role(name, recipe) for name in self.roles[:2]]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of question and context."""
+        encoded = self.tokenize(row, recipe, tokenizer)
+        return {name: values for name, values in encoded.items() if name != "offset_mapping"}
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads."""

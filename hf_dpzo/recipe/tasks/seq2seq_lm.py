@@ -19,6 +19,7 @@ class Seq2SeqLM(Task):
     """The template is read, and the response is learned, each of at most `max_length` tokens."""
 
     lora_type = TaskType.SEQ_2_SEQ_LM
+    writes = True
 
     def check(self, recipe: "Recipe") -> None:
         """Raise `ValueError` unless there is a response."""
@@ -37,11 +38,19 @@ class Seq2SeqLM(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of the text, and those of the response as labels."""
-        encoded = Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
+        encoded = self.encode_input(row, recipe, tokenizer)
         response = Template(template=recipe.response)
         text = response.render(response.read_columns(row))
         labels = tokenizer(text_target=text, truncation=True, max_length=recipe.max_length)["input_ids"]
         return {**encoded, "labels": labels}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*Template(template=recipe.template).fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the text."""
+        return Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:
         """Return a collator that pads text and response, and shifts the response for the decoder."""

@@ -36,8 +36,15 @@ class TextHead(Task):
 
     def encode(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of the text, and its label or labels."""
-        encoded = Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
-        return {**encoded, "labels": self.read_labels(row, recipe)}
+        return {**self.encode_input(row, recipe, tokenizer), "labels": self.read_labels(row, recipe)}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns of the template."""
+        return [*Template(template=recipe.template).fields]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the text."""
+        return Template(template=recipe.template).encode(row, tokenizer, recipe.max_length)
 
     def read_labels(self, row: Row, recipe: "Recipe") -> Any:
         """Return the label of a row, or its labels."""

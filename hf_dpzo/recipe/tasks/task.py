@@ -36,6 +36,8 @@ class Task(ABC):
     compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None
     # Whether training begins with a head that knows nothing.
     has_new_head: bool = False
+    # Whether an answer is a text that the model writes.
+    writes = False
     # The columns that the task reads next to those of the template and the label; `columns` may call them otherwise.
     roles: tuple[str, ...] = ()
 
@@ -81,6 +83,17 @@ class Task(ABC):
 
         Raises:
             ValueError: a label is of no class, or a value is of the wrong type.
+        """
+
+    @abstractmethod
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the columns that a row needs to be answered, without those of its label."""
+
+    @abstractmethod
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of a row whose answer is not known: those that `encode` gives a row with the same columns.
+
+        Where the model writes the answer, they end where it begins.
         """
 
     @abstractmethod

@@ -64,11 +64,22 @@ class TokenClassification(Task):
         if len(words) != len(classes):
             raise ValueError(f"label_column={recipe.label_column}: a row has not one class for each word; correct it.")
         numbers = [find_class(cell, recipe, recipe.label_column) for cell in classes]
-        texts = [to_text(word, column) for word in words]
+        encoded = self.encode_input(row, recipe, tokenizer)
+        labels = [place if place == IGNORE_INDEX else numbers[place] for place in encoded["labels"]]
+        return {**encoded, "labels": labels}
+
+    def input_columns(self, recipe: "Recipe") -> list[str]:
+        """Return the column of words."""
+        return [self.role("tokens", recipe)]
+
+    def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Return the tokens of the words and, as the label of the first token of each word, the word's number."""
+        column = self.role("tokens", recipe)
+        texts = [to_text(word, column) for word in row[column]]
         encoded = tokenizer(texts, is_split_into_words=True, truncation=True, max_length=recipe.max_length)
         places = encoded.word_ids()
         firsts = [place is not None and place not in places[:index] for index, place in enumerate(places)]
-        labels = [numbers[place] if first else IGNORE_INDEX for place, first in zip(places, firsts, strict=True)]
+        labels = [place if first else IGNORE_INDEX for place, first in zip(places, firsts, strict=True)]
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
 
     def build_collator(self, tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> Callable:

@@ -1,0 +1,154 @@
+"""The recipe of a run as a file beside its weights, and what a card says of how the model is used."""
+
+import hashlib
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from hf_dpzo.card.files import RECIPE_FILE
+from hf_dpzo.models.location import PACKAGE_PREFIX
+
+
+RECIPE_SCHEMA = "hf-dpzo/recipe@1"
+
+
+# Where transformers saves a tokenizer's chat template.
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+
+# Tasks whose answer is a text that the model writes.
+WRITING_TASKS = ("causal-lm", "chat", "seq2seq-lm", "generation")
+
+
+# More than any recipe takes: that of a model with many classes.
+MAX_RECIPE_BYTES = 1 << 20
+
+
+def describe_file_content(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of the recipe's file: where the base model is, and what the log says of its use.
+
+    A folder of the machine that trained is named by its last part alone.
+
+    >>> statement = {"training": {"recipe": {"task": "chat", "max_length": 8}}}
+    >>> base = {"name": "/home/somebody/model", "revision": None}
+    >>> describe_file_content({**statement, "reproducibility": {"base_model": base}})["model_name_or_path"]
+    'model'
+    """
+    base = statement["reproducibility"]["base_model"]
+    name = base["name"]
+    if base["revision"] is None and not name.startswith(PACKAGE_PREFIX):
+        name = PurePath(name).name
+    loading = {key: base[key] for key in ("dtype", "quantization") if key in base}
+    revision = {} if base["revision"] is None else {"model_revision": base["revision"]}
+    return {
+        "schema": RECIPE_SCHEMA,
+        "model_name_or_path": name,
+        **revision,
+        **loading,
+        **statement["training"]["recipe"],
+    }
+
+
+def fingerprint_text(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def format_recipe(statement: Mapping[str, Any]) -> str:
+    """Return the text of the recipe's file."""
+    return f"{json.dumps(describe_file_content(statement), indent=2, allow_nan=False)}\n"
+
+
+def delete_recipe(folder: Path) -> None:
+    """Delete the recipe that another run left in `folder`, and no other file of that name."""
+    path = folder / RECIPE_FILE
+    if path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_RECIPE_BYTES:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return
+        if isinstance(content, dict) and content.get("schema") == RECIPE_SCHEMA:
+            path.unlink()
+
+
+def format_use(statement: Mapping[str, Any]) -> str:
+    """Return what a card says of how the model is used: what it reads and answers, and code that runs as it is."""
+    recipe, made = statement["training"]["recipe"], statement["reproducibility"]
+    name = _quote(made["repository"] or "FOLDER_OR_REPOSITORY")
+    base = made["base_model"]
+    is_found = base["revision"] is not None or base["name"].startswith(PACKAGE_PREFIX)
+    where = "" if is_found else ', base="WHERE_THE_BASE_MODEL_IS"'
+    flag = "" if is_found else " --base WHERE_IT_IS"
+    call = "generate" if recipe["task"] in WRITING_TASKS else "predict"
+    rows = f"[{{{', '.join(f'{_quote(column)}: {value}' for column, value in _list_columns(recipe).items())}}}]"
+    lines = [
+        "With `hf_dpzo`, which encodes a row as training did, and runs no code of this repository:",
+        "",
+        "```python",
+        "import hf_dpzo",
+        "",
+        f"model = hf_dpzo.load({name}{where})",
+        f"print(model.{call}({rows}))",
+        "```",
+        "",
+        "Or for a file of rows (CSV, TSV, JSON lines or Parquet):",
+        "",
+        "```bash",
+        f"hf-dpzo {call} {_shell(made['repository'])}{flag} --data rows.csv --output answers.csv",
+        "```",
+        "",
+        f"`{RECIPE_FILE}` says what it needs, for programs of any kind. The log holds the same:",
+        "",
+        "```json",
+        _escape(json.dumps(recipe, indent=2)),
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _list_columns(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return an example of a value, as Python code, for each column that the model reads."""
+    columns, task = recipe.get("columns", {}), recipe["task"]
+    if task == "chat":
+        return {columns.get("messages", "messages"): '[{"role": "user", "content": "Good morning"}]'}
+    if task == "token-classification":
+        return {columns.get("tokens", "tokens"): '["Words", "of", "a", "text"]'}
+    if task == "question-answering":
+        return {columns.get(name, name): '"A text of words"' for name in ("question", "context")}
+    found = dict.fromkeys(_find_fields(recipe.get("template", "{text}")), '"A text of words"')
+    if task == "multiple-choice":
+        choices = columns.get("choices", "choices")
+        texts = [f'"Choice {number}"' for number in range(len(recipe.get("classes", ())))]
+        if isinstance(choices, list):
+            return {**found, **dict(zip(choices, texts, strict=False))}
+        return {**found, choices: f"[{', '.join(texts)}]"}
+    return found
+
+
+def _find_fields(template: str) -> list[str]:
+    """Return the columns that a template names; none of one that is no template, which a stranger may have written."""
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None and name != "mask"]
+    except ValueError:
+        return []
+
+
+def _quote(text: str) -> str:
+    """Return `text` as Python writes it, in ASCII."""
+    return _escape(json.dumps(text) if all(ord(c) < 1 << 16 for c in text) else ascii(text))
+
+
+def _shell(repository: str | None) -> str:
+    """Return a name as one word of a command line, without anything that a shell would read."""
+    return "".join(c for c in repository or "FOLDER_OR_REPOSITORY" if c.isalnum() or c in "/._-")
+
+
+def _escape(text: str) -> str:
+    r"""Return JSON whose texts hold nothing that ends a block of code or is markup; its values are the same.
+
+    >>> _escape('"<b> `x`"')
+    '"\\u003cb> \\u0060x\\u0060"'
+    """
+    return text.replace("`", "\\u0060").replace("<", "\\u003c")
