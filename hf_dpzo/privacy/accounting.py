@@ -19,7 +19,7 @@ from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.cost import PointLimit, predict_width
 from hf_dpzo.privacy.dense import dense_composition, read_epsilon
-from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
+from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases, count_releases
 
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -272,11 +272,6 @@ def _pld_epsilon(releases: Releases, delta: float) -> float:
     epsilon = read_epsilon(build_pld_accountant(releases, coarse), delta)
     finer = choose_grids(releases, epsilon)[1:]
     return min([epsilon, *(read_epsilon(build_pld_accountant(releases, grid), delta) for grid in finer)])
-
-
-def count_releases(releases: Releases) -> int:
-    """Return the number of releases, repetitions included."""
-    return sum(count for _, count in releases)
 
 
 def is_costly(releases: Releases) -> bool:

@@ -131,3 +131,12 @@ Releases = tuple[tuple[Query, int], ...]
 
 
 QUERIES: dict[str, type[GaussianQuery] | type[LaplaceQuery]] = {"gaussian": GaussianQuery, "laplace": LaplaceQuery}
+
+
+def count_releases(releases: Releases) -> int:
+    """Return the number of releases, repetitions included.
+
+    >>> count_releases(((NonPrivateQuery(), 3),))
+    3
+    """
+    return sum(count for _, count in releases)

@@ -259,9 +259,8 @@ class ResumableTrainer(RedactingTrainer):
     @property
     def _starts_from_initial(self) -> bool:
         """Whether the run starts from the initial values, because no checkpoint holds all that it needs."""
-        # A checkpoint of prompt tuning holds only the virtual tokens, not the encoder that produced them.
-        # One of a sharded model would have to be sharded again. Stateful steps depend on all steps before them.
-        # An audit needs the values that the run began from.
+        # A checkpoint of prompt tuning lacks the encoder of its virtual tokens; one of a sharded model would have to be
+        # sharded again. Stateful steps depend on all steps before, and an audit on the values that the run began from.
         incomplete = is_prompt_tuned(self.model) or is_sharded(self.model.parameters()) or bool(self.args.canaries)
         incomplete = incomplete or is_stateful(self.method, self.args.update_rule)
         return self._log.checkpoint is None or incomplete
