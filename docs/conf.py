@@ -35,6 +35,7 @@ include_patterns = [
     "hf_dpzo/methods/README.md",
     "model_cards/**.md",
 ]
+exclude_patterns = [".*", "build", "out"]  # Large, and without a page.
 
 myst_heading_anchors = 4
 smartquotes = False  # Two hyphens begin an option.
