@@ -148,7 +148,7 @@ def test_a_log_can_be_read_by_the_table_of_its_bytes_alone():
 
 
 def test_whatever_a_statement_says_is_described():
-    rows = read_rows(SECTIONS["privacy.json"]())
+    rows = list_described(SECTIONS["privacy.json"]())
     missing = {path for path in list_paths(json.loads(EXAMPLE.read_text("utf-8")), rows) if path not in rows}
     assert not missing
     assert rows["claim.epsilon"][-1] == "`2.0`"
@@ -157,6 +157,16 @@ def test_whatever_a_statement_says_is_described():
 
 def test_a_value_of_a_statement_that_no_row_describes_would_be_found():
     assert "weather" in set(list_paths({"weather": 1}, {"claim": ["object"]}))
+
+
+def list_described(page: str) -> dict[str, list[str]]:
+    """Return the cells of each row by the whole path of its value; an object is described by the title of its table."""
+    alone, *parts = re.split(r"^### `(\w+)`$", page, flags=re.MULTILINE)
+    rows = read_rows(alone)
+    for outer, part in zip(parts[::2], parts[1::2], strict=True):
+        inner = read_rows(part)
+        rows |= {outer: []} | {f"{outer}{'' if name[0] == '[' else '.'}{name}": inner[name] for name in inner}
+    return rows
 
 
 def list_paths(value: object, rows: dict[str, list[str]], path: str = "") -> Iterator[str]:

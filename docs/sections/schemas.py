@@ -1,7 +1,7 @@
 """What JSON files hold, from the schemas by which they are checked."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,28 @@ def build_parts_schema() -> str:
 
 
 def _build_schema(name: str, example: Any) -> str:
-    rows = list_values(load_validator(name).schema)
-    if example is None:
-        return table(("name", "what it holds", "what it is"), ([code(path), *cells] for path, *cells in rows))
-    return table(
-        ("name", "what it holds", "what it is", "in the quick start's"),
-        ([code(path), *cells, _shorten(_look_up(example, path))] for path, *cells in rows),
-    )
+    """Return a table of the values that stand alone, and one for each object, with its name above it."""
+    rows = list(list_values(load_validator(name).schema))
+    objects = [path for path, *_ in rows if "." not in path and any(_is_in(other, path) for other, *_ in rows)]
+    alone = [row for row in rows if not any(row[0] == path or _is_in(row[0], path) for path in objects)]
+    parts = [_build_table(alone, "", example)] if alone else []
+    for path in objects:
+        (described,) = (row for row in rows if row[0] == path)
+        inner = [row for row in rows if _is_in(row[0], path)]
+        text = f"{described[2]}\n\n" if described[2] else ""
+        parts.append(f"### `{path}`\n\n{text}{_build_table(inner, path, example)}")
+    return "\n".join(parts)
+
+
+def _is_in(path: str, outer: str) -> bool:
+    return path.startswith((f"{outer}.", f"{outer}[]"))
+
+
+def _build_table(rows: Sequence[Sequence[str]], outer: str, example: Any) -> str:
+    head = ["name", "what it holds", "what it is"] + ["in the quick start's"] * (example is not None)
+    shown = [] if example is None else [[_shorten(_look_up(example, path))] for path, *_ in rows]
+    cells = [[code(path.removeprefix(outer).removeprefix(".")), *others] for path, *others in rows]
+    return table(head, [cell + more for cell, more in zip(cells, shown or [[]] * len(cells), strict=True)])
 
 
 def list_values(schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
