@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hf_dpzo._requirements import check_requirements
 from hf_dpzo._version import __version__
 
 
@@ -36,6 +37,9 @@ __all__ = [
     "seeded_peft_model",
     "verify",
 ]
+
+check_requirements()
+
 
 _LAZY_IMPORTS = {
     "FeatureClassifier": "models.feature_classifier",

@@ -34,7 +34,7 @@ PACKAGES = {
     "recipe": {"torch", "transformers", "peft", "datasets"},
     "cli": {"huggingface_hub"},
 }
-FACES = ("__init__", "__main__", "_version")
+FACES = ("__init__", "__main__", "_requirements", "_version")
 HEAVY = set().union(*PACKAGES.values())
 # Beyond the order: secret and public randomness never meet, and accounting never meets the drawing of noise.
 STRANGERS = [("privacy", "zo"), ("zo", "privacy"), ("privacy.accounting", "privacy.noise")]

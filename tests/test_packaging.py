@@ -37,7 +37,8 @@ def sources(folder: Path, *parts: str) -> set[str]:
 def test_the_wheel_holds_the_package_and_all_files_that_it_reads(built):
     (wheel,) = (built / "dist").glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hf_dpzo/")}
-    assert held == sources(built, "hf_dpzo")
+    recipes = {f"hf_dpzo/{name}" for name in sources(built, "recipes") if name.endswith(".yaml")}
+    assert held == sources(built, "hf_dpzo") | recipes
     assert {"hf_dpzo/py.typed", "hf_dpzo/templates/model_card.md", "hf_dpzo/methods/README.md"} < held
 
 
@@ -46,7 +47,7 @@ def test_the_sdist_holds_all_files_that_its_tests_read(built):
     with tarfile.open(archive) as sdist:
         held = {member.name.partition("/")[2] for member in sdist if member.isfile()}
     wanted = sources(built, "hf_dpzo", "tests", "docs", "recipes", "benchmarks", "model_cards")
-    wanted |= {path.name for path in built.iterdir() if path.suffix in (".md", ".txt", ".cff", ".toml", ".cfg")}
+    wanted |= {path.name for path in built.iterdir() if path.suffix in (".md", ".txt", ".cff", ".toml", ".cfg", ".py")}
     assert wanted <= held
     assert {"CITATION.cff", "LICENSE", "SECURITY.md", "tests/conftest.py"} < held
 

@@ -16,6 +16,14 @@ from hf_dpzo.arguments.joined import refuse_joined_arguments
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
+# The flags of transformers of which no value but the default is ever taken.
+ALWAYS_REFUSED = {
+    *("gradient_accumulation_steps", "auto_find_batch_size", "label_smoothing_factor", "neftune_noise_alpha", "optim"),
+    *("max_grad_norm", "use_liger_kernel", "deepspeed", "fsdp", "save_on_each_node", "train_sampling_strategy"),
+    *("dataloader_drop_last", "include_num_input_tokens_seen", "debug", "skip_memory_metrics", "hub_token"),
+}
+
+
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
 

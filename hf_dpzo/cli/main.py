@@ -1,16 +1,27 @@
 """The command line `hf-dpzo`: combines the commands, and turns each error into one sentence."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from hf_dpzo.cli import audit, calibrate, card, epsilon, push_log, replay, train, verify
+from hf_dpzo._version import __version__
 from hf_dpzo.cli.output import make_printable
-from hf_dpzo.privacy.ledger import BudgetExceededError
 
 
-# In the order of `hf-dpzo --help`.
-COMMANDS = (train, epsilon, calibrate, replay, card, verify, push_log, audit)
+# In the order of `hf-dpzo --help`. A command's module is imported when the command is called, because that takes time.
+COMMANDS = {
+    "train": "fine-tune a model",
+    "epsilon": "what a noise multiplier guarantees",
+    "calibrate": "the noise multiplier that a guarantee asks for",
+    "replay": "rebuild a model or an adapter from its base model and its log",
+    "card": "write README.md and privacy.json of a run anew, from its log",
+    "verify": "compute a model's epsilon again from its log, replay its weights, and compare",
+    "push-log": "publish a private model as its log, without weights",
+    "audit": "attack the mechanism that a recipe would run, or a run with canaries",
+    "recipe": "show the recipes that come with the library, or copy one",
+    "completion": "write a script by which a shell completes commands and flags",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,26 +30,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 2 for bad input, with one sentence on standard error, and 130 for a command that was interrupted. Else
     it is the command's own: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
-    arguments, fields = _build_parser().parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    called = next((argument for argument in argv if not argument.startswith("-")), None)
+    arguments, fields = build_parser([called]).parse_known_args(argv)
     try:
         if fields and not arguments.takes_fields:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
         outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
-    except (ValueError, OSError, BudgetExceededError) as error:
-        sys.stderr.write(f"hf-dpzo: {make_printable(str(error))}\n")
-        return 2
+    except (ValueError, OSError) as error:
+        return _report(error)
+    except RuntimeError as error:
+        from hf_dpzo.privacy.ledger import BudgetExceededError
+
+        if not isinstance(error, BudgetExceededError):
+            raise
+        return _report(error)
     except KeyboardInterrupt:
         sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
         return 130
     return outcome.status
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _report(error: Exception) -> int:
+    sys.stderr.write(f"hf-dpzo: {make_printable(str(error))}\n")
+    return 2
+
+
+def build_parser(called: Sequence[str | None]) -> argparse.ArgumentParser:
+    """Return the parser of all commands; only those that are `called` have flags."""
     parser = argparse.ArgumentParser(prog="hf-dpzo", description="Differentially private zeroth-order fine-tuning.")
+    parser.add_argument("--version", action="version", version=f"hf-dpzo {__version__}")
     # Whether flags that the command does not define are fields of its recipe.
     parser.set_defaults(takes_fields=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS:
-        command.add_command(commands)
+    for name, description in COMMANDS.items():
+        if name in called:
+            importlib.import_module(f"hf_dpzo.cli.{name.replace('-', '_')}").add_command(commands)
+        else:
+            commands.add_parser(name, help=description)
     return parser

@@ -1,6 +1,7 @@
 """`hf-dpzo train`: fine-tune the model that a recipe names."""
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ def add_command(commands: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
-    from hf_dpzo.recipe.recipe import format_help, read_recipe
+    from hf_dpzo.recipe.help import format_help
+    from hf_dpzo.recipe.recipe import read_recipe
     from hf_dpzo.recipe.run import run_recipe
 
     if {"-h", "--help"} & set(fields):
@@ -23,6 +25,8 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
     recipe, args = read_recipe(arguments.recipe, fields)
+    if args.process_index == 0:
+        sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is read\n")
     started = time.perf_counter()
     rows = run_recipe(recipe, args)
     if not rows:

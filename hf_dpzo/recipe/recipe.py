@@ -17,6 +17,7 @@ from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
+from hf_dpzo.recipe.shipped import find_recipe
 from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
@@ -228,10 +229,14 @@ class Recipe:
 def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe at `path` and its training arguments; `flags` such as `--max_steps 10` replace its fields.
 
+    A word that is no file is the name of a recipe that comes with the library, such as quickstart.
+
     Raises:
         ValueError: the file is not a recipe, or a field is unknown or has a wrong value; the message names it.
     """
     path = Path(path)
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        path = find_recipe(path.name)
     if not path.is_file():
         raise ValueError(f"recipe={path}: no such file.")
     try:
@@ -272,9 +277,3 @@ def parse_recipe(
     recipe, args = parser.parse_args_into_dataclasses(args=argv)
     recipe.flags, recipe.chosen = tuple(argv), chosen
     return recipe, args
-
-
-def format_help() -> str:
-    """Return the list of all fields of a recipe, as argparse formats it."""
-    epilog = "--without NAME,NAME leaves fields of the recipe out."
-    return FieldParser((Recipe, ZOTrainingArguments), prog="hf-dpzo train recipe.yaml", epilog=epilog).format_help()

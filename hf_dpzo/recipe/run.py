@@ -72,6 +72,8 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
             "ones would contribute nothing; raise the last length, or lower max_length."
         )
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     model = load_model(recipe, tokenizer, seed=args.seed)
