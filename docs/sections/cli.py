@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from hf_dpzo.cli.main import _build_parser
+from hf_dpzo.cli.main import COMMANDS, build_parser
 
 from sections.markdown import code, plain, table
 
@@ -14,15 +14,14 @@ _WIDTH = 84
 
 def build_cli() -> str:
     """Return a section for each command: what it does, how it is called, and its options."""
-    (commands,) = (action for action in _build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    helps = {choice.dest: choice.help for choice in commands._choices_actions}
-    return "\n".join("".join(_describe(name, helps.get(name), commands.choices[name])) for name in commands.choices)
+    parser = build_parser([*COMMANDS])
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return "\n".join("".join(_describe(name, commands.choices[name])) for name in COMMANDS)
 
 
-def _describe(name: str, purpose: str | None, command: argparse.ArgumentParser) -> Iterator[str]:
-    yield f"## `hf-dpzo {name}`\n\n"
-    if purpose:
-        yield f"{plain(purpose[0].upper() + purpose[1:])}.\n\n"
+def _describe(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
+    purpose = COMMANDS[name]
+    yield f"## `hf-dpzo {name}`\n\n{plain(purpose[0].upper() + purpose[1:])}.\n\n"
     command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=_WIDTH)
     yield f"```text\n{command.format_usage().strip()}\n```\n\n"
     if command.get_default("takes_fields"):
