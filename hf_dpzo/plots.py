@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from hf_dpzo.privacy.queries import QUERIES, Query
 
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -174,6 +176,31 @@ def draw_training(statement: Mapping[str, Any]) -> bytes | None:
         metric_axes = axes.twinx()
         metric_axes.plot(*zip(*measured, strict=True), color="tab:blue", marker="o")
         metric_axes.set_ylabel(metric, color="tab:blue")
+    return _encode_png(figure)
+
+
+def draw_trajectory(table: "pd.DataFrame") -> "Figure":
+    """Draw what a run released, as `Trajectory.to_pandas` has it.
+
+    Above are epsilon, where the run was private, and the learning rate; below is the root mean square of the released
+    coefficients.
+    """
+    figure = create_figure(Path(PICTURE_FILE), size=(6, 5))
+    above, below = figure.subplots(2, sharex=True)
+    above.plot(table.index, table["epsilon"], color="tab:red")
+    above.set_ylabel("ε spent", color="tab:red")
+    rates = above.twinx()
+    rates.plot(table.index, table["learning_rate"], color="tab:gray")
+    rates.set_ylabel("learning rate", color="tab:gray")
+    coefficients = table.filter(regex="^coefficient_")
+    below.plot(table.index, (coefficients**2).mean(axis=1) ** 0.5, color="tab:blue")
+    below.set(xlabel="steps", ylabel="coefficients, RMS")
+    # A notebook shows a figure that pyplot did not make only if it has this method.
+    figure._repr_png_ = partial(_encode_png, figure)
+    return figure
+
+
+def _encode_png(figure: "Figure") -> bytes:
     picture = BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()

@@ -16,6 +16,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
+from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.cost import PointLimit, predict_width
 from hf_dpzo.privacy.dense import dense_composition, read_epsilon
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
@@ -77,6 +78,11 @@ class Guarantee:
     def epsilon(self) -> float:
         """The smallest of the bounds, infinite without any. A pure epsilon holds at every delta."""
         return min((bound for bound in (self.rdp, self.pld, self.pure) if bound is not None), default=math.inf)
+
+    def _repr_html_(self) -> str:
+        bounds = {"epsilon": self.epsilon, "by PLD": self.pld, "by Rényi DP": self.rdp, "pure": self.pure}
+        rows = [(name, f"{bound:.4g}") for name, bound in bounds.items() if bound is not None]
+        return format_html_table([*rows, ("delta", f"{self.delta:g}")], caption="Guarantee")
 
 
 def check_delta(delta: float, *, num_rows: int | None = None) -> float:

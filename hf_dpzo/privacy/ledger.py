@@ -8,6 +8,7 @@ import math
 from numbers import Integral
 from typing import Self
 
+from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.accounting import Guarantee, account
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 
@@ -169,6 +170,21 @@ class Budget:
     def guarantee(self) -> Guarantee:
         """Return the guarantee to state, which covers all claimed releases."""
         return account(self.claimed_releases, delta=self._stated_delta)
+
+    def _repr_html_(self) -> str:
+        rows = [("planned steps", self.planned_steps), ("steps taken", len(self.ledger))]
+        if self.trials > 1:
+            rows.append(("runs that epsilon covers", self.trials))
+        if not self.private:
+            return format_html_table([*rows, ("privacy", "none: there is no noise")], caption="Budget")
+        rows += [
+            ("noise multiplier", f"{self.query.noise_multiplier:.6g}"),
+            ("sampling rate", f"{self.query.sampling_rate:.6g}"),
+            ("epsilon spent so far", f"{round_up(self.running_epsilon()):g}"),
+            ("epsilon of the plan", f"{round_up(self.guarantee().epsilon):g}"),
+            ("delta", f"{self.delta:g}"),
+        ]
+        return format_html_table(rows, caption="Budget")
 
     def running_epsilon(self) -> float:
         """Return an upper bound on the epsilon spent so far, for logs.

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -123,20 +122,3 @@ def _sample_parameters(optimizer: ZOOptimizer) -> list[torch.Tensor]:
         movable = first if mask is None else mask.coordinates(index, limit=SAMPLE)
         sample.append(optimizer.read_settled(index, movable.to(parameter.device)))
     return sample
-
-
-class EpsilonProgressCallback(ProgressCallback):
-    """The stock progress bar, which also shows the last logged epsilon."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show logs as stock does, then put epsilon on the bar."""
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        if self.training_bar is not None and logs is not None and "epsilon" in logs:
-            self.training_bar.set_postfix(epsilon=logs["epsilon"])

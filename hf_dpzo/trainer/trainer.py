@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProgressCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
@@ -30,7 +30,6 @@ from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.trainer.activation import refuse_missing_invocation
-from hf_dpzo.trainer.callbacks import EpsilonProgressCallback
 from hf_dpzo.trainer.checks import (
     refuse_changed_arguments,
     refuse_differing_settings,
@@ -40,6 +39,7 @@ from hf_dpzo.trainer.checks import (
 from hf_dpzo.trainer.evaluation import refuse_missing_generation
 from hf_dpzo.trainer.joined import JoiningTrainer
 from hf_dpzo.trainer.overrides import select_arguments
+from hf_dpzo.trainer.progress import show_epsilon
 from hf_dpzo.trainer.reporting import FailedRows, load_report, mark_failed_units, release_report
 from hf_dpzo.zo.walk import Stop, Walk
 
@@ -122,9 +122,7 @@ class ZOTrainer(JoiningTrainer):
         self._plan_run()
         self._metric_prefixes = {"eval", "test"}
         self._audit: Audit | None = None
-        if ProgressCallback in [type(callback) for callback in self.callback_handler.callbacks]:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(EpsilonProgressCallback)
+        show_epsilon(self)
         if isinstance(unwrap_model(self.model), PreTrainedModel):
             # PEFT rewrites the tags of a card from the model's own whenever an adapter is saved.
             unwrap_model(self.model).add_model_tags(list(PRIVATE_TAGS if args.private else TAGS))

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 
@@ -24,6 +24,11 @@ from hf_dpzo.io.files import open_plain, refuse_links, write_atomically
 from hf_dpzo.trajectory.header import MAX_HEADER_BYTES, TrajectoryError, parse_header
 from hf_dpzo.trajectory.parts import PARTS_FILE, PARTS_REMEDY, Part, read_later_parts
 from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Records
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 LOG_FILE = "trajectory.zo"
@@ -74,6 +79,29 @@ class Trajectory:
         spent = len(self.records) + (self.torn_bytes > 0)
         later = (part for part in self.later_parts if part.first_step < spent)
         return Part(first_step=0, environment=self.header["made_with"]), *later
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a table with a row for each step, from 1.
+
+        Its columns are `epsilon`, an upper bound on what was spent up to this step (missing without privacy),
+        `learning_rate` of the first parameter group, `smoothing`, `lost`, which says whether the release of a torn
+        record is unknown, and `coefficient_0` and so on: the released coefficient of each direction, a noisy mean over
+        the expected batch, in units of the loss over the smoothing.
+        """
+        from hf_dpzo.trajectory.table import tabulate
+
+        return tabulate(self)
+
+    def plot(self) -> "Figure":
+        """Return a picture of the run, which needs matplotlib: epsilon, learning rate and coefficients by step."""
+        from hf_dpzo.plots import draw_trajectory
+
+        return draw_trajectory(self.to_pandas())
+
+    def _repr_html_(self) -> str:
+        from hf_dpzo.trajectory.table import format_log
+
+        return format_log(self)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

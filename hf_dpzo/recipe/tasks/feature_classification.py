@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 HEAD_DEFAULTS = TrainingDefaults(
     method="aggzo",
     expected_batch_size="all",
-    num_directions=128,
+    num_directions=64,
     clip=0.4,
     smoothing=0.1,
-    max_steps=80,
+    max_steps=160,
 )
 # The more classes there are, the less each one's weights feel of a row.
 RATE_PER_CLASS = 10.0

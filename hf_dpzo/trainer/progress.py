@@ -1,0 +1,35 @@
+"""Progress bars that show epsilon, in a terminal and in a notebook."""
+
+from typing import Any
+
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+
+
+def show_epsilon(trainer: Trainer) -> None:
+    """Replace the stock progress bar of `trainer`, if it has one, by one that shows epsilon."""
+    own: type[TrainerCallback] = EpsilonProgressCallback
+    if DEFAULT_PROGRESS_CALLBACK is not ProgressCallback:  # Then this is a notebook, which needs IPython.
+        from hf_dpzo.trainer.notebook import EpsilonNotebookCallback
+
+        own = EpsilonNotebookCallback
+    if DEFAULT_PROGRESS_CALLBACK in [type(callback) for callback in trainer.callback_handler.callbacks]:
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        trainer.add_callback(own)
+
+
+class EpsilonProgressCallback(ProgressCallback):
+    """The stock progress bar, which also shows the last logged epsilon."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show logs as stock does, then put epsilon on the bar."""
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None and logs is not None and "epsilon" in logs:
+            self.training_bar.set_postfix(epsilon=logs["epsilon"])
