@@ -32,6 +32,7 @@ include_patterns = [
     "docs/*.md",
     "recipes/README.md",
     "benchmarks/README.md",
+    "examples/README.md",
     "hf_dpzo/methods/README.md",
     "model_cards/**.md",
 ]
