@@ -52,8 +52,8 @@ class Study:
 
     def cells(self) -> Iterator[tuple[str, str, str]]:
         """Yield each task, setting and contender."""
-        for setting in self.plan["settings"]:
-            for task in self.plan["tasks"]:
+        for setting, facts in self.plan["settings"].items():
+            for task in facts["tasks"]:
                 for contender in self.plan["contenders"]:
                     yield task, setting, contender
 
