@@ -32,7 +32,7 @@ def _describe(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     for group in command._action_groups:
         rows = [_describe_option(action) for action in group._group_actions if action.help != argparse.SUPPRESS]
         if rows:
-            yield f"{plain(group.description)}\n\n" if group.description else ""
+            yield f"{plain(group.description[0].upper() + group.description[1:])}:\n\n" if group.description else ""
             yield f"{table(['option', 'what it is'], rows)}\n"
 
 
