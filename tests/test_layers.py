@@ -27,6 +27,7 @@ PACKAGES = {
     "trajectory": {"torch", "transformers", "peft", "safetensors", "filelock", "huggingface_hub"},
     "auditing": {"torch", "scipy"},
     "card": {"torch", "transformers", "huggingface_hub", "jsonschema"},
+    "data_ledger": {"torch", "datasets", "transformers", "psutil"},
     "verification": {"torch", "transformers", "peft", "scipy", "safetensors", "huggingface_hub"},
     "arguments": {"transformers"},
     "trainer": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},

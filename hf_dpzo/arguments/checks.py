@@ -8,6 +8,7 @@ from hf_dpzo.arguments.privacy_args import (
     check_canaries,
     check_earlier_runs,
     check_privacy,
+    check_privacy_ledger,
     check_report,
     check_trials,
     check_units,
@@ -48,3 +49,4 @@ def check_values(args: TrainingArguments) -> None:
     check_earlier_runs(args)
     check_canaries(args)
     check_report(args)
+    check_privacy_ledger(args)

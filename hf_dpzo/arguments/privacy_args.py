@@ -1,5 +1,7 @@
 """Checks the flags that set the privacy of a run, and the number of runs that a guarantee covers."""
 
+import os
+
 from transformers import TrainingArguments
 
 from hf_dpzo.arguments.coercion import coerce_count, coerce_list, coerce_positive
@@ -69,6 +71,16 @@ def check_report(args: TrainingArguments) -> None:
         raise ValueError(f"report_failed_rows={share:g}: it is a share of the budget; set 0.5 or less, such as 0.02.")
     if share is not None and not args.private:
         raise ValueError(f"report_failed_rows={share:g}: without noise there is no budget to pay from; remove it.")
+
+
+def check_privacy_ledger(args: TrainingArguments) -> None:
+    """Coerce and check `privacy_ledger`."""
+    if not isinstance(args.privacy_ledger, str | os.PathLike | None):
+        raise ValueError(
+            f"privacy_ledger={args.privacy_ledger!r}: it is the path of a file beside the data; name one, such as "
+            "data.ledger, or remove it."
+        )
+    args.privacy_ledger = str(args.privacy_ledger or "") or None
 
 
 def check_units(args: TrainingArguments) -> None:

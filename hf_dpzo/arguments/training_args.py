@@ -202,6 +202,13 @@ class ZOTrainingArguments(TrainingArguments):
             "goes on from: epsilon covers what they released too."
         },
     )
+    privacy_ledger: str | None = field(
+        default=None,
+        metadata={
+            "help": "A file beside the data, on a local disk, that counts all runs on these rows: this one is entered "
+            "before its first step, and refused beyond the budget set there. See hf-dpzo ledger."
+        },
+    )
     report_failed_rows: float | None = field(
         default=None,
         metadata={

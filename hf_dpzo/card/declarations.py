@@ -34,6 +34,8 @@ class Declarations:
         task: the name of the task on the Hub.
         repository: the repository on the Hub that the model is published in; `None` if it is not published.
         versions: the versions of the software.
+        data_ledger: what the ledger of the data counted when this was written: runs, and what they come to together;
+            `None` if there was no ledger.
     """
 
     isolation: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Declarations:
     task: str | None = None
     repository: str | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    data_ledger: Mapping[str, Any] | None = None
 
     @classmethod
     def from_statement(cls, statement: Mapping[str, Any]) -> Self:
@@ -72,6 +75,7 @@ class Declarations:
             task=training["task"],
             repository=statement["reproducibility"]["repository"],
             versions=statement["versions"],
+            data_ledger=statement.get("data_ledger"),
         )
 
     @classmethod

@@ -123,6 +123,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
         **_describe_parts(log.parts),
+        **({} if declarations.data_ledger is None else {"data_ledger": dict(declarations.data_ledger)}),
     }
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": "compute a model's epsilon again from its log, replay its weights, and compare",
     "push-log": "publish a private model as its log, without weights",
     "audit": "attack the mechanism that a recipe would run, or a run with canaries",
+    "ledger": "what all runs on the same rows have spent, and their budget",
     "recipe": "show the recipes that come with the library, or copy one",
     "completion": "write a script by which a shell completes commands and flags",
 }

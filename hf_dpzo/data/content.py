@@ -37,7 +37,7 @@ def digest_tables(dataset: Dataset) -> bytes:
     tables, or where reading a row looks elsewhere, the digest is one that no other data set has.
     """
     # A subclass may read its rows in another way.
-    if type(dataset) is not datasets.Dataset or _looks_elsewhere(dataset):
+    if type(dataset) is not datasets.Dataset or looks_elsewhere(dataset):
         return np.random.default_rng().bytes(32)
     digest = hashlib.sha256()
     raw = dataset.with_format("arrow")
@@ -50,7 +50,7 @@ def digest_tables(dataset: Dataset) -> bytes:
     return digest.digest()
 
 
-def _looks_elsewhere(dataset: datasets.Dataset) -> bool:
+def looks_elsewhere(dataset: datasets.Dataset) -> bool:
     """Return whether a transform, or the decoding of a file that a table only names, makes the rows."""
     is_transformed = dataset.format["type"] == "custom"
     return is_transformed or any(map(require_decoding, (dataset.features or {}).values()))

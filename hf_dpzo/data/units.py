@@ -73,7 +73,7 @@ class Units:
             ValueError: not all rows have the column.
         """
         try:
-            users = run_sealed("train_dataset", lambda: [row[column] for row in _select_column(dataset, column)])
+            users = read_users(dataset, column)
         except WithheldError:
             raise ValueError(
                 f"privacy_unit_column={column}: not all rows of train_dataset have it; name another column."
@@ -161,6 +161,16 @@ def _average_exactly(rows: np.ndarray) -> list[float]:
     # Scaled, because `fsum` fails where a partial sum overflows, which depends on the order.
     columns = (rows * _HEADROOM).T.tolist()
     return [math.fsum(column) / len(rows) / _HEADROOM for column in columns]
+
+
+def read_users(dataset: Any, column: str) -> list[str | int | float | bytes | None]:
+    """Return the user of each row, `None` for rows without one; raise `WithheldError` unless all rows have `column`.
+
+    >>> read_users([{"user": "ann"}, {"user": torch.tensor(3)}], "user")
+    ['ann', 3]
+    """
+    read = run_sealed("train_dataset", lambda: [row[column] for row in _select_column(dataset, column)])
+    return [_get_user_key(user) for user in read]
 
 
 def _select_column(dataset: Any, column: str) -> Iterable[Any]:

@@ -8,6 +8,7 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.recipe.defaults import describe_defaults
+from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
@@ -47,6 +48,7 @@ def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str
         *([("chosen by the task", describe_defaults(recipe.chosen))] if recipe.chosen else []),
         *([] if before is None else [before, (f"{name} after", after)]),
         *_report_guarantee(trainer),
+        *report_ledger(trainer),
         *([] if trainer.failed_rows is None else [("rows that fail", str(trainer.failed_rows))]),
         ("a missing cell", MISSING[recipe.if_missing]),
         ("tokens of a row, at most", str(recipe.max_length)),
@@ -76,6 +78,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
+    refuse_beyond_budget(args, train)
     model = load_model(recipe, tokenizer, seed=args.seed)
     longest = find_longest_row(model, recipe, tokenizer)
     if longest < recipe.max_length:
@@ -92,6 +95,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         per_example_loss=recipe.kind.build_loss(recipe, model, tokenizer),
     )
     trainer.recipe_flags = recipe.movable_flags
+    trainer.ledger_rows = load_ledger_rows(recipe, args)
     trainer.longest_row = recipe.max_length
     return trainer
 
@@ -119,7 +123,7 @@ def rebuild_trainer(folder: Path, flags: Sequence[str] = ()) -> ZOTrainer:
             f"run={folder}: Python code made it, not a recipe; build the same trainer there and call its audit_run()."
         )
     # What the task would choose today is not what the run had.
-    quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none"]
+    quiet = ["--output_dir", str(folder), "--push_to_hub", "false", "--report_to", "none", "--privacy_ledger="]
     recipe, args = parse_recipe({}, [*kept, *quiet, *flags], is_complete=True)
     for name in PATH_FIELDS:
         path = getattr(recipe, name)

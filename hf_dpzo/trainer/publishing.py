@@ -23,14 +23,14 @@ from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.models.registries import PlainState
 from hf_dpzo.models.tokenizers import remember_sides
 from hf_dpzo.models.unwrap import unwrap_optimizer
-from hf_dpzo.trainer.resumable import ResumableTrainer
+from hf_dpzo.trainer.entering import EnteringTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
 
 SHOWN_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_steps", "per_device_train_batch_size")
 
 
-class PublishingTrainer(ResumableTrainer):
+class PublishingTrainer(EnteringTrainer):
     """A durable Trainer whose every save holds card, `privacy.json` and log.
 
     Subclasses set what an audit found.
@@ -224,6 +224,7 @@ class PublishingTrainer(ResumableTrainer):
             dataset=self._dataset,
             task=self._task,
             repository=self.hub_model_id,
+            data_ledger=self.data_ledger_facts or (declared and declared.data_ledger),
             versions=collect_versions(),
         )
 

@@ -39,6 +39,7 @@ FIXED_FLAGS = (
     "privacy_unit_column",
     "max_rows_per_unit",
     "eval_data_is_public",
+    "privacy_ledger",
     "output_dir",
     "push_to_hub",
     "padded_lengths",
@@ -126,6 +127,7 @@ class SearchingTrainer(PushingTrainer):
             BudgetExceededError: this trainer has trained before.
         """
         self._refuse_search(n_trials, backend, kwargs.get("n_jobs", 1))
+        self._refuse_beyond_budget(runs=n_trials or 1)
         self._original_arguments, self._counted_budget = dict(vars(self.args)), self.budget
         try:
             return super().hyperparameter_search(

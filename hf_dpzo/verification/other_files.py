@@ -19,6 +19,7 @@ from hf_dpzo.card.files import (
     split_checkpoint,
 )
 from hf_dpzo.card.sources import Source, SourceError
+from hf_dpzo.data_ledger.entry_mark import MARK_FILE
 from hf_dpzo.io.files import is_scratch_file
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -36,6 +37,8 @@ _HARMLESS_NAMES = re.compile(
     + re.escape(f"{LOG_FILE}.lock")
     + "|"
     + re.escape(COINS_FILE)
+    + "|"
+    + re.escape(MARK_FILE)
 )
 
 

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.integrations.integration_utils import run_hp_search_optuna
 
 from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.plots import _compute_epsilons
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
@@ -492,3 +493,28 @@ def test_stock_search_still_trains_and_then_evaluates_each_trial():
     assert objective.index("trainer.train(") < objective.index("metrics = trainer.evaluate()")
     assert "study.optimize(" in objective and "n_trials=n_trials" in objective
     assert hyperparameter_search.OptunaBackend.name == "optuna"
+
+
+def test_each_trial_is_an_entry_in_the_ledger_of_its_data(make_trainer, tmp_path):
+    path = tmp_path / "data.ledger"
+    make_trainer(privacy_ledger=str(path)).hyperparameter_search(by_number([{}, {}]), n_trials=2)
+    runs = DataLedger(path).read().runs
+    assert [Path(run.plan.folder).name for run in runs] == ["run-0", "run-1"]
+    assert [run.plan.planned_steps for run in runs] == [STEPS, STEPS]
+
+
+def test_a_search_whose_trials_would_pass_the_budget_of_their_data_begins_none(make_trainer, tmp_path):
+    path = tmp_path / "data.ledger"
+    trainer = make_trainer(privacy_ledger=str(path))
+    query = trainer.budget.query
+    within = account(((query, 2 * STEPS),), delta=1e-4).epsilon
+    DataLedger(path, create=True).set_budget(epsilon=within, delta=1e-4)
+    with pytest.raises(BudgetExceededError, match="the 3 on these data would come to"):
+        search(trainer)
+    assert DataLedger(path).read().runs == ()
+
+
+def test_no_trial_may_leave_the_ledger(make_trainer, tmp_path):
+    trainer = make_trainer(privacy_ledger=str(tmp_path / "data.ledger"))
+    with pytest.raises(ValueError, match="privacy_ledger=None: every trial must release what was counted"):
+        trainer.hyperparameter_search(by_number([{"privacy_ledger": None}]), n_trials=1)

@@ -1,0 +1,101 @@
+"""The durable Trainer, made accountable: each run is in the ledger of its data before its first step.
+
+Only the first process writes there. Replays and evaluations release nothing, and are not entered.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from hf_dpzo.data.units import Units
+from hf_dpzo.data_ledger.data_ledger import DataLedger
+from hf_dpzo.data_ledger.earlier import enter_earlier_runs
+from hf_dpzo.data_ledger.members import Members
+from hf_dpzo.data_ledger.planned_run import PlannedRun
+from hf_dpzo.data_ledger.run_entry import RunEntry, refuse_lost_ledger
+from hf_dpzo.trainer.resumable import ResumableTrainer
+
+
+class EnteringTrainer(ResumableTrainer):
+    """A durable Trainer that enters its runs, as planned, in the ledger that `args.privacy_ledger` names.
+
+    Subclasses set the units of privacy.
+
+    Guarantee: a run that is not in the ledger takes no step, and neither does one that would pass the ledger's budget.
+    """
+
+    # The rows as they were before they became tokens, by which a ledger recognizes them whatever model reads them.
+    ledger_rows: Any = None
+    _units: Units
+    # The entry of the run. Only the first process has one.
+    _entry: RunEntry | None = None
+    # What cards say of all runs on these data.
+    data_ledger_facts: dict[str, Any] | None = None
+
+    def _find_log(self, resume: bool | str) -> None:
+        """Find the log, or its place, then enter the run in the ledger of its data."""
+        super()._find_log(resume)
+        self._entry = self.data_ledger_facts = None
+        if self.args.privacy_ledger is None:
+            return
+        try:
+            self.data_ledger_facts = self._processes.run_on_first(self._enter_run)
+        except BaseException:
+            self._log.close()
+            raise
+
+    def _enter_run(self) -> dict[str, Any]:
+        folder, path = Path(self.args.output_dir), Path(self.args.privacy_ledger).expanduser()
+        if self._log.existing is not None:
+            refuse_lost_ledger(path, folder)
+        ledger = DataLedger.for_run(path, folder)
+        enter_earlier_runs(ledger, self.args.earlier_runs or ())
+        column = self.args.privacy_unit_column
+        rows = self.train_dataset if self.ledger_rows is None or column is not None else self.ledger_rows
+        read_units = partial(_read_units, rows, column)
+        self._entry = RunEntry.enter(ledger, folder, self._describe_plan(), read_units, self._log.existing)
+        return self._entry.total.for_card()
+
+    def _describe_plan(self) -> PlannedRun:
+        return PlannedRun.from_budget(
+            self.budget,
+            unit_column=self.args.privacy_unit_column,
+            num_units=len(self._units),
+            method=self.args.method,
+            folder=str(Path(self.args.output_dir).resolve()),
+        )
+
+    def _refuse_beyond_budget(self, *, runs: int = 1) -> None:
+        """Raise `BudgetExceededError` if as many new runs like this would pass the budget of their ledger."""
+        if self.args.privacy_ledger is not None:
+            place = self.args.privacy_ledger, self.args.output_dir
+            self._processes.run_on_first(lambda: DataLedger.for_run(*place).refuse(self._describe_plan(), times=runs))
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
+        """Prepare as stock does, then note in the ledger that the log is there."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.privacy_ledger is not None:
+            self._processes.run_on_first(lambda: self._entry.begin())
+        return prepared
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Save a checkpoint as stock does, then note in the ledger how far the run has come."""
+        super()._save_checkpoint(model, trial)
+        if self._entry is not None:
+            self._entry.note_progress()
+
+    def _close_log(self) -> None:
+        """Close the entry, while no other process can go on with the run, then the log."""
+        try:
+            if self._entry is not None:
+                self._entry = self._entry.close(spent_steps=max(self._log.num_written, self._log.num_spent_steps))
+                self.data_ledger_facts = self._entry.total.for_card()
+        finally:
+            super()._close_log()
+
+
+def _read_units(rows: Any, unit_column: str | None, key: bytes) -> Members:
+    return Members.of(rows, unit_column=unit_column, key=key)
