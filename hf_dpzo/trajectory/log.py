@@ -28,7 +28,8 @@ from hf_dpzo.trajectory.records import CHECKSUM_BYTES, Record, RecordLayout, Rec
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from hf_dpzo.plots import Figure
 
 
 LOG_FILE = "trajectory.zo"
