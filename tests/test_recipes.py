@@ -15,7 +15,7 @@ from support.paths import ROOT
 PLACES = ("*.md", "docs/*.md", "recipes/*.md", "benchmarks/*.md", "model_cards/**/*.md", "hf_dpzo/methods/*.md")
 PAGES = sorted(page for pattern in PLACES for page in ROOT.glob(pattern))
 SCRIPTS = sorted(ROOT.glob("benchmarks/**/*.py"))
-PUBLIC = {"hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses"}
+PUBLIC = {"hf_dpzo", "hf_dpzo.privacy", "hf_dpzo.methods", "hf_dpzo.losses", "hf_dpzo.trl"}
 PROGRAM = re.compile(r"(?:hf-dpzo|python3?|pip|accelerate|torchrun|ruff)\s")
 FOLDERS = {"benchmarks", "docs", "examples", "hf_dpzo", "model_cards", "recipes", "tests"}
 # A command reads files with these endings; it writes pictures and tables.
