@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
+from hf_dpzo._version import __version__
 from hf_dpzo.trajectory.log import Trajectory
 
 
-PACKAGES = ("hf_dpzo", "dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
+PACKAGES = ("dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,9 @@ class Declarations:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**versions, "python": platform.python_version()}
+    others = {name: importlib.metadata.version(name) for name in PACKAGES}
+    # A checkout need not be installed.
+    return {"hf_dpzo": __version__, **others, "python": platform.python_version()}
 
 
 def collect_versions() -> dict[str, str]:

@@ -2,9 +2,14 @@
 
 from typing import Any
 
+from IPython.display import HTML, display
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker
+from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker, text_to_html_table
+
+
+# The ends of the names of metrics that say how long something took.
+TIMES = ("_runtime", "_per_second", "_time")
 
 
 class EpsilonTracker(NotebookTrainingTracker):
@@ -42,3 +47,19 @@ class EpsilonNotebookCallback(NotebookProgressCallback):
         self.training_tracker.epsilon = logs["epsilon"]
         if args.eval_strategy == IntervalStrategy.NO:
             self.training_tracker.write_line({"Step": state.global_step})
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show metrics as stock does, but outside training in a table without the training loss."""
+        if self.training_tracker is not None:
+            super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
+            return
+        shown = {name: value for name, value in (metrics or {}).items() if not name.endswith(TIMES)}
+        display(HTML(text_to_html_table([[*shown], [*shown.values()]])))
+        self.prediction_bar = None

@@ -32,5 +32,5 @@ def test_the_notebook_shows_epsilon_budget_guarantee_and_log(tmp_path, monkeypat
         assert f"<caption>{caption}</caption>" in html
     assert any("image/png" in output.get("data", {}) for output in outputs)
     said = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "Warning" not in said
+    assert "UserWarning" not in said
     assert float(read_result(notebook, "trainer.evaluate()").strip("np.float64()")) > 0.7

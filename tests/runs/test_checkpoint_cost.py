@@ -33,7 +33,7 @@ from support.rows import few_public_rows, labelled_rows
 pytestmark = pytest.mark.usefixtures("pictures")
 STEPS = 3
 # Packages whose versions nobody else asks for.
-OURS = ("hf_dpzo", "dp-accounting", "opendp")
+OURS = ("dp-accounting", "opendp")
 
 
 class AsksForACard(Trainer):

@@ -5,6 +5,7 @@ import transformers.trainer
 from transformers import DataCollatorWithPadding, ProgressCallback
 from transformers.utils.notebook import NotebookProgressCallback
 
+import hf_dpzo.trainer.notebook
 import hf_dpzo.trainer.progress
 from hf_dpzo import ZOTrainer
 from hf_dpzo.trainer.notebook import EpsilonNotebookCallback, EpsilonTracker
@@ -62,3 +63,12 @@ def test_a_notebook_shows_epsilon_beside_each_evaluation(tmp_path, notebook):
     assert [line[0] for line in lines] == [1, 2]
     logged = [row["epsilon"] for row in trainer.state.log_history if "epsilon" in row]
     assert [line[1] for line in lines] == logged
+
+
+def test_an_evaluation_after_training_shows_metrics_alone(tmp_path, notebook, monkeypatch):
+    trainer = run(tmp_path)
+    shown = []
+    monkeypatch.setattr(hf_dpzo.trainer.notebook, "display", lambda html: shown.append(html.data))
+    trainer.evaluate()
+    (table,) = shown
+    assert "eval_loss" in table and "Training Loss" not in table and "runtime" not in table
