@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,3 +90,16 @@ def test_an_example_trains_and_saves_by_its_own_command(path, files, models, tmp
 def test_each_example_is_listed():
     listed = (ROOT / "examples/README.md").read_text(encoding="utf-8")
     assert all(f"({path.name})" in listed for path in EXAMPLES)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches_of_an_example(files, models, tmp_path):
+    path = ROOT / "examples/text_classification.py"
+    launcher = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch = [sys.executable, "-W", "ignore", "-m", *launcher.split(), "--dynamo_backend", "no", str(path)]
+    flags = [*read_command(path), *SHORT, "--output_dir", str(tmp_path)]
+    flags += ["--model_name_or_path", str(models / "classifier")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, *flags], cwd=files, check=True, timeout=300, env=environment)
+    log = Trajectory.read(tmp_path)
+    assert (len(log.records), log.header["made_with"]["processes"]) == (2, 2)
