@@ -31,12 +31,12 @@ ADAPTER_DEFAULTS = {
     "lora": TrainingDefaults(expected_batch_size=16, clip=2.0, smoothing=1e-2, learning_rate=1e-2, max_steps=150),
     "activated-lora": TrainingDefaults(
         method="aggzo",
-        expected_batch_size=64,
+        expected_batch_size=128,
         num_directions=4,
-        clip=2.0,
+        clip=1.0,
         smoothing=3e-2,
-        learning_rate=4e-2,
-        max_steps=150,
+        learning_rate=0.5,
+        max_steps=120,
     ),
 }
 
