@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dpzo.privacy.accounting import account, is_costly
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import Curve, CurvePoint
 from hf_dpzo.privacy.queries import QUERIES, Query
+from hf_dpzo.privacy.rounding import round_up
 
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from hf_dpzo.cli.main import main
 from hf_dpzo.privacy import Budget, Plan, calibrate, group_epsilon, guarantee
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 from support.paths import ROOT
 

@@ -8,7 +8,7 @@ from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.isolation.bound import MAX_ISOLATION_BOUND
 from hf_dpzo.privacy.accounting import MAX_EPSILON, NEIGHBORING_RELATION, account_for_group, replace_one_epsilon
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy, privacy_curve
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trajectory.run import LoggedRun, describe_releases
 
 

@@ -24,7 +24,7 @@ from hf_dpzo.card.use import delete_recipe, format_recipe, format_use
 from hf_dpzo.io.files import read_plain, replace_all
 from hf_dpzo.methods import METHODS
 from hf_dpzo.plots import PICTURE_FILE, draw_training
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 
 TAGS = ("zeroth-order", "hf-dpzo")

@@ -16,8 +16,8 @@ from hf_dpzo.card.declarations import Declarations
 from hf_dpzo.isolation.bound import worst_isolation
 from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION, event_tree
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trajectory.initial import INITIAL_FILE
 from hf_dpzo.trajectory.log import LOG_FILE, Trajectory
 from hf_dpzo.trajectory.parts import Part

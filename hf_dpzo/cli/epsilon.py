@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from hf_dpzo.cli.curves import add_curve_flags, write_curve
 from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 from hf_dpzo.cli.planning import add_plan_flags, build_plan, describe_point
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import WHOLE, CurvePoint, account_for_plan, check_group
+from hf_dpzo.privacy.rounding import round_up
 
 
 def add_command(commands: Subparsers) -> None:

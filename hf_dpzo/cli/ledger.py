@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 from hf_dpzo.plots import check_output_path
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 
 if TYPE_CHECKING:

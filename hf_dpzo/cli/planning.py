@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.planning import CurvePoint, Plan
 from hf_dpzo.privacy.queries import QUERIES
+from hf_dpzo.privacy.rounding import round_up
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from hf_dpzo.data_ledger.entries import SetBudget
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.data_ledger.total import Total
-from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.privacy.ledger import BudgetExceededError
 from hf_dpzo.privacy.queries import Releases
+from hf_dpzo.privacy.rounding import round_up
 
 
 def refuse_run(path: Path, budget: SetBudget | None, others: Sequence[PlannedRun], run: PlannedRun) -> None:

@@ -15,7 +15,7 @@ from hf_dpzo.data_ledger.summary import Summary, UnitSummary
 from hf_dpzo.data_ledger.total import Total
 from hf_dpzo.io.files import write_atomically
 from hf_dpzo.privacy.accounting import account_for_group
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "data_report.html"

@@ -9,8 +9,8 @@ from typing import Self
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
+from hf_dpzo.privacy.rounding import round_up
 
 
 FALSE_ALARMS = 0.01

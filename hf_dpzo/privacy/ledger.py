@@ -11,6 +11,7 @@ from typing import Self
 from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.accounting import Guarantee, account
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
+from hf_dpzo.privacy.rounding import round_up
 
 
 class BudgetExceededError(RuntimeError):
@@ -207,14 +208,3 @@ class Budget:
         if self.delta is None:
             raise ValueError("a run without noise has no epsilon: choose a private method, such as dpzero.")
         return self.delta
-
-
-def round_up(value: float, digits: int = 4) -> float:
-    """Round an upper bound up to `digits` decimals, so that it stays an upper bound.
-
-    >>> round_up(1.99991), round_up(2.0)
-    (2.0, 2.0)
-    """
-    if math.isinf(value):
-        return value
-    return math.ceil(value * 10**digits) / 10**digits

@@ -20,8 +20,8 @@ from hf_dpzo.privacy.accounting import (
 )
 from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, QUERIES, GaussianQuery, LaplaceQuery, Releases
+from hf_dpzo.privacy.rounding import round_up
 
 
 # The fields of a curve that take whole numbers only.

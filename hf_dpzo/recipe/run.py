@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.auditing.coins import Coins
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
 from hf_dpzo.recipe.lengths import find_longest_row

@@ -17,7 +17,8 @@ from hf_dpzo.losses.function import FunctionLoss
 from hf_dpzo.losses.per_example import PerExampleLoss, Scores
 from hf_dpzo.models.activation import rows_apart
 from hf_dpzo.models.state import ModelState
-from hf_dpzo.privacy.ledger import Budget, round_up
+from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trainer.evaluation import LossForward
 
 

@@ -15,8 +15,8 @@ from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.isolation.measure import Rows
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_rows
 from hf_dpzo.privacy.clipping import SENSITIVITY
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.mechanism import NoisySum
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.step.descent import is_copied
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trainer.joined import JoiningTrainer

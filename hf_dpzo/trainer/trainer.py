@@ -28,7 +28,7 @@ from hf_dpzo.models.activation import find_invocation
 from hf_dpzo.models.feature_config import find_beginning
 from hf_dpzo.models.precision import skipped_stock_validation
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trainer.activation import refuse_missing_invocation
 from hf_dpzo.trainer.checks import (
     refuse_changed_arguments,

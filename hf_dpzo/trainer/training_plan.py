@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from hf_dpzo.privacy.accounting import MAX_EPSILON, account_for_group
 from hf_dpzo.privacy.interpretation import detection_rate, group_attacks, membership_accuracy
-from hf_dpzo.privacy.ledger import Budget, round_up
+from hf_dpzo.privacy.ledger import Budget
+from hf_dpzo.privacy.rounding import round_up
 
 
 # The numbers of rows of a person for which it is said what a run promises.

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hf_dpzo.io.html import format_html_table
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
 

@@ -12,8 +12,8 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from hf_dpzo import ZOTrainer
 from hf_dpzo.auditing.audit import Audit, Check, Roc, audit
 from hf_dpzo.privacy.accounting import account, account_for_group, replace_one_epsilon
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.verification.verify import verify
 

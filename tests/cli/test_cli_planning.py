@@ -10,8 +10,8 @@ import pytest
 from hf_dpzo.cli.main import main
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.interpretation import membership_accuracy
-from hf_dpzo.privacy.ledger import round_up
 from hf_dpzo.privacy.queries import QUERIES
+from hf_dpzo.privacy.rounding import round_up
 
 
 PLAN = ["--target_delta", "1e-5", "--num_rows", "5000", "--expected_batch_size", "64", "--max_steps", "100"]

@@ -11,7 +11,7 @@ from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.report import render_report
 from hf_dpzo.data_ledger.summary import Summary
 from hf_dpzo.privacy.accounting import account
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 from support.ledgers import NO_NOISE, QUERY, enter
 from support.recipes import refused

@@ -9,8 +9,9 @@ from scipy import optimize, stats
 from hf_dpzo.privacy.accounting import Guarantee, account, account_for_group, replace_one_epsilon
 from hf_dpzo.privacy.calibration import calibrate_query
 from hf_dpzo.privacy.interpretation import membership_accuracy
-from hf_dpzo.privacy.ledger import Budget, BudgetExceededError, Ledger, round_up
+from hf_dpzo.privacy.ledger import Budget, BudgetExceededError, Ledger
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery
+from hf_dpzo.privacy.rounding import round_up
 
 
 def query(noise_multiplier=1.0, sampling_rate=0.01) -> GaussianQuery:

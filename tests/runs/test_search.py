@@ -21,7 +21,8 @@ from hf_dpzo import ZOTrainer, ZOTrainingArguments
 from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.plots import _compute_epsilons
 from hf_dpzo.privacy.accounting import account
-from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.privacy.ledger import BudgetExceededError
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory

@@ -20,8 +20,9 @@ from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.entry_mark import MARK_FILE
 from hf_dpzo.data_ledger.place import DataLedgerError
 from hf_dpzo.privacy.accounting import account
-from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.privacy.ledger import BudgetExceededError
 from hf_dpzo.privacy.queries import GaussianQuery, NonPrivateQuery
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.verification.verify import verify
 
 from support.ledgers import in_child

@@ -23,9 +23,10 @@ from hf_dpzo import Prompt, ZOTrainer
 from hf_dpzo.data.sealed import GlobalRandomnessError
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.privacy.accounting import account
-from hf_dpzo.privacy.ledger import BudgetExceededError, round_up
+from hf_dpzo.privacy.ledger import BudgetExceededError
 from hf_dpzo.privacy.mechanism import IntegerSum
 from hf_dpzo.privacy.noise import BernoulliSampler, DiscreteGaussian
+from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.trajectory.run_log import RunLog
 from hf_dpzo.zo.optimizer import ZOOptimizer

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_dpzo import Trajectory
-from hf_dpzo.privacy.ledger import round_up
+from hf_dpzo.privacy.rounding import round_up
 
 from support.models import one_layer, with_lora
 from support.rows import few_public_rows
