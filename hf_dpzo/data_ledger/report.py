@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from hf_dpzo._version import __version__
+from hf_dpzo.card.model_card import format_percent
 from hf_dpzo.data_ledger.pictures import draw_attack, draw_spending
 from hf_dpzo.data_ledger.summary import Summary, UnitSummary
 from hf_dpzo.data_ledger.total import Total
@@ -48,7 +49,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "epsilon": _show_epsilon,
-        "percent": _show_percent,
+        "percent": format_percent,
         "plain": _show_plainly,
         "short": _shorten,
     }
@@ -89,10 +90,6 @@ def _show_epsilon(epsilon: float) -> str:
     ('1.83', 'none holds')
     """
     return f"{round_up(epsilon, 2):g}" if math.isfinite(epsilon) else "none holds"
-
-
-def _show_percent(share: float) -> str:
-    return f"{min(100.0, round_up(100 * share, 1)):.1f} %"
 
 
 def _show_plainly(text: str) -> str:

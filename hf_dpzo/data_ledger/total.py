@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+from hf_dpzo.card.claim import FALSE_ALARMS
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.interpretation import detection_rate, membership_accuracy
 from hf_dpzo.privacy.queries import NonPrivateQuery, Query, Releases
 from hf_dpzo.privacy.rounding import round_up
-
-
-FALSE_ALARMS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +94,15 @@ class Total:
             "epsilon": None if epsilon is None else round_up(epsilon),
             "delta": None if epsilon is None else self.delta,
         }
+
+
+def describe_epsilon(epsilon: float | None) -> tuple[str, str]:
+    """Return a line of a table with the epsilon of all runs on the same rows, as `Total.for_card` has it.
+
+    >>> describe_epsilon(1.5), describe_epsilon(None)
+    (('epsilon of all of them', '1.5'), ('epsilon of all of them', 'none: some add no noise'))
+    """
+    return "epsilon of all of them", "none: some add no noise" if epsilon is None else f"{epsilon:g}"
 
 
 def _merge(releases: Iterable[tuple[Query, int]]) -> Releases:

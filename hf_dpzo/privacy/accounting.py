@@ -20,6 +20,7 @@ from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.cost import PointLimit, predict_width
 from hf_dpzo.privacy.dense import dense_composition, read_epsilon
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases, count_releases
+from hf_dpzo.privacy.rounding import round_up
 
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -81,9 +82,8 @@ class Guarantee:
 
     def _repr_html_(self) -> str:
         bounds = {"epsilon": self.epsilon, "by PLD": self.pld, "by Rényi DP": self.rdp, "pure": self.pure}
-        bounds["delta"] = self.delta
-        rows = [(name, f"{bound:.4g}") for name, bound in bounds.items() if bound is not None]
-        return format_html_table(rows, caption="Guarantee")
+        rows = [(name, f"{round_up(bound):g}") for name, bound in bounds.items() if bound is not None]
+        return format_html_table([*rows, ("delta", f"{self.delta:g}")], caption="Guarantee")
 
 
 def check_delta(delta: float, *, num_rows: int | None = None) -> float:

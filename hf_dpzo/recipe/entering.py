@@ -8,6 +8,7 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.place import refuse_place
 from hf_dpzo.data_ledger.planned_run import PlannedRun
+from hf_dpzo.data_ledger.total import describe_epsilon
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import load_tables
 from hf_dpzo.trainer.trainer import ZOTrainer
@@ -44,5 +45,4 @@ def report_ledger(trainer: ZOTrainer) -> list[tuple[str, str]]:
     facts = trainer.data_ledger_facts
     if facts is None:
         return []
-    epsilon = "none: some add no noise" if facts["epsilon"] is None else f"{facts['epsilon']:g}"
-    return [("runs on these data", str(facts["runs"])), ("epsilon of all of them", epsilon)]
+    return [("runs on these data", str(facts["runs"])), describe_epsilon(facts["epsilon"])]

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from hf_dpzo.card.claim import FALSE_ALARMS
+from hf_dpzo.card.model_card import format_percent
+from hf_dpzo.data_ledger.total import describe_epsilon
 from hf_dpzo.privacy.accounting import MAX_EPSILON, account_for_group
 from hf_dpzo.privacy.interpretation import detection_rate, group_attacks, membership_accuracy
 from hf_dpzo.privacy.ledger import Budget
@@ -12,10 +15,6 @@ from hf_dpzo.privacy.rounding import round_up
 
 # The numbers of rows of a person for which it is said what a run promises.
 PERSONS = (1, 2, 4)
-
-
-# The share of rows that were not used which an attacker takes for used ones.
-FALSE_ALARMS = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +166,7 @@ class TrainingPlan:
     def _describe_ledger(self) -> list[tuple[str, str]]:
         if self.ledger_runs is None:
             return []
-        epsilon = "none: some add no noise" if self.ledger_epsilon is None else f"{self.ledger_epsilon:g}"
-        return [("runs on these data, with this one", str(self.ledger_runs)), ("epsilon of all of them", epsilon)]
+        return [("runs on these data, with this one", str(self.ledger_runs)), describe_epsilon(self.ledger_epsilon)]
 
     def _describe_promise(self, promise: Promise) -> list[tuple[str, str]]:
         if self.unit == "user":
@@ -178,8 +176,8 @@ class TrainingPlan:
         if promise.epsilon > MAX_EPSILON:
             return [(f"epsilon of {who}", "no bound is known")]
         words = (
-            f"whether they took part is guessed right {100 * promise.membership:.1f} % of the time at most; at 1 % "
-            f"false alarms, {100 * promise.detection:.1f} % are detected"
+            f"whether they took part is guessed right {format_percent(promise.membership)} of the time at most; at 1 % "
+            f"false alarms, {format_percent(promise.detection)} are detected"
         )
         return [(f"epsilon of {who}", f"{promise.epsilon:g} at delta {self.delta:g}: {words}")]
 

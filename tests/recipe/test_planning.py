@@ -7,6 +7,7 @@ import pytest
 
 import hf_dpzo
 from hf_dpzo import ZOTrainer, plots
+from hf_dpzo.card.model_card import format_percent
 from hf_dpzo.cli.main import main
 from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.models.fingerprints import fingerprint_values
@@ -70,8 +71,12 @@ def test_a_plan_is_what_the_run_then_does_and_its_card_says(write, workplace, ca
 def test_the_table_says_it_in_words(write, capsys):
     assert main(["plan", write(), "--max_steps", "3"]) == 0
     said = table(capsys.readouterr().out)
+    plan = planned(capsys, write(), "--max_steps", "3")
     assert said["steps"] == "3" and said["rows"] == "70" and "KB" in said["size of the log"]
     assert "guessed right" in said["epsilon of a person with 4 rows"]
+    assert (
+        f"guessed right {format_percent(plan['promises'][0]['membership'])}" in said["epsilon of a person with 1 row"]
+    )
     assert "% of the largest possible signal" in said["noise of a step"]
     assert (
         "clipped at the start" in said["what limits it"] and "made-up rows of 128 tokens" in said["seconds of a step"]

@@ -3,6 +3,7 @@
 import pytest
 
 from hf_dpzo import Trajectory
+from hf_dpzo.privacy import Guarantee
 from hf_dpzo.privacy.rounding import round_up
 
 from support.models import one_layer, with_lora
@@ -60,4 +61,9 @@ def test_budget_guarantee_and_log_show_themselves_as_tables(private):
     assert f"<th>epsilon</th><td>{epsilon}</td>" in log._repr_html_()
     assert "<th>steps</th><td>4 of 4</td>" in log._repr_html_()
     guarantee = trainer.budget.guarantee()
-    assert f"<th>epsilon</th><td>{guarantee.epsilon:.4g}</td>" in guarantee._repr_html_()
+    assert f"<th>epsilon</th><td>{round_up(guarantee.epsilon):g}</td>" in guarantee._repr_html_()
+
+
+def test_bounds_are_shown_rounded_up():
+    shown = Guarantee(delta=1e-5, rdp=2.00001, pld=1.82841)._repr_html_()
+    assert "<td>1.8285</td>" in shown and "<td>2.0001</td>" in shown and "<td>1e-05</td>" in shown
