@@ -17,7 +17,7 @@ from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
-from hf_dpzo.recipe.shipped import find_recipe
+from hf_dpzo.recipe.shipped import locate_recipe
 from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
@@ -234,11 +234,7 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     Raises:
         ValueError: the file is not a recipe, or a field is unknown or has a wrong value; the message names it.
     """
-    path = Path(path)
-    if not path.exists() and len(path.parts) == 1 and not path.suffix:
-        path = find_recipe(path.name)
-    if not path.is_file():
-        raise ValueError(f"recipe={path}: no such file.")
+    path = locate_recipe(path)
     try:
         values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
     except UnicodeDecodeError:

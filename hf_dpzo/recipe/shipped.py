@@ -27,3 +27,17 @@ def find_recipe(name: str) -> Path:
     if name not in recipes:
         raise ValueError(f"recipe={name}: no recipe of that name comes with the library; take {', '.join(recipes)}.")
     return recipes[name]
+
+
+def locate_recipe(path: str | Path) -> Path:
+    """Return the file of a recipe; a word that is no file is the name of one that comes with the library.
+
+    Raises:
+        ValueError: there is no such file, or no recipe of that name.
+    """
+    path = Path(path)
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        path = find_recipe(path.name)
+    if not path.is_file():
+        raise ValueError(f"recipe={path}: no such file.")
+    return path

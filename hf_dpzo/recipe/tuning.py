@@ -16,6 +16,7 @@ from hf_dpzo.recipe.flags import name_flag
 from hf_dpzo.recipe.loading import load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import AS_WRITTEN, Recipe, parse_recipe, read_recipe
 from hf_dpzo.recipe.run import build_trainer
+from hf_dpzo.recipe.shipped import locate_recipe
 from hf_dpzo.recipe.spelling import read_yaml
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trainer.tuning import CLIP_SHARE, RateFound, SmoothingFound, Tuner, list_public_rows
@@ -149,7 +150,7 @@ def write_proposals(path: str | Path, flags: Sequence[str], proposals: Sequence[
 
     Its other lines stay as they are, with their comments, if each field that changes has a line of its own.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = locate_recipe(path).read_text(encoding="utf-8")
     values = _apply_flags(read_yaml(text, as_written=AS_WRITTEN), read_recipe(path, flags), flags)
     values |= {one.name: one.value for one in proposals}
     reasons = {one.name: one.reason for one in proposals}

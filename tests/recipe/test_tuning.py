@@ -124,3 +124,8 @@ def test_comments_stay_and_flags_replace_fields(tmp_path):
     flags = ["--without", "max_steps", "--noise_multiplier=1", "--target_delta=1e-3", "--max_steps=1"]
     read = yaml.safe_load(write_proposals(path, flags, proposals))
     assert read["max_steps"] == 1 and read["label_words"] == {"a": "b", "c": "no"} and read["clip_norm"] == 0.5
+
+
+def test_a_recipe_of_the_library_is_named_by_its_word():
+    text = write_proposals("quickstart", [], [Proposal(name="clip_norm", value=0.03, reason="half of 0.06")])
+    assert "clip_norm: 0.03 # half of 0.06" in text and "task: feature-classification" in text
