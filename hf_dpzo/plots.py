@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_dpzo.privacy.accounting import account, is_costly
 from hf_dpzo.privacy.planning import Curve, CurvePoint
-from hf_dpzo.privacy.queries import QUERIES, Query
+from hf_dpzo.privacy.queries import QUERY_CLASSES, Query
 from hf_dpzo.privacy.rounding import round_up
 
 
@@ -202,9 +202,6 @@ def _draw_seconds(axes: "Axes", plan: Mapping[str, Any]) -> None:
 PICTURE_FILE = "training.png"
 
 
-_QUERY_CLASSES = {query_class.__name__: query_class for query_class in QUERIES.values()}
-
-
 # The first of these metrics that was measured is drawn.
 _METRICS = ("eval_accuracy", "eval_loss")
 
@@ -287,4 +284,4 @@ def _compute_epsilons(statement: Mapping[str, Any]) -> tuple[list[int], list[flo
 
 def _build_query(name: str, release: Mapping[str, Any]) -> Query:
     """Return the query of that name, of a release that a statement describes."""
-    return _QUERY_CLASSES[name](noise_multiplier=release["noise_multiplier"], sampling_rate=release["sampling_rate"])
+    return QUERY_CLASSES[name](noise_multiplier=release["noise_multiplier"], sampling_rate=release["sampling_rate"])

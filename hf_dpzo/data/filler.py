@@ -63,7 +63,7 @@ def _stretch(value: Any, length: int, kept: int) -> Any:
     tokens = value.shape[-1] if isinstance(value, torch.Tensor | np.ndarray) else len(value)
     place, missing = max(0, min(kept, tokens) - 1), max(0, length - tokens)
     if isinstance(value, np.ndarray):
-        return np.insert(value, place, [value[place]] * missing)
+        return np.concatenate([value[:place], np.repeat(value[place : place + 1], missing), value[place:]])
     if not isinstance(value, torch.Tensor):
         return [*value[:place], *value[place : place + 1] * missing, *value[place:]]
     repeated = value[..., place : place + 1]

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from hf_dpzo.privacy.ledger import Budget
-from hf_dpzo.privacy.queries import QUERIES, GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
+from hf_dpzo.privacy.queries import QUERY_CLASSES, GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases
 
 
-# By their names in a ledger.
-_QUERIES = {kind.__name__: kind for kind in (*QUERIES.values(), NonPrivateQuery)}
+_QUERIES = {**QUERY_CLASSES, NonPrivateQuery.__name__: NonPrivateQuery}
 
 
 @dataclass(frozen=True, kw_only=True)

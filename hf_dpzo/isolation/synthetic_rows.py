@@ -83,7 +83,7 @@ def _generate(
     # A length that the features fix is public, and every row has it.
     fixed = next((column.shape[-1] for column in columns if column.name == "input_ids" and column.shape), None)
     kind = find_kind(model)
-    invocation = find_invocation(model) or ()
+    invocation, beginning = find_invocation(model) or (), find_beginning(model)
     least = count_least_tokens(invocation, columns)
     rows = []
     for length, count in counts.items():
@@ -94,7 +94,7 @@ def _generate(
             length=tokens,
             series=length,
             invocation=invocation,
-            beginning=find_beginning(model),
+            beginning=beginning,
         )
         rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows

@@ -133,6 +133,10 @@ Releases = tuple[tuple[Query, int], ...]
 QUERIES: dict[str, type[GaussianQuery] | type[LaplaceQuery]] = {"gaussian": GaussianQuery, "laplace": LaplaceQuery}
 
 
+# By the names that logs, statements and ledgers keep.
+QUERY_CLASSES = {query_class.__name__: query_class for query_class in QUERIES.values()}
+
+
 def count_releases(releases: Releases) -> int:
     """Return the number of releases, repetitions included.
 

@@ -33,6 +33,13 @@ COMMON_FIELDS = {
 }
 
 
+COMMON_GROUP, STOCK_GROUP = "steps, evaluation, saving and publishing", "more, as in transformers"
+
+
+# In the order of the help.
+GROUPS = (*RECIPE_GROUPS.values(), "method", "privacy", COMMON_GROUP, STOCK_GROUP)
+
+
 def list_fields() -> Iterator[tuple[str, argparse.Action]]:
     """Yield the group and the flag of each field of a recipe that is not always refused, in the order of the help."""
     group, stock = "", {entry.name for entry in fields(TrainingArguments)}
@@ -43,14 +50,11 @@ def list_fields() -> Iterator[tuple[str, argparse.Action]]:
         if entry.name in actions:
             found.append((group, actions[entry.name]))
     for entry in fields(ZOTrainingArguments):
-        name = entry.name
-        own = "privacy" if name in PRIVACY_FIELDS else "method"
-        common = "steps, evaluation, saving and publishing"
-        group = common if name in COMMON_FIELDS else "more, as in transformers" if name in stock else own
-        if name in actions and name not in ALWAYS_REFUSED:
-            found.append((group, actions[name]))
-    order = [*RECIPE_GROUPS.values(), "method", "privacy", common, "more, as in transformers"]
-    yield from sorted(found, key=lambda one: order.index(one[0]))
+        if entry.name in actions and entry.name not in ALWAYS_REFUSED:
+            own = "privacy" if entry.name in PRIVACY_FIELDS else "method"
+            group = COMMON_GROUP if entry.name in COMMON_FIELDS else STOCK_GROUP if entry.name in stock else own
+            found.append((group, actions[entry.name]))
+    yield from sorted(found, key=lambda one: GROUPS.index(one[0]))
 
 
 def format_help() -> str:

@@ -1,4 +1,4 @@
-"""`ZOTrainer`: twelve classes, each a layer on the stock Trainer.
+"""`ZOTrainer`: thirteen classes, each a layer on the stock Trainer.
 
 Imports everything from `io` to `arguments`.
 """

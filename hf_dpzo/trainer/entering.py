@@ -3,7 +3,6 @@
 Only the first process writes there. Replays and evaluations release nothing, and are not entered.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,10 @@ class EnteringTrainer(ResumableTrainer):
         enter_earlier_runs(ledger, self.args.earlier_runs or ())
         column = self.args.privacy_unit_column
         rows = self.train_dataset if self.ledger_rows is None or column is not None else self.ledger_rows
-        read_units = partial(_read_units, rows, column)
+
+        def read_units(key: bytes) -> Members:
+            return Members.of(rows, unit_column=column, key=key)
+
         self._entry = RunEntry.enter(ledger, folder, self._describe_plan(), read_units, self._log.existing)
         return self._entry.total.for_card()
 
@@ -75,12 +77,15 @@ class EnteringTrainer(ResumableTrainer):
             place = self.args.privacy_ledger, self.args.output_dir
             self._processes.run_on_first(lambda: DataLedger.for_run(*place).refuse(self._describe_plan(), times=runs))
 
-    def _preview_ledger(self) -> Total | None:
-        """Return what all runs on these data would come to with this one; `None` without a ledger or its first run."""
-        if self.args.privacy_ledger is None or not Path(self.args.privacy_ledger).expanduser().exists():
-            return None
-        ledger = DataLedger(Path(self.args.privacy_ledger).expanduser())
+    @property
+    def _has_ledger(self) -> bool:
+        """Whether there is a ledger already, which the first run on these data begins."""
+        return self.args.privacy_ledger is not None and Path(self.args.privacy_ledger).expanduser().exists()
+
+    def _preview_ledger(self) -> Total:
+        """Return what all runs on these data would come to with this one."""
         column = self.args.privacy_unit_column
+        ledger = DataLedger(self.args.privacy_ledger)
         return ledger.preview(self.budget, unit_column=column, num_units=len(self._units))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> tuple:
@@ -104,7 +109,3 @@ class EnteringTrainer(ResumableTrainer):
                 self.data_ledger_facts = self._entry.total.for_card()
         finally:
             super()._close_log()
-
-
-def _read_units(rows: Any, unit_column: str | None, key: bytes) -> Members:
-    return Members.of(rows, unit_column=unit_column, key=key)

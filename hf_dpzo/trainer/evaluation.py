@@ -18,6 +18,10 @@ from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 MAX_TRIED_ROWS = 64
 
 
+# What the Trainer adds to metrics that says how fast this machine is, behind a prefix.
+SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
 class LossForward:
     """Takes the place of a model whose own loss would be evaluated, and returns another loss instead.
 

@@ -7,9 +7,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker, text_to_html_table
 
-
-# The ends of the names of metrics that say how long something took.
-TIMES = ("_runtime", "_per_second", "_time")
+from hf_dpzo.trainer.evaluation import SPEED_METRICS
 
 
 class EpsilonTracker(NotebookTrainingTracker):
@@ -60,6 +58,6 @@ class EpsilonNotebookCallback(NotebookProgressCallback):
         if self.training_tracker is not None:
             super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
             return
-        shown = {name: value for name, value in (metrics or {}).items() if not name.endswith(TIMES)}
+        shown = {name: value for name, value in (metrics or {}).items() if not name.endswith(SPEED_METRICS)}
         display(HTML(text_to_html_table([[*shown], [*shown.values()]])))
         self.prediction_bar = None

@@ -16,7 +16,6 @@ from hf_dpzo.isolation.measure import Rows
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_rows
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.mechanism import NoisySum
-from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.step.descent import is_copied
 from hf_dpzo.trainer.callbacks import FirstStepGuard
 from hf_dpzo.trainer.joined import JoiningTrainer
@@ -100,7 +99,7 @@ class RehearsingTrainer(JoiningTrainer):
             self._adopt_earlier_rate()
             return
         self.budget.require_steps(self.budget.planned_steps)
-        if self._preview_ledger() is not None:
+        if self._has_ledger:  # A plan begins none.
             self._refuse_beyond_budget()
         self._earlier_runs = self._read_earlier_runs()
         self._log = UnwrittenLog()
@@ -157,9 +156,9 @@ class RehearsingTrainer(JoiningTrainer):
             trials=budget.trials,
             sampling_rate=args.sampling_rate(units),
         )
-        if (total := self._preview_ledger()) is not None:
-            epsilon = None if total.without_noise else round_up(total.epsilon)
-            told = replace(told, ledger_runs=total.runs, ledger_epsilon=epsilon)
+        if self._has_ledger:
+            facts = self._preview_ledger().for_card()
+            told = replace(told, ledger_runs=facts["runs"], ledger_epsilon=facts["epsilon"])
         if not budget.private:
             return told
         persons = PERSONS if args.privacy_unit_column is None else PERSONS[:1]

@@ -14,7 +14,7 @@ from hf_dpzo.methods import METHODS, Method
 from hf_dpzo.models.adapters import name_as_published
 from hf_dpzo.models.fingerprints import fingerprint_frozen, fingerprint_shapes
 from hf_dpzo.privacy.ledger import Budget
-from hf_dpzo.privacy.queries import QUERIES, Query, Releases
+from hf_dpzo.privacy.queries import QUERY_CLASSES, Query, Releases
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.initial import describe_adapter, describe_base_model
 from hf_dpzo.trajectory.log import Trajectory
@@ -141,9 +141,8 @@ def describe_releases(releases: Releases) -> list[dict[str, Any]]:
 
 
 def _read_releases(described: Iterable[Mapping[str, Any]]) -> Releases:
-    classes = {query_class.__name__: query_class for query_class in QUERIES.values()}
     return tuple(
-        (classes[one["name"]](**{key: one[key] for key in one if key not in ("name", "count")}), one["count"])
+        (QUERY_CLASSES[one["name"]](**{key: one[key] for key in one if key not in ("name", "count")}), one["count"])
         for one in described
     )
 

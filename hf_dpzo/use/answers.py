@@ -1,6 +1,7 @@
 """What a model's scores say of each row: its class by the data's own name, a number, words, or a part of a text."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,27 +20,30 @@ Answer = dict[str, Any]
 _LONGEST_ANSWER = 15
 
 
-def read_answers(
-    scores: Scores,
-    inputs: Mapping[str, torch.Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Answer]:
-    """Return the answer to each row of a batch.
+@dataclass(frozen=True, kw_only=True)
+class AskedBatch:
+    """Rows that a model was asked together.
 
     Args:
-        scores: the scores of the task's loss, `[batch, ...]`.
-        inputs: the inputs of the model, `[batch, tokens]`.
         rows: the rows.
+        inputs: the inputs of the model, `[batch, tokens]`.
         recipe: the recipe, with a task that writes no text.
         tokenizer: the tokenizer.
     """
-    return _READERS[recipe.task](scores, inputs, rows, recipe, tokenizer)
+
+    rows: Sequence[Mapping[str, Any]]
+    inputs: Mapping[str, torch.Tensor]
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
 
 
-def _read_classes(scores: torch.Tensor, *given: Any) -> list[Answer]:
-    recipe = given[2]
+def read_answers(scores: Scores, batch: AskedBatch) -> list[Answer]:
+    """Return the answer to each row of `batch`, by the scores of the task's loss, `[batch, ...]`."""
+    return _READERS[batch.recipe.task](scores, batch)
+
+
+def _read_classes(scores: torch.Tensor, batch: AskedBatch) -> list[Answer]:
+    recipe = batch.recipe
     return [_name_best(row, recipe.labels) for row in scores.softmax(dim=-1).tolist()]
 
 
@@ -49,32 +53,27 @@ def _name_best(probabilities: Sequence[float], names: Sequence[str]) -> Answer:
     return {"label": names[best], "score": probabilities[best], "scores": named}
 
 
-def _read_several(scores: torch.Tensor, *given: Any) -> list[Answer]:
-    recipe = given[2]
+def _read_several(scores: torch.Tensor, batch: AskedBatch) -> list[Answer]:
+    recipe = batch.recipe
     names = recipe.labels or tuple(recipe.label_columns)
     shares = [dict(zip(names, row, strict=True)) for row in scores.sigmoid().tolist()]
     return [{"labels": [name for name in names if row[name] > 0.5], "scores": row} for row in shares]
 
 
-def _read_numbers(scores: torch.Tensor, *given: Any) -> list[Answer]:
-    recipe = given[2]
+def _read_numbers(scores: torch.Tensor, batch: AskedBatch) -> list[Answer]:
+    recipe = batch.recipe
     values = scores.reshape(len(scores), -1).tolist()
     if recipe.label_columns is None or len(recipe.label_columns) == 1:
         return [{"number": row[0]} for row in values]
     return [{"numbers": dict(zip(recipe.label_columns, row, strict=True))} for row in values]
 
 
-def _read_words(
-    scores: torch.Tensor,
-    inputs: Mapping[str, torch.Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Answer]:
+def _read_words(scores: torch.Tensor, batch: AskedBatch) -> list[Answer]:
     """Return the class of each word; `None` for a word that has no token, or for which there was no room."""
+    recipe = batch.recipe
     (column,) = recipe.kind.input_columns(recipe)
-    best, answers = scores.softmax(dim=-1).max(dim=-1), []
-    labels = inputs["labels"].tolist()  # The number of the word at its first token.
+    rows, best, answers = batch.rows, scores.softmax(dim=-1).max(dim=-1), []
+    labels = batch.inputs["labels"].tolist()  # The number of the word at its first token.
     for row, places, chosen, shares in zip(rows, labels, best.indices.tolist(), best.values.tolist(), strict=True):
         answer: Answer = {name: [None] * len(row[column]) for name in ("labels", "scores")}
         for word, number, share in zip(places, chosen, shares, strict=True):
@@ -84,20 +83,14 @@ def _read_words(
     return answers
 
 
-def _read_parts(
-    scores: tuple[torch.Tensor, torch.Tensor],
-    inputs: Mapping[str, torch.Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Answer]:
+def _read_parts(scores: tuple[torch.Tensor, torch.Tensor], batch: AskedBatch) -> list[Answer]:
     """Return the most probable part of each context; no text where that is the first token, as in SQuAD 2."""
-    answers, task = [], QuestionAnswering()
-    context = recipe.kind.input_columns(recipe)[1]
-    for place, row in enumerate(rows):
-        encoded = task.tokenize(row, recipe, tokenizer)
+    answers, task, recipe = [], QuestionAnswering(), batch.recipe
+    context = task.input_columns(recipe)[1]
+    for place, row in enumerate(batch.rows):
+        encoded = task.tokenize(row, recipe, batch.tokenizer)
         count = len(encoded["input_ids"])
-        own = inputs["attention_mask"][place].bool()
+        own = batch.inputs["attention_mask"][place].bool()
         start, end = (one[place][own][:count].softmax(dim=0) for one in scores)
         of_context = [part == 1 for part in encoded.sequence_ids()]
         first, last, score = _find_part(start.tolist(), end.tolist(), of_context)
@@ -124,15 +117,9 @@ def _find_part(start: Sequence[float], end: Sequence[float], of_context: Sequenc
     return best[0], best[1], round(best[2], 12)
 
 
-def _read_hidden(
-    scores: torch.Tensor,
-    inputs: Mapping[str, torch.Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Answer]:
+def _read_hidden(scores: torch.Tensor, batch: AskedBatch) -> list[Answer]:
     """Return each text with the words that it hides, and these words by themselves."""
-    answers = []
+    answers, inputs, tokenizer = [], batch.inputs, batch.tokenizer
     for tokens, mask, own in zip(inputs["input_ids"], inputs["attention_mask"].bool(), scores, strict=True):
         kept, best = tokens[mask], own[mask].softmax(dim=-1).max(dim=-1)
         hidden = kept == tokenizer.mask_token_id
@@ -143,7 +130,7 @@ def _read_hidden(
     return answers
 
 
-_READERS: Mapping[str, Callable[..., list[Answer]]] = {
+_READERS: Mapping[str, Callable[[Any, AskedBatch], list[Answer]]] = {
     "prompt-classification": _read_classes,
     "sequence-classification": _read_classes,
     "feature-classification": _read_classes,

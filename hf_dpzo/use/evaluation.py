@@ -14,11 +14,8 @@ from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.recipe.loading import encode_table, load_rows
 from hf_dpzo.recipe.recipe import Recipe
+from hf_dpzo.trainer.evaluation import SPEED_METRICS
 from hf_dpzo.trainer.trainer import ZOTrainer
-
-
-# What the Trainer adds to metrics that says how fast this machine is.
-_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def evaluate_rows(
@@ -67,7 +64,7 @@ def evaluate_rows(
         trainer.remove_callback(PrinterCallback)
         metrics = trainer.evaluate()
     named = {name.removeprefix("eval_"): value for name, value in metrics.items() if name != "epoch"}
-    return {**{name: value for name, value in named.items() if name not in _SPEED}, "rows": len(encoded)}
+    return {**{name: value for name, value in named.items() if name not in SPEED_METRICS}, "rows": len(encoded)}
 
 
 def _encode(rows: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:

@@ -14,7 +14,7 @@ from hf_dpzo.losses.heads import build_head_loss
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.unwrap import drop_labels
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.use.answers import Answer, read_answers
+from hf_dpzo.use.answers import Answer, AskedBatch, read_answers
 from hf_dpzo.use.evaluation import evaluate_rows
 
 
@@ -87,8 +87,9 @@ class TrainedModel:
         answers: list[Answer | None] = [None] * len(read)
         for places, inputs in self._batch(read, batch_size):
             scores = loss.scores(self.model, drop_labels(inputs))
-            found = read_answers(scores, inputs, [read[place] for place in places], recipe, self.tokenizer)
-            for place, answer in zip(places, found, strict=True):
+            asked = [read[place] for place in places]
+            batch = AskedBatch(rows=asked, inputs=inputs, recipe=recipe, tokenizer=self.tokenizer)
+            for place, answer in zip(places, read_answers(scores, batch), strict=True):
                 answers[place] = answer
         return answers
 

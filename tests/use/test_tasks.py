@@ -11,7 +11,7 @@ import transformers as hf
 from hf_dpzo.recipe.loading import choose_padding
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.recipe.tasks import TASKS
-from hf_dpzo.use.answers import _READERS, read_answers
+from hf_dpzo.use.answers import _READERS, AskedBatch, read_answers
 from hf_dpzo.use.model import TrainedModel
 
 from support.data_recipes import letter_tokenizer
@@ -166,18 +166,27 @@ def test_chats_are_continued_where_the_assistant_answers():
     assert model.generate({"messages": talk}, max_new_tokens=4) == model.generate("Hi", max_new_tokens=4)
 
 
+def asked_alone(recipe):
+    """A batch of one row, of which nothing but the recipe is read."""
+    return AskedBatch(rows=[{}], inputs={}, recipe=recipe, tokenizer=None)
+
+
 def test_classes_are_called_as_in_the_data():
     asked = recipe(label_words=json.dumps({"007": " bad", "yes": " good"}))
-    (answer,) = read_answers(torch.tensor([[0.0, 2.0]]), {}, [{}], asked, None)
+    (answer,) = read_answers(torch.tensor([[0.0, 2.0]]), asked_alone(asked))
     assert answer["label"] == "yes" and answer["scores"]["007"] == pytest.approx(1 - answer["score"])
 
 
 def test_several_labels_and_numbers_have_names():
     several = recipe(task="several-labels", label_columns=["a", "b"])
-    (answer,) = read_answers(torch.tensor([[3.0, -3.0]]), {}, [{}], several, None)
+    (answer,) = read_answers(
+        torch.tensor([[3.0, -3.0]]), AskedBatch(rows=[{}], inputs={}, recipe=several, tokenizer=None)
+    )
     assert answer["labels"] == ["a"] and answer["scores"]["b"] < 0.1
     numbers = recipe(task="regression", label_columns=["stars", "price"])
-    (answer,) = read_answers(torch.tensor([[4.0, 1.5]]), {}, [{}], numbers, None)
+    (answer,) = read_answers(
+        torch.tensor([[4.0, 1.5]]), AskedBatch(rows=[{}], inputs={}, recipe=numbers, tokenizer=None)
+    )
     assert answer == {"numbers": {"stars": 4.0, "price": 1.5}}
 
 
