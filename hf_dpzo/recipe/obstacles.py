@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from huggingface_hub import get_token
 from transformers.utils import is_gguf_available
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
@@ -14,7 +15,7 @@ from hf_dpzo.trajectory.finding import refuse_folder
 
 
 def list_obstacles(recipe: Recipe, args: ZOTrainingArguments) -> list[str]:
-    """Return one sentence for each thing that is in the way: an occupied folder, a missing tracker or library.
+    """Return one sentence for each thing that is in the way: an occupied folder, a missing tracker, library or token.
 
     Nothing is written, and neither model nor rows are read.
     """
@@ -39,6 +40,7 @@ def parse_resume_flag(flag: str | None) -> str | bool:
 def _list_checks(recipe: Recipe, args: ZOTrainingArguments) -> Iterator[Callable[[], object]]:
     yield lambda: refuse_folder(Path(args.output_dir), parse_resume_flag(args.resume_from_checkpoint))
     yield lambda: refuse_missing_trackers(args)
+    yield lambda: _refuse_missing_token(args)
     yield lambda: _refuse_missing_gguf(recipe)
     yield lambda: build_loading_options(recipe.dtype, recipe.quantization)
     yield lambda: read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column)
@@ -50,6 +52,11 @@ def _refuse_missing_gguf(recipe: Recipe) -> None:
             f"gguf_file={recipe.gguf_file}: reading it needs gguf, which is missing or too old; pip install "
             "'hf_dpzo[demo]', or name a model in safetensors."
         )
+
+
+def _refuse_missing_token(args: ZOTrainingArguments) -> None:
+    if args.push_to_hub and get_token() is None:
+        raise ValueError("push_to_hub=True: there is no access token of the Hub; run hf auth login, or set HF_TOKEN.")
 
 
 def _try(check: Callable[[], object]) -> Exception | None:

@@ -90,6 +90,12 @@ def test_schema_is_a_schema():
     assert schema["$id"] == schema["properties"]["schema"]["const"] == "hf-dpzo/privacy@3"
 
 
+@pytest.mark.parametrize("part", ["claim", "meaning", "mechanism", "sampling"])
+def test_schema_says_what_each_field_of_a_promise_is(part):
+    fields = json.loads(SCHEMA_FILE.read_text())["properties"][part]["properties"]
+    assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
 def test_every_field_is_asked_for_and_no_other_is_taken(folder):
     said = said_in(folder)
 

@@ -66,6 +66,13 @@ def test_so_are_missing_libraries_and_missing_earlier_runs(write, capsys, nothin
     assert "nowhere" in refused(capsys, "train", write(), "--earlier_runs", "nowhere")
 
 
+def test_so_is_a_missing_token_of_the_hub(write, capsys, nothing_loads, monkeypatch):
+    monkeypatch.setattr(obstacles, "get_token", lambda: None)
+    assert "there is no access token of the Hub; run hf auth login" in refused(capsys, "train", write(push_to_hub=True))
+    monkeypatch.setattr(obstacles, "get_token", lambda: "hf_a")
+    assert list_obstacles(*read_recipe(write(push_to_hub=True))) == []
+
+
 def test_everything_in_the_way_is_listed_and_nothing_is_written(write, workplace):
     occupy(workplace)
     recipe, args = read_recipe(write(), ["--report_to", "wandb"])

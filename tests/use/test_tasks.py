@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
+from hf_dpzo.card.use import WRITING_TASKS
 from hf_dpzo.recipe.loading import choose_padding
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.recipe.tasks import TASKS
@@ -43,6 +44,10 @@ def t5() -> torch.nn.Module:
 def llama() -> torch.nn.Module:
     torch.manual_seed(0)
     return causal_lm(initializer_range=0.5)
+
+
+def test_a_card_says_generate_for_the_tasks_that_write():
+    assert set(WRITING_TASKS) == {name for name, task in TASKS.items() if task.writes}
 
 
 # The fields of a recipe, a model, rows with labels, and the names in an answer.
