@@ -1,6 +1,6 @@
 """Runs the isolation probe as training would run: with its collator and loss, in each public shape."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -86,7 +86,12 @@ def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) 
 
 
 def measure_isolation(
-    model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], *, points_per_pass: int | None = None
+    model: torch.nn.Module,
+    losses: BatchLosses,
+    batches: Sequence[Rows],
+    *,
+    points_per_pass: int | None = None,
+    tick: Callable[[], object] = lambda: None,
 ) -> Isolation:
     """Measure how far rows move each other's losses at most, in any of `batches`.
 
@@ -96,6 +101,7 @@ def measure_isolation(
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows.
         points_per_pass: the number of probe points that training evaluates at once; `None` for one.
+        tick: a function that is called after each batch that was evaluated to follow a row.
 
     Raises:
         CoupledRowsError: rows are not kept apart, or evaluating them changes what is saved with the model.
@@ -103,11 +109,13 @@ def measure_isolation(
     """
     eager = model._orig_mod if isinstance(model, OptimizedModule) else model
     with nullcontext() if losses.shared is None else losses.shared.remembering():
-        changes = [_measure(form, losses, batches) for form in dict.fromkeys([eager, model])]
+        changes = [_measure(form, losses, batches, tick) for form in dict.fromkeys([eager, model])]
         refuse_padding(eager, losses, batches)
         if points_per_pass is not None:
-            changes.append(_measure_stacked(model, losses, batches, points_per_pass))
-    if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in batches):
+            changes.append(_measure_stacked(model, losses, batches, points_per_pass, tick))
+    # Shapes between the first and the last differ in nothing but their length.
+    ends = [*batches[:1], *batches[1:][-1:]]
+    if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in ends):
         changes.append(ROUNDING_BY_VALUE * max(1.0, *(losses.of_public(eager, rows).abs().max() for rows in batches)))
     refuse_changed_losses(model, max(changes))
     return Isolation(loss_change=float(max(changes)))
@@ -147,13 +155,13 @@ def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -
     return any(trace.depends_on_values or trace.operations != traces[0].operations for trace in traces)
 
 
-def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> float:
+def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], tick: Callable[[], object]) -> float:
     """Return the largest change of a row's loss, in units of the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses.state.restored = None
     try:
         with nonzero_parameters(trained):
-            evaluate = partial(_evaluate, model, losses)
+            evaluate = partial(_evaluate, model, losses, tick)
             # Of a loss that changes in jumps, more rows are followed: few of them may be near a tie.
             in_jumps = isinstance(losses.loss, WatchedLoss) and losses.collator.micro_batch_size > 1
             counts = [MANY_ROWS if in_jumps else FEW_ROWS] * len(batches)
@@ -171,12 +179,11 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
     return loss_change
 
 
-def _measure_stacked(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int) -> float:
-    stacks = _build_stacks(model, points)
-    # `_evaluate` returns the losses at the last point of a stack. In reverse order that is the first point.
-    orders = [stacks, {parameter: values.flip(0) for parameter, values in stacks.items()}]
+def _measure_stacked(
+    model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int, tick: Callable[[], object]
+) -> float:
     with _refused_points(points):
-        return max(_measure(model, at_stacks(losses, model, order), batches) for order in orders)
+        return _measure(model, at_stacks(losses, model, _build_stacks(model, points)), batches, tick)
 
 
 def try_stacked(model: torch.nn.Module, losses: BatchLosses, rows: Rows, points: int) -> None:
@@ -225,12 +232,13 @@ def nonzero_parameters(trained: Sequence[torch.Tensor]) -> Iterator[None]:
                 parameter.zero_()
 
 
-def _evaluate(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> torch.Tensor:
-    """Return one loss for each row, at the last point if there are several."""
+def _evaluate(model: torch.nn.Module, losses: BatchLosses, tick: Callable[[], object], rows: Rows) -> torch.Tensor:
+    """Return one loss for each row, or one at each of several points."""
     evaluated = losses.of_public(model, rows)
+    tick()
     if isinstance(losses.loss, WatchedLoss):
         return evaluated.double().sum(dim=1)  # In float32 a digest would be lost beside a large loss.
-    return evaluated[:, -1] if losses.tail else evaluated
+    return evaluated
 
 
 def _choose_lengths(

@@ -78,15 +78,17 @@ class Isolation:
 def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row], *, followed: int = 3) -> Isolation:
     """Measure how far the loss of a row moves when the other rows of its batch change.
 
-    The first row, the shortest and the longest, and then others if more are asked for, are followed in turn, each in at
-    least ten calls of `evaluate`. The other rows are replaced, permuted, lengthened, shortened, removed, added to, made
-    NaN, made copies of the row and repetitions of one token, and one batch is evaluated twice. Meanwhile the model is
-    in evaluation mode. Afterwards its tensors, modes and configurations are as they were.
+    The first row, the shortest and the longest if they are of other lengths, and then others if more than three are
+    asked for, are followed in turn, each in at least ten calls of `evaluate`. The other rows are replaced, permuted,
+    lengthened, shortened, removed, added to, made NaN, made copies of the row and repetitions of one token, and one
+    batch is evaluated twice. Meanwhile the model is in evaluation mode. Afterwards its tensors, modes and
+    configurations are as they were.
 
     Args:
         model: the model that `evaluate` calls, with or without an adapter.
-        evaluate: a function from a list of rows to one loss for each, float32 `[rows]` in their order. It uses the
-            pipeline of training: collator, padding, micro-batches.
+        evaluate: a function from a list of rows to one loss for each, float32 `[rows]` in their order, or to its
+            losses at several points, `[rows, points]`. It uses the pipeline of training: collator, padding,
+            micro-batches.
         rows: public rows, two or more, which may be made up. Best are five of one length, a shorter and a longer one.
         followed: the number of rows to follow.
 
@@ -101,7 +103,8 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row],
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
     with preserved(model) as state:
         largest = 0.0
-        order = dict.fromkeys([0, by_length[0], by_length[-1], *(range(len(rows)) if followed > 3 else ())])
+        ends = {_length(rows[index]): index for index in (by_length[-1], by_length[0], 0)}
+        order = dict.fromkeys([0, *reversed(ends.values()), *(range(len(rows)) if followed > 3 else ())])
         for index in islice(order, followed):
             others = rows[:index] + rows[index + 1 :]
             repeated = tuple(repeat_tokens(rows[index], others, kept=find_kept_tokens(model))) if index == 0 else ()
@@ -188,10 +191,10 @@ class _FollowedRow:
             )
             for repeated in self.repeated
         ]
-        expected = self._losses(base).item()
+        expected = self._losses(base)
         largest = 0.0
-        if not math.isfinite(expected):
-            raise ValueError(f"isolation: a public row has the loss {expected}; pass probe_rows with finite losses.")
+        for loss in expected[~expected.isfinite()][:1].tolist():
+            raise ValueError(f"isolation: a public row has the loss {loss}; pass probe_rows with finite losses.")
         for variation in variations:
             try:
                 losses = self._losses(variation)
@@ -199,8 +202,9 @@ class _FollowedRow:
                 if variation.poisoned:  # A batch that fails on NaN is taken apart, and its rows are evaluated alone.
                     continue
                 raise
-            change = (losses - expected).abs().max().item()
-            if not change <= COUPLING_TOLERANCE * max(1.0, abs(expected)):
+            changes = (losses - expected).abs()
+            change = changes.max().item()
+            if not (changes <= COUPLING_TOLERANCE * expected.abs().clamp(min=1)).all():
                 where, remedy = self._locate_change(base, variation)
                 raise CoupledRowsError(
                     f"isolation: {variation.action} moved a row's loss by {change:.2g}{where}; {remedy}."
@@ -224,7 +228,7 @@ class _FollowedRow:
                 f"isolation: on public rows, {variation.action} raised {type(error).__name__}: {text}; correct the "
                 "loss or the collator, or pass probe_rows, public rows of the data set's format."
             ) from error
-        if not isinstance(losses, torch.Tensor) or losses.shape != (len(rows),):
+        if not isinstance(losses, torch.Tensor) or losses.dim() not in (1, 2) or len(losses) != len(rows):
             raise ValueError("per_example_loss: it must return one loss for each row, shape [batch].")
         return losses[variation.own_index].double()
 

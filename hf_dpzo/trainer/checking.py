@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
 from hf_dpzo.arguments.unsupported import refuse_arguments
 from hf_dpzo.card.declarations import collect_versions
@@ -208,7 +209,10 @@ class CheckingTrainer(SearchingTrainer):
             CoupledRowsError: they move them too far.
         """
         points = self._points_per_pass if losses is self._estimate.losses else None
-        isolation = measure_isolation(model, losses, batches, points_per_pass=points)
+        kind = "made-up" if self.probe_rows is None else "public"
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        with logging.tqdm(desc=f"Trying {kind} rows", unit=" batches", disable=hidden) as bar:
+            isolation = measure_isolation(model, losses, batches, points_per_pass=points, tick=bar.update)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
         refuse_weak_isolation(self._bound_isolation(isolation))
         return isolation

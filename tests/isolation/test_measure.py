@@ -303,6 +303,22 @@ def test_a_loss_that_depends_on_the_place_in_the_batch_is_caught(tokenizer):
         )
 
 
+@pytest.mark.parametrize("point", [0, 1, 2])
+def test_a_loss_that_depends_on_its_neighbours_at_one_point_alone_is_caught(tokenizer, point):
+    model = classifier()
+    evaluate = pipeline(model, DataCollatorWithPadding(tokenizer))
+
+    def at_points(rows, coupled):
+        losses = evaluate(rows)[:, None].repeat(1, 3)
+        losses[:, point] += coupled * losses.mean()
+        return losses
+
+    rows = generate_probe_rows(CLASSES, model)
+    assert probe_isolation(model, lambda rows: at_points(rows, 0), rows).loss_change < 1e-5
+    with pytest.raises(CoupledRowsError):
+        probe_isolation(model, lambda rows: at_points(rows, 1), rows)
+
+
 # ---- Other rows ----
 
 

@@ -90,9 +90,9 @@ def callables(monkeypatch) -> dict[str, set]:
     seen = {"probed": set(), "trained": set()}
     measure, evaluate = measuring._measure, BatchLosses.__call__
 
-    def measured(model, losses, batches):
+    def measured(model, losses, batches, tick):
         seen["probed"].add(id(model))
-        return measure(model, losses, batches)
+        return measure(model, losses, batches, tick)
 
     def evaluated(losses, model, batch):
         seen["trained"].add(id(model))
