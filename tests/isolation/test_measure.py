@@ -308,15 +308,18 @@ def test_a_loss_that_depends_on_its_neighbours_at_one_point_alone_is_caught(toke
     model = classifier()
     evaluate = pipeline(model, DataCollatorWithPadding(tokenizer))
 
-    def at_points(rows, coupled):
-        losses = evaluate(rows)[:, None].repeat(1, 3)
-        losses[:, point] += coupled * losses.mean()
+    def at_points(rows):
+        return evaluate(rows)[:, None].repeat(1, 3)
+
+    def coupled(rows):
+        losses = at_points(rows)
+        losses[:, point] += losses[:, point].mean()
         return losses
 
     rows = generate_probe_rows(CLASSES, model)
-    assert probe_isolation(model, lambda rows: at_points(rows, 0), rows).loss_change < 1e-5
+    assert probe_isolation(model, at_points, rows).loss_change < 1e-5
     with pytest.raises(CoupledRowsError):
-        probe_isolation(model, lambda rows: at_points(rows, 1), rows)
+        probe_isolation(model, coupled, rows)
 
 
 # ---- Other rows ----
