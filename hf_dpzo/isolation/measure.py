@@ -59,6 +59,7 @@ def build_probe_batches(
     *,
     kept_columns: Collection[str],
     public_rows: Sequence[Mapping[str, Any]] | None,
+    ending: Sequence[int] = (),
 ) -> list[Rows]:
     """Return batches of rows to probe with: `public_rows`, or made-up rows in each shape that training will have.
 
@@ -68,11 +69,13 @@ def build_probe_batches(
         collator: the collator of training, which knows the shapes.
         kept_columns: the columns that reach the collator.
         public_rows: the user's public rows; `None` for made-up ones.
+        ending: the tokens that each row ends with, if that is public.
     """
     if public_rows is not None:
         return [[{name: row[name] for name in row if name in kept_columns} for row in public_rows]]
-    shapes = _choose_lengths(collator, find_invocation(model) or (), find_beginning(model))
-    return [generate_probe_rows(dataset, model, kept_columns=kept_columns, lengths=lengths) for lengths in shapes]
+    shapes = _choose_lengths(collator, ending or find_invocation(model) or (), find_beginning(model))
+    kept = {"kept_columns": kept_columns, "ending": ending}
+    return [generate_probe_rows(dataset, model, lengths=lengths, **kept) for lengths in shapes]
 
 
 def list_columns(dataset: Any, public_rows: Sequence[Mapping[str, Any]] | None) -> set[str]:

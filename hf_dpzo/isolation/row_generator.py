@@ -87,6 +87,7 @@ class RowGenerator:
         invocation: tokens that each text holds once, with others before and after them where there is room: those that
             activate an adapter. None by default.
         beginning: tokens that each text begins with if it has more of them. None by default.
+        ending: tokens that each text ends with. They hold the invocation, if there is one. None by default.
     """
 
     config: PretrainedConfig
@@ -95,6 +96,7 @@ class RowGenerator:
     series: int
     invocation: tuple[int, ...] = ()
     beginning: tuple[int, ...] = ()
+    ending: tuple[int, ...] = ()
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         """Return row number `index`, with a value for each of `columns`.
@@ -128,7 +130,9 @@ class RowGenerator:
         return tokens if end is None else [*tokens[:-1], end]
 
     def _insert_invocation(self, tokens: list[int], name: str) -> list[int]:
-        """Return `tokens` with the invocation in place of some of them, in the first half if that has room."""
+        """Return `tokens` with the invocation in place of some of them: where rows end, or in the first half."""
+        if self.ending:
+            return [*tokens[: len(tokens) - len(self.ending)], *self.ending]
         count, room = len(self.invocation), len(tokens) - len(self.invocation)
         if not count:
             return tokens

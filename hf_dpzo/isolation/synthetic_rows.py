@@ -42,6 +42,7 @@ def generate_probe_rows(
     *,
     lengths: Sequence[int] = PROBE_LENGTHS,
     kept_columns: Collection[str] | None = None,
+    ending: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Return made-up rows for `probe_isolation`. See `generate_rows` for the other arguments and the errors.
 
@@ -50,12 +51,19 @@ def generate_probe_rows(
         model: the model to be probed.
         lengths: the number of tokens of each row. Best are five equal ones, a smaller and a larger.
         kept_columns: the columns that the rows have; `None` for all.
+        ending: the tokens that each row ends with, if that is public.
     """
-    return _generate(dataset, model, Counter(lengths), kept_columns)
+    return _generate(dataset, model, Counter(lengths), kept_columns, ending)
 
 
 def generate_rows(
-    dataset: Any, model: torch.nn.Module, *, count: int, length: int, kept_columns: Collection[str] | None = None
+    dataset: Any,
+    model: torch.nn.Module,
+    *,
+    count: int,
+    length: int,
+    kept_columns: Collection[str] | None = None,
+    ending: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Return `count` rows of `length` tokens. They are the same each time, and draw from no global generator.
 
@@ -67,15 +75,20 @@ def generate_rows(
         count: the number of rows.
         length: the number of tokens in each row; more if one that activates the adapter needs more.
         kept_columns: the columns that the rows have, since others never reach the collator; `None` for all.
+        ending: the tokens that each row ends with, if that is public. They hold the invocation, if there is one.
 
     Raises:
         ValueError: a column cannot be made up, such as one of texts or images, or has no room for an invocation.
     """
-    return _generate(dataset, model, {length: count}, kept_columns)
+    return _generate(dataset, model, {length: count}, kept_columns, ending)
 
 
 def _generate(
-    dataset: Any, model: torch.nn.Module, counts: Mapping[int, int], kept: Collection[str] | None
+    dataset: Any,
+    model: torch.nn.Module,
+    counts: Mapping[int, int],
+    kept: Collection[str] | None,
+    ending: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Return `counts[length]` rows of each length."""
     config = unwrap_model(model).config if isinstance(unwrap_model(model), PreTrainedModel) else PretrainedConfig()
@@ -84,7 +97,7 @@ def _generate(
     fixed = next((column.shape[-1] for column in columns if column.name == "input_ids" and column.shape), None)
     kind = find_kind(model)
     invocation, beginning = find_invocation(model) or (), find_beginning(model)
-    least = count_least_tokens(invocation, columns)
+    least = max(count_least_tokens(invocation, columns), len(ending) + 1 if ending else 0)
     rows = []
     for length, count in counts.items():
         tokens = fixed or max(length, least)
@@ -95,6 +108,7 @@ def _generate(
             series=length,
             invocation=invocation,
             beginning=beginning,
+            ending=tuple(ending),
         )
         rows += [generator.generate_row(columns, index) for index in range(count)]
     return _format_like(rows, dataset) if _has_features(dataset) else rows

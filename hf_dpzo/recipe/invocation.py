@@ -108,6 +108,25 @@ def find_invocation_tokens(recipe: "Recipe", tokenizer: PreTrainedTokenizerBase)
     return common
 
 
+def find_ending(recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that each row of `recipe` ends with, if they hold those that activate its adapter.
+
+    They are what stands after the last column of its template, so that they are public.
+    """
+    invocation = find_invocation_tokens(recipe, tokenizer)
+    if invocation is None or recipe.task == "chat":
+        return ()
+    texts = (*_TEXTS, *(f"{text} " * recipe.max_length for text in _TEXTS[:2]))
+    rows = [recipe.kind.encode(_make_up_row(recipe, text), recipe, tokenizer)["input_ids"] for text in texts]
+    ending: tuple[int, ...] = ()
+    for tokens in zip(*map(reversed, rows), strict=False):
+        if len(set(tokens)) > 1:
+            break
+        ending = (tokens[0], *ending)
+    places = range(len(ending) - len(invocation) + 1)
+    return ending if any(list(ending[at : at + len(invocation)]) == invocation for at in places) else ()
+
+
 def ignore_base_tokens(row: Mapping[str, Any], invocation: Sequence[int]) -> dict[str, Any]:
     """Return an encoded row without the labels that the base model predicts, from which nothing is learned.
 

@@ -9,9 +9,11 @@ from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
+from hf_dpzo.recipe.invocation import find_ending
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
+from hf_dpzo.recipe.rates import lower_learning_rate
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.recipe.untouched import measure_untouched
@@ -91,6 +93,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
+    lower_learning_rate(recipe, args, len(args.build_units(train)))
     refuse_beyond_budget(args, train)
     model = load_model(recipe, tokenizer, seed=args.seed)
     longest = find_longest_row(model, recipe, tokenizer)
@@ -111,6 +114,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     trainer.ledger_rows = load_ledger_rows(recipe, args)
     trainer.used_recipe = describe_use(recipe, tokenizer)
     trainer.longest_row = recipe.max_length
+    trainer.row_ending = find_ending(recipe, tokenizer)
     return trainer
 
 

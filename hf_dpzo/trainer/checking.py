@@ -72,6 +72,8 @@ class CheckingTrainer(SearchingTrainer):
     _isolation: Isolation | None = None
     # The largest number of tokens of a row, if it is public; 0 if it is not known.
     longest_row: int = 0
+    # The tokens that each row ends with, if that is public.
+    row_ending: tuple[int, ...] = ()
     # The data loader that draws Poisson batches.
     _loader: DataLoader | None = None
     _shared: SharedWork | None = None
@@ -223,9 +225,8 @@ class CheckingTrainer(SearchingTrainer):
             self._first_rows = read_first_rows(dataset, dropped_column=self.args.privacy_unit_column)
         try:
             kept = self._find_collated_columns(dataset)
-            return build_probe_batches(
-                dataset, self.model, self._collator, kept_columns=kept, public_rows=self.probe_rows
-            )
+            known = {"public_rows": self.probe_rows, "ending": self.row_ending}
+            return build_probe_batches(dataset, self.model, self._collator, kept_columns=kept, **known)
         except ValueError:
             if self.args.private or is_sharded(self.model.parameters()):
                 raise

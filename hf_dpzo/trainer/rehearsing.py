@@ -233,7 +233,8 @@ class RehearsingTrainer(JoiningTrainer):
             return [*islice(cycle(rows), count)], f"public rows of {count_tokens(rows[len(rows) // 2])} tokens"
         length = max([self.longest_row, *(self.args.padded_lengths or ())]) or max(PROBE_LENGTHS)
         kept = self._find_collated_columns(self.train_dataset)
-        rows = generate_rows(self.train_dataset, self.model, count=count, length=length, kept_columns=kept)
+        alike = {"kept_columns": kept, "ending": self.row_ending}
+        rows = generate_rows(self.train_dataset, self.model, count=count, length=length, **alike)
         return rows, f"made-up rows of {count_tokens(rows[0])} tokens"
 
     def _time_reading(self, rows: Rows) -> tuple[float, Sequence[Any]]:

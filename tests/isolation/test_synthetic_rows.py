@@ -288,6 +288,14 @@ def test_a_row_holds_the_invocation_once_with_tokens_before_and_after_it(invocat
     assert len(lengths) == 3
 
 
+def test_rows_end_as_those_of_the_data_do():
+    model = activated_model(causal_lm(num_hidden_layers=1), alora_invocation_tokens=[5, 6])
+    texts = [{"input_ids": [3], "labels": [3]}] * 9
+    rows = generate_probe_rows(texts, model, lengths=[9, 4, 1], ending=[7, 5, 6])
+    assert [(len(row["input_ids"]), row["input_ids"][-3:]) for row in rows] == [(9, [7, 5, 6]), *[(4, [7, 5, 6])] * 2]
+    assert all(row["labels"] == row["input_ids"] for row in rows)
+
+
 def test_rows_without_an_invocation_are_those_of_an_ordinary_adapter():
     ordinary = generate_probe_rows(activated_rows(3), with_lora(causal_lm(), TaskType.CAUSAL_LM))
     assert generate_probe_rows(activated_rows(3), causal_lm()) == ordinary

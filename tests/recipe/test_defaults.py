@@ -1,10 +1,15 @@
 """What a task chooses where neither its recipe nor a flag says anything."""
 
+import math
+
 import pytest
 
+from hf_dpzo.arguments.rates import choose_learning_rate
 from hf_dpzo.cli.main import main
+from hf_dpzo.recipe import rates
 from hf_dpzo.recipe.defaults import TrainingDefaults
-from hf_dpzo.recipe.recipe import parse_recipe
+from hf_dpzo.recipe.recipe import parse_recipe, read_recipe
+from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.recipe.tasks import TASKS
 from hf_dpzo.recipe.tasks.prompt_classification import ADAPTER_DEFAULTS
 from hf_dpzo.trajectory.log import Trajectory
@@ -116,3 +121,27 @@ def test_a_run_says_what_its_task_chose_and_its_log_holds_it(write, workplace, c
     assert header["rows"]["expected_batch_size"] == header["rows"]["rows"] == 70
     assert header["plan"]["query"]["sampling_rate"] == 1 and header["method"]["smoothing"] == 0.1
     assert main(["verify", str(workplace / "out"), "--base", str(workplace / "causal")]) == 0
+
+
+@pytest.mark.parametrize("noise, lowered", [(1, False), (300, True)])
+def test_the_rate_of_a_task_is_lowered_where_noise_is_too_much_for_it(write, workplace, monkeypatch, noise, lowered):
+    monkeypatch.setattr(type(TASKS["prompt-classification"]), "defaults", lambda task, recipe: HEAD)
+    path = write(method="absent", expected_batch_size="absent", smoothing="absent", max_steps=1)
+    recipe, args = read_recipe(path, ["--num_directions", "2", "--noise_multiplier", str(noise)])
+    build_trainer(recipe, args)
+    method, budget = args.plan(70)
+    most = 16 * choose_learning_rate(method, steps=budget.planned_steps, update=args.update_rule)
+    assert (most < 20) == lowered
+    assert args.learning_rate == recipe.chosen["learning_rate"] == pytest.approx(min(20, most), rel=0.01)
+
+
+def test_a_run_that_goes_on_keeps_the_rate_that_it_began_with(write, workplace, monkeypatch):
+    monkeypatch.setattr(type(TASKS["prompt-classification"]), "defaults", lambda task, recipe: HEAD)
+    monkeypatch.setattr(rates, "MOST_NOISE", math.inf)
+    flags = ["--num_directions", "2", "--noise_multiplier", "300"]
+    path = write(method="absent", expected_batch_size="absent", smoothing="absent", max_steps=1)
+    assert main(["train", path, *flags]) == 0
+    monkeypatch.setattr(rates, "MOST_NOISE", 16)
+    recipe, args = read_recipe(path, [*flags, "--resume_from_checkpoint", "true"])
+    build_trainer(recipe, args)
+    assert args.learning_rate == 20

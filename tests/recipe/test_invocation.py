@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_dpzo.cli.main import main
 from hf_dpzo.models.activation import locate_invocation
-from hf_dpzo.recipe.invocation import find_invocation_tokens
+from hf_dpzo.recipe.invocation import find_ending, find_invocation_tokens
 
 from support.data_recipes import data_recipe, encode_first_row, letter_tokenizer, spell, spell_learned
 
@@ -48,6 +48,24 @@ def test_the_end_of_the_template_activates_it():
 def test_a_named_text_of_the_template_activates_it(changes):
     changes = {"template": "Review: {text} It was", "lora_invocation": "It", **changes}
     assert spell(find(letter_tokenizer(), **changes)) == "It"
+
+
+ENDINGS = {
+    "the end of the template": ({"template": "{title} {text} It was"}, " It was"),
+    "a part of that": ({"template": "{text} It was", "lora_invocation": "It"}, " It was"),
+    "a text before the last column": ({"template": "Review: {text} It was", "lora_invocation": "Review"}, ""),
+    "a prompt before an answer": ({"label_words": None, "task": "causal-lm", "response": " {answer}"}, ""),
+    "a turn of a chat": ({"task": "chat", "label_words": None}, ""),
+}
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_an_ending_is_what_all_rows_end_with_if_it_activates_the_adapter(case):
+    changes, expected = ENDINGS[case]
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = TURNS + ASK
+    recipe = data_recipe("rows.csv", **{"template": "{text} It was", **ALORA, **changes})
+    assert spell(find_ending(recipe, tokenizer)) == expected
 
 
 @pytest.mark.parametrize("end", ["w", "d", ".", "12", '"', "é", " "])
