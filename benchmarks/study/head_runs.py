@@ -1,14 +1,16 @@
 """A head on features, trained by each contender: by the library's own steps, without its Trainer around them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from head_gradients import FIRST_ORDER
+from schedules import Linear
 from task_rows import Table
 from transformers import LlamaConfig, LlamaModel
 
+from hf_dpzo.arguments.rates import choose_learning_rate
 from hf_dpzo.losses.features import FeatureClassificationLoss
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
 from hf_dpzo.models.feature_classifier import FeatureClassifier
@@ -18,6 +20,7 @@ from hf_dpzo.privacy.queries import GaussianQuery
 from hf_dpzo.step.descent import Descent
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.optimizer import ZOOptimizer
+from hf_dpzo.zo.updates import SGD, Update
 
 
 # The most scores that one pass computes at all its probe points.
@@ -32,19 +35,25 @@ class Run:
         contender: the parameters of a method, or of gradient descent, and its `method`.
         steps: the number of steps.
         batch: the number of rows of a batch on average; `None` for all.
-        learning_rate: the learning rate of the first step, which falls to zero.
+        learning_rate: the learning rate of the first step; `None` for `factor` times that which follows from the noise.
         epsilon: the epsilon of the run; `None` without privacy.
         delta: its delta.
         seed: the public seed of the directions. Noise and batches have none.
+        factor: see `learning_rate`.
+        schedule: how the learning rate goes on.
+        update: how released coefficients move the head.
     """
 
     contender: Mapping[str, Any]
     steps: int
     batch: int | None
-    learning_rate: float
+    learning_rate: float | None
     epsilon: float | None
     delta: float
     seed: int
+    factor: float = 1.0
+    schedule: type[Linear] = Linear
+    update: Update = field(default_factory=SGD)
 
     def train(self, rows: Table, classes: int) -> FeatureClassifier:
         """Return a head that was trained on `rows`."""
@@ -82,16 +91,19 @@ class Run:
             list(head.classifier.parameters()),
             directions=Rademacher,
             seed=self.seed,
-            lr=self.learning_rate,
+            lr=0.0,  # It is set before each step.
             constraint=method.constraint,
+            update=self.update,
         )
+        rate = self.learning_rate
+        if rate is None:
+            rate = self.factor * choose_learning_rate(method, steps=self.steps, update=self.update)
+        schedule = self.schedule(rate=rate, steps=self.steps, head=head.classifier, smoothing=method.smoothing)
         descent = Descent(model=head, optimizer=optimizer, method=method, planned_steps=self.steps)
         loss = FeatureClassificationLoss(head)
         batches = BernoulliSampler(size=len(rows), rate=size / len(rows))
         points = max(2, MAX_SCORES // (len(rows) * head.config.num_labels))
         for step in range(self.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 - step / self.steps)
             estimator = descent.estimator(step)
             batch = rows if size == len(rows) else rows[torch.from_numpy(batches.draw())]
             inputs = {"features": batch.features, "labels": batch.labels}
@@ -99,6 +111,8 @@ class Run:
                 losses = [loss.at_points(head, inputs, _name(head, stop.stacks)) for stop in walk]
                 compared = torch.cat(losses, dim=1)[:, : len(estimator.points)].double()
                 release = method.mechanism.release(estimator.coefficients(compared))
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.choose(step, release.coefficients)
                 optimizer.receive(step=step, coefficients=release.coefficients)
             optimizer.step()
 
