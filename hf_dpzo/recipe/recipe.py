@@ -5,12 +5,11 @@ flag replace any field of the recipe.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
@@ -18,7 +17,7 @@ from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.shipped import locate_recipe
-from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
+from hf_dpzo.recipe.spelling import UnreadableYAMLError, read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
 
@@ -239,11 +238,23 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
         values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
     except UnicodeDecodeError:
         raise ValueError(f"recipe={path}: it is not text in UTF-8; save it as such.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe={path}: it must be a mapping of fields to values.")
+    except UnreadableYAMLError as error:
+        raise ValueError(f"recipe={path}: {error}; correct it there, or name another file.") from None
+    _refuse_other_text(path, values)
     return parse_recipe(values, flags)
+
+
+def _refuse_other_text(path: Path, values: Any) -> None:
+    """Raise `ValueError` for what is YAML by chance, such as a private text with a colon. None of it is shown."""
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe={path}: it must be a mapping of fields to values; name the YAML file of a recipe.")
+    known = {entry.name for kind in (Recipe, ZOTrainingArguments) for entry in fields(kind) if entry.init}
+    names = [str(name) for name in values]
+    if values and (not known & {*names} or not all(re.fullmatch(r"\w[\w-]*", name, re.ASCII) for name in names)):
+        raise ValueError(
+            f"recipe={path}: what it has are not fields of a recipe, such as data and output_dir; name the YAML file "
+            "of a recipe."
+        )
 
 
 def parse_recipe(

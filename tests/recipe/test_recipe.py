@@ -135,7 +135,7 @@ def test_training_file_is_not_for_evaluation(write, workplace, capsys):
 
 
 def test_bad_files_get_one_sentence(workplace, capsys):
-    assert "no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
+    assert "there is no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
     (workplace / "list.yaml").write_text("- a\n- b\n")
     assert "it must be a mapping" in refused(capsys, "train", str(workplace / "list.yaml"))
     (workplace / "broken.yaml").write_text("a: [1\n")
