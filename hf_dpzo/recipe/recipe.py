@@ -16,6 +16,7 @@ from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
+from hf_dpzo.recipe.places import PATH_FIELDS, locate_paths
 from hf_dpzo.recipe.shipped import locate_recipe
 from hf_dpzo.recipe.spelling import UnreadableYAMLError, read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
@@ -25,10 +26,6 @@ ADAPTERS = ("lora", ACTIVATED, "none")
 
 
 DTYPES = ("float32", "bfloat16")
-
-
-# The fields that may be paths of this machine.
-PATH_FIELDS = ("model_name_or_path", "data", "eval_data", "calibrate_on")
 
 
 MISSING = ("empty", "skip", "refuse")
@@ -241,7 +238,7 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
     except UnreadableYAMLError as error:
         raise ValueError(f"recipe={path}: {error}; correct it there, or name another file.") from None
     _refuse_other_text(path, values)
-    return parse_recipe(values, flags)
+    return parse_recipe(values, flags, folder=path.parent)
 
 
 def _refuse_other_text(path: Path, values: Any) -> None:
@@ -258,12 +255,13 @@ def _refuse_other_text(path: Path, values: Any) -> None:
 
 
 def parse_recipe(
-    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False
+    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False, folder: Path = Path()
 ) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe that consists of `values`, and its training arguments.
 
     Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
-    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing.
+    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing. What relative
+    paths among the `values` mean follows from the `folder` of their file; see `locate_paths`.
     """
     without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     without_parser.add_argument("--without", default="")
@@ -272,6 +270,8 @@ def parse_recipe(
         if name not in values:
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
+    given = {name_flag(argument) for argument in flags}
+    values |= locate_paths(folder, {name: value for name, value in values.items() if name not in given})
     argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
     refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
     argv += flags

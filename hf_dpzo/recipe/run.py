@@ -12,7 +12,8 @@ from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, repo
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
-from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.places import PATH_FIELDS
+from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer

@@ -74,7 +74,10 @@ def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> da
             )
         return reader.read_file(path)
     if find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ValueError(f"data={name}: no such file.")
+        raise ValueError(
+            f"data={name}: no such file ({path.absolute()}); a relative path is one of the current folder, or one "
+            "beside the recipe."
+        )
     return _load_from_hub(name, config, split)
 
 

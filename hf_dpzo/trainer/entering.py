@@ -13,6 +13,8 @@ from hf_dpzo.data.units import Units
 from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.earlier import enter_earlier_runs
 from hf_dpzo.data_ledger.members import Members
+from hf_dpzo.data_ledger.notice import announce_ledger, describe_ledger
+from hf_dpzo.data_ledger.place import refuse_place
 from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.data_ledger.run_entry import RunEntry, refuse_lost_ledger
 from hf_dpzo.data_ledger.total import Total
@@ -51,6 +53,8 @@ class EnteringTrainer(ResumableTrainer):
         folder, path = Path(self.args.output_dir), Path(self.args.privacy_ledger).expanduser()
         if self._log.existing is not None:
             refuse_lost_ledger(path, folder)
+        refuse_place(path, output_dir=folder)
+        announce_ledger(path, unit_column=self.args.privacy_unit_column)  # A recipe has done so already.
         ledger = DataLedger.for_run(path, folder)
         enter_earlier_runs(ledger, self.args.earlier_runs or ())
         column = self.args.privacy_unit_column
@@ -81,6 +85,12 @@ class EnteringTrainer(ResumableTrainer):
     def _has_ledger(self) -> bool:
         """Whether there is a ledger already, which the first run on these data begins."""
         return self.args.privacy_ledger is not None and Path(self.args.privacy_ledger).expanduser().exists()
+
+    def _describe_ledger(self) -> str | None:
+        """Return where the ledger of these data is and what it holds, in a line; `None` without one."""
+        if self.args.privacy_ledger is None:
+            return None
+        return describe_ledger(Path(self.args.privacy_ledger), unit_column=self.args.privacy_unit_column)
 
     def _preview_ledger(self) -> Total:
         """Return what all runs on these data would come to with this one."""
