@@ -110,7 +110,7 @@ def _describe_budget(summary: "Summary") -> list[tuple[str, str]]:
     budget = summary.entries.budget
     if budget is None:
         return [("budget", "none; --budget sets one")]
-    kept = "kept" if summary.keeps_budget else "PASSED"
+    kept = "kept" if summary.keeps_budget else "EXCEEDED"
     return [("budget", f"{budget.epsilon:g} at delta {budget.delta:g}: {kept}")]
 
 

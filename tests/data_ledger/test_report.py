@@ -115,7 +115,7 @@ def test_the_command_sets_shows_and_reports(path, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["units"][0]["epsilon"] == epsilon and said["budget"] == {"epsilon": 8.0, "delta": 1e-5}
     assert main(["ledger", str(path), "--budget", "0.001", "--delta", "1e-5"]) == 1
-    assert "PASSED" in capsys.readouterr().out
+    assert "EXCEEDED" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recipes ask the ledger of their data before a model is loaded, and their rows are known whatever model reads them."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -126,3 +127,28 @@ def test_no_ledger_begins_or_grows_without_a_word(write, path, capsys, caplog):
     first, second = [said for said in caplog.messages if "privacy_ledger=" in said]
     assert first == new  # Once, though the plan, the recipe and the trainer all come across it.
     assert second.startswith(f"privacy_ledger={path}: 1 run, epsilon ") and second.endswith("of 500 at delta 0.001")
+
+
+# What the refusal of a run names, and what follows from doing as it says.
+PLANS = {
+    "target_epsilon": {"noise_multiplier": "absent", "target_epsilon": 2, "max_steps": 40},
+    "target_epsilon=": {"noise_multiplier": "absent", "target_epsilon": 3, "trials": 2, "report_failed_rows": 0.1},
+    "max_steps": {"noise_multiplier": 9, "max_steps": 64},
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_refused_run_that_does_as_it_is_told_is_within_the_budget(write, path, capsys, monkeypatch, name):
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
+    recipe = write(privacy_ledger=str(path), **PLANS[name], eval_rows="absent", expected_batch_size="all")
+    DataLedger(path, create=True).set_budget(epsilon=1.3, delta=1e-4)
+    said = refused(capsys, "train", recipe)
+    name = name.strip("=")
+    other = {"target_epsilon": "max_steps", "max_steps": "target_epsilon"}[name]
+    assert f"set {name}=" in said and other not in said
+    fitting = float(re.search(rf"set {name}=([\d.]+)", said)[1])
+    with pytest.raises(pytest.fail.Exception, match="it is loaded"):  # It got past the ledger.
+        main(["train", recipe, f"--{name}={fitting:g}"])
+    # It is the largest that fits, to a hundredth or to a sixteenth of the steps.
+    more = fitting * 1.01 if name == "target_epsilon" else fitting + 4
+    assert f"set {name}=" in refused(capsys, "train", recipe, f"--{name}={more:g}")
