@@ -46,23 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
         outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
-    except (ValueError, OSError) as error:
-        return _report(error)
-    except RuntimeError as error:
-        from hf_dpzo.privacy.ledger import BudgetExceededError
-
-        if not isinstance(error, BudgetExceededError):
+    except Exception as error:
+        sentence = _find_sentence(error)
+        if sentence is None:
             raise
-        return _report(error)
+        sys.stderr.write(f"hf-dpzo: {make_printable(' '.join(sentence.split()))}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
         return 130
     return outcome.status
 
 
-def _report(error: Exception) -> int:
-    sys.stderr.write(f"hf-dpzo: {make_printable(str(error))}\n")
-    return 2
+def _find_sentence(error: Exception) -> str | None:
+    """Return what is said of an error; `None` for one that only its traceback explains.
+
+    Libraries that raise other errors are imported by then, if a command has used them.
+    """
+    if type(error).__module__.startswith(("httpx", "huggingface_hub")):
+        from hf_dpzo.models.hub import HUB_ERRORS, explain_hub_error
+
+        if isinstance(error, HUB_ERRORS):
+            return f"Hub: {explain_hub_error(error)}."
+    if isinstance(error, RuntimeError):
+        from hf_dpzo.privacy.ledger import BudgetExceededError
+
+        return str(error) if isinstance(error, BudgetExceededError) else None
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
 
 
 def build_parser(called: Sequence[str | None]) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from hf_dpzo.recipe.defaults import describe_defaults
 from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, report_ledger
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
+from hf_dpzo.recipe.obstacles import open_hub_repository, parse_resume_flag, refuse_obstacles
 from hf_dpzo.recipe.places import PATH_FIELDS
 from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
@@ -93,6 +93,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     refuse_beyond_budget(args, train)
+    open_hub_repository(args)
     model = load_model(recipe, tokenizer, seed=args.seed)
     longest = find_longest_row(model, recipe, tokenizer)
     if longest < recipe.max_length:

@@ -1,10 +1,12 @@
 """What is in the way of a run is said before its model is loaded, in one sentence each."""
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.cli.main import main
-from hf_dpzo.models import precision
+from hf_dpzo.models import hub, precision
 from hf_dpzo.recipe import obstacles, run
 from hf_dpzo.recipe.obstacles import list_obstacles
 from hf_dpzo.recipe.recipe import read_recipe
@@ -67,10 +69,62 @@ def test_so_are_missing_libraries_and_missing_earlier_runs(write, capsys, nothin
 
 
 def test_so_is_a_missing_token_of_the_hub(write, capsys, nothing_loads, monkeypatch):
-    monkeypatch.setattr(obstacles, "get_token", lambda: None)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
     assert "there is no access token of the Hub; run hf auth login" in refused(capsys, "train", write(push_to_hub=True))
-    monkeypatch.setattr(obstacles, "get_token", lambda: "hf_a")
+
+
+def answer(status: int) -> HfHubHTTPError:
+    return HfHubHTTPError("no", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+
+
+# What the Hub answers to who this is, and to a repository that is opened, and what is said of it.
+HUBS = {
+    "offline": (httpx.ConnectError("[Errno -2]"), None, "the Hub cannot be reached (ConnectError); check the network"),
+    "slow": (httpx.ReadTimeout("late"), None, "the Hub cannot be reached (ReadTimeout); check the network"),
+    "unknown": (answer(401), None, "the Hub does not take this token; run hf auth login"),
+    "reads": ({"auth": {"accessToken": {"role": "read"}}}, None, "this token may only read; run hf auth login with"),
+    "foreign": ({}, answer(403), "hub_model_id=other/notes: this token may not write there; run hf auth login"),
+    "broken": ({}, httpx.ConnectError("gone"), "hub_model_id=other/notes: the Hub cannot be reached (ConnectError)"),
+}
+
+
+def answering(monkeypatch, **answers) -> None:
+    def build(found):
+        def call(*_, **__):
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        return call
+
+    monkeypatch.setattr(hub, "get_token", lambda: "hf_a")
+    for name, found in answers.items():
+        monkeypatch.setattr(hub.HfApi, name, build(found))
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_hub_that_cannot_be_pushed_to_is_one_sentence_before_a_model_is_loaded(write, capsys, monkeypatch, name):
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("it was loaded before it was refused"))
+    user, repository, sentence = HUBS[name]
+    answering(monkeypatch, whoami=user, create_repo=repository)
+    assert sentence in refused(capsys, "train", write(push_to_hub=True, hub_model_id="other/notes"))
+
+
+def test_with_a_token_that_writes_nothing_is_in_the_way_and_a_plan_makes_no_repository(write, monkeypatch, capsys):
+    answering(monkeypatch, whoami={"auth": {"accessToken": {"role": "write"}}}, create_repo=AssertionError("made"))
     assert list_obstacles(*read_recipe(write(push_to_hub=True))) == []
+    answering(monkeypatch, whoami=answer(403))  # A token of one repository.
+    assert list_obstacles(*read_recipe(write(push_to_hub=True))) == []
+    assert main(["plan", write(push_to_hub=True)]) == 0
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("[Errno -2]"), answer(500), OfflineModeIsEnabled("off")])
+def test_an_error_of_the_hub_from_anywhere_is_one_sentence(write, capsys, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(run, "load_tokenizer", fail)
+    assert refused(capsys, "train", write()).startswith("Hub: ")
 
 
 def test_everything_in_the_way_is_listed_and_nothing_is_written(write, workplace):
