@@ -150,7 +150,7 @@ def refresh_card(
     declared_in = from_folder or folder
     refuse_links(*(declared_in / name for name in READ_FILES))
     statement = read_statement(declared_in)  # There is none, or a kill cut it off.
-    known = None if statement is None else Declarations.from_statement(statement)
+    known = None if statement is None else replace(Declarations.from_statement(statement), names_software=True)
     declared = known or Declarations.from_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)

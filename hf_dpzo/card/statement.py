@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_dpzo.card.claim import build_claim, build_meaning, list_conditions
-from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.card.declarations import SOFTWARE, Declarations
 from hf_dpzo.isolation.bound import worst_isolation
 from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION, event_tree
@@ -122,6 +122,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         },
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
+        **({"software": dict(SOFTWARE)} if declarations.names_software else {}),
         **_describe_parts(log.parts),
         **({} if declarations.data_ledger is None else {"data_ledger": dict(declarations.data_ledger)}),
     }

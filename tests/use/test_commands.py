@@ -101,7 +101,9 @@ def test_what_can_not_be_done_is_said_in_a_sentence(ask, data, monkeypatch, caps
 def test_what_a_card_says_of_its_use_runs(request, kind, models, tmp_path, monkeypatch, capsys):
     folder = request.getfixturevalue(kind)
     use = (folder / "README.md").read_text().partition("## Use it")[2]
+    assert "[`hf_dpzo`](https://github.com/hf-dpzo/hf_dpzo) is the library that trained" in use
     code = use.partition("```python\n")[2].partition("\n```")[0]
+    assert "# FOLDER_OR_REPOSITORY is where this card lies" in code
     command = use.partition("```bash\n")[2].partition("\n```")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text\nw1 w2\nw3\n")
