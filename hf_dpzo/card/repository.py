@@ -134,6 +134,7 @@ def refresh_card(
     from_folder: Path | None = None,
     repository: str | None = None,
     empirical: Mapping[str, Any] | None = None,
+    without_results: bool = False,
 ) -> None:
     """Write the card, `privacy.json` and the picture again, from the log in `folder`.
 
@@ -143,6 +144,7 @@ def refresh_card(
             `privacy.json` cannot be read, nothing is declared.
         repository: the repository that the card names; by default the declared one.
         empirical: what an audit of the run found; by default what is declared of one.
+        without_results: whether to leave the evaluation figures out, which no epsilon covers.
 
     Raises:
         LinkError: one of the files that are read is a link.
@@ -156,4 +158,6 @@ def refresh_card(
         declared = replace(declared, repository=repository)
     if empirical is not None:
         declared = replace(declared, empirical=empirical)
+    if without_results:
+        declared = replace(declared, metrics={}, metrics_step=None, history=())
     write_card(folder, declared, read_metadata(declared_in))

@@ -50,3 +50,14 @@ def test_a_mistyped_place_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, cap
     assert main(["predict", name, "--text", "w1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hf-dpzo: model={name}: it is ") and "name the output_dir of a run" in said
+
+
+def test_a_card_leaves_evaluation_figures_out_if_asked_to(words, tmp_path):
+    copied = shutil.copytree(words, tmp_path / "run")
+    before = (copied / "README.md").read_text()
+    assert "eval_accuracy" in before and "evaluation figures" in before
+    assert main(["card", str(copied), "--without-results"]) == 0
+    for name in ("README.md", "privacy.json"):
+        text = (copied / name).read_text()
+        assert "eval_accuracy" not in text and "evaluation figures" not in text
+    assert all(finding.holds for finding in verify(copied, weights=False))
