@@ -15,6 +15,7 @@ from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import parse_json
 from hf_dpzo.models.hub import HUB_ERRORS
 from hf_dpzo.trajectory.base_files import read_sizes
+from hf_dpzo.trajectory.log import LOG_FILE
 
 
 # The largest card, configuration or statement, in bytes.
@@ -165,12 +166,16 @@ def _refuse_mistyped(name: str) -> None:
         return
     if path.exists():
         raise SourceError(f"model={name}: it is a file; {_REMEDY}.")
-    has_folder = len(path.parts) > 1 and path.parent.is_dir()
-    if has_folder or name.startswith(("/", ".", "~")) or len(path.parts) > 2:
+    runs = [one.name for one in _list_runs(path.parent)] if len(path.parts) > 1 else []
+    if runs or name.startswith(("/", ".", "~")) or len(path.parts) > 2:
         raise SourceError(
             f"model={name}: it is neither a folder nor user/model on the Hub; name the output_dir of a run "
-            f"(looked for in {path.parent.absolute()})."
+            f"({path.parent.absolute()} holds {', '.join(sorted(runs)[:8]) or 'none'})."
         )
+
+
+def _list_runs(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if (one / LOG_FILE).is_file()] if folder.is_dir() else []
 
 
 def _explain(error: Exception) -> str:

@@ -67,7 +67,7 @@ def _find_sentence(error: Exception) -> str | None:
         from hf_dpzo.models.hub import HUB_ERRORS, explain_hub_error
 
         if isinstance(error, HUB_ERRORS):
-            return f"Hub: {explain_hub_error(error)}."
+            return f"Hub: {explain_hub_error(error, writes=False)}."
     if isinstance(error, RuntimeError):
         from hf_dpzo.privacy.ledger import BudgetExceededError
 

@@ -9,17 +9,23 @@ from huggingface_hub.utils import httpx
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
 
 
-_UNAUTHORIZED, _FORBIDDEN = 401, 403
+_UNAUTHORIZED, _FORBIDDEN, _MISSING = 401, 403, 404
 
 
-def explain_hub_error(error: Exception) -> str:
+def explain_hub_error(error: Exception, *, writes: bool = True) -> str:
     """Return the reason and the remedy of one of `HUB_ERRORS`, as the end of a sentence.
+
+    Args:
+        error: the error.
+        writes: whether it was to write; otherwise it was to read.
 
     >>> explain_hub_error(httpx.ConnectError("[Errno -2] Name or service not known"))
     'the Hub cannot be reached (ConnectError); check the network, and try again'
     """
     status = _find_status(error)
     may = "run hf auth login, or name a repository and a branch that you may write to"
+    if not writes:
+        may = "check the name, or run hf auth login if it asks for that"
     if isinstance(error, HFValidationError):
         return "it is no name of a repository; name user/model"
     if isinstance(error, LocalTokenNotFoundError):
@@ -29,7 +35,9 @@ def explain_hub_error(error: Exception) -> str:
     if status == _UNAUTHORIZED:
         return f"the Hub does not take this token; {may}"
     if status == _FORBIDDEN:
-        return f"this token may not write there; {may}"
+        return f"this token may not {'write there' if writes else 'read it'}; {may}"
+    if status == _MISSING:
+        return f"the Hub shows no such repository; {may}"
     return f"{next(iter(str(error).splitlines()), type(error).__name__).strip().rstrip('.')}; {may}"
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
+from hf_dpzo.models.base_place import refuse_base_place
 from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
@@ -21,7 +22,13 @@ from hf_dpzo.recipe.tables import keep_rows, load_tables, select_rows
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, with padding on the side that the task needs."""
+    """Load the tokenizer, with padding on the side that the task needs.
+
+    Raises:
+        ValueError: there is no such model; said before anything is loaded.
+    """
+    place = {"revision": recipe.model_revision, "gguf_file": recipe.gguf_file}
+    refuse_base_place(recipe.model_name_or_path, **place)
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     choose_padding(tokenizer, recipe)
     return tokenizer

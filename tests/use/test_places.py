@@ -45,11 +45,13 @@ def test_code_of_a_card_that_was_not_filled_in_is_one_error(monkeypatch):
 def test_a_mistyped_place_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr(sources.HfApi, "model_info", lambda *_, **__: pytest.fail("the Hub was asked"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").mkdir(parents=True)
+    (tmp_path / "out" / "notes" / "trajectory.zo").touch()
     (tmp_path / "recipe.yaml").touch()
     assert main(["predict", name, "--text", "w1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"hf-dpzo: model={name}: it is ") and "name the output_dir of a run" in said
+    assert name != "out/nots" or "/out holds notes)." in said
 
 
 def test_a_card_leaves_evaluation_figures_out_if_asked_to(words, tmp_path):
