@@ -92,6 +92,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
+    args.plan(len(args.build_units(train)))  # What is wrong with delta or noise for so many rows is an error here.
     refuse_beyond_budget(args, train)
     open_hub_repository(args)
     model = load_model(recipe, tokenizer, seed=args.seed)

@@ -139,3 +139,21 @@ def test_everything_in_the_way_is_listed_and_nothing_is_written(write, workplace
 def test_nothing_is_in_the_way_of_a_run_that_begins(write):
     assert list_obstacles(*read_recipe(write())) == []
     assert main(["train", write(max_steps=1, eval_rows="absent")]) == 0
+
+
+NUMBERS = {
+    "target_delta=0.1: with 70 rows it would allow one to be published whole; choose at most 1e-03.": {
+        "target_delta": 0.1
+    },
+    "expected_batch_size=71: the training data have 70 rows; lower it.": {"expected_batch_size": 71},
+    "privacy_unit_column=nobody:": {"privacy_unit_column": "nobody"},
+}
+
+
+@pytest.mark.parametrize("sentence", NUMBERS)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_numbers_that_do_not_suit_the_rows_are_refused_before_a_model_is_loaded(
+    write, capsys, monkeypatch, command, sentence
+):
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("it was loaded before it was refused"))
+    assert refused(capsys, command, write(**NUMBERS[sentence])).startswith(sentence)
