@@ -53,6 +53,8 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     if arguments.report is not None:
         write_report(summary, Path(arguments.report))
     text = f"{json.dumps(_as_json(summary), indent=2)}\n" if arguments.json else _format(summary)
+    if arguments.report is not None and not arguments.json:
+        text += f"\n{format_table([('written', arguments.report)])}"
     return Outcome(text=text, status=0 if summary.keeps_budget else 1)
 
 

@@ -238,10 +238,11 @@ def explain_separator(separator: str) -> str:
     r"""Return what is wrong with a table whose cells are separated by `separator`, remedy first.
 
     >>> explain_separator("\t")
-    'set separator: "\\t", which stands between the names in its first row; it was read as one column'
+    'set separator: "\\t" (--separator "\\t"), which stands between the names in its first row'
     """
     written = separator.replace("\t", "\\t")
-    return f'set separator: "{written}", which stands between the names in its first row; it was read as one column'
+    how = f'set separator: "{written}" (--separator "{written}")'
+    return f"{how}, which stands between the names in its first row"
 
 
 def find_suffix(path: Path) -> str:

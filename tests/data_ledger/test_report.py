@@ -109,6 +109,7 @@ def test_the_command_sets_shows_and_reports(path, tmp_path, capsys):
     assert main(["ledger", str(path), "--report", str(tmp_path / "report.html")]) == 0
     printed = capsys.readouterr().out
     epsilon = round_up(account(((QUERY, 5),), delta=1e-5).epsilon)
+    assert printed.splitlines()[-1].split() == ["written", str(tmp_path / "report.html")]
     assert f"{epsilon:g}" in printed and "8 at delta 1e-05: kept" in printed
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert main(["ledger", str(path), "--json"]) == 0
