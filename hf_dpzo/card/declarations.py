@@ -65,6 +65,11 @@ class Declarations:
     data_ledger: Mapping[str, Any] | None = None
     names_software: bool = False
 
+    @property
+    def counted_runs(self) -> int | None:
+        """How many runs the ledger of the data counts; `None` without one, or for a card that does not say so."""
+        return self.data_ledger["runs"] if self.names_software and self.data_ledger is not None else None
+
     @classmethod
     def from_statement(cls, statement: Mapping[str, Any]) -> Self:
         """Return the facts that `statement` declares."""

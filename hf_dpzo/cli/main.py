@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,10 @@ COMMANDS = {
 }
 
 
+# What stock says in each run with a chat model's tokenizer, and that asks nothing of a user.
+_NOISE = "The tokenizer has new PAD/BOS/EOS tokens"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status.
 
@@ -39,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     it is the command's own: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    logging.getLogger("transformers.trainer_utils").addFilter(_is_no_noise)
     called = next((argument for argument in argv if not argument.startswith("-")), None)
     arguments, fields = build_parser([called]).parse_known_args(argv)
     try:
@@ -53,9 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hf-dpzo: {make_printable(' '.join(sentence.split()))}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
+        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with a run that took steps.\n")
         return 130
     return outcome.status
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_NOISE)
 
 
 def _find_sentence(error: Exception) -> str | None:

@@ -52,12 +52,13 @@ def _list_checks(recipe: Recipe, args: ZOTrainingArguments) -> Iterator[Callable
     yield lambda: refuse_folder(Path(args.output_dir), parse_resume_flag(args.resume_from_checkpoint))
     yield lambda: refuse_missing_trackers(args)
     yield lambda: args.push_to_hub and refuse_token(args.hub_token)
-    yield lambda: _refuse_missing_gguf(recipe)
-    yield lambda: build_loading_options(recipe.dtype, recipe.quantization)
+    yield lambda: refuse_missing_libraries(recipe)
     yield lambda: read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column)
 
 
-def _refuse_missing_gguf(recipe: Recipe) -> None:
+def refuse_missing_libraries(recipe: Recipe) -> None:
+    """Raise `ValueError` if a library is missing that reads the recipe's base model, before stock says so at length."""
+    build_loading_options(recipe.dtype, recipe.quantization)
     if recipe.gguf_file is not None and not is_gguf_available():
         raise ValueError(
             f"gguf_file={recipe.gguf_file}: reading it needs gguf, which is missing or too old; pip install "

@@ -1,7 +1,7 @@
 """Runs a recipe from beginning to end: load, evaluate, train, evaluate, save."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
@@ -31,13 +31,20 @@ MISSING = {
 }
 
 
-def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
+def run_recipe(
+    recipe: Recipe, args: ZOTrainingArguments, *, announce: Callable[[], None] | None = None
+) -> list[tuple[str, str]]:
     """Train as the recipe says, save the model to `args.output_dir`, and return the lines of a short report.
 
     Only the first process returns lines; the others return none.
+
+    Args:
+        recipe: the recipe.
+        args: its training arguments.
+        announce: called before the model is loaded, which takes long, after what can be refused without it.
     """
     refuse_obstacles(recipe, args)
-    trainer = build_trainer(recipe, args)
+    trainer = build_trainer(recipe, args, announce=announce)
     trainer.create_model_card(dataset=recipe.data)
     before = _measure_before(trainer, recipe)
     started = time.perf_counter()
@@ -75,7 +82,9 @@ def _remember_base(recipe: Recipe, folder: Path) -> None:
         remember_base(Trajectory.read(folder), str(place.resolve() / (recipe.gguf_file or "")))
 
 
-def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
+def build_trainer(
+    recipe: Recipe, args: ZOTrainingArguments, *, announce: Callable[[], None] | None = None
+) -> ZOTrainer:
     """Load everything that the recipe names, and build the trainer from it.
 
     Whether LoRA's first matrix is frozen follows from the log of the run in `args.output_dir`, if the recipe does not
@@ -95,6 +104,8 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
     args.plan(len(args.build_units(train)))  # What is wrong with delta or noise for so many rows is an error here.
     refuse_beyond_budget(args, train)
     open_hub_repository(args)
+    if announce is not None:
+        announce()
     model = load_model(recipe, tokenizer, seed=args.seed)
     longest = find_longest_row(model, recipe, tokenizer)
     if longest < recipe.max_length:

@@ -189,7 +189,9 @@ class TrainingPlan:
         return [(f"epsilon of {who}", f"{promise.epsilon:g} at delta {self.delta:g}: {words}")]
 
     def _describe_work(self) -> list[tuple[str, str]]:
-        lines = [(f"{self.unit}s evaluated, on average", f"{self.evaluated}, each at {self.passes} probe points")]
+        settings = "setting" if self.passes == 1 else "settings"
+        work = f"{self.evaluated} in all steps, each with {self.passes} nearby {settings} of the weights"
+        lines = [(f"{self.unit}s evaluated, on average", work)]
         if self.limits is not None:
             lines.append(("what limits it", self.limits))
         if self.seconds_per_step is not None:

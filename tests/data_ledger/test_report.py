@@ -75,7 +75,7 @@ def test_it_says_what_was_promised_and_what_was_not(ledger):
     ledger.note("b", state="withdrawn")
     text = report(ledger).text
     epsilon = round_up(account(((QUERY, 5),), delta=1e-5).epsilon, 2)
-    assert "One run has used these data, or may have. Together they promise this:" in text
+    assert "One run has used these data, or may have. It promises this:" in text
     assert f"(ε = {epsilon:g}, δ = 1e-05)-differential privacy" in text
     assert "The budget for these data is ε = 8 at δ = 1e-05. It is kept" in text and "It was set 2 times: ε = 4" in text
     assert "ended before its first step: it released nothing" in text
@@ -88,7 +88,7 @@ def test_a_run_without_noise_is_called_what_it_is(ledger):
     text = report(ledger).text
     assert "No guarantee holds for all of these runs together. 1 of 2 runs added no noise." in text
     assert "None: no noise was added." in text
-    assert "Together they promise" not in text
+    assert "promises this" not in text and "Together they" not in text
 
 
 def test_each_unit_has_a_part_of_its_own(ledger):

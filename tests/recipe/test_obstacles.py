@@ -1,13 +1,17 @@
 """What is in the way of a run is said before its model is loaded, in one sentence each."""
 
+import inspect
+import signal
+
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
+from transformers.trainer_utils import align_special_tokens
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.cli.main import main
+from hf_dpzo.cli.main import _NOISE, main
 from hf_dpzo.models import hub, precision
-from hf_dpzo.recipe import obstacles, run
+from hf_dpzo.recipe import loading, obstacles, run
 from hf_dpzo.recipe.obstacles import list_obstacles
 from hf_dpzo.recipe.recipe import read_recipe
 from hf_dpzo.trajectory.log import LOG_FILE
@@ -66,6 +70,15 @@ def test_so_are_missing_libraries_and_missing_earlier_runs(write, capsys, nothin
     assert "reading it needs gguf, which is missing" in refused(capsys, "train", write(gguf_file="m.gguf"))
     assert "pip install torchao" in refused(capsys, "train", write(quantization="int8"))
     assert "nowhere" in refused(capsys, "train", write(), "--earlier_runs", "nowhere")
+
+
+@pytest.mark.parametrize("command", ["plan", "tune"])
+def test_a_missing_library_is_said_by_this_library_alone(write, capsys, monkeypatch, command):
+    monkeypatch.setattr(obstacles, "is_gguf_available", lambda: False)
+    monkeypatch.setattr(
+        loading.AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("stock says it at length")
+    )
+    assert refused(capsys, command, write(gguf_file="m.gguf")).startswith("gguf_file=m.gguf: reading it needs gguf")
 
 
 def test_so_is_a_missing_token_of_the_hub(write, capsys, nothing_loads, monkeypatch):
@@ -157,3 +170,28 @@ def test_numbers_that_do_not_suit_the_rows_are_refused_before_a_model_is_loaded(
 ):
     monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("it was loaded before it was refused"))
     assert refused(capsys, command, write(**NUMBERS[sentence])).startswith(sentence)
+
+
+def test_nothing_is_loading_before_the_last_refusal_that_needs_no_model(write, workplace, capsys):
+    assert main(["train", write(target_delta=0.1)]) == 2
+    assert "loading the model" not in capsys.readouterr().err
+    assert main(["train", write(eval_rows="absent", max_steps=1)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("hf-dpzo: loading the model") == 1
+    assert "PAD/BOS/EOS" not in said and "1/1" not in said.replace("step", "")
+
+
+def test_stock_still_says_what_is_left_out():
+    assert _NOISE in inspect.getsource(align_special_tokens)
+
+
+def test_a_plan_that_is_told_to_end_leaves_no_folder(write, workplace, monkeypatch):
+    def end(*_, **__):
+        (workplace / "out").mkdir()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "load_model", end)
+    with pytest.raises(SystemExit):
+        main(["plan", write()])
+    assert not (workplace / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
