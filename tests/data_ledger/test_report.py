@@ -128,7 +128,11 @@ def test_the_command_sets_shows_and_reports(path, tmp_path, capsys):
         (["--report", "report.pdf"], "does not end in .html"),
         (["--report", "missing/report.html"], "there is no such folder"),
         ([], "there is no such ledger"),
+        (["--add", "nowhere"], "there is no log of a run"),
+        (["--budget", "nan", "--delta", "1e-5"], "an epsilon is above 0"),
+        (["--budget", "8", "--delta", "2"], "delta lies between 0 and 1"),
     ],
 )
-def test_the_command_refuses_in_one_sentence(path, capsys, flags, reason):
+def test_the_command_refuses_in_one_sentence_and_begins_no_ledger(path, capsys, flags, reason):
     assert reason in refused(capsys, "ledger", str(path), *flags)
+    assert not path.exists()
