@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from hf_dpzo._version import __version__
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.getLogger("transformers.trainer_utils").addFilter(_is_no_noise)
+    # PEFT 0.21 reads this attribute under its old name. Remove when PEFT asks for is_activation_checkpointing.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     called = next((argument for argument in argv if not argument.startswith("-")), None)
     arguments, fields = build_parser([called]).parse_known_args(argv)
     try:
