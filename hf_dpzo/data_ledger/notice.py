@@ -1,5 +1,6 @@
 """What is said of a ledger before a run is entered: where it is, and what was spent, so that no new one goes unseen."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def describe_ledger(path: Path, *, unit_column: str | None = None) -> str:
     >>> describe_ledger(Path("/nowhere.ledger"))
     'privacy_ledger=/nowhere.ledger: new, without a budget; hf-dpzo ledger /nowhere.ledger --budget sets one'
     """
-    path = path.expanduser().absolute()
+    path = Path(os.path.abspath(path.expanduser()))  # Without "..", and unlike `resolve` without following a link.
     told = f"privacy_ledger={path}"
     remedy = f"hf-dpzo ledger {shlex.quote(str(path))} --budget sets one"
     if not path.exists():
