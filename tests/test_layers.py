@@ -32,7 +32,7 @@ PACKAGES = {
     "arguments": {"transformers"},
     "trainer": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},
     "trl": {"trl"},
-    "recipe": {"torch", "transformers", "peft", "huggingface_hub", "datasets"},
+    "recipe": {"torch", "transformers", "peft", "datasets"},
     "use": {"torch", "transformers", "peft", "datasets", "safetensors"},
     "cli": {"huggingface_hub"},
 }

@@ -1,5 +1,6 @@
 """Plans a run: chooses its method, its noise and its budget by the arguments."""
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,16 @@ def plan_run(args: "ZOTrainingArguments", num_units: int) -> tuple[Method, Budge
     if budget.private:
         check_epsilon(budget.guarantee())
     return method, budget
+
+
+def replan_run(
+    args: "ZOTrainingArguments", num_units: int, *, target_epsilon: float | None = None, max_steps: int | None = None
+) -> Budget:
+    """Return the budget of the same run with another target, or another number of steps. `args` stay as they are."""
+    changed = copy.copy(args)
+    changed.target_epsilon = args.target_epsilon if target_epsilon is None else target_epsilon
+    changed.max_steps = args.max_steps if max_steps is None else max_steps
+    return plan_run(changed, num_units)[1]
 
 
 def _check_batch_size(args: "ZOTrainingArguments", batch_size: int, num_units: int) -> None:

@@ -15,6 +15,14 @@ from hf_dpzo.trajectory.log import Trajectory
 PACKAGES = ("dp-accounting", "opendp", "torch", "transformers", "accelerate", "peft", "datasets")
 
 
+# What computes a claim again, and where it is to be had.
+SOFTWARE = {
+    "name": "hf_dpzo",
+    "url": "https://github.com/hf-dpzo/hf_dpzo",
+    "install": "pip install hf_dpzo",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declarations:
     """The facts that a log cannot tell.
@@ -37,6 +45,7 @@ class Declarations:
         versions: the versions of the software.
         data_ledger: what the ledger of the data counted when this was written: runs, and what they come to together;
             `None` if there was no ledger.
+        names_software: whether the card says where to get the library. Cards of earlier versions do not.
     """
 
     isolation: Mapping[str, Any]
@@ -54,6 +63,12 @@ class Declarations:
     repository: str | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     data_ledger: Mapping[str, Any] | None = None
+    names_software: bool = False
+
+    @property
+    def counted_runs(self) -> int | None:
+        """How many runs the ledger of the data counts; `None` without one, or for a card that does not say so."""
+        return self.data_ledger["runs"] if self.names_software and self.data_ledger is not None else None
 
     @classmethod
     def from_statement(cls, statement: Mapping[str, Any]) -> Self:
@@ -77,13 +92,14 @@ class Declarations:
             repository=statement["reproducibility"]["repository"],
             versions=statement["versions"],
             data_ledger=statement.get("data_ledger"),
+            names_software="software" in statement,
         )
 
     @classmethod
     def from_log(cls, log: Trajectory) -> Self:
         """Return the facts that `log` itself holds, for a run of which nothing was declared."""
         environment = log.header["made_with"]
-        return cls(isolation=environment["isolation"], versions=environment["versions"])
+        return cls(isolation=environment["isolation"], versions=environment["versions"], names_software=True)
 
 
 @cache

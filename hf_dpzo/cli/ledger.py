@@ -45,6 +45,7 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     begins = arguments.budget is not None or bool(arguments.add)
     if arguments.budget is not None and arguments.delta is None and not Path(arguments.path).expanduser().exists():
         raise ValueError(f"budget={arguments.budget:g}: an epsilon is stated at a delta; add --delta, such as 1e-6.")
+    _check_entries(arguments)
     ledger = DataLedger(arguments.path, create=begins)
     enter_earlier_runs(ledger, arguments.add)
     if arguments.budget is not None:
@@ -53,7 +54,24 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     if arguments.report is not None:
         write_report(summary, Path(arguments.report))
     text = f"{json.dumps(_as_json(summary), indent=2)}\n" if arguments.json else _format(summary)
+    if arguments.report is not None and not arguments.json:
+        text += f"\n{format_table([('written', arguments.report)])}"
     return Outcome(text=text, status=0 if summary.keeps_budget else 1)
+
+
+def _check_entries(arguments: argparse.Namespace) -> None:
+    """Raise `ValueError` for what could not be entered, before a ledger is begun for it."""
+    from hf_dpzo.privacy.accounting import check_delta
+    from hf_dpzo.trajectory.log import Trajectory
+
+    for folder in arguments.add:
+        Trajectory.read(folder)
+    if arguments.budget is not None and not 0 < arguments.budget < float("inf"):
+        raise ValueError(
+            f"budget={arguments.budget:g}: an epsilon is above 0; set what these data may be used up for, such as 8."
+        )
+    if arguments.budget is not None and arguments.delta is not None:
+        check_delta(arguments.delta)
 
 
 def _check_report(path: Path) -> None:
@@ -110,7 +128,7 @@ def _describe_budget(summary: "Summary") -> list[tuple[str, str]]:
     budget = summary.entries.budget
     if budget is None:
         return [("budget", "none; --budget sets one")]
-    kept = "kept" if summary.keeps_budget else "PASSED"
+    kept = "kept" if summary.keeps_budget else "EXCEEDED"
     return [("budget", f"{budget.epsilon:g} at delta {budget.delta:g}: {kept}")]
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from hf_dpzo._version import __version__
@@ -32,6 +34,10 @@ COMMANDS = {
 }
 
 
+# What stock says in each run with a chat model's tokenizer, and that asks nothing of a user.
+_NOISE = "The tokenizer has new PAD/BOS/EOS tokens"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status.
 
@@ -39,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     it is the command's own: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    logging.getLogger("transformers.trainer_utils").addFilter(_is_no_noise)
+    # PEFT 0.21 reads this attribute under its old name. Remove when PEFT asks for is_activation_checkpointing.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     called = next((argument for argument in argv if not argument.startswith("-")), None)
     arguments, fields = build_parser([called]).parse_known_args(argv)
     try:
@@ -46,23 +55,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
         outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
-    except (ValueError, OSError) as error:
-        return _report(error)
-    except RuntimeError as error:
-        from hf_dpzo.privacy.ledger import BudgetExceededError
-
-        if not isinstance(error, BudgetExceededError):
+    except Exception as error:
+        sentence = _find_sentence(error)
+        if sentence is None:
             raise
-        return _report(error)
+        sys.stderr.write(f"hf-dpzo: {make_printable(' '.join(sentence.split()))}\n")
+        return 2
     except KeyboardInterrupt:
-        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
+        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with a run that took steps.\n")
         return 130
     return outcome.status
 
 
-def _report(error: Exception) -> int:
-    sys.stderr.write(f"hf-dpzo: {make_printable(str(error))}\n")
-    return 2
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_NOISE)
+
+
+def _find_sentence(error: Exception) -> str | None:
+    """Return what is said of an error; `None` for one that only its traceback explains.
+
+    Libraries that raise other errors are imported by then, if a command has used them.
+    """
+    if type(error).__module__.startswith(("httpx", "huggingface_hub")):
+        from hf_dpzo.models.hub import HUB_ERRORS, explain_hub_error
+
+        if isinstance(error, HUB_ERRORS):
+            return f"Hub: {explain_hub_error(error, writes=False)}."
+    if isinstance(error, RuntimeError):
+        from hf_dpzo.privacy.ledger import BudgetExceededError
+
+        return str(error) if isinstance(error, BudgetExceededError) else None
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
 
 
 def build_parser(called: Sequence[str | None]) -> argparse.ArgumentParser:

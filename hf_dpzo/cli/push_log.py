@@ -19,13 +19,12 @@ def add_command(commands: Subparsers) -> None:
 
 def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import httpx
 
     from hf_dpzo.card.files import READ_FILES, STATEMENT_FILE
     from hf_dpzo.card.repository import push_log
     from hf_dpzo.card.upload import Destination
     from hf_dpzo.io.files import refuse_links
+    from hf_dpzo.models.hub import HUB_ERRORS, explain_hub_error
     from hf_dpzo.trajectory.log import LOG_FILE
 
     folder = Path(arguments.folder)
@@ -39,11 +38,9 @@ def _run(arguments: argparse.Namespace, _: Sequence[str]) -> Outcome:
     try:
         created = HfApi().create_repo(arguments.repository, private=arguments.private or None, exist_ok=True)
         url = push_log(folder, Destination(repository=created.repo_id, revision=arguments.revision))
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError) as error:
-        raise ValueError(
-            f"repository={arguments.repository}: {str(error).splitlines()[0]}; run hf auth login, or name a repository "
-            "and a branch that you may write to."
-        ) from error
+    except HUB_ERRORS as error:
+        fault = explain_hub_error(error)
+        raise ValueError(f"repository={arguments.repository}: {fault}.") from None
     return Outcome(
         text=format_table([("published", url), ("bytes of the log", str((folder / LOG_FILE).stat().st_size))])
     )

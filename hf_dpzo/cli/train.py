@@ -25,10 +25,12 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
     recipe, args = read_recipe(arguments.recipe, fields)
-    if args.process_index == 0:
-        sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is read\n")
     started = time.perf_counter()
-    rows = run_recipe(recipe, args)
+    rows = run_recipe(recipe, args, announce=_announce if args.process_index == 0 else None)
     if not rows:
         return Outcome(text="")
     return Outcome(text=format_table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))
+
+
+def _announce() -> None:
+    sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is evaluated\n")

@@ -1,6 +1,7 @@
 """`hf-dpzo tune`: propose smoothing, clip norm and learning rate of a recipe by public rows."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     if arguments.output is not None:
         check_output_path(Path(arguments.output), flag="output")
     proposals = tune(arguments.recipe, fields, public=arguments.public)
+    if arguments.public is None:
+        sys.stderr.write(
+            "hf-dpzo: without --public, rows are made up; numbers from them are a beginning, to be tried\n"
+        )
     text = write_proposals(arguments.recipe, fields, proposals)
     if arguments.output is None:
         return Outcome(text=text)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +23,7 @@ from hf_dpzo.data_ledger.entries import (
 from hf_dpzo.data_ledger.members import Members
 from hf_dpzo.data_ledger.place import DataLedgerError, refuse_place
 from hf_dpzo.data_ledger.planned_run import PlannedRun
-from hf_dpzo.data_ledger.refusal import refuse_run
+from hf_dpzo.data_ledger.refusal import Wish, refuse_run
 from hf_dpzo.data_ledger.store import Store
 from hf_dpzo.data_ledger.total import Total
 from hf_dpzo.privacy.accounting import check_delta
@@ -92,11 +93,10 @@ class DataLedger:
         others = [entered.plan for entered in entries.counted if entered.name != name]
         return compose([*others, run], entries.budget, unit_column=unit_column)
 
-    def refuse(self, run: PlannedRun, *, times: int = 1) -> None:
-        """Raise `BudgetExceededError` if `times` runs like `run` would pass the budget. Nothing is entered."""
+    def refuse(self, wish: Wish) -> None:
+        """Raise `BudgetExceededError` if what is wished would pass the budget. Nothing is entered."""
         entries = self.read()
-        others = [entered.plan for entered in entries.counted]
-        refuse_run(self.path, entries.budget, [*others, *[run] * (times - 1)], run)
+        refuse_run(self.path, entries.budget, [entered.plan for entered in entries.counted], wish)
 
     # ---- Entries ----
 
@@ -128,13 +128,13 @@ class DataLedger:
         with self._store.writing() as connection:
             write_budget(connection, epsilon=epsilon, delta=delta, key=read_entries(self._store, connection).key)
 
-    def enter(self, plan: PlannedRun, members: Members, *, name: str, is_released: bool = False) -> Total:
+    def enter(self, wish: Wish, members: Members, *, name: str, is_released: bool = False) -> Total:
         """Enter a run as it is planned, before its first step, and return what all runs then come to.
 
         A run of that name is the same entry: it counts once, with the larger of both plans once it has begun.
 
         Args:
-            plan: what the run plans to release.
+            wish: the run, as it is planned.
             members: its units of privacy, by the key of this ledger.
             name: what its folder calls it.
             is_released: whether it was made already, so that it is too late for a refusal.
@@ -144,10 +144,11 @@ class DataLedger:
         """
         while True:
             entries = self.read()
-            run = _join(plan, entries.find(name))
+            known = entries.find(name)
+            run = _join(wish.run, known)
             others = [entered.plan for entered in entries.counted if entered.name != name]
-            if not is_released and not _is_counted(run, entries.find(name)):
-                refuse_run(self.path, entries.budget, others, run)
+            if not is_released and not _is_counted(run, known):
+                refuse_run(self.path, entries.budget, others, wish.changed(partial(_join, known=known)))
             try:
                 self._write_entry(run, members, name, looked=entries)
             except _ChangedMeanwhileError:

@@ -8,6 +8,7 @@ from hf_dpzo.data_ledger.entries import ENDED, EnteredRun
 from hf_dpzo.data_ledger.entry_mark import EntryMark
 from hf_dpzo.data_ledger.members import Members
 from hf_dpzo.data_ledger.planned_run import PlannedRun
+from hf_dpzo.data_ledger.refusal import Wish
 from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
 
@@ -37,7 +38,7 @@ def enter_earlier_runs(ledger: DataLedger, folders: Iterable[str | Path]) -> Non
         )
         checksum = log.checksum_after(len(log.records)).hex()
         nobody = Members(form=b"", digests=None)  # Whose rows they were is not known, so they are everybody's.
-        ledger.enter(plan, nobody, name=f"log {checksum}", is_released=True)
+        ledger.enter(Wish(run=plan), nobody, name=f"log {checksum}", is_released=True)
         ledger.note(f"log {checksum}", state=ENDED, steps=len(log.records), checksum=checksum)
 
 

@@ -6,6 +6,7 @@ import psutil
 
 from hf_dpzo.card.files import PUBLIC_SUFFIXES
 from hf_dpzo.io.files import LinkError, refuse_links
+from hf_dpzo.trajectory.log import LOG_FILE
 
 
 class DataLedgerError(ValueError):
@@ -30,6 +31,11 @@ def refuse_place(path: Path, *, output_dir: Path | None = None) -> None:
         refuse_links(path)
     except LinkError as error:
         raise DataLedgerError(f"privacy_ledger={error}") from None
+    if (path / LOG_FILE).exists():
+        raise DataLedgerError(
+            f"privacy_ledger={path}: it is the folder of a run; name the file beside the data, which the run was "
+            "given in privacy_ledger."
+        )
     if path.is_dir():
         raise DataLedgerError(f"privacy_ledger={path}: it is a folder; name a file in it, such as {path}/data.ledger.")
     if path.suffix in PUBLIC_SUFFIXES:

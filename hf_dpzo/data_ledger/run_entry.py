@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from hf_dpzo.data_ledger.entry_mark import EntryMark
 from hf_dpzo.data_ledger.members import Members
 from hf_dpzo.data_ledger.place import DataLedgerError
 from hf_dpzo.data_ledger.planned_run import PlannedRun
+from hf_dpzo.data_ledger.refusal import Wish
 from hf_dpzo.data_ledger.total import Total
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
@@ -44,7 +46,7 @@ class RunEntry:
         cls,
         ledger: DataLedger,
         folder: Path,
-        plan: PlannedRun,
+        wish: Wish,
         read_units: Callable[[bytes], Members],
         log: Trajectory | None,
     ) -> Self:
@@ -56,7 +58,7 @@ class RunEntry:
         Args:
             ledger: the ledger.
             folder: the folder of the run.
-            plan: what the run plans to release.
+            wish: the run, as it is planned.
             read_units: returns the units of privacy of its rows, by the key of the ledger.
             log: its log; `None` for a run that begins.
 
@@ -67,12 +69,13 @@ class RunEntry:
         mark = EntryMark.load(folder)
         known = None if mark is None else entries.find(mark.name)
         if known is None or not _is_same_run(known, log, folder, mark):
-            plan = plan if known is None or log is None else plan.without_steps(len(log.records))
+            if known is not None and log is not None:
+                wish = wish.changed(methodcaller("without_steps", len(log.records)))
             mark = EntryMark.new(entries.identity)
         members = read_units(entries.key)
         mark.save(folder)  # Before the entry, so that a kill in between leaves no entry that nobody finds.
-        total = ledger.enter(plan, members, name=mark.name)
-        return cls(ledger=ledger, name=mark.name, folder=folder, plan=plan, total=total)
+        total = ledger.enter(wish, members, name=mark.name)
+        return cls(ledger=ledger, name=mark.name, folder=folder, plan=wish.run, total=total)
 
     def begin(self) -> None:
         """Note that the run's log is there, before its first step; raise `DataLedgerError` if that cannot be noted."""

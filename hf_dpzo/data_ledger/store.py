@@ -27,6 +27,10 @@ _TABLES = (
 )
 
 
+# What every file of SQLite begins with.
+_BEGINNING = b"SQLite format 3\x00"
+
+
 # How long a process waits for another one, which holds the file for some milliseconds, in seconds.
 _PATIENCE = 60.0
 
@@ -184,7 +188,12 @@ class Store:
                 raise self.build_damage(text) from error
             raise self._build_write_error(text) from error
         except sqlite3.DatabaseError as error:
-            raise self.build_damage(str(error)) from error
+            if _BEGINNING.startswith(self.path.read_bytes()[: len(_BEGINNING)]):
+                raise self.build_damage(str(error)) from error
+            raise DataLedgerError(
+                f"privacy_ledger={self.path}: it is no ledger, and stays as it is; name the one that runs were given, "
+                "or bring it back from a copy if this is what became of it."
+            ) from None
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:

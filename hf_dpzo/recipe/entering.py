@@ -6,11 +6,12 @@ import datasets
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.data_ledger.data_ledger import DataLedger
+from hf_dpzo.data_ledger.notice import announce_ledger
 from hf_dpzo.data_ledger.place import refuse_place
-from hf_dpzo.data_ledger.planned_run import PlannedRun
 from hf_dpzo.data_ledger.total import describe_epsilon
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import load_tables
+from hf_dpzo.trainer.entering import build_wish
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -18,19 +19,18 @@ from hf_dpzo.trajectory.log import LOG_FILE
 def refuse_beyond_budget(args: ZOTrainingArguments, rows: datasets.Dataset) -> None:
     """Raise `BudgetExceededError` if a new run on `rows` would pass the budget of their ledger. Nothing is entered.
 
-    A run that goes on is in its ledger already, and a new ledger has no budget. Only the first process looks.
+    Where the ledger is and what it holds is said first, so that a mistyped path shows. A run that goes on is in its
+    ledger already, and a new ledger has no budget. Only the first process looks.
     """
     if args.privacy_ledger is None or args.process_index > 0:
         return
     path = Path(args.privacy_ledger).expanduser()
     refuse_place(path, output_dir=Path(args.output_dir))
+    announce_ledger(path, unit_column=args.privacy_unit_column)
     if not path.exists() or (Path(args.output_dir) / LOG_FILE).exists():
         return
-    ledger = DataLedger(path)
     units = len(args.build_units(rows))
-    _, budget = args.plan(units)
-    column = args.privacy_unit_column
-    ledger.refuse(PlannedRun.from_budget(budget, unit_column=column, num_units=units, method=args.method))
+    DataLedger(path).refuse(build_wish(args, args.plan(units)[1], units))
 
 
 def load_ledger_rows(recipe: Recipe, args: ZOTrainingArguments) -> datasets.Dataset | None:

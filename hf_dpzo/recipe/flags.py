@@ -12,12 +12,21 @@ from transformers import HfArgumentParser
 from hf_dpzo.recipe.spelling import mark_hyphens
 
 
+# What argparse calls the types of numbers, what is wrong with other values, and what to do.
+_NUMBERS = {
+    "float": ("it is no number", "write it like 2.5 or 1e-5"),
+    "int": ("it is no whole number", "write it in digits, like 160"),
+}
+
+
 class FieldParser(HfArgumentParser):
     """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `ValueError` with `message`."""
         sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        for kind, (fault, remedy) in _NUMBERS.items():
+            sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+)$", rf"\1=\2: {fault}; {remedy}", sentence)
         raise ValueError(f"{sentence}.")
 
 

@@ -1,6 +1,7 @@
 """Loads the model and the rows of tokens that a recipe describes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -11,17 +12,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
+from hf_dpzo.models.base_place import refuse_base_place
 from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
 from hf_dpzo.recipe.invocation import find_invocation_tokens, ignore_base_tokens
+from hf_dpzo.recipe.obstacles import refuse_missing_libraries
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import keep_rows, load_tables, select_rows
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, with padding on the side that the task needs."""
+    """Load the tokenizer, with padding on the side that the task needs.
+
+    Raises:
+        ValueError: there is no such model, or what reads it is not installed; said before anything is loaded.
+    """
+    refuse_missing_libraries(recipe)
+    place = {"revision": recipe.model_revision, "gguf_file": recipe.gguf_file}
+    refuse_base_place(recipe.model_name_or_path, **place)
     tokenizer = AutoTokenizer.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
     choose_padding(tokenizer, recipe)
     return tokenizer
@@ -186,10 +196,23 @@ def _encode_rows(
         )
     settings = {"fn_kwargs": options, "remove_columns": removed, "desc": "Tokenizing"}
     # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
-    features = rows.select([first]).map(_encode_row, **settings).features
+    with _without_bar():
+        features = rows.select([first]).map(_encode_row, **settings).features
     encoded = rows.map(_encode_row, features=features, **settings)
     decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
     return keep_rows(encoded, decisive, _is_learned)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Show no progress of `datasets` inside the context, where it is over at once."""
+    was_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_off:
+            datasets.enable_progress_bars()
 
 
 def _is_learned(row: Mapping[str, Any]) -> bool:

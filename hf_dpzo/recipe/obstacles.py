@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from huggingface_hub import get_token
 from transformers.utils import is_gguf_available
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.models.hub import open_repository, refuse_token
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.trainer.trackers import refuse_missing_trackers
@@ -28,6 +28,17 @@ def refuse_obstacles(recipe: Recipe, args: ZOTrainingArguments) -> None:
         check()
 
 
+def open_hub_repository(args: ZOTrainingArguments) -> None:
+    """Open, as stock does it only after the model is loaded, the repository that the run pushes to, if it pushes.
+
+    Raises:
+        ValueError: the Hub cannot be reached, or does not allow it.
+    """
+    if args.push_to_hub and args.process_index == 0:
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        open_repository(name, token=args.hub_token, private=args.hub_private_repo)
+
+
 def parse_resume_flag(flag: str | None) -> str | bool:
     """Return the path to resume from, or whether to resume, as the scripts of `transformers` read this flag.
 
@@ -40,23 +51,19 @@ def parse_resume_flag(flag: str | None) -> str | bool:
 def _list_checks(recipe: Recipe, args: ZOTrainingArguments) -> Iterator[Callable[[], object]]:
     yield lambda: refuse_folder(Path(args.output_dir), parse_resume_flag(args.resume_from_checkpoint))
     yield lambda: refuse_missing_trackers(args)
-    yield lambda: _refuse_missing_token(args)
-    yield lambda: _refuse_missing_gguf(recipe)
-    yield lambda: build_loading_options(recipe.dtype, recipe.quantization)
+    yield lambda: args.push_to_hub and refuse_token(args.hub_token)
+    yield lambda: refuse_missing_libraries(recipe)
     yield lambda: read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column)
 
 
-def _refuse_missing_gguf(recipe: Recipe) -> None:
+def refuse_missing_libraries(recipe: Recipe) -> None:
+    """Raise `ValueError` if a library is missing that reads the recipe's base model, before stock says so at length."""
+    build_loading_options(recipe.dtype, recipe.quantization)
     if recipe.gguf_file is not None and not is_gguf_available():
         raise ValueError(
             f"gguf_file={recipe.gguf_file}: reading it needs gguf, which is missing or too old; pip install "
             "'hf_dpzo[demo]', or name a model in safetensors."
         )
-
-
-def _refuse_missing_token(args: ZOTrainingArguments) -> None:
-    if args.push_to_hub and get_token() is None:
-        raise ValueError("push_to_hub=True: there is no access token of the Hub; run hf auth login, or set HF_TOKEN.")
 
 
 def _try(check: Callable[[], object]) -> Exception | None:

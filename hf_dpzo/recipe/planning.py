@@ -1,5 +1,8 @@
 """Plans the run of a recipe: what it will promise, cost and take, before any private row is looked at."""
 
+import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -63,11 +66,19 @@ def plan_recipe(recipe: Recipe, args: ZOTrainingArguments) -> TrainingPlan:
 
 @contextmanager
 def _leaving_no_folder(folder: Path) -> Iterator[None]:
-    """Remove `folder`, and those above it, that were not there: stock makes them where a trainer is built."""
+    """Remove `folder`, and those above it, that were not there: stock makes them where a trainer is built.
+
+    Also if the process is told to end, as by a scheduler or a closed terminal's kill.
+    """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
+    before = None
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
         for place in new:
             with suppress(OSError):  # It was not made, or something else is in it.
                 place.rmdir()

@@ -5,20 +5,20 @@ flag replace any field of the recipe.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
 from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
+from hf_dpzo.recipe.places import PATH_FIELDS, locate_paths
 from hf_dpzo.recipe.shipped import locate_recipe
-from hf_dpzo.recipe.spelling import read_yaml, restore_hyphens
+from hf_dpzo.recipe.spelling import UnreadableYAMLError, read_yaml, restore_hyphens
 from hf_dpzo.recipe.tasks import TASKS, Task, refuse_uncalibrated, refuse_unread_fields
 
 
@@ -26,10 +26,6 @@ ADAPTERS = ("lora", ACTIVATED, "none")
 
 
 DTYPES = ("float32", "bfloat16")
-
-
-# The fields that may be paths of this machine.
-PATH_FIELDS = ("model_name_or_path", "data", "eval_data", "calibrate_on")
 
 
 MISSING = ("empty", "skip", "refuse")
@@ -239,20 +235,33 @@ def read_recipe(path: str | Path, flags: Sequence[str] = ()) -> tuple[Recipe, ZO
         values = read_yaml(path.read_text(encoding="utf-8"), as_written=AS_WRITTEN)
     except UnicodeDecodeError:
         raise ValueError(f"recipe={path}: it is not text in UTF-8; save it as such.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe={path}: it is not valid YAML; {' '.join(str(error).split())}") from None
+    except UnreadableYAMLError as error:
+        raise ValueError(f"recipe={path}: {error}; correct it there, or name another file.") from None
+    _refuse_other_text(path, values)
+    return parse_recipe(values, flags, folder=path.parent)
+
+
+def _refuse_other_text(path: Path, values: Any) -> None:
+    """Raise `ValueError` for what is YAML by chance, such as a private text with a colon. None of it is shown."""
     if not isinstance(values, dict):
-        raise ValueError(f"recipe={path}: it must be a mapping of fields to values.")
-    return parse_recipe(values, flags)
+        raise ValueError(f"recipe={path}: it must be a mapping of fields to values; name the YAML file of a recipe.")
+    known = {entry.name for kind in (Recipe, ZOTrainingArguments) for entry in fields(kind) if entry.init}
+    names = [str(name) for name in values]
+    if values and (not known & {*names} or not all(re.fullmatch(r"\w[\w-]*", name, re.ASCII) for name in names)):
+        raise ValueError(
+            f"recipe={path}: what it has are not fields of a recipe, such as data and output_dir; name the YAML file "
+            "of a recipe."
+        )
 
 
 def parse_recipe(
-    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False
+    values: Mapping[str, Any], flags: Sequence[str] = (), *, is_complete: bool = False, folder: Path = Path()
 ) -> tuple[Recipe, ZOTrainingArguments]:
     """Return the recipe that consists of `values`, and its training arguments.
 
     Among `flags`, `--without a,b` leaves out the fields `a` and `b`, and the others replace values. A value of `None`
-    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing.
+    is left out, too. If the recipe `is_complete`, such as one that was kept, its task chooses nothing. What relative
+    paths among the `values` mean follows from the `folder` of their file; see `locate_paths`.
     """
     without_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     without_parser.add_argument("--without", default="")
@@ -261,6 +270,8 @@ def parse_recipe(
         if name not in values:
             raise ValueError(f"without={name}: the recipe has no such field; it has {', '.join(values)}.")
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
+    given = {name_flag(argument) for argument in flags}
+    values |= locate_paths(folder, {name: value for name, value in values.items() if name not in given})
     argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
     refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
     argv += flags

@@ -1,7 +1,7 @@
 """Runs a recipe from beginning to end: load, evaluate, train, evaluate, save."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
@@ -12,9 +12,10 @@ from hf_dpzo.recipe.entering import load_ledger_rows, refuse_beyond_budget, repo
 from hf_dpzo.recipe.invocation import find_ending
 from hf_dpzo.recipe.lengths import find_longest_row
 from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
-from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
+from hf_dpzo.recipe.obstacles import open_hub_repository, parse_resume_flag, refuse_obstacles
+from hf_dpzo.recipe.places import PATH_FIELDS
 from hf_dpzo.recipe.rates import lower_learning_rate
-from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
+from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
@@ -32,13 +33,20 @@ MISSING = {
 }
 
 
-def run_recipe(recipe: Recipe, args: ZOTrainingArguments) -> list[tuple[str, str]]:
+def run_recipe(
+    recipe: Recipe, args: ZOTrainingArguments, *, announce: Callable[[], None] | None = None
+) -> list[tuple[str, str]]:
     """Train as the recipe says, save the model to `args.output_dir`, and return the lines of a short report.
 
     Only the first process returns lines; the others return none.
+
+    Args:
+        recipe: the recipe.
+        args: its training arguments.
+        announce: called before the model is loaded, which takes long, after what can be refused without it.
     """
     refuse_obstacles(recipe, args)
-    trainer = build_trainer(recipe, args)
+    trainer = build_trainer(recipe, args, announce=announce)
     trainer.create_model_card(dataset=recipe.data)
     before = _measure_before(trainer, recipe)
     started = time.perf_counter()
@@ -76,7 +84,9 @@ def _remember_base(recipe: Recipe, folder: Path) -> None:
         remember_base(Trajectory.read(folder), str(place.resolve() / (recipe.gguf_file or "")))
 
 
-def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
+def build_trainer(
+    recipe: Recipe, args: ZOTrainingArguments, *, announce: Callable[[], None] | None = None
+) -> ZOTrainer:
     """Load everything that the recipe names, and build the trainer from it.
 
     Whether LoRA's first matrix is frozen follows from the log of the run in `args.output_dir`, if the recipe does not
@@ -93,8 +103,13 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
-    lower_learning_rate(recipe, args, len(args.build_units(train)))
+    units = len(args.build_units(train))
+    args.plan(units)  # What is wrong with delta or noise for so many rows is an error here.
+    lower_learning_rate(recipe, args, units)
     refuse_beyond_budget(args, train)
+    open_hub_repository(args)
+    if announce is not None:
+        announce()
     model = load_model(recipe, tokenizer, seed=args.seed)
     longest = find_longest_row(model, recipe, tokenizer)
     if longest < recipe.max_length:

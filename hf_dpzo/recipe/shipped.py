@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import hf_dpzo
+from hf_dpzo.recipe.written import find_suffix
+
+
+# How tables end. Recipes may also be JSON, which is YAML too, and editors save either as .txt.
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".arrow", ".xls", ".xlsx", ".ods")
 
 
 def find_recipes() -> dict[str, Path]:
@@ -38,6 +43,13 @@ def locate_recipe(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
         path = find_recipe(path.name)
+    if path.is_dir():
+        raise ValueError(f"recipe={path}: it is a folder; name the YAML file of a recipe, in it or elsewhere.")
     if not path.is_file():
-        raise ValueError(f"recipe={path}: no such file.")
+        raise ValueError(f"recipe={path}: there is no such file ({path.absolute()}); name the YAML file of a recipe.")
+    if find_suffix(path) in TABLE_SUFFIXES:
+        raise ValueError(
+            f"recipe={path}: a table ends like that, and no recipe; name the YAML file of the recipe, which names the "
+            "table as data."
+        )
     return path

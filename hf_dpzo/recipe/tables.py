@@ -1,5 +1,6 @@
 """Loads the tables that a recipe names: the rows to train on and the rows to evaluate on, before they are encoded."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hf_dpzo.models.location import resolve_path
 from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
 from hf_dpzo.recipe.holding_out import hold_out
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.recipe.written import find_suffix
+from hf_dpzo.recipe.written import explain_separator, find_separator, find_suffix, list_columns
 
 
 def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -74,7 +75,10 @@ def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> da
             )
         return reader.read_file(path)
     if find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ValueError(f"data={name}: no such file.")
+        raise ValueError(
+            f"data={name}: no such file ({path.absolute()}); a relative path is one of the current folder, or one "
+            "beside the recipe."
+        )
     return _load_from_hub(name, config, split)
 
 
@@ -125,16 +129,32 @@ def select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
 
 
 def _refuse_missing_columns(rows: datasets.Dataset, recipe: Recipe) -> None:
-    present = rows.column_names
     for name in recipe.where_values:
-        if name not in present:
-            raise ValueError(f"where={recipe.where}: the data have no column {name}.")
+        if name not in rows.column_names:
+            raise ValueError(f"where={recipe.where}: {_explain_columns(name, rows, recipe)}.")
     for name in recipe.used_columns:
-        if name not in present:
-            raise ValueError(
-                f"{recipe.task}: the data have no column {name}, only {', '.join(present)}; name one of these, or set "
-                "separator if they are not split."
-            )
+        if name not in rows.column_names:
+            told = _name_field(name, recipe)
+            raise ValueError(f"{told}: {_explain_columns(name, rows, recipe)}.")
+
+
+def _name_field(column: str, recipe: Recipe) -> str:
+    """Return the field of a recipe that names `column`, and its value; the task where the column is a task's own."""
+    written = re.compile(rf"\{{{re.escape(column)}[}}:!]|\"{re.escape(column)}\"")
+    for field in ("label_column", "label_columns", "template", "response", "untouched_template", "columns"):
+        value = getattr(recipe, field)
+        named = value if isinstance(value, list) else [value]
+        if column in named or (isinstance(value, str) and written.search(value)):
+            return f"{field}={value}"
+    return f"task={recipe.task}"
+
+
+def _explain_columns(name: str, rows: datasets.Dataset, recipe: Recipe) -> str:
+    """Return that there is no column of that name, what there is, and what to do about it."""
+    separator = find_separator(rows.column_names) if recipe.separator is None else None
+    if separator is not None:
+        return explain_separator(separator)
+    return f"the data have no column {name}, only {list_columns(rows.column_names)}; name one of these"
 
 
 def keep_rows(

@@ -17,7 +17,7 @@ from hf_dpzo.recipe.loading import load_rows, load_tokenizer
 from hf_dpzo.recipe.recipe import AS_WRITTEN, Recipe, parse_recipe, read_recipe
 from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.recipe.shipped import locate_recipe
-from hf_dpzo.recipe.spelling import read_yaml
+from hf_dpzo.recipe.spelling import UnreadableYAMLError, read_yaml
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trainer.tuning import CLIP_SHARE, RateFound, SmoothingFound, Tuner, list_public_rows
 
@@ -160,7 +160,7 @@ def write_proposals(path: str | Path, flags: Sequence[str], proposals: Sequence[
             edited = _replace_line(edited, _write_field(name, values[name], reasons.get(name)), name)
     try:
         is_right = read_yaml(edited, as_written=AS_WRITTEN) == values
-    except yaml.YAMLError:
+    except UnreadableYAMLError:
         is_right = False
     return edited if is_right else "".join(f"{_write_field(*one, reasons.get(one[0]))}\n" for one in values.items())
 

@@ -35,6 +35,10 @@ LINES_OF_JSON = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (*SEPARATORS, ".json", *LINES_OF_JSON, ".txt")
 
 
+# More than names of columns have, and less than most texts.
+_LONGEST_NAME, _QUESTION = 32, "does the first row name the columns?"
+
+
 _DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -95,7 +99,7 @@ class TextFile:
                     cells += [""] * (len(names) - len(cells))
                     yield {name: self._cell(cell, name) for name, cell in zip(names, cells, strict=True)}
             except csv.Error:
-                raise self._broken(f" (line {reader.line_num})") from None
+                raise self._broken(f" (line {reader.line_num})", names) from None
 
     def _reader(self, file: IO) -> Any:
         """Return a reader that fails where a quote is not closed before a separator, and would swallow rows."""
@@ -114,10 +118,13 @@ class TextFile:
         names = [name or f"Unnamed: {place}" for place, name in enumerate(first)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UnreadableFileError(f"data={self.path}: it has two columns {', '.join(twice)}; rename one.")
+            raise UnreadableFileError(f"data={self.path}: it has two columns {list_columns(twice)}; rename one.")
         return names
 
-    def _broken(self, place: str) -> UnreadableFileError:
+    def _broken(self, place: str, names: Sequence[str] = ()) -> UnreadableFileError:
+        separator = find_separator(names)
+        if separator is not None:
+            return UnreadableFileError(f"data={self.path}: {explain_separator(separator)}.")
         return UnreadableFileError(
             f"data={self.path}: its rows do not have the cells that its first row names{place}; quote cells that hold "
             "the separator, write quotes in them twice, or set separator."
@@ -218,6 +225,26 @@ def _parse(text: str) -> Any:
     return json.loads(text, parse_float=_WrittenFloat, parse_constant=lambda name: None)
 
 
+def find_separator(names: Sequence[str]) -> str | None:
+    """Return what separates the names of columns, where a table was read as if it had one: Excel writes semicolons.
+
+    >>> find_separator(["note;urgent"]), find_separator(["note", "urgent; really"]), find_separator(["note"])
+    (';', None, None)
+    """
+    return next((one for one in (";", "\t", "|") if len(names) == 1 and one in names[0]), None)
+
+
+def explain_separator(separator: str) -> str:
+    r"""Return what is wrong with a table whose cells are separated by `separator`, remedy first.
+
+    >>> explain_separator("\t")
+    'set separator: "\\t" (--separator "\\t"), which stands between the names in its first row'
+    """
+    written = separator.replace("\t", "\\t")
+    how = f'set separator: "{written}" (--separator "{written}")'
+    return f"{how}, which stands between the names in its first row"
+
+
 def find_suffix(path: Path) -> str:
     """Return the suffix of a file in lower case, without that of a compression.
 
@@ -227,3 +254,13 @@ def find_suffix(path: Path) -> str:
     if path.suffix.lower() in OPENERS:
         path = path.with_suffix("")
     return path.suffix.lower()
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the names of columns for a message, without those as long as a text: a table may begin with a row.
+
+    >>> list_columns(["note", "The pump has stopped again, please call Smith"])
+    'note, (45 characters; does the first row name the columns?)'
+    """
+    told = (name if len(name) <= _LONGEST_NAME else f"({len(name)} characters; {_QUESTION})" for name in names)
+    return ", ".join(told)

@@ -27,6 +27,7 @@ from hf_dpzo.models.state import ModelState
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.auditing import AuditingTrainer
+from hf_dpzo.trainer.progress import build_refresh
 
 
 # The number of rows that are fetched at once, to compute their features: enough for rows of one of many public lengths
@@ -172,10 +173,16 @@ class FeatureTrainer(AuditingTrainer):
         is_shown = self._units.members is None and self._processes.size == 1 and not self.args.disable_tqdm
         parts = [numbers[start : start + ROWS_AT_ONCE] for start in range(0, len(numbers), ROWS_AT_ONCE)]
         read = self._read_with(self._feature_reader)
-        for part in logging.tqdm(parts, desc="Reading features", disable=not is_shown):
-            drawn = [DrawnRow(unit=slot, row=row, slot=slot) for slot, row in enumerate(part.tolist())]
-            batch = self._token_losses.collator(self._token_rows.__getitems__(drawn))["batch"]
-            self._write(part[batch.row_slots], read(model, batch))
+        with logging.tqdm(total=len(numbers), desc="Reading features", unit="row", disable=not is_shown) as bar:
+            refresh = build_refresh(bar)
+            for part in parts:
+                drawn = [DrawnRow(unit=slot, row=row, slot=slot) for slot, row in enumerate(part.tolist())]
+                batch = self._token_losses.collator(self._token_rows.__getitems__(drawn))["batch"]
+                for micro_batch in batch.micro_batches:
+                    one = replace(batch, micro_batches=(micro_batch,))
+                    self._write(part[one.row_slots], read(model, one))
+                    refresh()  # How many rows of which length there are is secret, so the number stays.
+                bar.update(len(part))
 
     def _write(self, numbers: np.ndarray, read: torch.Tensor) -> None:
         places = torch.from_numpy(numbers).to(read.device)

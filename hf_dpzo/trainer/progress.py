@@ -1,9 +1,28 @@
-"""Progress bars that show epsilon, in a terminal and in a notebook."""
+"""Progress bars that show epsilon, in a terminal and in a notebook, and bars whose clock goes on."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+
+
+# How often a bar shows that work goes on, in seconds.
+_REFRESHED_EVERY = 2.0
+
+
+def build_refresh(bar: Any) -> Callable[[], None]:
+    """Return a function that shows `bar` again with its clock, and the same number, if it has not done so lately."""
+    shown = time.monotonic()
+
+    def refresh() -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= _REFRESHED_EVERY:
+            bar.refresh()
+            shown = time.monotonic()
+
+    return refresh
 
 
 def show_epsilon(trainer: Trainer) -> None:

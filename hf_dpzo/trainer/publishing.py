@@ -226,6 +226,7 @@ class PublishingTrainer(EnteringTrainer):
             repository=self.hub_model_id,
             data_ledger=self.data_ledger_facts or (declared and declared.data_ledger),
             versions=collect_versions(),
+            names_software=True,
         )
 
     def _describe_weights(self, fingerprint: str) -> dict[str, Any]:

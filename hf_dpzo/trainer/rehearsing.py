@@ -155,6 +155,7 @@ class RehearsingTrainer(JoiningTrainer):
             passes=self.method.estimator.forward_passes,
             trials=budget.trials,
             sampling_rate=args.sampling_rate(units),
+            ledger=self._describe_ledger(),
         )
         if self._has_ledger:
             facts = self._preview_ledger().for_card()

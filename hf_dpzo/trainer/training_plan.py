@@ -76,6 +76,7 @@ class TrainingPlan:
             which all rows of a batch give together where they agree; `None` without privacy.
         clipped: the share of public or made-up rows that would be clipped at the start, if that is known.
         limits: what limits the run, in words, if that is known.
+        ledger: where the ledger of the data is, and what it holds so far; `None` without one.
         ledger_runs: the number of runs in the ledger of the data, with this one; `None` without a ledger.
         ledger_epsilon: epsilon of all of them together; `None` without a ledger, or if one of them adds no noise.
         log_bytes: the size of the log of the whole run; `None` if the run would be refused.
@@ -105,6 +106,7 @@ class TrainingPlan:
     noise_share: float | None = None
     clipped: float | None = None
     limits: str | None = None
+    ledger: str | None = None
     ledger_runs: int | None = None
     ledger_epsilon: float | None = None
     log_bytes: int | None = None
@@ -164,9 +166,14 @@ class TrainingPlan:
         return [*lines, ("runs that epsilon covers", str(self.trials)), ("noise of a step", share)]
 
     def _describe_ledger(self) -> list[tuple[str, str]]:
+        place = [] if self.ledger is None else [("ledger", self.ledger)]
         if self.ledger_runs is None:
-            return []
-        return [("runs on these data, with this one", str(self.ledger_runs)), describe_epsilon(self.ledger_epsilon)]
+            return place
+        return [
+            *place,
+            ("runs on these data, with this one", str(self.ledger_runs)),
+            describe_epsilon(self.ledger_epsilon),
+        ]
 
     def _describe_promise(self, promise: Promise) -> list[tuple[str, str]]:
         if self.unit == "user":
@@ -182,7 +189,9 @@ class TrainingPlan:
         return [(f"epsilon of {who}", f"{promise.epsilon:g} at delta {self.delta:g}: {words}")]
 
     def _describe_work(self) -> list[tuple[str, str]]:
-        lines = [(f"{self.unit}s evaluated, on average", f"{self.evaluated}, each at {self.passes} probe points")]
+        settings = "setting" if self.passes == 1 else "settings"
+        work = f"{self.evaluated} in all steps, each with {self.passes} nearby {settings} of the weights"
+        lines = [(f"{self.unit}s evaluated, on average", work)]
         if self.limits is not None:
             lines.append(("what limits it", self.limits))
         if self.seconds_per_step is not None:

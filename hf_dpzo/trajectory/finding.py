@@ -29,8 +29,8 @@ def find_run(folder: Path, resume: bool | str) -> tuple[Trajectory | None, Path 
         return log, _choose_checkpoint(folder, resume, log)
     if (folder / LOG_FILE).exists():
         raise TrajectoryError(
-            f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True, or "
-            "choose another folder for a new one."
+            f"output_dir={folder}: it holds the log of a run; go on with that by resume_from_checkpoint=True "
+            "(--resume_from_checkpoint true), or choose another folder for a new one."
         )
     return None, None
 

@@ -88,10 +88,17 @@ def load(
     )
 
 
-def require_recipe(name: str | Path, *, revision: str | None = None) -> None:
-    """Raise `ValueError` if the log of a published model keeps no recipe. No model is loaded to find out."""
-    if "recipe" not in Trajectory.read(fetch_log(open_source(name, revision))).header:
+def read_used_recipe(name: str | Path, *, revision: str | None = None, recipe: str | Path | None = None) -> Recipe:
+    """Return the recipe by which a published model answers. No model is loaded to find out; see `load`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    published = _Published.open(name, base=None, revision=revision, max_download=0)
+    found = published.find_recipe(recipe)
+    if found is None:
         raise build_missing_recipe(str(name))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

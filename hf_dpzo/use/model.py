@@ -183,7 +183,10 @@ class TrainedModel:
             row = {columns[0]: row}
         missing = next((name for name in columns if name not in row), None)
         if missing is not None:
-            raise ValueError(f"column={missing}: a row has no such column; the model reads {', '.join(columns)}.")
+            raise ValueError(
+                f"column={missing}: a row has no such column; the model reads {', '.join(columns)}, so pass rows with "
+                "that."
+            )
         needs = [need for need in recipe.kind.needs(recipe) if {*need} <= {*columns}]
         if not all(any(not is_missing(row[name]) and row[name] not in ("", []) for name in need) for need in needs):
             return None

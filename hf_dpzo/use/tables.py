@@ -12,6 +12,8 @@ import datasets
 from hf_dpzo.io.files import replace_all
 from hf_dpzo.plots import check_output_path
 from hf_dpzo.recipe.files import FileReader
+from hf_dpzo.recipe.recipe import Recipe
+from hf_dpzo.recipe.written import explain_separator, find_separator, list_columns
 
 
 # The column of the answer in a file, and that of its probability.
@@ -26,17 +28,47 @@ def read_rows(path: str | Path, *, encoding: str | None = None, separator: str |
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"data={path}: no such file.")
+        raise ValueError(f"data={path}: no such file ({path.absolute()}); name a file of rows.")
+    separator = "\t" if separator == r"\t" else separator  # As in a recipe.
     return FileReader(encoding=encoding, separator=separator).read_file(path)
 
 
-def check_answers_path(path: str | Path, data: str | Path | None, columns: Sequence[str]) -> None:
+def check_columns(rows: datasets.Dataset, recipe: Recipe, *, path: str | Path, labelled: bool = False) -> None:
+    """Raise `ValueError` if rows have not the columns that a model reads; call it before the model is loaded.
+
+    Args:
+        rows: the rows.
+        recipe: the recipe of the model's run.
+        path: the file of the rows, for the message.
+        labelled: whether their labels are needed too.
+    """
+    needed = recipe.used_columns if labelled else recipe.kind.input_columns(recipe)
+    missing = next((name for name in needed if name not in rows.column_names), None)
+    if missing is None:
+        return
+    separator = find_separator(rows.column_names)
+    if separator is not None:
+        raise ValueError(f"data={path}: {explain_separator(separator)}.")
+    inputs = recipe.kind.input_columns(recipe)
+    use = (
+        "which the model reads" if missing in inputs else f"which holds the labels to compare with {', '.join(inputs)}"
+    )
+    raise ValueError(
+        f"data={path}: it has no column {missing}, {use}, only {list_columns(rows.column_names)}; rename the column in "
+        "its first row, or name another file."
+    )
+
+
+def check_answers_path(
+    path: str | Path, data: str | Path | None, columns: Sequence[str], *, overwrites: bool = False
+) -> None:
     """Raise `ValueError` where answers can not be written; call it before a model is loaded.
 
     Args:
         path: the file of the answers.
         data: the file of the rows; `None` for none.
         columns: the columns of the rows.
+        overwrites: whether the file may be there already, and is to be replaced.
     """
     path = Path(path)
     if path.suffix.lower() not in _WRITERS:
@@ -44,6 +76,8 @@ def check_answers_path(path: str | Path, data: str | Path | None, columns: Seque
     check_output_path(path, flag="output")
     if data is not None and path.resolve() == Path(data).expanduser().resolve():
         raise ValueError(f"output={path}: it is the file of the rows; name another.")
+    if path.exists() and not overwrites:
+        raise ValueError(f"output={path}: it is there already; name a new file, or add --overwrite to replace it.")
     taken = next((name for name in (ANSWER_COLUMN, SCORE_COLUMN) if name in columns), None)
     if taken is not None:
         raise ValueError(f"column={taken}: the rows have a column of that name, and answers go into it; rename it.")

@@ -99,7 +99,8 @@ def check_other_files(source: Source, log: Path) -> Finding:
     strange += sorted(name for name in source.nested if _is_unknown(name))
     named = [*strange, *(f"{folder}/ (of this run)" for folder in sorted(own))]
     named += sorted(set(source.sizes) - checked)
-    detail = f"not looked at: {_join(named, _MAX_NAMED)}" if named else "none"
+    inert = "" if strange else "of kinds that run nothing; "
+    detail = f"{inert}not looked at: {_join(named, _MAX_NAMED)}" if named else "none"
     return Finding(name="other files", holds=None if strange else True, detail=detail)
 
 

@@ -106,7 +106,7 @@ def test_every_field_is_asked_for_and_no_other_is_taken(folder):
 
     free = {"hyperparameters", "metrics", "versions", "parameters", "update", "event"}  # By method, and by user.
     for path in paths(said):
-        if free & set(path[:-1]):
+        if free & set(path[:-1]) or path == ("software",):  # Earlier versions did not write that one.
             continue
         changed = copy.deepcopy(said)
         parent = changed

@@ -75,7 +75,7 @@ def test_it_says_what_was_promised_and_what_was_not(ledger):
     ledger.note("b", state="withdrawn")
     text = report(ledger).text
     epsilon = round_up(account(((QUERY, 5),), delta=1e-5).epsilon, 2)
-    assert "One run has used these data, or may have. Together they promise this:" in text
+    assert "One run has used these data, or may have. It promises this:" in text
     assert f"(ε = {epsilon:g}, δ = 1e-05)-differential privacy" in text
     assert "The budget for these data is ε = 8 at δ = 1e-05. It is kept" in text and "It was set 2 times: ε = 4" in text
     assert "ended before its first step: it released nothing" in text
@@ -88,7 +88,7 @@ def test_a_run_without_noise_is_called_what_it_is(ledger):
     text = report(ledger).text
     assert "No guarantee holds for all of these runs together. 1 of 2 runs added no noise." in text
     assert "None: no noise was added." in text
-    assert "Together they promise" not in text
+    assert "promises this" not in text and "Together they" not in text
 
 
 def test_each_unit_has_a_part_of_its_own(ledger):
@@ -109,13 +109,14 @@ def test_the_command_sets_shows_and_reports(path, tmp_path, capsys):
     assert main(["ledger", str(path), "--report", str(tmp_path / "report.html")]) == 0
     printed = capsys.readouterr().out
     epsilon = round_up(account(((QUERY, 5),), delta=1e-5).epsilon)
+    assert printed.splitlines()[-1].split() == ["written", str(tmp_path / "report.html")]
     assert f"{epsilon:g}" in printed and "8 at delta 1e-05: kept" in printed
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert main(["ledger", str(path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["units"][0]["epsilon"] == epsilon and said["budget"] == {"epsilon": 8.0, "delta": 1e-5}
     assert main(["ledger", str(path), "--budget", "0.001", "--delta", "1e-5"]) == 1
-    assert "PASSED" in capsys.readouterr().out
+    assert "EXCEEDED" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,11 @@ def test_the_command_sets_shows_and_reports(path, tmp_path, capsys):
         (["--report", "report.pdf"], "does not end in .html"),
         (["--report", "missing/report.html"], "there is no such folder"),
         ([], "there is no such ledger"),
+        (["--add", "nowhere"], "there is no log of a run"),
+        (["--budget", "nan", "--delta", "1e-5"], "an epsilon is above 0"),
+        (["--budget", "8", "--delta", "2"], "delta lies between 0 and 1"),
     ],
 )
-def test_the_command_refuses_in_one_sentence(path, capsys, flags, reason):
+def test_the_command_refuses_in_one_sentence_and_begins_no_ledger(path, capsys, flags, reason):
     assert reason in refused(capsys, "ledger", str(path), *flags)
+    assert not path.exists()

@@ -101,7 +101,9 @@ def test_values_are_read_as_what_they_are(write):
 
 REFUSED = [
     ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
-    ({"max_steps": "many"}, "max_steps: invalid int value: 'many'"),
+    ({"max_steps": "many"}, "max_steps='many': it is no whole number; write it in digits, like 160."),
+    ({"target_delta": "10**-5"}, "target_delta='10**-5': it is no number; write it like 2.5 or 1e-5."),
+    ({"noise_multiplier": "2,5"}, "noise_multiplier='2,5': it is no number; write it like 2.5 or 1e-5."),
     ({"target_epsilon": -1}, "target_epsilon=-1: it must be positive"),
     ({"noise_multiplier": "absent"}, "give one of the two"),
     ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps=4"),
@@ -135,7 +137,7 @@ def test_training_file_is_not_for_evaluation(write, workplace, capsys):
 
 
 def test_bad_files_get_one_sentence(workplace, capsys):
-    assert "no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
+    assert "there is no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
     (workplace / "list.yaml").write_text("- a\n- b\n")
     assert "it must be a mapping" in refused(capsys, "train", str(workplace / "list.yaml"))
     (workplace / "broken.yaml").write_text("a: [1\n")

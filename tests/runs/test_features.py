@@ -1,6 +1,7 @@
 """Runs of a head on features: what is computed once, what a step is, and what is saved, resumed and verified."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hf_dpzo import Trajectory, ZOTrainer, verify
 from hf_dpzo.card.repository import read_statement
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.fingerprints import fingerprint_frozen
+from hf_dpzo.trainer import progress
 
 from support.models import llama_config, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
@@ -81,6 +83,17 @@ def test_each_row_passes_through_the_base_once_and_only_up_to_the_layer(base, tm
     public = 2 * len(few_public_rows())  # Before and after the first step, to see whether it moved the model.
     assert len(calls[1]) == filled[1] + public, "none in a step"
     assert calls[2] == []
+
+
+def test_while_features_are_read_the_clock_goes_on_and_only_the_public_number_of_rows_shows(
+    base, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(progress, "_REFRESHED_EVERY", 0.0)
+    build(base, tmp_path, max_steps=1, disable_tqdm=False).train()
+    shown = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if "Reading features" in line]
+    counts = [re.search(r"(\d+)/(\d+) \[", line).groups() for line in shown]
+    assert {*counts} == {("0", str(ROWS)), (str(ROWS), str(ROWS))}
+    assert counts.count(("0", str(ROWS))) > ROWS // 2, "it is shown again after each micro-batch"
 
 
 def test_features_in_the_table_are_those_of_the_row_alone_to_the_bit(base, finished):

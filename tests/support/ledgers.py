@@ -10,6 +10,7 @@ import numpy as np
 from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.members import Members
 from hf_dpzo.data_ledger.planned_run import PlannedRun
+from hf_dpzo.data_ledger.refusal import Wish
 from hf_dpzo.privacy.queries import GaussianQuery, NonPrivateQuery, Query
 
 
@@ -35,7 +36,7 @@ def units(*digests: int, form: bytes = b"rows") -> Members:
 
 
 def enter(ledger: DataLedger, name: str, members: Members | None = None, **changes: object) -> None:
-    ledger.enter(plan(**changes), members or units(1, 2, 3), name=name)
+    ledger.enter(Wish(run=plan(**changes)), members or units(1, 2, 3), name=name)
 
 
 def in_child(work: Callable[[], None]) -> int:

@@ -386,7 +386,7 @@ def test_command_publishes_the_log_of_a_saved_model(make_trainer, on_hub, capsys
     assert main(["push-log", str(Path(trainer.args.output_dir).parent), "tester/log"]) == 2
     assert "it holds no trajectory.zo" in capsys.readouterr().err
     assert main(["push-log", trainer.args.output_dir, "a b"]) == 2
-    assert "run hf auth login, or name a repository" in capsys.readouterr().err
+    assert "repository=a b: it is no name of a repository; name user/model.\n" in capsys.readouterr().err
     (Path(trainer.args.output_dir) / "privacy.json").unlink()
     assert main(["push-log", trainer.args.output_dir, "tester/never"]) == 2
     assert "run hf-dpzo card" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from hf_dpzo.cli import asking
 from hf_dpzo.cli.main import main
 
 
@@ -87,21 +88,47 @@ def test_a_model_is_evaluated_on_a_file(ask, train, words, capsys):
         (("--data", "rows.csv", "--output", "rows.csv"), "output=rows.csv: it is the file of the rows"),
         (("--data", "rows.csv", "--output", "answers.xls"), "output=answers.xls: its suffix says no kind of file"),
         (("--data", "rows.csv", "--output", "none/answers.csv"), "there is no such folder"),
+        (("--data", "rows.csv", "--output", "old.csv"), "output=old.csv: it is there already; name a new file, or add"),
+        (("--data", "other.csv"), "data=other.csv: it has no column text, which the model reads, only words; rename"),
+        (("--data", "excel.csv"), 'data=excel.csv: set separator: ";" (--separator ";"), which stands between'),
         (("--text", "w1", "--recipe", "recipe.yaml"), "holds the recipe of its run; leave this out"),
         (("--text", "w1", "--batch_size", "0"), "batch_size=0: a batch needs a row"),
     ],
 )
 def test_what_can_not_be_done_is_said_in_a_sentence(ask, data, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(data.parent)
+    for name, text in (("old", "text\n"), ("other", "words\nw1\n"), ("excel", "text;label\nw1;0\n")):
+        Path(f"{name}.csv").write_text(text)
+    if "--batch_size" not in flags:
+        monkeypatch.setattr(asking, "load_model", lambda *_: pytest.fail("it was loaded before it was refused"))
     assert ask("predict", *flags) == 2
     assert message in capsys.readouterr().err
+    assert Path("old.csv").read_text() == "text\n"
+
+
+def test_rows_without_labels_are_refused_before_a_model_is_loaded_to_evaluate_them(ask, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(asking, "load_model", lambda *_: pytest.fail("it was loaded before it was refused"))
+    (tmp_path / "rows.csv").write_text("text\nw1\n")
+    assert ask("evaluate", "--data", str(tmp_path / "rows.csv")) == 2
+    assert "it has no column label, which holds the labels to compare with text, only text" in capsys.readouterr().err
+    assert ask("evaluate") == 2
+    assert "data: missing; name a file of rows with labels" in capsys.readouterr().err
+
+
+def test_answers_replace_a_file_if_asked_to(ask, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    output.write_text("old")
+    assert ask("predict", "--text", "w1", "--output", str(output), "--overwrite") == 0
+    assert json.loads(output.read_text())["text"] == "w1"
 
 
 @pytest.mark.parametrize("kind", ["words", "head", "writer"])
 def test_what_a_card_says_of_its_use_runs(request, kind, models, tmp_path, monkeypatch, capsys):
     folder = request.getfixturevalue(kind)
     use = (folder / "README.md").read_text().partition("## Use it")[2]
+    assert "[`hf_dpzo`](https://github.com/hf-dpzo/hf_dpzo) is the library that trained" in use
     code = use.partition("```python\n")[2].partition("\n```")[0]
+    assert "# FOLDER_OR_REPOSITORY is where this card lies" in code
     command = use.partition("```bash\n")[2].partition("\n```")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text\nw1 w2\nw3\n")
