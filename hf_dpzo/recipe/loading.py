@@ -180,10 +180,7 @@ def _encode_rows(
     removed = [name for name in rows.column_names if name != kept_column]
     first = next((place for place, row in enumerate(rows) if _is_learned(_encode_row(row, **options))), None)
     if first is None:
-        raise ValueError(
-            f"data={recipe.data}: with max_length={recipe.max_length} no row has a token that is learned; raise it, or "
-            "correct the rows."
-        )
+        raise ValueError(f"data={recipe.data}: {recipe.kind.explain_nothing_learned(rows, recipe)}.")
     settings = {"fn_kwargs": options, "remove_columns": removed, "desc": "Tokenizing"}
     # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
     features = rows.select([first]).map(_encode_row, **settings).features

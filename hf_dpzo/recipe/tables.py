@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_dpzo.data.cells import Classes, is_missing
 from hf_dpzo.models.location import resolve_path
+from hf_dpzo.recipe.columns import explain_missing_column
 from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
 from hf_dpzo.recipe.holding_out import hold_out
 from hf_dpzo.recipe.recipe import Recipe
@@ -128,13 +129,12 @@ def _refuse_missing_columns(rows: datasets.Dataset, recipe: Recipe) -> None:
     present = rows.column_names
     for name in recipe.where_values:
         if name not in present:
-            raise ValueError(f"where={recipe.where}: the data have no column {name}.")
+            raise ValueError(
+                f"where={recipe.where}: the data have no column {name}, only {', '.join(present)}; name one of these."
+            )
     for name in recipe.used_columns:
         if name not in present:
-            raise ValueError(
-                f"{recipe.task}: the data have no column {name}, only {', '.join(present)}; name one of these, or set "
-                "separator if they are not split."
-            )
+            raise ValueError(explain_missing_column(name, present, recipe))
 
 
 def keep_rows(

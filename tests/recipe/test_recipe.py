@@ -100,7 +100,7 @@ def test_values_are_read_as_what_they_are(write):
 
 
 REFUSED = [
-    ({"packing": True}, "packing: a packed row holds several examples, .* set padded_lengths"),
+    ({"packing": True}, "packing: a packed row holds several examples, and one row is what is protected; leave it out"),
     ({"max_seq_length": 64}, "max_seq_length: a recipe cuts rows by max_length"),
     ({"assistant_only_loss": True}, "assistant_only_loss: a recipe learns the assistant's turns alone by task=chat"),
     ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
