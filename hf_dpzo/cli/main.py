@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, BudgetExceededError):
             raise
         return _report(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with the steps that were taken.\n")
+    except KeyboardInterrupt as stop:  # A command may have said what can be done now.
+        sys.stderr.write(f"hf-dpzo: {make_printable(str(stop)) or 'stopped'}.\n")
         return 130
     return outcome.status
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from hf_dpzo.cli.output import Outcome, Subparsers, format_table
 
@@ -28,7 +29,19 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     if args.process_index == 0:
         sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is read\n")
     started = time.perf_counter()
-    rows = run_recipe(recipe, args)
+    try:
+        rows = run_recipe(recipe, args)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_describe_stop(Path(args.output_dir))) from None
     if not rows:
         return Outcome(text="")
     return Outcome(text=format_table([*rows, ("seconds, all in all", f"{time.perf_counter() - started:.0f}")]))
+
+
+def _describe_stop(folder: Path) -> str:
+    """Return what can be done after a run in `folder` was interrupted."""
+    from hf_dpzo.trajectory.log import LOG_FILE
+
+    if not (folder / LOG_FILE).is_file():
+        return "stopped before the first step"
+    return "stopped; --resume_from_checkpoint true goes on with the steps that were taken"

@@ -57,10 +57,9 @@ def test_conversations_of_which_nothing_is_learned_are_left_out(tmp_path):
 def test_conversations_without_an_assistant_are_told_from_long_ones(tmp_path, other):
     tokenizer = letter_tokenizer()
     tokenizer.chat_template = CHAT
-    path = write(
-        tmp_path, "jsonl", [{"messages": [{"role": "user", "content": "hi"}, {"role": other, "content": "a"}]}]
-    )
-    with pytest.raises(ValueError, match="no conversation has a turn of the assistant, .* the role assistant, or gpt"):
+    talk = [{"role": "user", "content": "hi"}, {"role": other, "content": "a"}]
+    path = write(tmp_path, "jsonl", [{"messages": talk}])
+    with pytest.raises(ValueError, match=r"no conversation has a turn of the assistant, .* the role assistant, or gpt"):
         load(path, tokenizer, task="chat", label_words=None)
 
 
