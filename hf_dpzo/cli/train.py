@@ -20,12 +20,14 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     from hf_dpzo.recipe.help import format_help
     from hf_dpzo.recipe.recipe import read_recipe
     from hf_dpzo.recipe.run import run_recipe
+    from hf_dpzo.recipe.tables import refuse_missing_files
 
     if {"-h", "--help"} & set(fields):
         return Outcome(text=format_help())
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
     recipe, args = read_recipe(arguments.recipe, fields)
+    refuse_missing_files(recipe)
     if args.process_index == 0:
         sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is read\n")
     started = time.perf_counter()

@@ -23,6 +23,7 @@ from hf_dpzo.privacy.accounting import (
 from hf_dpzo.privacy.cost import PointLimit
 from hf_dpzo.privacy.dense import read_epsilon
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
+from hf_dpzo.privacy.quiet import kept_logging
 
 
 # Less noise than this gives no privacy, and the accountants take long to find that out.
@@ -37,6 +38,7 @@ Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
 @lru_cache(maxsize=64)
+@kept_logging()
 def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float, earlier: Releases = ()) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 

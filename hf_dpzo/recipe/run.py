@@ -14,6 +14,7 @@ from hf_dpzo.recipe.loading import load_model, load_rows, load_tokenizer
 from hf_dpzo.recipe.obstacles import parse_resume_flag, refuse_obstacles
 from hf_dpzo.recipe.recipe import PATH_FIELDS, Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
+from hf_dpzo.recipe.tables import refuse_missing_files
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.going_on import trains_first_factor
@@ -87,6 +88,7 @@ def build_trainer(recipe: Recipe, args: ZOTrainingArguments) -> ZOTrainer:
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
             "ones would contribute nothing; raise the last length, or lower max_length."
         )
+    refuse_missing_files(recipe)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)

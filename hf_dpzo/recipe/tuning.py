@@ -18,6 +18,7 @@ from hf_dpzo.recipe.recipe import AS_WRITTEN, Recipe, parse_recipe, read_recipe
 from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.recipe.shipped import locate_recipe
 from hf_dpzo.recipe.spelling import read_yaml
+from hf_dpzo.recipe.tables import refuse_missing_files
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trainer.tuning import CLIP_SHARE, RateFound, SmoothingFound, Tuner, list_public_rows
 
@@ -71,6 +72,7 @@ def tune(path: str | Path, flags: Sequence[str] = (), *, public: str | None = No
         ValueError: the recipe would be refused, or its losses do not change along any direction.
     """
     recipe, args = read_recipe(path, flags)
+    refuse_missing_files(recipe, public=public)
     with tempfile.TemporaryDirectory() as folder:
         tuner, told = _build_tuner(recipe, args, public, Path(folder) / "run")
         return list(_propose(tuner, told))
