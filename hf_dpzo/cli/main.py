@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hf_dpzo._version import __version__
 from hf_dpzo.cli.output import make_printable
+from hf_dpzo.cli.quiet import quiet_warnings
 
 
 # In the order of `hf-dpzo --help`. A command's module is imported when the command is called, because that takes time.
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if fields and not arguments.takes_fields:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
-        outcome = arguments.run(arguments, fields)
+        with quiet_warnings():
+            outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
     except (ValueError, OSError) as error:
         return _report(error)

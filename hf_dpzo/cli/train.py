@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     recipe, args = read_recipe(arguments.recipe, fields)
     refuse_missing_files(recipe)
     if args.process_index == 0:
-        sys.stderr.write("hf-dpzo: loading the model; then made-up rows are tried, before any private one is read\n")
+        sys.stderr.write("hf-dpzo: reading rows, loading the model; made-up rows are tried before private ones\n")
     started = time.perf_counter()
     try:
         rows = run_recipe(recipe, args)

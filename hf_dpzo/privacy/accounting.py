@@ -15,6 +15,7 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.cost import PointLimit, predict_width
 from hf_dpzo.privacy.dense import dense_composition, read_epsilon
@@ -103,8 +104,8 @@ def check_epsilon(spent: Guarantee) -> None:
     """Raise `ValueError` where the epsilon of `spent` is so large that it promises nothing."""
     if spent.epsilon > MAX_EPSILON:
         raise ValueError(
-            f"epsilon={spent.epsilon:.3g}: more than {MAX_EPSILON:g} promises nothing; lower target_epsilon, or "
-            "raise noise_multiplier."
+            f"epsilon={show_figures(spent.epsilon, 3)}: more than {MAX_EPSILON:g} promises nothing; lower "
+            "target_epsilon, or raise noise_multiplier."
         )
 
 

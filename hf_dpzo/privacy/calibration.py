@@ -10,6 +10,7 @@ import dp_accounting
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize
 
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.privacy.accounting import (
     COARSE_GRID,
     MIN_PLD_DELTA,
@@ -109,7 +110,9 @@ def _refuse_earlier(query: Q, earlier: Releases, target_epsilon: float, target_d
         )
     spent = account(earlier, delta=target_delta).epsilon
     if spent >= target_epsilon:
-        raise ValueError(f"target_epsilon={target_epsilon:g}: earlier runs have spent {spent:.3g} of it; raise it.")
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: earlier runs have spent {show_figures(spent, 3)} of it; raise it."
+        )
 
 
 def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.methods.method import Method
 from hf_dpzo.recipe.flags import name_flag
 from hf_dpzo.recipe.loading import load_rows, load_tokenizer
@@ -126,7 +127,7 @@ def _propose(tuner: Tuner, told: str) -> Iterator[Proposal]:
     clip_norm = None
     if spread:
         clip_norm = float(f"{CLIP_SHARE * spread:.2g}")
-        reason = f"half of {spread:.2g}, the spread of what it bounds in a row, by {told}"
+        reason = f"half of {show_figures(spread)}, the spread of what it bounds in a row, by {told}"
         yield Proposal(name="clip_norm", value=clip_norm, reason=reason)
     rate = tuner.find_rate(found.smoothing, clip_norm)
     yield Proposal(name="learning_rate", value=rate.rate, reason=f"{_explain_rate(rate)}, by {told}")
