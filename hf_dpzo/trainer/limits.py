@@ -124,7 +124,8 @@ def warn_of_drowned_adapter(
         scale = json.dumps({PEFT_HEAD: float(f"{small / large:.1g}")})
         logger.warning(
             f"perturbation_scales: the coefficients of the head are {show_figures(large / small)} times those of the "
-            f"adapter beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that fits."
+            f"adapter beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that "
+            "fits."
         )
 
 
