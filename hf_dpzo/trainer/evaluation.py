@@ -135,12 +135,12 @@ def try_public_evaluation(
     remedy = "correct what fails on them, or pass probe_rows, rows of the data set's format"
     for rows in batches[:1]:
         alike = select_alike(rows) if are_made_up else rows
-        error = _try_rows(trainer, rows, remedy)
+        error = together = _try_rows(trainer, rows, remedy)
         # If the data set's rows are all of one length, the collator need not pad; those made up have several.
-        if error is not None and len(alike) < len(rows):
+        if together is not None and len(alike) < len(rows):
             error = _try_rows(trainer, alike, remedy)
             if error is None:
-                _refuse_several_lengths(trainer, rows[0].keys())
+                _refuse_several_lengths(trainer, rows[0].keys(), together)
         if error is not None:
             raise error
 
@@ -155,16 +155,17 @@ def _try_rows(trainer: Trainer, rows: Sequence[Mapping[str, Any]], remedy: str) 
     return None
 
 
-def _refuse_several_lengths(trainer: Trainer, columns: Collection[str]) -> None:
+def _refuse_several_lengths(trainer: Trainer, columns: Collection[str], together: ValueError) -> None:
     """Raise `ValueError` if evaluation rows are of several lengths, by the first of them, whichever is left out."""
     given = trainer.eval_dataset
     for name, dataset in (given if isinstance(given, dict) else {"eval_dataset": given}).items():
         if isinstance(dataset, Sized) and have_several_sizes(dataset, columns):
             raise ValueError(
-                f"data_collator={name_collator(trainer.data_collator)}: it can not put rows of several lengths "
-                f"together, as those of {name} are, so that evaluation would fail once everything is spent; pass one "
-                "that pads them, such as DataCollatorForSeq2Seq(tokenizer) where rows have a label for each token."
-            )
+                f"data_collator={name_collator(trainer.data_collator)}: public rows of several lengths, as those of "
+                f"{name} are, can not be evaluated together ({type(together.__cause__).__name__}), so that evaluation "
+                "would fail once everything is spent; pass one that pads them, such as "
+                "DataCollatorForSeq2Seq(tokenizer) where rows have a label for each token."
+            ) from together
 
 
 def name_collator(collator: Any) -> str:
