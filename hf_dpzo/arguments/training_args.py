@@ -8,10 +8,11 @@ from transformers import TrainingArguments
 
 from hf_dpzo.arguments.checks import PARALLEL_MODES, check_values
 from hf_dpzo.arguments.coercion import ALL_UNITS
+from hf_dpzo.arguments.foreign import explains_foreign_names
 from hf_dpzo.arguments.method_args import build_update
 from hf_dpzo.arguments.plan import PLANNED_FLAGS, plan_run
 from hf_dpzo.arguments.rates import choose_learning_rate
-from hf_dpzo.arguments.unsupported import refuse_arguments
+from hf_dpzo.arguments.unsupported import refuse_arguments, refuse_given_arguments
 from hf_dpzo.data.units import Units
 from hf_dpzo.frozen.store import CACHE_DTYPES, CACHE_PLACES
 from hf_dpzo.methods import METHODS, Method, PrivateMethod
@@ -23,6 +24,7 @@ from hf_dpzo.zo.spsa import DIFFERENCES
 from hf_dpzo.zo.updates import UPDATES, Update
 
 
+@explains_foreign_names
 @dataclass
 class ZOTrainingArguments(TrainingArguments):
     """`TrainingArguments` for differentially private zeroth-order training.
@@ -175,8 +177,7 @@ class ZOTrainingArguments(TrainingArguments):
         },
     )
     audit: bool = field(
-        default=False,
-        metadata={"help": "Attack the mechanism before training, some 20 seconds, and say in the card what was found."},
+        default=False, metadata={"help": "Attack the mechanism first, some 20 seconds; the card says what was found."}
     )
     canaries: int | None = field(
         default=None,
@@ -218,8 +219,7 @@ class ZOTrainingArguments(TrainingArguments):
         },
     )
     push_trajectory: bool = field(
-        default=False,
-        metadata={"help": "What is pushed to the Hub holds the log, from which the weights follow, and no weights."},
+        default=False, metadata={"help": "What is pushed to the Hub is the log, from which the weights follow."}
     )
     eval_data_is_public: bool = field(
         default=False,
@@ -239,6 +239,7 @@ class ZOTrainingArguments(TrainingArguments):
         # The learning rate that was chosen for a run, where none was set.
         self.chosen_rate: float | None = None
         self.check_values()
+        refuse_given_arguments(self)
         super().__post_init__()
         refuse_arguments(self)
 

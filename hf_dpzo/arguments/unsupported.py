@@ -27,8 +27,39 @@ ALWAYS_REFUSED = {
 DEFAULT_OPTIMIZER = TrainingArguments.__dataclass_fields__["optim"].default
 
 
+ROUNDING = (
+    "autocast rounds what is trained too, and may keep a copy of it from before it was perturbed; load a frozen base "
+    "with dtype=bfloat16, and train a float32 adapter"
+)
+
+
 def refuse_arguments(args: TrainingArguments) -> None:
     """Raise `ValueError` for training arguments that this library cannot honour."""
+    refuse_given_arguments(args)
+    refused = {
+        "n_gpu": (
+            args.n_gpu > 1,
+            "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
+        ),
+        "accelerator_config.split_batches": (
+            args.accelerator_config.split_batches,
+            "batches are never split; remove it",
+        ),
+        "accelerator_config.dispatch_batches": (
+            args.accelerator_config.dispatch_batches,
+            "batches are drawn in each process; remove it",
+        ),
+        "mixed_precision": (args.private and args.mixed_precision != "no", ROUNDING),
+    }
+    _refuse_first(args, refused)
+
+
+def refuse_given_arguments(args: TrainingArguments) -> None:
+    """Raise `ValueError` for arguments that can not be honoured, as they were given or as stock has prepared them.
+
+    Of some that are refused here stock says first that this machine, or another argument, does not allow them. Whoever
+    follows that is refused here then. So this is called before stock prepares what was given, too.
+    """
     refused = {
         "gradient_accumulation_steps": (
             args.gradient_accumulation_steps != 1,
@@ -58,10 +89,6 @@ def refuse_arguments(args: TrainingArguments) -> None:
         "use_liger_kernel": (args.use_liger_kernel, "it fuses a loss over the batch; remove it"),
         "deepspeed": (args.deepspeed, "its engine never calls the zeroth-order update; run without it"),
         "fsdp": (args.fsdp, "accelerate would split the model behind the optimizer's back; split it by fully_shard"),
-        "n_gpu": (
-            args.n_gpu > 1,
-            "nn.DataParallel would split a batch behind the sampler's back; set CUDA_VISIBLE_DEVICES to one device",
-        ),
         "save_on_each_node": (args.save_on_each_node, "one process writes the log, and all read it; share the folder"),
         "push_trajectory": (
             args.push_trajectory and not args.push_to_hub,
@@ -76,16 +103,8 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "batches are Poisson samples, which the guarantee depends on; remove it",
         ),
         "dataloader_drop_last": (args.dataloader_drop_last, "no Poisson batch may be dropped; remove it"),
-        "accelerator_config.split_batches": (
-            args.accelerator_config.split_batches,
-            "batches are never split; remove it",
-        ),
-        "accelerator_config.dispatch_batches": (
-            args.accelerator_config.dispatch_batches,
-            "batches are drawn in each process; remove it",
-        ),
         "include_num_input_tokens_seen": (
-            args.include_num_input_tokens_seen != "no",
+            args.include_num_input_tokens_seen not in ("no", False),
             "the number of tokens tells which rows were drawn; remove it",
         ),
         "audit": (args.audit and not args.private, "without noise nothing is claimed; remove it"),
@@ -106,14 +125,9 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 def _refuse_for_privacy(args: TrainingArguments) -> None:
     steering = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
-    rounding = (
-        "autocast rounds what is trained too, and may keep a copy of it from before it was perturbed; load a frozen "
-        "base with dtype=torch.bfloat16, and train a float32 adapter"
-    )
     refused = {
-        "fp16": (args.fp16, rounding),
-        "bf16": (args.bf16, rounding),
-        "mixed_precision": (args.mixed_precision != "no", rounding),
+        "fp16": (args.fp16, ROUNDING),
+        "bf16": (args.bf16, ROUNDING),
         "fp16_full_eval": (args.fp16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
         "bf16_full_eval": (args.bf16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
         "tf32": (bool(args.tf32), "it rounds to 10 bits, which lets rows move each other's losses; remove it"),

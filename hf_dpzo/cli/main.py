@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hf_dpzo._version import __version__
 from hf_dpzo.cli.output import make_printable
+from hf_dpzo.cli.quiet import quiet_warnings
 
 
 # In the order of `hf-dpzo --help`. A command's module is imported when the command is called, because that takes time.
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if fields and not arguments.takes_fields:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
-        outcome = arguments.run(arguments, fields)
+        with quiet_warnings():
+            outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
     except Exception as error:
         sentence = _find_sentence(error)
@@ -61,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"hf-dpzo: {make_printable(' '.join(sentence.split()))}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("hf-dpzo: stopped; --resume_from_checkpoint true goes on with a run that took steps.\n")
+    except KeyboardInterrupt as stop:  # A command may have said what can be done now.
+        sys.stderr.write(f"hf-dpzo: {make_printable(str(stop)) or 'stopped'}.\n")
         return 130
     return outcome.status
 

@@ -3,9 +3,10 @@
 Where a data set does not state its types, they are those of its first rows. The same holds for what makes a row fail.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ NUM_COMPARED_ROWS = 9
 
 # A label that is no target, and columns of ones at what is learned, by which collators set labels.
 IGNORED, TARGETS, MASKS = -100, ("labels", "label_ids"), ("assistant_masks", "completion_mask")
+
+
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,40 @@ def are_common(dataset: Any, judge: Callable[[Mapping[str, Any]], bool]) -> bool
     return len(found) >= 3 and sum(found) >= len(found) - 1
 
 
-def _judge(dataset: Any, index: int, judge: Callable[[Mapping[str, Any]], bool]) -> list[bool]:
+def have_several_sizes(dataset: Sized, columns: Collection[str]) -> bool:
+    """Return whether the first rows, three at least, are of several sizes in `columns`, whichever row is left out.
+
+    >>> have_several_sizes([{"x": [1, 2]}] * 8 + [{"x": [1]}], ["x"])
+    False
+    >>> have_several_sizes([{"x": [1]}, {"x": [1, 2]}] * 4, ["x"])
+    True
+    """
+
+    def measure(row: Mapping[str, Any]) -> tuple:
+        return measure_sizes({name: row[name] for name in columns if name in row})
+
+    indices = range(min(NUM_COMPARED_ROWS, len(dataset)))
+    found = [sizes for index in indices for sizes in _judge(dataset, index, measure)]
+    return len(found) >= 3 and max(Counter(found).values()) < len(found) - 1
+
+
+def measure_sizes(row: Mapping[str, Any]) -> tuple:
+    """Return the sizes of a row's values, column by column, which a collator that does not pad wants to be the same.
+
+    >>> measure_sizes({"x": [1, 2], "y": [[1], [1, 2]]})
+    (('x', (2,)), ('y', (2, (1,), (2,))))
+    """
+    return tuple((name, _measure(value)) for name, value in sorted(row.items()))
+
+
+def _measure(value: Any) -> tuple:
+    if isinstance(value, list | tuple):
+        return len(value), *(_measure(part) for part in value if isinstance(part, list | tuple))
+    return tuple(np.shape(value))
+
+
+def _judge(dataset: Any, index: int, judge: Callable[[Mapping[str, Any]], Judged]) -> list[Judged]:
+    """Return what `judge` says of a row; nothing of one that can not be read."""
     try:
         return [run_sealed("train_dataset", lambda: judge(dict(dataset[index])))]
     except WithheldError:

@@ -5,7 +5,6 @@ privacy loss distributions (PLD) and Rényi DP (RDP). Laplace noise also has a p
 form. All are upper bounds, so the smallest is reported. Neighbouring data sets differ by one unit, added or removed.
 """
 
-import logging
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +15,12 @@ from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.io.html import format_html_table
 from hf_dpzo.privacy.cost import PointLimit, predict_width
 from hf_dpzo.privacy.dense import dense_composition, read_epsilon
 from hf_dpzo.privacy.queries import GaussianQuery, LaplaceQuery, NonPrivateQuery, Query, Releases, count_releases
+from hf_dpzo.privacy.quiet import kept_logging
 from hf_dpzo.privacy.rounding import round_up
 
 
@@ -50,10 +51,6 @@ LIMIT, GROUP_LIMIT = PointLimit(single=600_000, composed=2_000_000), PointLimit(
 
 # The largest number of units in a group.
 MAX_GROUP_SIZE = 64
-
-
-# The Rényi accountant warns of each order that it leaves out. The remaining orders still give an upper bound.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +104,8 @@ def check_epsilon(spent: Guarantee) -> None:
     """Raise `ValueError` where the epsilon of `spent` is so large that it promises nothing."""
     if spent.epsilon > MAX_EPSILON:
         raise ValueError(
-            f"epsilon={spent.epsilon:.3g}: more than {MAX_EPSILON:g} promises nothing; lower target_epsilon, or "
-            "raise noise_multiplier."
+            f"epsilon={show_figures(spent.epsilon, 3)}: more than {MAX_EPSILON:g} promises nothing; lower "
+            "target_epsilon, or raise noise_multiplier."
         )
 
 
@@ -248,6 +245,7 @@ def _pure_epsilon(releases: Releases) -> float | None:
     return sum(query.pure_epsilon(count) for query, count in releases)
 
 
+@kept_logging()
 def _rdp_epsilon(releases: Releases, delta: float) -> float:
     divergences = [(_build_rdp_accountant(query), count) for query, count in releases]
     orders = divergences[0][0].orders

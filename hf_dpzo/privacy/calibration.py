@@ -10,6 +10,7 @@ import dp_accounting
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize
 
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.privacy.accounting import (
     COARSE_GRID,
     MIN_PLD_DELTA,
@@ -23,6 +24,7 @@ from hf_dpzo.privacy.accounting import (
 from hf_dpzo.privacy.cost import PointLimit
 from hf_dpzo.privacy.dense import read_epsilon
 from hf_dpzo.privacy.queries import MAX_NOISE_MULTIPLIER, GaussianQuery, LaplaceQuery, Releases
+from hf_dpzo.privacy.quiet import kept_logging
 
 
 # Less noise than this gives no privacy, and the accountants take long to find that out.
@@ -37,6 +39,7 @@ Q = TypeVar("Q", GaussianQuery, LaplaceQuery)
 
 
 @lru_cache(maxsize=64)
+@kept_logging()
 def calibrate_query(query: Q, *, steps: int, target_epsilon: float, target_delta: float, earlier: Releases = ()) -> Q:
     """Return `query` with the least noise multiplier that keeps `steps` releases within the target.
 
@@ -107,7 +110,9 @@ def _refuse_earlier(query: Q, earlier: Releases, target_epsilon: float, target_d
         )
     spent = account(earlier, delta=target_delta).epsilon
     if spent >= target_epsilon:
-        raise ValueError(f"target_epsilon={target_epsilon:g}: earlier runs have spent {spent:.3g} of it; raise it.")
+        raise ValueError(
+            f"target_epsilon={target_epsilon:g}: earlier runs have spent {show_figures(spent, 3)} of it; raise it."
+        )
 
 
 def _calibrate_laplace(query: LaplaceQuery, steps: int, target_epsilon: float) -> LaplaceQuery:

@@ -16,6 +16,7 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
 from hf_dpzo._version import __version__
+from hf_dpzo.recipe.bars import advance
 from hf_dpzo.recipe.written import OPENERS, TEXT_SUFFIXES, TextFile, UnreadableFileError, find_suffix
 
 
@@ -129,6 +130,7 @@ def _generate_rows(files: Sequence[TextFile], names: Sequence[str], holds_json: 
     for file in files:
         for row in file.rows():
             is_empty = False
+            advance()
             yield {name: _encode(row.get(name), holds_json=holds_json) for name in names}
     if is_empty:
         raise UnreadableFileError(f"data={files[0].path}: it holds no row; name a file of rows.")

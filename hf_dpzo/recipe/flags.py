@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from hf_dpzo.arguments.foreign import refuse_foreign_names
 from hf_dpzo.recipe.spelling import mark_hyphens
 
 
@@ -62,6 +63,7 @@ def refuse_unknown_flags(arguments: Sequence[str], kinds: Sequence[type]) -> Non
     for argument in arguments:
         name = name_flag(argument)
         if name is not None and name not in known:
+            refuse_foreign_names([name], known)
             written = argument.removeprefix("--").split("=")[0].replace("-", "_")
             close = difflib.get_close_matches(written, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "see hf-dpzo train --help."

@@ -17,6 +17,7 @@ from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.location import find_cached_commit, resolve_path
 from hf_dpzo.models.precision import build_loading_options
 from hf_dpzo.models.seeded import publicly_seeded, seeded_peft_model
+from hf_dpzo.recipe.bars import advance, uncounted_bar
 from hf_dpzo.recipe.invocation import find_invocation_tokens, ignore_base_tokens
 from hf_dpzo.recipe.obstacles import refuse_missing_libraries
 from hf_dpzo.recipe.recipe import Recipe
@@ -190,15 +191,12 @@ def _encode_rows(
     removed = [name for name in rows.column_names if name != kept_column]
     first = next((place for place, row in enumerate(rows) if _is_learned(_encode_row(row, **options))), None)
     if first is None:
-        raise ValueError(
-            f"data={recipe.data}: with max_length={recipe.max_length} no row has a token that is learned; raise it, or "
-            "correct the rows."
-        )
-    settings = {"fn_kwargs": options, "remove_columns": removed, "desc": "Tokenizing"}
-    # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
-    with _without_bar():
+        raise ValueError(f"data={recipe.data}: {recipe.kind.explain_nothing_learned(rows, recipe)}.")
+    settings = {"fn_kwargs": options, "remove_columns": removed}
+    with uncounted_bar("Tokenizing", total=len(rows) + 1):
+        # A row that is learned has the types of all. Those of empty rows in front of it would be taken for no type.
         features = rows.select([first]).map(_encode_row, **settings).features
-    encoded = rows.map(_encode_row, features=features, **settings)
+        encoded = rows.map(_encode_row, features=features, **settings)
     decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
     return keep_rows(encoded, decisive, _is_learned)
 
@@ -242,6 +240,7 @@ def _encode_row(
     names: Mapping[str, list[str]],
     invocation: list[int] | None,
 ) -> dict[str, Any]:
+    advance()
     named = {column: _name_classes(row[column], classes) for column, classes in names.items()}
     try:
         encoded = recipe.kind.encode({**row, **named}, recipe, tokenizer)

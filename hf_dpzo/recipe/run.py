@@ -17,6 +17,7 @@ from hf_dpzo.recipe.places import PATH_FIELDS
 from hf_dpzo.recipe.rates import lower_learning_rate
 from hf_dpzo.recipe.recipe import Recipe, parse_recipe
 from hf_dpzo.recipe.saved import describe_use
+from hf_dpzo.recipe.tables import refuse_missing_files
 from hf_dpzo.recipe.untouched import measure_untouched
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.going_on import trains_first_factor
@@ -99,6 +100,7 @@ def build_trainer(
             f"padded_lengths={args.padded_lengths}: rows may have max_length={recipe.max_length} tokens, and longer "
             "ones would contribute nothing; raise the last length, or lower max_length."
         )
+    refuse_missing_files(recipe)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # There is nothing to pin for, as torch would warn.
     tokenizer = load_tokenizer(recipe)

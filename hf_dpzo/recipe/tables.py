@@ -1,6 +1,5 @@
 """Loads the tables that a recipe names: the rows to train on and the rows to evaluate on, before they are encoded."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ import numpy as np
 
 from hf_dpzo.data.cells import Classes, is_missing
 from hf_dpzo.models.location import resolve_path
+from hf_dpzo.recipe.bars import uncounted_bar
+from hf_dpzo.recipe.columns import describe_missing_column, explain_missing_column
 from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
 from hf_dpzo.recipe.holding_out import hold_out
 from hf_dpzo.recipe.recipe import Recipe
-from hf_dpzo.recipe.written import explain_separator, find_separator, find_suffix, list_columns
+from hf_dpzo.recipe.written import find_suffix
 
 
 def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -28,18 +29,8 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
     Raises:
         ValueError: data are missing, can not be read, or do not have the columns that the recipe names.
     """
-    train = _load_split(recipe, recipe.data, recipe.data_config, recipe.train_split)
-    evaluation = None
-    if recipe.eval_data is not None:
-        if _find_path(recipe.eval_data).resolve() == _find_path(recipe.data).resolve():
-            raise ValueError(
-                f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
-            )
-        evaluation = _load_split(recipe, recipe.eval_data, None, "train")
-    elif recipe.eval_split is not None:
-        if recipe.eval_split == recipe.train_split:
-            raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
-        evaluation = _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
+    with uncounted_bar("Reading rows"):
+        train, evaluation = _load_splits(recipe)
     train = select_rows(_shorten_floats(train, recipe), recipe)
     if evaluation is not None:
         return train, select_rows(_shorten_floats(evaluation, recipe), recipe)
@@ -57,8 +48,46 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
     )
 
 
+def _load_splits(recipe: Recipe) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Return all training rows, and all evaluation rows where the recipe names some."""
+    train = _load_split(recipe, recipe.data, recipe.data_config, recipe.train_split)
+    if recipe.eval_data is not None:
+        if _find_path(recipe.eval_data).resolve() == _find_path(recipe.data).resolve():
+            raise ValueError(
+                f"eval_data={recipe.eval_data}: it is the training data; name another file, or set eval_rows."
+            )
+        return train, _load_split(recipe, recipe.eval_data, None, "train")
+    if recipe.eval_split is not None:
+        if recipe.eval_split == recipe.train_split:
+            raise ValueError(f"eval_split={recipe.eval_split}: it is the training data; name another split.")
+        return train, _load_split(recipe, recipe.data, recipe.data_config, recipe.eval_split)
+    return train, None
+
+
 def _find_path(name: str) -> Path:
     return Path(resolve_path(name)).expanduser()
+
+
+def refuse_missing_files(recipe: Recipe, **others: str | None) -> None:
+    """Raise `ValueError` if a file of rows that `recipe` names is not there, before anything is loaded for it.
+
+    Args:
+        recipe: the recipe.
+        others: further files by the names of their flags; `None` for none.
+    """
+    for flag, name in {"data": recipe.data, "eval_data": recipe.eval_data, **others}.items():
+        if name is not None:
+            _refuse_missing_file(flag, name)
+
+
+def _refuse_missing_file(flag: str, name: str) -> None:
+    path = _find_path(name)
+    is_file = find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if is_file and not path.exists():
+        raise ValueError(
+            f"{flag}={name}: no such file ({path.absolute()}); a relative path is one of the current folder, or one "
+            "beside the recipe."
+        )
 
 
 def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> datasets.Dataset:
@@ -74,11 +103,7 @@ def _load_split(recipe: Recipe, name: str, config: str | None, split: str) -> da
                 f"split={split}: a file has no splits; name the other file as eval_data, or set eval_rows."
             )
         return reader.read_file(path)
-    if find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ValueError(
-            f"data={name}: no such file ({path.absolute()}); a relative path is one of the current folder, or one "
-            "beside the recipe."
-        )
+    _refuse_missing_file("data", name)
     return _load_from_hub(name, config, split)
 
 
@@ -129,32 +154,14 @@ def select_rows(rows: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
 
 
 def _refuse_missing_columns(rows: datasets.Dataset, recipe: Recipe) -> None:
+    present = rows.column_names
     for name in recipe.where_values:
-        if name not in rows.column_names:
-            raise ValueError(f"where={recipe.where}: {_explain_columns(name, rows, recipe)}.")
+        if name not in present:
+            fault = describe_missing_column(name, present, recipe)
+            raise ValueError(f"where={recipe.where}: {fault}; name one of these.")
     for name in recipe.used_columns:
-        if name not in rows.column_names:
-            told = _name_field(name, recipe)
-            raise ValueError(f"{told}: {_explain_columns(name, rows, recipe)}.")
-
-
-def _name_field(column: str, recipe: Recipe) -> str:
-    """Return the field of a recipe that names `column`, and its value; the task where the column is a task's own."""
-    written = re.compile(rf"\{{{re.escape(column)}[}}:!]|\"{re.escape(column)}\"")
-    for field in ("label_column", "label_columns", "template", "response", "untouched_template", "columns"):
-        value = getattr(recipe, field)
-        named = value if isinstance(value, list) else [value]
-        if column in named or (isinstance(value, str) and written.search(value)):
-            return f"{field}={value}"
-    return f"task={recipe.task}"
-
-
-def _explain_columns(name: str, rows: datasets.Dataset, recipe: Recipe) -> str:
-    """Return that there is no column of that name, what there is, and what to do about it."""
-    separator = find_separator(rows.column_names) if recipe.separator is None else None
-    if separator is not None:
-        return explain_separator(separator)
-    return f"the data have no column {name}, only {list_columns(rows.column_names)}; name one of these"
+        if name not in present:
+            raise ValueError(explain_missing_column(name, present, recipe))
 
 
 def keep_rows(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.methods.method import Method
 from hf_dpzo.recipe.flags import name_flag
 from hf_dpzo.recipe.loading import load_rows, load_tokenizer
@@ -18,6 +19,7 @@ from hf_dpzo.recipe.recipe import AS_WRITTEN, Recipe, parse_recipe, read_recipe
 from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.recipe.shipped import locate_recipe
 from hf_dpzo.recipe.spelling import UnreadableYAMLError, read_yaml
+from hf_dpzo.recipe.tables import refuse_missing_files
 from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trainer.tuning import CLIP_SHARE, RateFound, SmoothingFound, Tuner, list_public_rows
 
@@ -71,6 +73,7 @@ def tune(path: str | Path, flags: Sequence[str] = (), *, public: str | None = No
         ValueError: the recipe would be refused, or its losses do not change along any direction.
     """
     recipe, args = read_recipe(path, flags)
+    refuse_missing_files(recipe, public=public)
     with tempfile.TemporaryDirectory() as folder:
         tuner, told = _build_tuner(recipe, args, public, Path(folder) / "run")
         return list(_propose(tuner, told))
@@ -124,7 +127,7 @@ def _propose(tuner: Tuner, told: str) -> Iterator[Proposal]:
     clip_norm = None
     if spread:
         clip_norm = float(f"{CLIP_SHARE * spread:.2g}")
-        reason = f"half of {spread:.2g}, the spread of what it bounds in a row, by {told}"
+        reason = f"half of {show_figures(spread)}, the spread of what it bounds in a row, by {told}"
         yield Proposal(name="clip_norm", value=clip_norm, reason=reason)
     rate = tuner.find_rate(found.smoothing, clip_norm)
     yield Proposal(name="learning_rate", value=rate.rate, reason=f"{_explain_rate(rate)}, by {told}")

@@ -55,6 +55,7 @@ from hf_dpzo.trainer.foreseeing import (
     refuse_missing_targets,
     refuse_undeclared_classes,
     refuse_unknown_tokens,
+    warn_of_rows_alone,
 )
 from hf_dpzo.trainer.searching import SearchingTrainer
 from hf_dpzo.trainer.trying import choose_tried_rows, read_first_rows
@@ -182,6 +183,8 @@ class CheckingTrainer(SearchingTrainer):
         length = max(self.longest_row, find_public_length(self.train_dataset, self.args.padded_lengths))
         for rows in self._public_batches[:1]:
             refuse_missing_positions(model, evaluate, rows, length)
+            if self._train_batch_size > 1 and self.probe_rows is None:
+                warn_of_rows_alone(losses.collator.collate, rows, self.train_dataset)
         if self.args.eval_data_is_public or not self.args.private:
             for name, dataset in list_evaluated(self).items():
                 refuse_failing_rows(name, dataset, evaluate)

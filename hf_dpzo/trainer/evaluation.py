@@ -1,16 +1,16 @@
 """Evaluation: by losses of one row each, and tried on public rows before anything is spent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+from hf_dpzo.data.first_rows import have_several_sizes, measure_sizes
 from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 
 
@@ -80,14 +80,8 @@ def select_alike(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     >>> len(select_alike([{"x": [1, 2], "y": [[1], [1, 2]]}, {"x": [3, 4], "y": [[5], [6, 7]]}, {"x": [5], "y": []}]))
     2
     """
-    sizes = [{name: _get_sizes(value) for name, value in row.items()} for row in rows]
+    sizes = [measure_sizes(row) for row in rows]
     return [row for row, own in zip(rows, sizes, strict=True) if own == sizes[0]]
-
-
-def _get_sizes(value: Any) -> tuple:
-    if isinstance(value, list | tuple):
-        return len(value), *(_get_sizes(part) for part in value if isinstance(part, list | tuple))
-    return tuple(np.shape(value))
 
 
 def try_evaluation(trainer: Trainer, loader: DataLoader, *, remedy: str) -> None:
@@ -138,10 +132,46 @@ def try_public_evaluation(
         for loader in load_first_rows(trainer):
             try_evaluation(trainer, loader, remedy="correct what fails on them")
         return
+    remedy = "correct what fails on them, or pass probe_rows, rows of the data set's format"
     for rows in batches[:1]:
+        alike = select_alike(rows) if are_made_up else rows
+        error = together = _try_rows(trainer, rows, remedy)
         # If the data set's rows are all of one length, the collator need not pad; those made up have several.
-        tried = select_alike(rows) if are_made_up else rows
-        loader = DataLoader(tried, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
-        try_evaluation(
-            trainer, loader, remedy="correct what fails on them, or pass probe_rows, rows of the data set's format"
-        )
+        if together is not None and len(alike) < len(rows):
+            error = _try_rows(trainer, alike, remedy)
+            if error is None:
+                _refuse_several_lengths(trainer, rows[0].keys(), together)
+        if error is not None:
+            raise error
+
+
+def _try_rows(trainer: Trainer, rows: Sequence[Mapping[str, Any]], remedy: str) -> ValueError | None:
+    """Return why evaluating `rows` as `trainer` would fails; `None` if it does not."""
+    try:
+        loader = DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+        try_evaluation(trainer, loader, remedy=remedy)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _refuse_several_lengths(trainer: Trainer, columns: Collection[str], together: ValueError) -> None:
+    """Raise `ValueError` if evaluation rows are of several lengths, by the first of them, whichever is left out."""
+    given = trainer.eval_dataset
+    for name, dataset in (given if isinstance(given, dict) else {"eval_dataset": given}).items():
+        if isinstance(dataset, Sized) and have_several_sizes(dataset, columns):
+            raise ValueError(
+                f"data_collator={name_collator(trainer.data_collator)}: public rows of several lengths, as those of "
+                f"{name} are, can not be evaluated together ({type(together.__cause__).__name__}), so that evaluation "
+                "would fail once everything is spent; pass one that pads them, such as "
+                "DataCollatorForSeq2Seq(tokenizer) where rows have a label for each token."
+            ) from together
+
+
+def name_collator(collator: Any) -> str:
+    """Return what a collator is called.
+
+    >>> name_collator(len), name_collator(object())
+    ('len', 'object')
+    """
+    return getattr(collator, "__name__", type(collator).__name__)

@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset, List
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from hf_dpzo.data.collation import get_row_signature
+from hf_dpzo.data.collation import copy_row, get_row_signature
 from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.data.filler import stretch_row
-from hf_dpzo.data.first_rows import find_common_facts, lacks_targets
+from hf_dpzo.data.first_rows import find_common_facts, have_several_sizes, lacks_targets
 from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.models.set_aside import find_set_aside
 from hf_dpzo.models.unwrap import class_name, unwrap_model
+from hf_dpzo.trainer.evaluation import name_collator
+
+
+logger = logging.get_logger(__name__)
 
 
 Evaluate = Callable[[Sequence[Mapping[str, Any]]], torch.Tensor]
@@ -106,6 +111,33 @@ def has_few_positions(model: torch.nn.Module, length: int) -> bool:
         if isinstance(module, torch.nn.Embedding) and any(part in name.rpartition(".")[2] for part in ("pos", "wpe"))
     )
     return any(places < length + _SPARE_POSITIONS for places in tables)
+
+
+def warn_of_rows_alone(collate: Callable, rows: Sequence[Mapping[str, Any]], dataset: Any) -> None:
+    """Warn of a collator that does not pad, where rows are of several lengths, so that each is evaluated alone.
+
+    Args:
+        collate: the collator.
+        rows: public rows of several lengths.
+        dataset: the training rows, of which the first ones tell whether they are of several lengths.
+    """
+    fails = _try_collating(collate, rows)
+    if fails is None or any(_try_collating(collate, [row]) for row in rows) or not have_several_sizes(dataset, rows[0]):
+        return
+    logger.warning(
+        f"data_collator={name_collator(collate)}: it can not put rows of several lengths together ({fails}), so that "
+        "each is evaluated alone, which takes several times as long; pass one that pads them, such as "
+        "DataCollatorForSeq2Seq(tokenizer) where rows have a label for each token."
+    )
+
+
+def _try_collating(collate: Callable, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return why `collate` fails on public rows; `None` if it does not."""
+    try:
+        collate([copy_row(row) for row in rows])
+    except Exception as error:
+        return type(error).__name__
+    return None
 
 
 def find_public_length(dataset: Any, padded_lengths: Sequence[int] | None) -> int:

@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.methods import METHODS
 from hf_dpzo.methods.method import Method
 from hf_dpzo.models.unwrap import find_adapter_parameters
@@ -122,8 +123,9 @@ def warn_of_drowned_adapter(
     if small > 0 and large >= DROWNING_RATIO * small:
         scale = json.dumps({PEFT_HEAD: float(f"{small / large:.1g}")})
         logger.warning(
-            f"perturbation_scales: the coefficients of the head are {large / small:.2g} times those of the adapter"
-            f" beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that fits."
+            f"perturbation_scales: the coefficients of the head are {show_figures(large / small)} times those of the "
+            f"adapter beside it, which is drowned; set perturbation_scales={scale} to even them, and a clip_norm that "
+            "fits."
         )
 
 
@@ -156,7 +158,7 @@ def describe_noise(limits: RunLimits, args: ZOTrainingArguments, method: Method,
     given = f"expected_batch_size={size}"
     if not limits.sampling:
         return f"{given}: all {args.unit_name_plural} are in each step, so that its noise is that of privacy alone."
-    noises = f"the sampling noise of a coefficient is {limits.ratio:.2g} times the privacy noise"
+    noises = f"the sampling noise of a coefficient is {show_figures(limits.ratio)} times the privacy noise"
     if not limits.rows_limit:
         return f"{given}: {noises}."
     steps = round(limits.coefficients / size / count)

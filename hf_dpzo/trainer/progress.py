@@ -38,7 +38,23 @@ def show_epsilon(trainer: Trainer) -> None:
 
 
 class EpsilonProgressCallback(ProgressCallback):
-    """The stock progress bar, which also shows the last logged epsilon."""
+    """The stock progress bars, which also say what they are of, and show the last logged epsilon."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show a bar as stock does, with a name."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Training")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show a bar as stock does, with a name."""
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None and not self.prediction_bar.desc:
+            self.prediction_bar.set_description("Evaluating")
 
     def on_log(
         self,

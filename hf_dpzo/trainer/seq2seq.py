@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
+from hf_dpzo.arguments.foreign import explains_foreign_names
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.trainer.trainer import ZOTrainer
 
 
+@explains_foreign_names
 @dataclass
 class ZOSeq2SeqTrainingArguments(ZOTrainingArguments, Seq2SeqTrainingArguments):
     """Adds the arguments of generation to `ZOTrainingArguments`: `predict_with_generate`, `generation_max_length`, ...

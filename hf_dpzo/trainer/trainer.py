@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel
 from transformers.trainer_utils import TrainOutput
 
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
@@ -19,6 +19,7 @@ from hf_dpzo.auditing.audit import Audit, audit_or_raise
 from hf_dpzo.card.model_card import PRIVATE_TAGS, TAGS
 from hf_dpzo.data.checks import check_probe_rows
 from hf_dpzo.data.collation import LogicalBatch, LogicalBatchCollator
+from hf_dpzo.data.padding import PaddingCollator
 from hf_dpzo.data.sampling import build_batch_sampler
 from hf_dpzo.data.suffix import SuffixRule
 from hf_dpzo.distributed.processes import get_processes, refuse_diverged
@@ -113,6 +114,8 @@ class ZOTrainer(RehearsingTrainer):
         }
         with skipped_stock_validation():
             super().__init__(**select_arguments(self, given), **self._complete_arguments(model, others, args))
+        if data_collator is None and type(self.data_collator) is DataCollatorWithPadding:
+            self.data_collator = PaddingCollator(self.processing_class)
         self._refuse_model()
         self.per_example_loss = self._build_loss(per_example_loss)
         self._attach_objective(data_collator)

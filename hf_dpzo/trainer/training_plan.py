@@ -7,6 +7,7 @@ from typing import Any, Self
 from hf_dpzo.card.claim import FALSE_ALARMS
 from hf_dpzo.card.model_card import format_percent
 from hf_dpzo.data_ledger.total import describe_epsilon
+from hf_dpzo.io.figures import show_figures
 from hf_dpzo.privacy.accounting import MAX_EPSILON, account_for_group
 from hf_dpzo.privacy.interpretation import detection_rate, group_attacks, membership_accuracy
 from hf_dpzo.privacy.ledger import Budget
@@ -162,7 +163,7 @@ class TrainingPlan:
             lines += self._describe_promise(promise)
         if self.pure_epsilon is not None:
             lines.append(("pure epsilon", f"{round_up(self.pure_epsilon):g} (delta 0)"))
-        share = f"{100 * self.noise_share:.3g} % of the largest possible signal"
+        share = f"{show_figures(100 * self.noise_share, 3)} % of the largest possible signal"
         return [*lines, ("runs that epsilon covers", str(self.trials)), ("noise of a step", share)]
 
     def _describe_ledger(self) -> list[tuple[str, str]]:
@@ -198,7 +199,7 @@ class TrainingPlan:
             run = f"{self.seconds:.0f}, of which {self.seconds_before:.0f} before the first step"
             reading = f" and {self.seconds_reading:.0f} to read the rows once" if self.seconds_reading else ""
             lines += [
-                ("seconds of a step", f"{self.seconds_per_step:.2g}, tried on {self.tried}"),
+                ("seconds of a step", f"{show_figures(self.seconds_per_step)}, tried on {self.tried}"),
                 ("seconds of the run", f"{run}{reading}; evaluation comes on top"),
                 ("memory", f"{self.memory_bytes / 2**20:.0f} MiB, besides Python and its libraries"),
             ]

@@ -1,5 +1,8 @@
 """Flags: what is planned from them, and what is refused, each in one clear sentence before data are touched."""
 
+import inspect
+from dataclasses import fields
+
 import pytest
 import torch
 from accelerate import DistributedType
@@ -15,12 +18,14 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from hf_dpzo import ZOTrainer, ZOTrainingArguments
+from hf_dpzo import ZOSeq2SeqTrainingArguments, ZOTrainer, ZOTrainingArguments
+from hf_dpzo.arguments.foreign import FOREIGN_FIELDS
 from hf_dpzo.models.checks import refuse_model, refuse_unsupported_sharding
 from hf_dpzo.models.precision import refuse_variable_shapes
 from hf_dpzo.privacy.accounting import account
 from hf_dpzo.privacy.mechanism import ClippedSum
 from hf_dpzo.privacy.queries import NonPrivateQuery
+from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.zo.updates import SGD, Adam, Momentum
 
 from support.models import causal_lm, classifier, with_lora
@@ -161,6 +166,44 @@ def test_unsupported_arguments_are_refused(make_args, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         make_args(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bf16": True}, "bf16=True: autocast rounds .* load a frozen base with dtype=bfloat16"),
+        ({"bf16": True, "fp16": True}, "fp16=True: autocast rounds"),
+        ({"bf16_full_eval": True, "fp16_full_eval": True}, "fp16_full_eval=True: it leaves the weights"),
+        ({"tf32": True}, "tf32=True: it rounds to 10 bits"),
+        ({"optim": "lion9"}, "optim=lion9: there are no gradients"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            "lr_scheduler_type=reduce_lr_on_plateau: .* eval_data_is_public",
+        ),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end=True: .* eval_data_is_public"),
+        ({"deepspeed": "none.json"}, "deepspeed=none.json: its engine never calls"),
+        ({"debug": "all"}, "debug=all: it prints what the model computes"),
+        ({"fsdp": "all"}, "fsdp=all: accelerate would split the model"),
+        ({"hub_strategy": "never", "push_to_hub": True}, "hub_strategy=never: .* set every_save, or end"),
+    ],
+    ids=str,
+)
+def test_what_stock_would_refuse_for_another_reason_is_refused_for_its_own(tmp_path, changes, message):
+    """Of each of them stock says that this machine or another argument does not allow it."""
+    with pytest.raises(ValueError, match=message):
+        ZOTrainingArguments(str(tmp_path), noise_multiplier=1.0, target_delta=1e-4, report_to="none", **changes)
+
+
+@pytest.mark.parametrize("kind", [ZOTrainingArguments, ZOSeq2SeqTrainingArguments])
+def test_names_of_other_libraries_are_explained(tmp_path, kind):
+    known = {entry.name for one in (Recipe, kind) for entry in fields(one)} - {"max_length"}  # Of recipes alone.
+    for name in [*FOREIGN_FIELDS, "center_rewards_coefficient", "activation_offloading"]:
+        assert name not in known
+        with pytest.raises(ValueError, match=rf"^{name}: .+; .+\.$"):
+            kind(str(tmp_path), noise_multiplier=1.0, target_delta=1e-4, **{name: True})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'noise_multiplyer'"):
+        kind(str(tmp_path), noise_multiplyer=1.0)
+    assert "noise_multiplier" in inspect.signature(kind).parameters
 
 
 def test_mixed_precision_from_the_environment_is_refused(make_args, monkeypatch):

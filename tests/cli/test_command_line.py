@@ -6,16 +6,21 @@ import itertools
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import fields
 
 import pytest
+from peft import TaskType
 
 from hf_dpzo import __version__
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.arguments.unsupported import ALWAYS_REFUSED
 from hf_dpzo.cli.main import COMMANDS, build_parser, main
+from hf_dpzo.cli.quiet import quiet_warnings
 from hf_dpzo.recipe.help import format_help, list_fields
 from hf_dpzo.recipe.recipe import Recipe
+
+from support.models import causal_lm, with_lora
 
 
 # A value of each flag that is never taken, other than its default.
@@ -120,3 +125,20 @@ def test_an_unknown_recipe_is_answered_by_the_names_there_are(capsys, command):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "recipe=nothing" in error and "quickstart" in error and error.count("\n") == 1
+
+
+def test_what_nobody_can_do_anything_about_is_not_shown():
+    """PEFT asks a model for a name that is going away; a base that is no folder has no vocabulary to look for."""
+    base = causal_lm()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with_lora(base, TaskType.CAUSAL_LM)
+    assert "is_gradient_checkpointing" in str(shown[0].message)  # When it does not, the filter goes.
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with quiet_warnings():
+            with_lora(causal_lm(), TaskType.CAUSAL_LM)
+            said = "Could not find a config file in a/b - will assume that the vocabulary was not modified."
+            warnings.warn(said, stacklevel=1)
+            warnings.warn("another", stacklevel=1)
+    assert [str(one.message) for one in shown] == ["another"]

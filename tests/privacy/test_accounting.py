@@ -1,5 +1,6 @@
 """Epsilon, compared with golden values, with the analytic Gaussian, and with cases that dp-accounting gets wrong."""
 
+import logging
 import math
 
 import numpy as np
@@ -385,3 +386,13 @@ def test_a_group_costs_more_than_its_size_times_epsilon():
 def test_pure_epsilon_of_a_group_is_its_size_times_pure_epsilon():
     releases = ((LaplaceQuery(noise_multiplier=4.0, sampling_rate=0.1), 10),)
     assert account_for_group(releases, size=3, delta=1e-5) == pytest.approx(3 * releases[0][0].pure_epsilon(10))
+
+
+def test_accounting_does_not_configure_the_logging_of_the_process(monkeypatch):
+    """A release of which the Rényi accountant leaves orders out, and warns of that."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    query = GaussianQuery(noise_multiplier=0.9, sampling_rate=0.06)
+    account.cache_clear()
+    account(((query, 3),), delta=1e-5)
+    calibrate_query(query, steps=3, target_epsilon=9.0, target_delta=1e-5)
+    assert logging.root.handlers == []

@@ -100,6 +100,9 @@ def test_values_are_read_as_what_they_are(write):
 
 
 REFUSED = [
+    ({"packing": True}, "packing: a packed row holds several examples, and one row is what is protected; leave it out"),
+    ({"max_seq_length": 64}, "max_seq_length: a recipe cuts rows by max_length"),
+    ({"assistant_only_loss": True}, "assistant_only_loss: a recipe learns the assistant's turns alone by task=chat"),
     ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
     ({"max_steps": "many"}, "max_steps='many': it is no whole number; write it in digits, like 160."),
     ({"target_delta": "10**-5"}, "target_delta='10**-5': it is no number; write it like 2.5 or 1e-5."),

@@ -48,9 +48,19 @@ def test_conversations_of_which_nothing_is_learned_are_left_out(tmp_path):
     path = write(tmp_path, "jsonl", [{"messages": messages} for messages in (short, silent, [], long)])
     changes = {"task": "chat", "label_words": None, "max_length": 20}
     assert [spell(row["input_ids"]) for row in load(path, tokenizer, **changes)] == ["<user><assistant>yo"]
-    path = write(tmp_path, "jsonl", [{"messages": silent}])
+    path = write(tmp_path, "jsonl", [{"messages": long}])
     with pytest.raises(ValueError, match="with max_length=20 no row has a token that is learned; raise it"):
         load(path, tokenizer, **changes)
+
+
+@pytest.mark.parametrize("other", ["user", "bot"])
+def test_conversations_without_an_assistant_are_told_from_long_ones(tmp_path, other):
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = CHAT
+    talk = [{"role": "user", "content": "hi"}, {"role": other, "content": "a"}]
+    path = write(tmp_path, "jsonl", [{"messages": talk}])
+    with pytest.raises(ValueError, match=r"no conversation has a turn of the assistant, .* the role assistant, or gpt"):
+        load(path, tokenizer, task="chat", label_words=None)
 
 
 def test_words_without_a_class_that_is_learned_are_left_out(tmp_path):

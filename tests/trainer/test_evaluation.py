@@ -1,5 +1,6 @@
 """Evaluation by losses of one row each; what is saved beside a model; adapters that do nothing."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft.tuners.lora import LoraLayer
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerFast, default_data_collator
 
 from hf_dpzo import ZOTrainer
+from hf_dpzo.data.padding import PaddingCollator
 
 from support.models import causal_lm, classifier, one_layer, with_lora
 from support.rows import few_public_rows, labelled_rows
@@ -187,3 +189,70 @@ def test_metrics_that_are_no_numbers_are_left_out_of_the_card(build):
     trainer.save_model()
     said = json.loads((Path(trainer.args.output_dir) / "privacy.json").read_text())["evaluation"]["metrics"]
     assert said["eval_number"] == 0.5 and not {"eval_text", "eval_truth", "eval_nothing", "eval_list"} & {*said}
+
+
+# ---- Rows of several lengths ----
+
+
+def texts(count, *, seed=0, length=None):
+    rows = [row["input_ids"][: length or 9] for row in labelled_rows(count, seed=seed)]
+    rows = [ids * 2 if length is None else (ids * 4)[:length] for ids in rows]
+    return Dataset.from_list([{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in rows])
+
+
+@pytest.fixture
+def train_texts(make_args, tokenizer):
+    def train(*, length=None, args=None, **changes):
+        parts = {"train_dataset": texts(40, length=length), "eval_dataset": texts(6, seed=1, length=length)}
+        trainer = ZOTrainer(model=causal_lm(num_hidden_layers=1), args=make_args(**args or {}), **{**parts, **changes})
+        trainer.train()
+        return trainer
+
+    return train
+
+
+def test_labels_of_several_lengths_are_padded_by_default(train_texts, tokenizer, caplog):
+    """Stock's default collator fails on them; a row's loss is the one that it has alone."""
+    with caplog.at_level("WARNING"):
+        trainer = train_texts(processing_class=tokenizer)
+    assert "data_collator" not in caplog.text
+    together, alone = trainer.evaluate(), []
+    for row in trainer.eval_dataset:
+        alone.append(trainer.predict(Dataset.from_list([row])).metrics["test_loss"])
+    assert together["eval_loss"] == pytest.approx(np.mean(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_labels_are_padded_where_their_tokens_are(tokenizer, side):
+    padded = copy.deepcopy(tokenizer)
+    padded.padding_side = side
+    inputs = PaddingCollator(padded)([dict(row) for row in texts(4)])
+    assert ((inputs["labels"] == -100) == (inputs["attention_mask"] == 0)).all()
+    assert (inputs["labels"] == -100).any()
+    fixed = [{"input_ids": [5] * n, "labels": [0.5, 1.0]} for n in (2, 3)]
+    assert PaddingCollator(padded)(fixed)["labels"].tolist() == [[0.5, 1.0]] * 2
+
+
+@pytest.mark.parametrize("collator", [default_data_collator, DataCollatorWithPadding])
+def test_a_run_whose_evaluation_would_fail_does_not_begin(train_texts, tokenizer, tmp_path, collator):
+    if collator is DataCollatorWithPadding:
+        collator = DataCollatorWithPadding(tokenizer)
+    with pytest.raises(ValueError, match=r"data_collator=\w+: public rows of several lengths, .* pads them"):
+        train_texts(data_collator=collator)
+    assert not [*tmp_path.rglob("trajectory.zo")]
+
+
+def test_rows_of_one_length_need_no_padding(train_texts, caplog):
+    with caplog.at_level("WARNING"):
+        assert "eval_loss" in train_texts(length=8).evaluate()
+    assert "data_collator" not in caplog.text
+
+
+def test_rows_that_are_evaluated_alone_are_told_of(train_texts, caplog):
+    with caplog.at_level("WARNING"):
+        train_texts(eval_dataset=None)
+    assert "data_collator=default_data_collator: it can not put rows of several lengths together" in caplog.text
+
+
+def test_rows_evaluated_one_by_one_may_have_several_lengths(train_texts):
+    assert "eval_loss" in train_texts(args={"per_device_eval_batch_size": 1}).evaluate()

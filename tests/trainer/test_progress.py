@@ -43,7 +43,10 @@ def test_a_terminal_shows_epsilon_on_its_bar(tmp_path, capsys):
     trainer = run(tmp_path)
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
     assert EpsilonProgressCallback in kinds and ProgressCallback not in kinds
-    assert "epsilon=" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "epsilon=" in said and "Training: " in said and "Evaluating: " not in said
+    trainer.evaluate()
+    assert "Evaluating: " in capsys.readouterr().err
 
 
 def test_a_notebook_shows_epsilon_step_by_step(tmp_path, notebook):

@@ -1,13 +1,19 @@
 """Conversations, of which the assistant's turns are learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
+from hf_dpzo.recipe.tasks.conversations import (
+    answers,
+    encode_conversation,
+    encode_question,
+    read_messages,
+    refuse_template,
+)
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
 
 
@@ -41,6 +47,16 @@ class Chat(Task):
         """Return the tokens, and as labels those of the assistant's turns."""
         column = self.role("messages", recipe)
         return encode_conversation(read_messages(row[column], column), tokenizer, max_length=recipe.max_length)
+
+    def explain_nothing_learned(self, rows: Iterable[Row], recipe: "Recipe") -> str:
+        """Return why nothing of the conversations is learned: none has a turn of the assistant, or none has room."""
+        column = self.role("messages", recipe)
+        if any(answers(read_messages(row[column], column)) for row in rows):
+            return super().explain_nothing_learned(rows, recipe)
+        return (
+            "no conversation has a turn of the assistant, which alone is learned; give these the role assistant, or "
+            "gpt as in ShareGPT's files, or set task: causal-lm, which learns whole texts"
+        )
 
     def input_columns(self, recipe: "Recipe") -> list[str]:
         """Return the column of messages."""

@@ -79,6 +79,15 @@ def _read_part(part: Any, column: str) -> str:
     return part
 
 
+def answers(messages: Messages) -> bool:
+    """Return whether the assistant says anything in a conversation.
+
+    >>> answers([{"role": "user", "content": "Hello"}]), answers([{"role": "assistant", "content": "Hello"}])
+    (False, True)
+    """
+    return any(message["role"] == "assistant" and message["content"] for message in messages)
+
+
 def refuse_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` for a tokenizer without a chat template, or with one that does not show what is learned."""
     if tokenizer.chat_template is None:

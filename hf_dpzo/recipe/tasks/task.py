@@ -1,7 +1,7 @@
 """A task: which model a recipe loads, what its rows become, and what measures it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,6 +84,10 @@ class Task(ABC):
         Raises:
             ValueError: a label is of no class, or a value is of the wrong type.
         """
+
+    def explain_nothing_learned(self, rows: Iterable[Row], recipe: "Recipe") -> str:
+        """Return why none of the `rows` has a token that is learned, and what to do about it."""
+        return f"with max_length={recipe.max_length} no row has a token that is learned; raise it, or correct the rows"
 
     @abstractmethod
     def input_columns(self, recipe: "Recipe") -> list[str]:
