@@ -10,8 +10,8 @@ from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
 
-# How far the noise of a run may carry a parameter, in distances of a probe point. Heads on 1,024 rows lose up to six
-# points of accuracy at epsilon 0.5 if it carries them twice as far: see benchmarks/README.md.
+# How far the noise of a run may carry a parameter, in distances of a probe point. Heads on 1,024 rows are one to two
+# points more accurate at epsilon 0.5 for it, and as accurate at epsilon 2: see benchmarks/study/rules.py.
 MOST_NOISE = 16
 
 
