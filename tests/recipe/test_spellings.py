@@ -134,6 +134,7 @@ def test_a_tokenizer_that_can_not_pad_gets_one_sentence(tmp_path):
     tokenizer = letter_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="its tokenizer has no token to pad rows with"):
         load_tokenizer(data_recipe("rows.csv", model_name_or_path=str(tmp_path)))
 
