@@ -103,8 +103,8 @@ def probe_isolation(model: torch.nn.Module, evaluate: Evaluate, rows: list[Row],
     by_length = sorted(range(len(rows)), key=lambda index: _length(rows[index]))
     with preserved(model) as state:
         largest = 0.0
-        ends = {_length(rows[index]): index for index in (by_length[-1], by_length[0], 0)}
-        order = dict.fromkeys([0, *reversed(ends.values()), *(range(len(rows)) if followed > 3 else ())])
+        ends = [index for index in (by_length[0], by_length[-1]) if _length(rows[index]) != _length(rows[0])]
+        order = dict.fromkeys([0, *ends, *(range(len(rows)) if followed > 3 else ())])
         for index in islice(order, followed):
             others = rows[:index] + rows[index + 1 :]
             repeated = tuple(repeat_tokens(rows[index], others, kept=find_kept_tokens(model))) if index == 0 else ()
@@ -193,8 +193,9 @@ class _FollowedRow:
         ]
         expected = self._losses(base)
         largest = 0.0
-        for loss in expected[~expected.isfinite()][:1].tolist():
-            raise ValueError(f"isolation: a public row has the loss {loss}; pass probe_rows with finite losses.")
+        wrong = expected[~expected.isfinite()].tolist()
+        if wrong:
+            raise ValueError(f"isolation: a public row has the loss {wrong[0]}; pass probe_rows with finite losses.")
         for variation in variations:
             try:
                 losses = self._losses(variation)

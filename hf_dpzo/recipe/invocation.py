@@ -5,6 +5,7 @@ the tokens are those that the text has in all of them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,13 +119,9 @@ def find_ending(recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> tuple[i
         return ()
     texts = (*_TEXTS, *(f"{text} " * recipe.max_length for text in _TEXTS[:2]))
     rows = [recipe.kind.encode(_make_up_row(recipe, text), recipe, tokenizer)["input_ids"] for text in texts]
-    ending: tuple[int, ...] = ()
-    for tokens in zip(*map(reversed, rows), strict=False):
-        if len(set(tokens)) > 1:
-            break
-        ending = (tokens[0], *ending)
-    places = range(len(ending) - len(invocation) + 1)
-    return ending if any(list(ending[at : at + len(invocation)]) == invocation for at in places) else ()
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*map(reversed, rows), strict=False))
+    ending = [tokens[0] for tokens in alike][::-1]
+    return tuple(ending) if locate_invocation(torch.tensor([ending]), invocation) >= 0 else ()
 
 
 def ignore_base_tokens(row: Mapping[str, Any], invocation: Sequence[int]) -> dict[str, Any]:
