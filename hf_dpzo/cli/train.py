@@ -20,14 +20,12 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
     from hf_dpzo.recipe.help import format_help
     from hf_dpzo.recipe.recipe import read_recipe
     from hf_dpzo.recipe.run import run_recipe
-    from hf_dpzo.recipe.tables import refuse_missing_files
 
     if {"-h", "--help"} & set(fields):
         return Outcome(text=format_help())
     if arguments.recipe is None:
         raise ValueError("recipe: missing; name a YAML file, such as recipes/quickstart.yaml.")
     recipe, args = read_recipe(arguments.recipe, fields)
-    refuse_missing_files(recipe)
     started = time.perf_counter()
     try:
         rows = run_recipe(recipe, args, announce=_announce if args.process_index == 0 else None)

@@ -9,6 +9,7 @@ from hf_dpzo.data_ledger.data_ledger import DataLedger
 from hf_dpzo.data_ledger.notice import announce_ledger
 from hf_dpzo.data_ledger.place import refuse_place
 from hf_dpzo.data_ledger.total import describe_epsilon
+from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import load_tables
 from hf_dpzo.trainer.entering import build_wish
@@ -16,8 +17,8 @@ from hf_dpzo.trainer.trainer import ZOTrainer
 from hf_dpzo.trajectory.log import LOG_FILE
 
 
-def refuse_beyond_budget(args: ZOTrainingArguments, rows: datasets.Dataset) -> None:
-    """Raise `BudgetExceededError` if a new run on `rows` would pass the budget of their ledger. Nothing is entered.
+def refuse_beyond_budget(args: ZOTrainingArguments, budget: Budget, units: int) -> None:
+    """Raise `BudgetExceededError` if a new run over `units` would pass the budget of their ledger. Nothing is entered.
 
     Where the ledger is and what it holds is said first, so that a mistyped path shows. A run that goes on is in its
     ledger already, and a new ledger has no budget. Only the first process looks.
@@ -29,8 +30,7 @@ def refuse_beyond_budget(args: ZOTrainingArguments, rows: datasets.Dataset) -> N
     announce_ledger(path, unit_column=args.privacy_unit_column)
     if not path.exists() or (Path(args.output_dir) / LOG_FILE).exists():
         return
-    units = len(args.build_units(rows))
-    DataLedger(path).refuse(build_wish(args, args.plan(units)[1], units))
+    DataLedger(path).refuse(build_wish(args, budget, units))
 
 
 def load_ledger_rows(recipe: Recipe, args: ZOTrainingArguments) -> datasets.Dataset | None:

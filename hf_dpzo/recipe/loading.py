@@ -1,7 +1,6 @@
 """Loads the model and the rows of tokens that a recipe describes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -199,18 +198,6 @@ def _encode_rows(
         encoded = rows.map(_encode_row, features=features, **settings)
     decisive = [name for name in ("input_ids", "labels") if name in encoded.column_names]
     return keep_rows(encoded, decisive, _is_learned)
-
-
-@contextmanager
-def _without_bar() -> Iterator[None]:
-    """Show no progress of `datasets` inside the context, where it is over at once."""
-    was_off = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not was_off:
-            datasets.enable_progress_bars()
 
 
 def _is_learned(row: Mapping[str, Any]) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hf_dpzo.arguments.rates import choose_learning_rate
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
+from hf_dpzo.methods import Method
+from hf_dpzo.privacy.ledger import Budget
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
@@ -15,15 +17,14 @@ from hf_dpzo.trajectory.log import Trajectory
 MOST_NOISE = 16
 
 
-def lower_learning_rate(recipe: Recipe, args: ZOTrainingArguments, num_units: int) -> None:
-    """Lower the learning rate that the task of `recipe` chose, if the noise over `num_units` units is too much for it.
+def lower_learning_rate(recipe: Recipe, args: ZOTrainingArguments, method: Method, budget: Budget) -> None:
+    """Lower the learning rate that the task of `recipe` chose, if the noise of its run is too much for it.
 
     A run that goes on keeps the rate that it began with.
     """
     rate = recipe.chosen.get("learning_rate")
     if rate is None or not args.private or _has_begun_with(rate, Path(args.output_dir)):
         return
-    method, budget = args.plan(num_units)
     most = MOST_NOISE * choose_learning_rate(method, steps=budget.planned_steps, update=args.update_rule)
     if most < rate:
         args.learning_rate = float(f"{most:.3g}")

@@ -106,9 +106,9 @@ def build_trainer(
     tokenizer = load_tokenizer(recipe)
     train, evaluation = load_rows(recipe, tokenizer, kept_column=args.privacy_unit_column)
     units = len(args.build_units(train))
-    args.plan(units)  # What is wrong with delta or noise for so many rows is an error here.
-    lower_learning_rate(recipe, args, units)
-    refuse_beyond_budget(args, train)
+    method, budget = args.plan(units)  # What is wrong with delta or noise for so many rows is an error here.
+    lower_learning_rate(recipe, args, method, budget)
+    refuse_beyond_budget(args, budget, units)
     open_hub_repository(args)
     if announce is not None:
         announce()
