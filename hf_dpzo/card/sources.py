@@ -13,7 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_dpzo.io.foreign import one_sentence
 from hf_dpzo.io.strict_json import parse_json
-from hf_dpzo.models.hub import HUB_ERRORS
+from hf_dpzo.models.hub import HUB_ERRORS, find_status
+from hf_dpzo.models.location import is_local_place
 from hf_dpzo.trajectory.base_files import read_sizes
 from hf_dpzo.trajectory.log import LOG_FILE
 
@@ -167,7 +168,7 @@ def _refuse_mistyped(name: str) -> None:
     if path.exists():
         raise SourceError(f"model={name}: it is a file; {_REMEDY}.")
     runs = [one.name for one in _list_runs(path.parent)] if len(path.parts) > 1 else []
-    if runs or name.startswith(("/", ".", "~")) or len(path.parts) > 2:
+    if runs or is_local_place(name):
         raise SourceError(
             f"model={name}: it is neither a folder nor user/model on the Hub; name the output_dir of a run "
             f"({path.parent.absolute()} holds {', '.join(sorted(runs)[:8]) or 'none'})."
@@ -180,7 +181,7 @@ def _list_runs(folder: Path) -> list[Path]:
 
 def _explain(error: Exception) -> str:
     """Return why the Hub gave nothing, in a few words."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = find_status(error)
     reason = f"{type(error).__name__}" if status is None else f"{type(error).__name__}, status {status}"
     return f"{reason}: check the name and the network" if status is None else reason
 

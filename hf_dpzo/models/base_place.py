@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, try_to_load_from_cache
 
 from hf_dpzo.models.hub import HUB_ERRORS, explain_hub_error
-from hf_dpzo.models.location import resolve_path
+from hf_dpzo.models.location import is_local_place, resolve_path
 
 
 CONFIG_FILE, GGUF_SUFFIX = "config.json", ".gguf"
@@ -37,7 +37,7 @@ def refuse_base_place(name: str, *, revision: str | None = None, gguf_file: str 
         remedy = f"the folder {path.parent}"
         remedy += f", and gguf_file={path.name}" if path.suffix == GGUF_SUFFIX else ""
         raise ValueError(f"{told}: it is a file; name {remedy}.")
-    if _is_local(name):
+    if is_local_place(name):
         raise ValueError(
             f"{told}: there is no such folder ({path.absolute()}); name one, package://name, or user/model on the Hub."
         )
@@ -54,11 +54,6 @@ def refuse_base_place(name: str, *, revision: str | None = None, gguf_file: str 
             f"{told}: it is no folder here ({path.absolute()}), and {fault}, or name a folder or package://name."
         )
     _refuse_files(told, "the repository", [file.rfilename for file in info.siblings or ()], gguf_file)
-
-
-def _is_local(name: str) -> bool:
-    """Return whether `name`, which is nowhere on this machine, can only be meant for a place of it."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _refuse_files(told: str, what: str, files: Collection[str], gguf_file: str | None) -> None:

@@ -22,7 +22,7 @@ def explain_hub_error(error: Exception, *, writes: bool = True) -> str:
     >>> explain_hub_error(httpx.ConnectError("[Errno -2] Name or service not known"))
     'the Hub cannot be reached (ConnectError); check the network, and try again'
     """
-    status = _find_status(error)
+    status = find_status(error)
     may = "run hf auth login, or name a repository and a branch that you may write to"
     if not writes:
         may = "check the name, or run hf auth login if it asks for that"
@@ -41,23 +41,23 @@ def explain_hub_error(error: Exception, *, writes: bool = True) -> str:
     return f"{next(iter(str(error).splitlines()), type(error).__name__).strip().rstrip('.')}; {may}"
 
 
-def _find_status(error: Exception) -> int | None:
+def find_status(error: Exception) -> int | None:
     """Return the status by which the Hub answered; `None` if it did not."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def refuse_token(token: str | None) -> None:
-    """Raise `ValueError` unless the Hub can be reached, and takes `token`, or else the stored one, for writing.
+def refuse_token() -> None:
+    """Raise `ValueError` unless the Hub can be reached, and takes the token of this user for writing.
 
     Nothing is written. A token with rights to single repositories is taken: whether they suffice shows when a
     repository is opened.
     """
-    if (token or get_token()) is None:
+    if get_token() is None:
         raise ValueError("push_to_hub=True: there is no access token of the Hub; run hf auth login, or set HF_TOKEN.")
     try:
-        user = HfApi().whoami(token=token)
+        user = HfApi().whoami()
     except HUB_ERRORS as error:
-        if _find_status(error) not in (None, _UNAUTHORIZED):  # It may write to a repository, and not say whose it is.
+        if find_status(error) not in (None, _UNAUTHORIZED):  # It may write to a repository, and not say whose it is.
             return
         fault = explain_hub_error(error)
     else:
@@ -67,14 +67,14 @@ def refuse_token(token: str | None) -> None:
     raise ValueError(f"push_to_hub=True: {fault}, or set push_to_hub=False and publish later by hf-dpzo push-log.")
 
 
-def open_repository(name: str, *, token: str | None, private: bool | None) -> str:
+def open_repository(name: str, *, private: bool | None) -> str:
     """Return the full name of a repository to push to, which is made if it is not there, as stock makes it.
 
     Raises:
         ValueError: the Hub cannot be reached, or does not allow it.
     """
     try:
-        return HfApi().create_repo(name, token=token, private=private, exist_ok=True).repo_id
+        return HfApi().create_repo(name, private=private, exist_ok=True).repo_id
     except HUB_ERRORS as error:
         fault = explain_hub_error(error)
     raise ValueError(f"hub_model_id={name}: {fault}.")

@@ -31,6 +31,15 @@ def resolve_path(path: str) -> str:
     return str(real_path)
 
 
+def is_local_place(name: str) -> bool:
+    """Return whether `name` can only be meant for a place on this machine, and not for a repository on the Hub.
+
+    >>> [is_local_place(name) for name in ("user/model", "model", "./model", "~/model", "a/b/c")]
+    [False, False, True, True, True]
+    """
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
 def _find_package_folder(package: str, path: str) -> Path:
     # The package is not imported, because it may need libraries that are not installed. A name with a dot would import
     # the package before the dot.

@@ -36,7 +36,7 @@ def open_hub_repository(args: ZOTrainingArguments) -> None:
     """
     if args.push_to_hub and args.process_index == 0:
         name = args.hub_model_id or Path(args.output_dir).absolute().name
-        open_repository(name, token=args.hub_token, private=args.hub_private_repo)
+        open_repository(name, private=args.hub_private_repo)
 
 
 def parse_resume_flag(flag: str | None) -> str | bool:
@@ -51,7 +51,7 @@ def parse_resume_flag(flag: str | None) -> str | bool:
 def _list_checks(recipe: Recipe, args: ZOTrainingArguments) -> Iterator[Callable[[], object]]:
     yield lambda: refuse_folder(Path(args.output_dir), parse_resume_flag(args.resume_from_checkpoint))
     yield lambda: refuse_missing_trackers(args)
-    yield lambda: args.push_to_hub and refuse_token(args.hub_token)
+    yield lambda: args.push_to_hub and refuse_token()
     yield lambda: refuse_missing_libraries(recipe)
     yield lambda: read_earlier_runs(args.earlier_runs or (), unit_column=args.privacy_unit_column)
 

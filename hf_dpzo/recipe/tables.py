@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from hf_dpzo.data.cells import Classes, is_missing
-from hf_dpzo.models.location import resolve_path
+from hf_dpzo.models.location import is_local_place, resolve_path
 from hf_dpzo.recipe.bars import uncounted_bar
 from hf_dpzo.recipe.columns import describe_missing_column, explain_missing_column
 from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
@@ -82,8 +82,7 @@ def refuse_missing_files(recipe: Recipe, **others: str | None) -> None:
 
 def _refuse_missing_file(flag: str, name: str) -> None:
     path = _find_path(name)
-    is_file = find_suffix(path) in list_suffixes() or name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if is_file and not path.exists():
+    if (find_suffix(path) in list_suffixes() or is_local_place(name)) and not path.exists():
         raise ValueError(
             f"{flag}={name}: no such file ({path.absolute()}); a relative path is one of the current folder, or one "
             "beside the recipe."
