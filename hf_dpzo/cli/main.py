@@ -2,9 +2,7 @@
 
 import argparse
 import importlib
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 from hf_dpzo._version import __version__
@@ -35,10 +33,6 @@ COMMANDS = {
 }
 
 
-# What stock says in each run with a chat model's tokenizer, and that asks nothing of a user.
-_NOISE = "The tokenizer has new PAD/BOS/EOS tokens"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status.
 
@@ -46,9 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     it is the command's own: 0 if all is well, 1 if a claim does not hold, 3 if it could not be checked.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    logging.getLogger("transformers.trainer_utils").addFilter(_is_no_noise)
-    # PEFT 0.21 reads this attribute under its old name. Remove when PEFT asks for is_activation_checkpointing.
-    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     called = next((argument for argument in argv if not argument.startswith("-")), None)
     arguments, fields = build_parser([called]).parse_known_args(argv)
     try:
@@ -67,10 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hf-dpzo: {make_printable(str(stop)) or 'stopped'}.\n")
         return 130
     return outcome.status
-
-
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_NOISE)
 
 
 def _find_sentence(error: Exception) -> str | None:

@@ -1,5 +1,6 @@
 """What libraries warn of though whoever runs a command can do nothing about it."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,23 @@ _USELESS = (
 )
 
 
+# What stock logs in each run with a chat model's tokenizer.
+_TOKENIZER_LOGGER, _TOKENIZER_MESSAGE = "transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"
+
+
 @contextmanager
 def quiet_warnings() -> Iterator[None]:
     """Ignore these warnings inside the context, and no others."""
+    logger = logging.getLogger(_TOKENIZER_LOGGER)
     with warnings.catch_warnings():
         for message, kind in _USELESS:
             warnings.filterwarnings("ignore", message=message, category=kind)
-        yield
+        logger.addFilter(_is_useful)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_is_useful)
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_TOKENIZER_MESSAGE)

@@ -9,7 +9,8 @@ from huggingface_hub.utils import httpx
 from transformers.trainer_utils import align_special_tokens
 
 from hf_dpzo import ZOTrainer
-from hf_dpzo.cli.main import _NOISE, main
+from hf_dpzo.cli.main import main
+from hf_dpzo.cli.quiet import _TOKENIZER_MESSAGE
 from hf_dpzo.models import hub, precision
 from hf_dpzo.recipe import loading, obstacles, run
 from hf_dpzo.recipe.obstacles import list_obstacles
@@ -182,7 +183,7 @@ def test_nothing_is_loading_before_the_last_refusal_that_needs_no_model(write, w
 
 
 def test_stock_still_says_what_is_left_out():
-    assert _NOISE in inspect.getsource(align_special_tokens)
+    assert _TOKENIZER_MESSAGE in inspect.getsource(align_special_tokens)
 
 
 def test_a_plan_that_is_told_to_end_leaves_no_folder(write, workplace, monkeypatch):
