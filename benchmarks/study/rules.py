@@ -29,7 +29,7 @@ import shared
 HERE = Path(__file__).parent
 TABLE = HERE / "rules.csv"
 COLUMNS = ("task", "steps", "epsilon", "rule", "seed", "accuracy")
-SEEDS = range(1, 7)
+SEEDS, STEPS = range(1, 7), 60
 CLIP = 0.05
 
 # A fixed rate, and multiples of the rate at which noise carries a parameter as far as a probe point is away.
@@ -47,13 +47,13 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def run_rule(study: Study, task: str, steps: int, epsilon: float, rule: str, seed: int) -> float:
+def run_rule(study: Study, task: str, epsilon: float, rule: str, seed: int) -> float:
     """Return the accuracy on held-out rows of a head that was trained on 1,024 rows by `rule`."""
     rows, settings = study.rows(task), dict(RULES[rule])
     clip_norm = settings.pop("clip_norm", CLIP)
     run = Run(
         contender={"method": "aggzo", "num_directions": 64, "smoothing": 0.1, "clip_norm": clip_norm},
-        steps=steps,
+        steps=STEPS,
         batch=None,
         epsilon=epsilon,
         delta=study.plan["delta"],
@@ -83,9 +83,9 @@ def run_all(study: Study) -> None:
             for task in study.plan["tasks"]:
                 for epsilon in (0.5, 2):
                     for rule in RULES:
-                        key = (task, "60", str(epsilon), rule, str(seed))
+                        key = (task, str(STEPS), str(epsilon), rule, str(seed))
                         if key not in done:
-                            writer.writerow((*key, run_rule(study, task, 60, epsilon, rule, seed)))
+                            writer.writerow((*key, run_rule(study, task, epsilon, rule, seed)))
                             file.flush()
 
 
