@@ -12,8 +12,8 @@ from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
 
-# How far the noise of a run may carry a parameter, in distances of a probe point. Heads on 1,024 rows are one to two
-# points more accurate at epsilon 0.5 for it, and as accurate at epsilon 2: see benchmarks/study/rules.py.
+# How far the noise of a run may carry a parameter, in distances of a probe point. At epsilon 0.5, heads on 1,024 rows
+# are two points more accurate for it on two of three tasks, and as accurate on the third: see benchmarks/README.md.
 MOST_NOISE = 16
 
 
