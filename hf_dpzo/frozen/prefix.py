@@ -105,6 +105,12 @@ def find_extents(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return begins, torch.where(mask.bool(), places + 1, 0).amax(dim=1)
 
 
+def find_extent(mask: torch.Tensor) -> slice:
+    """Return the places of a row, of which `mask` says which are attended to, without the padding around them."""
+    begins, ends = find_extents(mask[None])
+    return slice(int(begins), int(ends))
+
+
 @torch.no_grad()
 def compute_prefix(model: torch.nn.Module, inputs: Inputs) -> Prefix:
     """Return the keys and values that the base of `model` computes for `inputs`.

@@ -1,11 +1,9 @@
-"""What no step changes for a row: computed once a run, from that row alone, and put together for each micro-batch."""
+"""What no step changes for a row: computed once a run, and put together for each micro-batch."""
 
 import copy
-import functools
-import hashlib
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from hf_dpzo.data.collation import LogicalBatchCollator, MicroBatch
 from hf_dpzo.data.sampling import FetchedRow
 from hf_dpzo.frozen.calls import Call, SharedCalls, recording
+from hf_dpzo.frozen.digest import name_rows
 from hf_dpzo.frozen.layers import Stretch, list_tensors
 from hf_dpzo.frozen.prefix import (
     Prefix,
@@ -21,7 +20,7 @@ from hf_dpzo.frozen.prefix import (
     SplitInputs,
     compute_prefix,
     continuing,
-    find_extents,
+    find_extent,
     split_inputs,
 )
 from hf_dpzo.frozen.remembered import RepeatedStore
@@ -34,10 +33,10 @@ Evaluate = Callable[[torch.nn.Module, Inputs], Any]
 
 
 class RowWork:
-    """Computes what frozen layers return for rows, one row at a time, and keeps it in a store.
+    """Computes what frozen layers return for rows, and keeps it in a store.
 
-    A row is known by its content, and is computed alone and without padding. So what is kept of it is a function of
-    that row, to the last bit, and no other row has a part in it.
+    A row is known by its content. Guarantee: what is kept of it is a function of that row, to the last bit. Rows are
+    computed alone and without padding; in public shapes, many together, as long as no row moves a bit of another one.
 
     Args:
         stretches: the layers that no trained parameter comes before.
@@ -59,8 +58,9 @@ class RowWork:
         passed_over: int = 0,
     ) -> None:
         self._stretches = tuple(stretches)
-        # Without public shapes, a row that is alone is not padded.
-        self._collate = collator.with_rows_alone()
+        self._collate = collator
+        # Several rows at a time take a third of the time.
+        self._is_together = collator.has_fixed_shapes
         self._prepare = prepare
         self.store = store
         self._dtype = dtype
@@ -88,10 +88,7 @@ class RowWork:
             split: the same, split at invocations; `None` for rows that are evaluated as a whole.
             call: evaluates the model.
         """
-        states = []
-        for place, row in enumerate(micro_batch.rows):
-            compute = functools.partial(self._compute, model, row, split, call)
-            states.append(self._look_up(row.row, inputs, place, compute))
+        states = self._find_states(model, micro_batch, None if split is None else split.invocation, call)
         prefix = None
         if split is not None:
             kept = [state[0].to(self._key_dtype) for state in states]
@@ -112,48 +109,89 @@ class RowWork:
         other.store = store
         return other
 
-    def _look_up(
-        self, row: Any, inputs: Inputs, place: int, compute: Callable[[], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """Return what is kept of `row`, which is at `place` of a batch, or else compute it."""
+    def read_alone(self) -> None:
+        """Compute each row alone from now on, because rows move bits of others even in a public shape."""
+        self._is_together = False
+
+    def read_ahead(
+        self,
+        model: torch.nn.Module,
+        micro_batches: Iterable[MicroBatch],
+        invocation: tuple[int, ...] | None,
+        call: Evaluate,
+    ) -> None:
+        """Compute and keep what the store does not have of the rows of a step, so that few fill a shape together.
+
+        A row that fails is left out: it fails again, alone, where it is evaluated.
+        """
+        if not self._is_together or self.store is None:
+            return
+        known = {key: row for one in micro_batches if one.inputs is not None for key, row in name_rows(one)}
+        missing = {key: row for key, row in known.items() if key is not None and key not in self.store}
+        with suppress(Exception):
+            for key, state in zip(missing, self._compute(model, [*missing.values()], invocation, call), strict=True):
+                self.store.put(key, state)
+
+    def _find_states(
+        self, model: torch.nn.Module, micro_batch: MicroBatch, invocation: tuple[int, ...] | None, call: Evaluate
+    ) -> list[list[torch.Tensor]]:
+        """Return what is kept of each row of a micro-batch, and compute and keep what is not."""
         if self.store is None:
-            return compute()
-        key = digest_row(row, inputs, place)
-        if key is None:
-            return compute()
-        state = self.store.get(key, inputs["attention_mask"].device)
-        if state is None:
-            state = compute()
-            self.store.put(key, state)
-        return state
+            return self._compute(model, micro_batch.rows, invocation, call)
+        device = micro_batch.inputs["attention_mask"].device
+        named = [*name_rows(micro_batch)]
+        states = [None if key is None else self.store.get(key, device) for key, _ in named]
+        missing = [place for place, state in enumerate(states) if state is None]
+        computed = self._compute(model, [named[place][1] for place in missing], invocation, call)
+        for place, state in zip(missing, computed, strict=True):
+            states[place] = state
+            if named[place][0] is not None:
+                self.store.put(named[place][0], state)
+        return states
 
     def _compute(
-        self, model: torch.nn.Module, row: FetchedRow, split: SplitInputs | None, call: Evaluate
-    ) -> list[torch.Tensor]:
-        """Return what is to be kept of a row: the keys and values of its prefix, then what stretches return."""
-        (alone,) = self._collate([row])["batch"].micro_batches
-        inputs = self._prepare(alone.inputs)
-        state, prefix = [], None
-        if split is not None:
-            own = split_inputs(inputs, split.invocation, suffix_length=alone.suffix_length, fixed_shapes=False)
-            prefix, inputs = compute_prefix(model, own.prefix), own.suffix
-            state = [self._stack_keys(prefix)]
+        self,
+        model: torch.nn.Module,
+        rows: Sequence[FetchedRow],
+        invocation: tuple[int, ...] | None,
+        call: Evaluate,
+    ) -> list[list[torch.Tensor]]:
+        """Return what is to be kept of each of `rows`."""
+        collate = self._collate if self._is_together else self._collate.with_rows_alone()
+        states: dict[int, list[torch.Tensor]] = {}
+        for micro_batch in collate([replace(row, slot=place) for place, row in enumerate(rows)])["batch"].micro_batches:
+            computed = self._compute_together(model, micro_batch, invocation, call)
+            states |= {row.slot: state for row, state in zip(micro_batch.rows, computed, strict=True)}
+        return [states[place] for place in range(len(rows))]
+
+    def _compute_together(
+        self, model: torch.nn.Module, micro_batch: MicroBatch, invocation: tuple[int, ...] | None, call: Evaluate
+    ) -> Iterator[list[torch.Tensor]]:
+        """Yield what is to be kept of each row: the keys and values of its prefix, then what stretches return."""
+        inputs, prefix = self._prepare(micro_batch.copy_inputs()), None
+        if invocation is not None and micro_batch.suffix_length is not None:
+            lengths = {"suffix_length": micro_batch.suffix_length, "fixed_shapes": self._is_together}
+            split = split_inputs(inputs, invocation, **lengths)
+            prefix, inputs = compute_prefix(model, split.prefix), split.suffix
+        returned: list[Any] = []
         if self._stretches:
             with nullcontext() if prefix is None else continuing(model, prefix):
                 returned = [_drop_others(value) for value in _record(model, self._stretches, inputs, call)]
             self._forms = [_empty_form(value) for value in returned]
-            state += [_take_row(tensor, inputs["attention_mask"]) for tensor in list_tensors(returned)]
-        state = [tensor.to(self._dtype or tensor.dtype) if tensor.is_floating_point() else tensor for tensor in state]
-        self._measure(state, is_split=split is not None)
-        return state
+        for place in range(len(micro_batch.rows)):
+            state = [] if prefix is None else [self._stack_keys(prefix, place)]
+            state += [_take_row(tensor, inputs["attention_mask"], place) for tensor in list_tensors(returned)]
+            state = [one.to(self._dtype or one.dtype) if one.is_floating_point() else one for one in state]
+            self._measure(state, is_split=prefix is not None)
+            yield state
 
-    def _stack_keys(self, prefix: Prefix) -> torch.Tensor:
-        """Return the kept keys and values of the prefix of one row, `[layers, 2, heads, tokens, features]`."""
+    def _stack_keys(self, prefix: Prefix, place: int) -> torch.Tensor:
+        """Return the kept keys and values of the prefix of a row, `[layers, 2, heads, tokens, features]`."""
         kept = prefix.cache.layers[self._passed_over :]
-        layers = torch.stack([torch.cat([layer.keys, layer.values]) for layer in kept])
+        layers = torch.stack([torch.stack([layer.keys[place], layer.values[place]]) for layer in kept])
         self._key_dtype = layers.dtype
         # Up to the invocation, also where the last places before it are not attended to.
-        return layers[..., _find_extent(prefix.mask[0]).start :, :]
+        return layers[..., find_extent(prefix.mask[place]).start :, :]
 
     def _measure(self, state: Sequence[torch.Tensor], *, is_split: bool) -> None:
         """Take down how many bytes a token takes: before an invocation or behind it, whichever takes more."""
@@ -173,48 +211,11 @@ def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs
     return [first.returned for first in firsts]
 
 
-def digest_row(row: Any, inputs: Inputs, place: int) -> bytes | None:
-    """Return a digest of the content of a row, and of what a batch holds for each of its tokens, whatever the padding.
-
-    It is of all that the row holds: a loss may give any of it to the model. `None` for a row that has no digest.
-
-    Args:
-        row: the row.
-        inputs: the batch.
-        place: the place of the row in the batch.
-
-    >>> row, ids, mask = {"x": 1}, torch.tensor([[7, 8, 0], [0, 7, 8]]), torch.tensor([[1, 1, 0], [0, 1, 1]])
-    >>> batch = {"input_ids": ids, "attention_mask": mask}
-    >>> one, same, other = digest_row(row, batch, 0), digest_row(row, batch, 1), digest_row({"x": 2}, batch, 0)
-    >>> one == same, one == other
-    (True, False)
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        digest.update(pickle.dumps(row))
-    except Exception:  # It holds something of a user's own.
-        return None
-    mask = inputs["attention_mask"]
-    extent = _find_extent(mask[place])
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor) and value.shape == mask.shape:
-            own = value[place, extent]
-            digest.update(f"{name} {own.dtype} {len(own)} ".encode())
-            digest.update(own.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.digest()
-
-
-def _find_extent(mask: torch.Tensor) -> slice:
-    """Return the places of a row, of which `mask` says which are attended to, without the padding around them."""
-    begins, ends = find_extents(mask[None])
-    return slice(int(begins), int(ends))
-
-
 def _join(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     """Return the states of rows, each `[tokens, ...]`, as that of a batch, `[batch, tokens, ...]`; padding is zero."""
     joined = states[0].new_zeros((*mask.shape, *states[0].shape[1:]))
     for row, state in enumerate(states):
-        joined[row, _find_extent(mask[row])] = state
+        joined[row, find_extent(mask[row])] = state
     return joined
 
 
@@ -257,11 +258,11 @@ def _drop_others(value: Any) -> Any:
     return drop(value)
 
 
-def _take_row(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return what `tensor` `[1, tokens, ...]` holds for each token of the one row of `mask` `[1, tokens]`."""
-    if tensor.shape[:2] != (1, mask.shape[1]):
+def _take_row(tensor: torch.Tensor, mask: torch.Tensor, place: int) -> torch.Tensor:
+    """Return what `tensor` `[batch, tokens, ...]` holds for each token of one row of `mask` `[batch, tokens]`."""
+    if tensor.shape[:2] != mask.shape:
         raise ValueError("frozen_cache: what layers return for a row can not be kept.")
-    return tensor[0, _find_extent(mask[0])]
+    return tensor[place, find_extent(mask[place])]
 
 
 def _fill_form(form: Any, tensors: Iterator[torch.Tensor]) -> Any:

@@ -75,6 +75,8 @@ class SharedWork:
         self.room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._remembered: RepeatedStore | None = None
         self._open: dict[int, Any] = {}
+        # Whether the rows of the step that is open were looked up.
+        self._is_read = False
         self._kept: dict[int, KeptWork] = {}
         # The micro-batches for which there was no room.
         self._too_large: set[int] = set()
@@ -83,6 +85,11 @@ class SharedWork:
     def is_split(self) -> bool:
         """Whether rows are evaluated from an invocation on."""
         return self._invocation is not None
+
+    def read_rows_alone(self) -> None:
+        """Compute what is kept of rows from step to step for each row alone, whatever the shapes."""
+        if self.rows is not None:
+            self.rows.read_alone()
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -97,6 +104,7 @@ class SharedWork:
     def opened(self, micro_batches: Iterable[MicroBatch]) -> Iterator[None]:
         """Keep what is computed for each of `micro_batches` inside the context, as far as there is room."""
         self._open = {id(micro_batch): micro_batch for micro_batch in micro_batches}
+        self._is_read = False
         try:
             yield
         finally:
@@ -116,8 +124,12 @@ class SharedWork:
         kept = self._kept.get(id(micro_batch))
         split = self._split(micro_batch, inputs)
         if kept is None and self.rows is not None:
-            rows = self.rows if self._is_open(micro_batch) else self.rows.with_store(self._find_public_store(model))
+            is_open = self._is_open(micro_batch)
+            rows = self.rows if is_open else self.rows.with_store(self._find_public_store(model))
             with _without_cache(model):
+                if is_open and not self._is_read:
+                    self._is_read = True
+                    rows.read_ahead(model, self._open.values(), self._invocation, call)
                 calls, prefix = rows.assemble(model, micro_batch, inputs, split, call)
             kept = self._keep(micro_batch, KeptWork(calls=calls, prefix=prefix))
         inputs = inputs if split is None else split.suffix

@@ -127,6 +127,9 @@ class RowStore:
         places = self._places.get(key)
         return None if places is None else [self._view(*place).to(device) for place in places]
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
     def put(self, key: bytes, tensors: Sequence[torch.Tensor]) -> None:
         """Keep `tensors` under `key`, if there is room."""
         places, end = [], self._end

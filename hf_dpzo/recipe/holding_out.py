@@ -1,4 +1,4 @@
-"""Holds rows out for evaluation, so that one row more or less moves no more than one other."""
+"""Holds rows out, for evaluation or to train on fewer, so that one row more or less moves no more than one other."""
 
 import hashlib
 import json
@@ -44,10 +44,9 @@ def hold_out(
         ValueError: there are not more rows or units than `count`, or `share` leaves one side empty.
     """
     by_unit = share is None and unit_column is not None
-    places = _find_places(rows.select_columns([unit_column] if by_unit else [*columns]), seed=seed)
+    places = _find_places(rows.select_columns([unit_column] if by_unit else [*columns]), key=str(seed))
     if share is not None:
-        limit = round(share * 2**64)
-        chosen = [int.from_bytes(place[:8], "big") < limit for place in places]
+        chosen = _choose_share(places, share)
     elif unit_column is None:
         chosen = _choose_smallest(places, count)
     else:
@@ -63,15 +62,40 @@ def hold_out(
     return rows.select(kept), rows.select(held)
 
 
+def take_share(rows: datasets.Dataset, *, share: float, seed: int, columns: Sequence[str]) -> datasets.Dataset:
+    """Return about `share` of the training rows, in their order.
+
+    Args:
+        rows: the training rows, without those that are held out.
+        share: the share of rows to train on, between 0 and 1.
+        seed: the public key of the hash by which they are chosen, apart from that of `hold_out`.
+        columns: the columns that are used.
+
+    Guarantee: no row moves another one.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    chosen = _choose_share(_find_places(rows.select_columns([*columns]), key=f"{seed} train"), share)
+    if not any(chosen):
+        raise ValueError(f"train_share={share}: it leaves no row to train on; raise it.")
+    return rows.select([index for index, taken in enumerate(chosen) if taken])
+
+
+def _choose_share(places: list[bytes], share: float) -> list[bool]:
+    limit = round(share * 2**64)
+    return [int.from_bytes(place[:8], "big") < limit for place in places]
+
+
 def _choose_smallest(places: list[bytes], count: int) -> list[bool]:
     """Return for each place whether it is among the `count` smallest; of equal ones, the first are."""
     chosen = {*sorted(range(len(places)), key=places.__getitem__)[: max(0, count)]}
     return [index in chosen for index in range(len(places))]
 
 
-def _find_places(rows: datasets.Dataset, *, seed: int) -> list[bytes]:
+def _find_places(rows: datasets.Dataset, *, key: str) -> list[bytes]:
     """Return the keyed hash of each row."""
-    key = str(seed).encode()[:64]
+    key = key.encode()[:64]
     return [hashlib.blake2b(content, key=key, digest_size=16).digest() for content in _iterate_contents(rows)]
 
 

@@ -102,6 +102,9 @@ class Recipe:
     eval_data: str | None = field(default=None, metadata={"help": "A file to evaluate on."})
     eval_rows: int | None = field(default=None, metadata={"help": "Without either: rows to hold out for evaluation."})
     eval_share: float | None = field(default=None, metadata={"help": "In place of eval_rows: the share of rows."})
+    train_share: float | None = field(
+        default=None, metadata={"help": "The share of training rows to take, where fewer do; default all."}
+    )
     split_seed: int = field(default=0, metadata={"help": "The key of the hash by which rows are held out."})
     where: str | None = field(default=None, metadata={"help": "Rows to keep, as JSON: {column: value}."})
     template: str = field(default="{text}", metadata={"help": "The text of a row, with columns in braces."})
@@ -178,8 +181,10 @@ class Recipe:
     def _refuse_numbers(self) -> None:
         if self.max_length < 1:
             raise ValueError(f"max_length={self.max_length}: a row needs a token; raise it.")
-        if self.eval_share is not None and not 0 < self.eval_share < 1:
-            raise ValueError(f"eval_share={self.eval_share}: it is a share of the rows, between 0 and 1.")
+        for name in ("eval_share", "train_share"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise ValueError(f"{name}={share}: it is a share of the rows, between 0 and 1.")
         self.separator = "\t" if self.separator == r"\t" else self.separator
         if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
             raise ValueError(f"separator={self.separator!r}: it must be one character; write the file anew with one.")

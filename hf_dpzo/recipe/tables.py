@@ -12,7 +12,7 @@ from hf_dpzo.models.location import is_local_place, resolve_path
 from hf_dpzo.recipe.bars import uncounted_bar
 from hf_dpzo.recipe.columns import describe_missing_column, explain_missing_column
 from hf_dpzo.recipe.files import FileReader, UnreadableFileError, list_suffixes
-from hf_dpzo.recipe.holding_out import hold_out
+from hf_dpzo.recipe.holding_out import hold_out, take_share
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.written import find_suffix
 
@@ -33,9 +33,18 @@ def load_tables(recipe: Recipe, *, unit_column: str | None = None) -> tuple[data
         train, evaluation = _load_splits(recipe)
     train = select_rows(_shorten_floats(train, recipe), recipe)
     if evaluation is not None:
-        return train, select_rows(_shorten_floats(evaluation, recipe), recipe)
-    if recipe.eval_rows is None and recipe.eval_share is None:
-        return train, None
+        evaluation = select_rows(_shorten_floats(evaluation, recipe), recipe)
+    elif recipe.eval_rows is not None or recipe.eval_share is not None:
+        train, evaluation = _hold_out(train, recipe, unit_column)
+    if recipe.train_share is not None:
+        known = {"seed": recipe.split_seed, "columns": recipe.used_columns}
+        train = take_share(train, share=recipe.train_share, **known)
+    return train, evaluation
+
+
+def _hold_out(
+    train: datasets.Dataset, recipe: Recipe, unit_column: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     if unit_column is not None and unit_column not in train.column_names:
         raise ValueError(f"privacy_unit_column={unit_column}: the data have no such column; name one of them.")
     return hold_out(

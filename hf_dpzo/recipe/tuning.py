@@ -29,6 +29,7 @@ OF_PRIVATE_ROWS = (
     "where",
     "eval_rows",
     "eval_share",
+    "train_share",
     "eval_split",
     "eval_data",
     "train_split",

@@ -208,11 +208,7 @@ class CheckingTrainer(SearchingTrainer):
         return self._estimate.losses
 
     def _measure_isolation(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> Isolation:
-        """Return how far the public rows of `batches` move each other's `losses`.
-
-        Raises:
-            CoupledRowsError: they move them too far.
-        """
+        """Return how far public rows of `batches` move each other's `losses`; raise `CoupledRowsError` if too far."""
         points = self._points_per_pass if losses is self._estimate.losses else None
         kind = "made-up" if self.probe_rows is None else "public"
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -220,6 +216,8 @@ class CheckingTrainer(SearchingTrainer):
             isolation = measure_isolation(model, losses, batches, points_per_pass=points, tick=bar.update)
         isolation = Isolation(loss_change=self._processes.all_reduce_max(isolation.loss_change))
         refuse_weak_isolation(self._bound_isolation(isolation))
+        if losses.shared is not None and not isolation.is_bitwise:
+            losses.shared.read_rows_alone()
         return isolation
 
     def _build_public_batches(self, dataset: Any) -> list[Rows]:

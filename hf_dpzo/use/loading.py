@@ -150,7 +150,8 @@ class _Published:
         if path is not None:
             # Which rows were trained on says nothing about those that are asked.
             written = read_recipe(path)[0]
-            return replace(written, where=None, eval_data=None, eval_split=None, eval_rows=None, eval_share=None)
+            none = dict.fromkeys(("where", "eval_data", "eval_split", "eval_rows", "eval_share", "train_share"))
+            return replace(written, **none)
         if used is None:
             return None
         place = self.base or self.log.header["base"]["name"]

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_dpzo.data.suffix import SuffixRule
-from hf_dpzo.frozen.rows import digest_row
+from hf_dpzo.frozen.digest import digest_row
 from hf_dpzo.frozen.store import FrozenCache, RowStore
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.function import FunctionLoss

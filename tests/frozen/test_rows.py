@@ -9,8 +9,11 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
-from hf_dpzo.frozen.rows import digest_row
+from hf_dpzo.frozen import rows as rows_module
+from hf_dpzo.frozen.digest import digest_row
+from hf_dpzo.frozen.prefix import compute_prefix
 from hf_dpzo.frozen.store import FrozenCache, RowStore, find_folder
+from hf_dpzo.isolation.probe import Isolation
 from hf_dpzo.losses.causal_lm import CausalLMLoss
 from hf_dpzo.losses.prompting import LabelStringLoss, NextWordLoss
 from hf_dpzo.step.batch_losses import BatchLosses
@@ -18,7 +21,7 @@ from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer import checking
 from hf_dpzo.trainer.caching import build_frozen_cache
 
-from support.activated import activated_losses, activated_model, activated_rows
+from support.activated import activated_losses, activated_model, activated_rows, train_activated
 from support.models import causal_lm, classifier, with_lora, word_tokenizer
 from support.runs import train
 from support.stacks import find_layers
@@ -189,6 +192,82 @@ def test_what_is_kept_of_a_row_does_not_depend_on_its_neighbours(tmp_path):
         kept.append(fast.shared.rows.store.get(digest_row(rows[0], alone.inputs, 0), CPU))
     for other in kept[1:]:
         assert len(other) == len(kept[0]) == 2 and all(map(torch.equal, kept[0], other))
+
+
+def count_prefixes(monkeypatch) -> list[int]:
+    """Take down for each pass over prefixes how many rows it has."""
+    passes = []
+
+    def compute(model, inputs):
+        passes.append(len(inputs["input_ids"]))
+        return compute_prefix(model, inputs)
+
+    monkeypatch.setattr(rows_module, "compute_prefix", compute)
+    return passes
+
+
+@torch.no_grad()
+def test_rows_that_public_shapes_keep_apart_are_read_together(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1]).eval()
+    rows = activated_rows(9).to_list()
+    passes = count_prefixes(monkeypatch)
+
+    def keep(fast, drawn) -> list[list[torch.Tensor]]:
+        passes.clear()
+        batch = fast.build_public_batch(drawn)
+        with fast.shared.opened(batch.micro_batches):
+            fast(model, batch)
+        return [find_kept(fast, row) for row in drawn]
+
+    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,))
+    (first,) = keep(fast, rows[:1])
+    assert passes == [4]
+    first_again, *together = keep(fast, [rows[0], *rows[:0:-1]])
+    assert passes == [4] * 3, "the eight rows that are new, three beside a row that fills the shape"
+    keep(fast, rows)
+    assert not passes
+    alone = [keep(shared_losses(model, tmp_path, rows, padded_lengths=(16,)), [row])[0] for row in rows[:0:-1]]
+    for one, other in zip([first, *alone], [first_again, *together], strict=True):
+        assert len(one) == len(other) == 2 and all(map(torch.equal, one, other))
+
+
+def find_kept(losses: BatchLosses, row: dict) -> list[torch.Tensor]:
+    alone = losses.build_public_batch([row]).micro_batches[0]
+    return losses.shared.rows.store.get(digest_row(row, alone.inputs, 0), CPU)
+
+
+@torch.no_grad()
+def test_a_row_that_fails_while_rows_are_read_together_takes_no_other_along(tmp_path):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1]).eval()
+    rows = activated_rows(9).to_list()
+    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,))
+    expected = fast.of_public(model, rows)
+    first = rows[3]["input_ids"][0]
+
+    def fail(module, args):
+        if (args[0] == first).any():
+            raise RuntimeError("of one row")
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(fail)
+    batch = fast.build_public_batch(rows)
+    with fast.shared.opened(batch.micro_batches):
+        found = fast(model, batch)[torch.tensor(batch.row_units).argsort()]
+    hook.remove()
+    failed = torch.tensor([first in row["input_ids"] for row in rows])
+    assert failed.any() and not failed.all()
+    assert torch.equal(found.isnan(), failed) and torch.equal(found[~failed], expected[~failed])
+
+
+def test_rows_that_move_each_others_bits_are_read_alone(tmp_path, monkeypatch):
+    passes = count_prefixes(monkeypatch)
+    rows, settings = activated_rows(9), {"expected_batch_size": "all", "max_steps": 2, "frozen_cache": "memory"}
+    for change, size in ((0.0, 4), (1e-7, 1)):
+        monkeypatch.setattr(checking, "measure_isolation", lambda *_, change=change, **__: Isolation(loss_change=change))
+        passes.clear()
+        train_activated(tmp_path / str(size), rows=rows, per_device_train_batch_size=4, **settings)
+        assert set(passes[-2:]) == {size}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ REFUSED = [
     ({"separator": ""}, "separator='': it must be one character"),
     ({"eval_share": "nan"}, "eval_share=nan: it is a share of the rows"),
     ({"eval_share": 5}, "eval_share=5.0: it is a share of the rows"),
+    ({"train_share": 1}, "train_share=1.0: it is a share of the rows"),
     ({"max_length": 0}, "max_length=0: a row needs a token"),
     ({"template": "{stars:.2f}"}, "template='{stars:.2f}': what follows a column's name in braces"),
     ({"template": "{text!x}"}, "template='{text!x}': what follows a column's name in braces"),

@@ -264,6 +264,23 @@ def test_with_a_share_no_row_moves_another(tmp_path):
     assert train <= more and held_out <= more_held and 150 < len(held_out) < 250
 
 
+@pytest.mark.parametrize("held", [{"eval_rows": 100}, {"eval_share": 0.1}])
+def test_a_share_of_training_rows_moves_no_held_out_row_and_grows_by_at_most_one(held, tmp_path):
+    grown = []
+    for count in range(1000, 1012):
+        train, held_out = split(tmp_path, count, **held)
+        (some, same), (more, _) = (split(tmp_path, n, **held, train_share=0.4) for n in (count, count + 1))
+        assert same == held_out and some <= train and 0.3 < len(some) / len(train) < 0.5
+        assert some <= more and len(more - some) <= 1
+        grown.append(len(more - some))
+    assert {*grown} == {0, 1}  # Both ways of being a neighbour are met.
+
+
+def test_a_share_that_leaves_no_training_row_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train_share=1e-09: it leaves no row to train on; raise it"):
+        split(tmp_path, 10, eval_rows=2, train_share=1e-9)
+
+
 def test_one_unit_more_moves_one_unit(tmp_path):
     (train, held_out), (more, _) = (split(tmp_path, n, eval_rows=20, unit_column="user") for n in (55, 56))
     assert len(held_out) == 20 and train <= more and len(more - train) == 1
