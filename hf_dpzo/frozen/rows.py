@@ -139,15 +139,15 @@ class RowWork:
         if self.store is None:
             return self._compute(model, micro_batch.rows, invocation, call)
         device = micro_batch.inputs["attention_mask"].device
-        named = [*name_rows(micro_batch)]
-        states = [None if key is None else self.store.get(key, device) for key, _ in named]
-        missing = [place for place, state in enumerate(states) if state is None]
-        computed = self._compute(model, [named[place][1] for place in missing], invocation, call)
-        for place, state in zip(missing, computed, strict=True):
-            states[place] = state
-            if named[place][0] is not None:
-                self.store.put(named[place][0], state)
-        return states
+        named = [(place if key is None else key, row) for place, (key, row) in enumerate(name_rows(micro_batch))]
+        states = {key: None if isinstance(key, int) else self.store.get(key, device) for key, _ in named}
+        missing = {key: row for key, row in named if states[key] is None}
+        computed = self._compute(model, [*missing.values()], invocation, call)
+        for key, state in zip(missing, computed, strict=True):
+            states[key] = state
+            if not isinstance(key, int):  # A row without a digest is computed each time.
+                self.store.put(key, state)
+        return [states[key] for key, _ in named]
 
     def _compute(
         self,

@@ -74,6 +74,8 @@ class SharedWork:
         # The bytes that what is kept for a step may take.
         self.room = max(MIN_KEPT_BYTES, int(KEPT_SHARE * sum(parameter.nbytes for parameter in model.parameters())))
         self._remembered: RepeatedStore | None = None
+        # Hooks that belong to the model, such as that of embeddings in few bits.
+        self._own_hooks = None if rows is None else _list_embedding_hooks(model)
         self._open: dict[int, Any] = {}
         # Whether the rows of the step that is open were looked up.
         self._is_read = False
@@ -161,11 +163,18 @@ class SharedWork:
 
     def _find_public_store(self, model: torch.nn.Module) -> RepeatedStore | None:
         """Return the store for public rows, unless somebody looks at or changes what the model makes of them."""
-        embeddings = unwrap_model(model).get_input_embeddings() if self._remembered is not None else None
-        return None if embeddings is None or embeddings._forward_hooks else self._remembered
+        if self._remembered is None or self._own_hooks is None:
+            return None
+        return self._remembered if _list_embedding_hooks(model) == self._own_hooks else None
 
     def _is_open(self, micro_batch: MicroBatch) -> bool:
         return self._open.get(id(micro_batch)) is micro_batch
+
+
+def _list_embedding_hooks(model: torch.nn.Module) -> tuple[int, ...] | None:
+    """Return the numbers of the forward hooks of the embeddings; `None` for a model without them."""
+    embeddings = unwrap_model(model).get_input_embeddings()
+    return None if embeddings is None else tuple(embeddings._forward_hooks)
 
 
 def _continuing(model: torch.nn.Module, prefix: Prefix | None) -> AbstractContextManager[None]:

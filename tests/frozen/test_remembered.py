@@ -69,6 +69,36 @@ def test_the_frozen_work_of_a_public_row_is_remembered_while_isolation_is_measur
     assert remembered < sum(computed.values()) / 3
 
 
+def test_a_row_of_which_a_batch_has_copies_is_computed_once(model, losses, rows, computed):
+    row = rows[0]
+    batch = losses.build_public_batch([row] * 4)
+    with losses.shared.opened(batch.micro_batches):
+        losses(model, batch)
+    assert [*computed.values()] == [1]
+
+
+def test_embeddings_that_round_by_a_hook_of_their_own_forget_nothing(model, rows, tmp_path, computed):
+    """As those of a base in few bits do, which returns float32."""
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
+    cache = FrozenCache(place="memory", dtype=None, num_rows=24, longest_row=64, folder=tmp_path)
+    collate = DataCollatorWithPadding(word_tokenizer())
+    plain = activated_losses(model, NextWordLoss(words=[5, 6], model=model), collate=collate)
+    losses = dataclasses.replace(plain, shared=find_shared_work(model, plain, [rows], cache))
+    computed.clear()
+
+    def evaluate() -> int:
+        computed.clear()
+        losses.of_public(model, rows)
+        return sum(computed.values())
+
+    with losses.shared.remembering():
+        assert [evaluate() for _ in range(3)] == [4, 4, 0]
+        poison = model.get_input_embeddings().register_forward_hook(lambda module, args, output: output * 1)
+        assert evaluate() == 4
+        poison.remove()
+        assert evaluate() == 0
+
+
 def test_nothing_is_remembered_afterwards(model, losses, rows, computed):
     measure(model, losses, rows)
     computed.clear()

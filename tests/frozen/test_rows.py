@@ -264,7 +264,9 @@ def test_rows_that_move_each_others_bits_are_read_alone(tmp_path, monkeypatch):
     passes = count_prefixes(monkeypatch)
     rows, settings = activated_rows(9), {"expected_batch_size": "all", "max_steps": 2, "frozen_cache": "memory"}
     for change, size in ((0.0, 4), (1e-7, 1)):
-        monkeypatch.setattr(checking, "measure_isolation", lambda *_, change=change, **__: Isolation(loss_change=change))
+        monkeypatch.setattr(
+            checking, "measure_isolation", lambda *_, change=change, **__: Isolation(loss_change=change)
+        )
         passes.clear()
         train_activated(tmp_path / str(size), rows=rows, per_device_train_batch_size=4, **settings)
         assert set(passes[-2:]) == {size}
