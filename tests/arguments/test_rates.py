@@ -16,7 +16,7 @@ from support.rows import labelled_rows
 from support.runs import short_args
 
 
-# What was tuned: recipes, with the number of their training rows.
+# What was tuned: recipes, with the number of training rows that they were tuned with.
 TUNED = {"quickstart": 7930, "adapter": 7930, "full_parameters": 7930, "exact_match": 3000}
 UNSET = {"learning_rate": "absent"}
 
@@ -25,8 +25,8 @@ UNSET = {"learning_rate": "absent"}
 def test_the_chosen_rate_is_within_a_factor_of_four_of_what_was_tuned(name):
     path = ROOT / "recipes" / f"{name}.yaml"
     _, tuned = read_recipe(path)
-    _, args = read_recipe(path, ["--without", "learning_rate"])
-    args.learning_rate = None  # What a task has chosen, if it has.
+    _, args = read_recipe(path)
+    args.learning_rate = None
     method, budget = args.plan(TUNED[name])
     args.settle_learning_rate(method, budget.planned_steps)
     assert abs(math.log(args.learning_rate / tuned.learning_rate)) < math.log(4.1)

@@ -53,6 +53,24 @@ def test_every_contender_learns_at_a_large_epsilon(study, rows, name):
         assert heads.measure_accuracy(head, rows) > 0.8
 
 
+def test_the_quick_start_is_repeated_with_the_settings_of_its_recipe(study, rows, monkeypatch):
+    import repeat
+
+    _, heads, features, _ = study
+    runs, table = [], features.Table(features=rows.features.repeat(16, 1), labels=rows.labels.repeat(16))
+    train = heads.Run.train
+    monkeypatch.setattr(heads.Run, "train", lambda run, *rows: runs.append(run) or train(run, *rows))
+    task = features.TaskRows(train=table, tuning=rows[:0], test=rows, untouched=0.5)
+    assert min(repeat.repeat(task, 2.0, 2)) > 0.8
+    repeat.repeat(task, 0.2, 1)
+    recipe = yaml.safe_load(repeat.RECIPE.read_text(encoding="utf-8"))
+    for run in runs:
+        assert run.contender == {name: recipe[name] for name in run.contender} and run.steps == recipe["max_steps"]
+        assert run.delta == float(recipe["target_delta"]) and run.batch is None
+    assert [run.seed for run in runs] == [0, 1, 0] and [run.epsilon for run in runs] == [2.0, 2.0, 0.2]
+    assert runs[0].learning_rate == 20 > runs[2].learning_rate, "lowered where the noise is too much for it"
+
+
 def test_every_private_method_is_a_contender():
     private = {name for name, method in METHODS.items() if issubclass(method, PrivateMethod)}
     assert private <= {settings["method"] for settings in CONTENDERS.values()}
