@@ -13,7 +13,7 @@ def add_command(commands: Subparsers) -> None:
     parser = commands.add_parser("tune", help="propose the numbers of a recipe by public rows")
     parser.add_argument("recipe", help="a YAML file; any flag that train takes replaces a field of it")
     parser.add_argument("--public", help="a file of public rows in the recipe's format; by default rows are made up")
-    parser.add_argument("--output", help="write the proposed recipe into this file; by default it is printed")
+    parser.add_argument("--output", help="write the proposed recipe into this new file; by default it is printed")
     parser.set_defaults(run=_run, takes_fields=True)
 
 
@@ -23,6 +23,8 @@ def _run(arguments: argparse.Namespace, fields: Sequence[str]) -> Outcome:
 
     if arguments.output is not None:
         check_output_path(Path(arguments.output), flag="output")
+        if Path(arguments.output).exists():
+            raise ValueError(f"output={arguments.output}: the file exists; name a new one.")
     proposals = tune(arguments.recipe, fields, public=arguments.public)
     if arguments.public is None:
         sys.stderr.write(

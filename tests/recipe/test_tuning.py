@@ -1,6 +1,7 @@
 """The numbers that are proposed by public rows move as what they are proposed for."""
 
 import csv
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -107,6 +108,10 @@ def test_rows_are_made_up_without_a_file_and_the_recipe_is_printed(write, capsys
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["smoothing"] > 0 and printed["learning_rate"] > 0 and "clip_norm" not in printed
     assert "no such folder" in refused(capsys, "tune", write(), "--output", "nowhere/tuned.yaml")
+    path = write()
+    before = Path(path).read_text("utf-8")
+    assert f"output={path}: the file exists; name a new one" in refused(capsys, "tune", path, "--output", str(path))
+    assert Path(path).read_text("utf-8") == before
 
 
 def test_comments_stay_and_flags_replace_fields(tmp_path):
