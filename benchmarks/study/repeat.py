@@ -1,6 +1,7 @@
 """Trains the head of the quick start many times, on features that are read once: what differs is noise and directions.
 
     python benchmarks/study/repeat.py --runs 10 --epsilons 0.5 2 8
+    python benchmarks/study/repeat.py --train_share 0.4
 
 Reading takes minutes, and is done once: features are kept in out/study.
 """
@@ -15,7 +16,6 @@ import yaml
 from head_runs import Run, measure_accuracy
 from task_rows import TaskRows, load_task, read_task
 
-from hf_dpzo.recipe.rates import lower_learning_rate
 from hf_dpzo.recipe.recipe import read_recipe
 
 
@@ -24,15 +24,13 @@ import shared
 
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
-FEATURES = Path("out") / "study" / "quickstart.safetensors"
+FOLDER = Path("out") / "study"
 ALL_ROWS = {"train_rows": sys.maxsize, "test_rows": sys.maxsize}
 
 
 def repeat(rows: TaskRows, epsilon: float, runs: int) -> list[float]:
     """Return the accuracies of heads that were trained as the recipe says, with another epsilon."""
     recipe, args = read_recipe(RECIPE, [f"--target_epsilon={epsilon}"])
-    method, budget = args.plan(len(rows.train))
-    lower_learning_rate(recipe, args, method, budget)
     names = ("method", "num_directions", "smoothing", "clip_norm")
     accuracies = []
     for seed in range(runs):
@@ -54,10 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 2, 8])
+    parser.add_argument("--train_share", type=float, help="the share of rows to train on; by default all")
     options = parser.parse_args()
-    if not FEATURES.exists():
-        read_task({**yaml.safe_load(RECIPE.read_text(encoding="utf-8")), **ALL_ROWS}, {}, FEATURES)
-    rows, lines = load_task(FEATURES, tuning_rows=0), []
+    fields, file = yaml.safe_load(RECIPE.read_text(encoding="utf-8")), FOLDER / "quickstart.safetensors"
+    if options.train_share is not None:
+        fields["train_share"], file = options.train_share, FOLDER / f"quickstart_{options.train_share:g}.safetensors"
+    if not file.exists():
+        read_task({**fields, **ALL_ROWS}, {}, file)
+    rows, lines = load_task(file, tuning_rows=0), []
     torch.set_num_threads(1)
     for epsilon in options.epsilons:
         found = repeat(rows, epsilon, options.runs)

@@ -32,11 +32,17 @@ from hf_dpzo.models.unwrap import Inputs
 Evaluate = Callable[[torch.nn.Module, Inputs], Any]
 
 
+# Rows are read together if those of a step fill so many micro-batches. Where fewer are new, most of a public shape
+# would be filled in vain, and a row alone takes less.
+FILLED_SHAPES = 4
+
+
 class RowWork:
     """Computes what frozen layers return for rows, and keeps it in a store.
 
     A row is known by its content. Guarantee: what is kept of it is a function of that row, to the last bit. Rows are
-    computed alone and without padding; in public shapes, many together, as long as no row moves a bit of another one.
+    computed alone and without padding; in public shapes that a step fills several times, many together, as long as no
+    row moves a bit of another one.
 
     Args:
         stretches: the layers that no trained parameter comes before.
@@ -44,6 +50,7 @@ class RowWork:
         prepare: a function that moves inputs to the model's device.
         store: the store; `None` to compute each row whenever it comes.
         dtype: the type in which numbers are kept; `None` for their own.
+        rows_per_step: the number of rows of a step on average.
         passed_over: the number of the lowest layers whose keys and values are not kept, because they do not run again.
     """
 
@@ -55,12 +62,13 @@ class RowWork:
         prepare: Callable[[Any], Any],
         store: RowStore | RepeatedStore | None,
         dtype: torch.dtype | None = None,
+        rows_per_step: int = 0,
         passed_over: int = 0,
     ) -> None:
         self._stretches = tuple(stretches)
         self._collate = collator
-        # Several rows at a time take a third of the time.
-        self._is_together = collator.has_fixed_shapes
+        # By public numbers alone, so that a row is computed in one way for the whole run.
+        self._is_together = collator.has_fixed_shapes and rows_per_step >= FILLED_SHAPES * collator.micro_batch_size
         self._prepare = prepare
         self.store = store
         self._dtype = dtype

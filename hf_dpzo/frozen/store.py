@@ -45,6 +45,7 @@ class FrozenCache:
         longest_row: the largest number of tokens of a row, a public number.
         folder: the folder for a file.
         processes: the number of processes that keep rows, each for itself.
+        rows_per_step: the number of rows of a step on average, a public number; 0 where it is not public.
     """
 
     place: str
@@ -53,6 +54,7 @@ class FrozenCache:
     longest_row: int
     folder: Path
     processes: int = 1
+    rows_per_step: int = 0
 
     def open_store(self, bytes_per_token: float) -> "RowStore":
         """Return an empty store with room for all rows, as far as half of what is free reaches.

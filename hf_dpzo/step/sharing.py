@@ -141,6 +141,7 @@ def _propose_rows(
     for kept, count in dict.fromkeys([(stretches, passed_over), (stretches, 0), *([((), 0)] if is_split else [])]):
         store = RowStore(torch.empty(TRIAL_BYTES, dtype=torch.uint8))
         parts = {"collator": losses.collator, "prepare": losses.prepare, "dtype": cache.dtype}
+        parts["rows_per_step"] = cache.rows_per_step // cache.processes
         yield RowWork(kept, **parts, store=store, passed_over=count)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hf_dpzo.arguments.coercion import ALL_UNITS
 from hf_dpzo.frozen.store import CACHE_DTYPES, FrozenCache, find_folder
 from hf_dpzo.models.unwrap import unwrap_model
 
@@ -29,6 +30,7 @@ def build_frozen_cache(
         return None
     positions = getattr(getattr(unwrap_model(model), "config", None), "max_position_embeddings", None)
     known = (args.padded_lengths or [0])[-1], longest_row, positions or 0, DEFAULT_LONGEST_ROW
+    rows_per_step = num_rows if args.expected_batch_size == ALL_UNITS else args.expected_batch_size
     return FrozenCache(
         place=args.frozen_cache,
         dtype=CACHE_DTYPES[args.frozen_cache_dtype or "float32"],
@@ -36,4 +38,5 @@ def build_frozen_cache(
         longest_row=next(filter(None, known)),
         folder=find_folder(dataset, Path(args.output_dir)),
         processes=args.world_size,
+        rows_per_step=rows_per_step or 0,
     )

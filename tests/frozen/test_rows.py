@@ -138,9 +138,10 @@ def losses_of(model, **changes) -> BatchLosses:
     return activated_losses(model, CausalLMLoss(model), **changes)
 
 
-def shared_losses(model, tmp_path, rows, **changes) -> BatchLosses:
+def shared_losses(model, tmp_path, rows, *, rows_per_step: int = 0, **changes) -> BatchLosses:
     losses = losses_of(model, **changes)
-    return BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows], cache("memory", tmp_path))})
+    kept = cache("memory", tmp_path, rows_per_step=rows_per_step)
+    return BatchLosses(**{**vars(losses), "shared": find_shared_work(model, losses, [rows], kept)})
 
 
 @pytest.mark.parametrize("padded_lengths", [(), (16,)])
@@ -220,15 +221,16 @@ def test_rows_that_public_shapes_keep_apart_are_read_together(tmp_path, monkeypa
             fast(model, batch)
         return [find_kept(fast, row) for row in drawn]
 
-    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,))
+    together = {"padded_lengths": (16,), "rows_per_step": 16}
+    fast = shared_losses(model, tmp_path, rows, **together)
     (first,) = keep(fast, rows[:1])
     assert passes == [4]
-    first_again, *together = keep(fast, [rows[0], *rows[:0:-1]])
+    first_again, *others = keep(fast, [rows[0], *rows[:0:-1]])
     assert passes == [4] * 3, "the eight rows that are new, three beside a row that fills the shape"
     keep(fast, rows)
     assert not passes
-    alone = [keep(shared_losses(model, tmp_path, rows, padded_lengths=(16,)), [row])[0] for row in rows[:0:-1]]
-    for one, other in zip([first, *alone], [first_again, *together], strict=True):
+    alone = [keep(shared_losses(model, tmp_path, rows, **together), [row])[0] for row in rows[:0:-1]]
+    for one, other in zip([first, *alone], [first_again, *others], strict=True):
         assert len(one) == len(other) == 2 and all(map(torch.equal, one, other))
 
 
@@ -242,7 +244,7 @@ def test_a_row_that_fails_while_rows_are_read_together_takes_no_other_along(tmp_
     torch.manual_seed(0)
     model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1]).eval()
     rows = activated_rows(9).to_list()
-    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,))
+    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,), rows_per_step=16)
     expected = fast.of_public(model, rows)
     first = rows[3]["input_ids"][0]
 
@@ -260,15 +262,15 @@ def test_a_row_that_fails_while_rows_are_read_together_takes_no_other_along(tmp_
     assert torch.equal(found.isnan(), failed) and torch.equal(found[~failed], expected[~failed])
 
 
-def test_rows_that_move_each_others_bits_are_read_alone(tmp_path, monkeypatch):
+def test_rows_that_move_each_others_bits_or_fill_few_shapes_are_read_alone(tmp_path, monkeypatch):
     passes = count_prefixes(monkeypatch)
     rows, settings = activated_rows(9), {"expected_batch_size": "all", "max_steps": 2, "frozen_cache": "memory"}
-    for change, size in ((0.0, 4), (1e-7, 1)):
+    for change, batch, size in ((0.0, 2, 2), (1e-7, 2, 1), (0.0, 4, 1)):  # Of four rows, nine fill no four shapes.
         monkeypatch.setattr(
             checking, "measure_isolation", lambda *_, change=change, **__: Isolation(loss_change=change)
         )
         passes.clear()
-        train_activated(tmp_path / str(size), rows=rows, per_device_train_batch_size=4, **settings)
+        train_activated(tmp_path / f"{size}_{batch}", rows=rows, per_device_train_batch_size=batch, **settings)
         assert set(passes[-2:]) == {size}
 
 

@@ -1,8 +1,8 @@
 """The numbers that are proposed by public rows move as what they are proposed for."""
 
 import csv
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
