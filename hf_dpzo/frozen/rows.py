@@ -132,7 +132,7 @@ class RowWork:
 
         A row that fails is left out: it fails again, alone, where it is evaluated.
         """
-        if not self._is_together or self.store is None:
+        if not self._is_together or not isinstance(self.store, RowStore) or self.store.is_full:
             return
         known = {key: row for one in micro_batches if one.inputs is not None for key, row in name_rows(one)}
         missing = {key: row for key, row in known.items() if key is not None and key not in self.store}

@@ -93,6 +93,8 @@ class RowStore:
         self._buffer = buffer
         self._reserve = reserve
         self._end = 0
+        # Whether there was no room for an entry.
+        self.is_full = False
         self._places: dict[bytes, list[tuple[int, torch.dtype, torch.Size]]] = {}
 
     @classmethod
@@ -138,16 +140,20 @@ class RowStore:
         for tensor in tensors:
             places.append((end, tensor.dtype, tensor.shape))
             end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        if end > len(self._buffer):
-            return
-        try:
-            self._reserve(end)
-        except OSError:
+        if end > len(self._buffer) or not self._claim(end):
+            self.is_full = True
             return
         for place, tensor in zip(places, tensors, strict=True):
             self._view(*place).copy_(tensor)
         self._end = end
         self._places[key] = places
+
+    def _claim(self, end: int) -> bool:
+        try:
+            self._reserve(end)
+        except OSError:
+            return False
+        return True
 
     def _view(self, start: int, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         stop = start + shape.numel() * dtype.itemsize

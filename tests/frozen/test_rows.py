@@ -234,6 +234,24 @@ def test_rows_that_public_shapes_keep_apart_are_read_together(tmp_path, monkeypa
         assert len(one) == len(other) == 2 and all(map(torch.equal, one, other))
 
 
+@torch.no_grad()
+def test_rows_for_which_there_is_no_room_are_not_read_ahead_again(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=2), layers_to_transform=[1]).eval()
+    rows = activated_rows(9).to_list()
+    fast = shared_losses(model, tmp_path, rows, padded_lengths=(16,), rows_per_step=16)
+    fast.shared.rows.store = RowStore(torch.empty(0, dtype=torch.uint8))
+    passes = count_prefixes(monkeypatch)
+    counts = []
+    for _ in range(3):
+        passes.clear()
+        batch = fast.build_public_batch(rows)
+        with fast.shared.opened(batch.micro_batches):
+            fast(model, batch)
+        counts.append(len(passes))
+    assert counts == [6, 3, 3]
+
+
 def find_kept(losses: BatchLosses, row: dict) -> list[torch.Tensor]:
     alone = losses.build_public_batch([row]).micro_batches[0]
     return losses.shared.rows.store.get(digest_row(row, alone.inputs, 0), CPU)
