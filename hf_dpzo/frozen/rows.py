@@ -1,7 +1,7 @@
 """What no step changes for a row: computed once a run, and put together for each micro-batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -30,6 +30,7 @@ from hf_dpzo.models.unwrap import Inputs
 
 
 Evaluate = Callable[[torch.nn.Module, Inputs], Any]
+Key = bytes | int
 
 
 # Rows are read together if those of a step fill so many micro-batches. Where fewer are new, most of a public shape
@@ -137,7 +138,7 @@ class RowWork:
         known = {key: row for one in micro_batches if one.inputs is not None for key, row in name_rows(one)}
         missing = {key: row for key, row in known.items() if key is not None and key not in self.store}
         with suppress(Exception):
-            for key, state in zip(missing, self._compute(model, [*missing.values()], invocation, call), strict=True):
+            for key, state in self._compute(model, missing, invocation, call):
                 self.store.put(key, state)
 
     def _find_states(
@@ -145,13 +146,13 @@ class RowWork:
     ) -> list[list[torch.Tensor]]:
         """Return what is kept of each row of a micro-batch, and compute and keep what is not."""
         if self.store is None:
-            return self._compute(model, micro_batch.rows, invocation, call)
+            computed = dict(self._compute(model, dict(enumerate(micro_batch.rows)), invocation, call))
+            return [computed[place] for place in range(len(micro_batch.rows))]
         device = micro_batch.inputs["attention_mask"].device
         named = [(place if key is None else key, row) for place, (key, row) in enumerate(name_rows(micro_batch))]
         states = {key: None if isinstance(key, int) else self.store.get(key, device) for key, _ in named}
         missing = {key: row for key, row in named if states[key] is None}
-        computed = self._compute(model, [*missing.values()], invocation, call)
-        for key, state in zip(missing, computed, strict=True):
+        for key, state in self._compute(model, missing, invocation, call):
             states[key] = state
             if not isinstance(key, int):  # A row without a digest is computed each time.
                 self.store.put(key, state)
@@ -160,17 +161,18 @@ class RowWork:
     def _compute(
         self,
         model: torch.nn.Module,
-        rows: Sequence[FetchedRow],
+        rows: Mapping[Key, FetchedRow],
         invocation: tuple[int, ...] | None,
         call: Evaluate,
-    ) -> list[list[torch.Tensor]]:
-        """Return what is to be kept of each of `rows`."""
+    ) -> Iterator[tuple[Key, list[torch.Tensor]]]:
+        """Yield the key of each of `rows`, in an order of its own, and what is to be kept of it."""
+        keys = [*rows]
         collate = self._collate if self._is_together else self._collate.with_rows_alone()
-        states: dict[int, list[torch.Tensor]] = {}
-        for micro_batch in collate([replace(row, slot=place) for place, row in enumerate(rows)])["batch"].micro_batches:
+        batch = collate([replace(row, slot=place) for place, row in enumerate(rows.values())])["batch"]
+        for micro_batch in batch.micro_batches:
             computed = self._compute_together(model, micro_batch, invocation, call)
-            states |= {row.slot: state for row, state in zip(micro_batch.rows, computed, strict=True)}
-        return [states[place] for place in range(len(rows))]
+            for row, state in zip(micro_batch.rows, computed, strict=True):
+                yield keys[row.slot], state
 
     def _compute_together(
         self, model: torch.nn.Module, micro_batch: MicroBatch, invocation: tuple[int, ...] | None, call: Evaluate
