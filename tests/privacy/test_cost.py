@@ -3,7 +3,6 @@
 import resource
 import time
 
-import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant, pld_pmf
 
@@ -44,6 +43,8 @@ PLANS = [
     ("laplace", 1.0, 0.01, 1000),
     ("laplace", 1.0, 1.0, 100),
 ]
+# The most CPU time for a question: less than 8 seconds on a fast processor, 17 on a slow one; minutes without a bound.
+SECONDS = 40
 # What a header may hold, and takes minutes or gigabytes where nothing bounds it.
 HOSTILE = [
     ("gaussian", 500.0, 1.0, 10**7),
@@ -96,20 +97,6 @@ def test_a_prediction_for_a_group_is_at_least_what_is_needed(size):
     assert single <= 1.05 * predict_width(releases, size=size).single <= 2.5 * single
 
 
-def is_bounded(seconds: float, limit: float) -> bool:
-    """Whether `seconds` of CPU are within `limit`, or on a slow machine within what it takes for Fourier transforms.
-
-    Accounting is made of these. A plan that nothing bounds takes minutes on any machine.
-    """
-    if seconds < limit:
-        return True
-    values = np.random.default_rng(0).random(1 << 21)
-    began = time.process_time()
-    for _ in range(5):
-        np.fft.irfft(np.fft.rfft(values))
-    return seconds < 2.5 * limit * (time.process_time() - began)
-
-
 @pytest.mark.parametrize("plan", HOSTILE, ids=str)
 def test_accounting_is_bounded_for_every_plan_that_a_header_may_hold(plan):
     releases, delta = release(*plan), 1e-9
@@ -125,7 +112,7 @@ def test_accounting_is_bounded_for_every_plan_that_a_header_may_hold(plan):
     for name, question in questions.items():
         began = time.process_time()
         assert question() is not None
-        assert is_bounded(time.process_time() - began, limit=8), name
+        assert time.process_time() - began < SECONDS, name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
 
 
@@ -135,7 +122,7 @@ def test_calibration_is_bounded_too(target, rate, steps):
     began = time.process_time()
     query = GaussianQuery(noise_multiplier=1.0, sampling_rate=rate)
     found = calibrate_query(query, steps=steps, target_epsilon=target, target_delta=1e-9)
-    assert is_bounded(time.process_time() - began, limit=30)
+    assert time.process_time() - began < SECONDS
     assert account(((found, steps),), delta=1e-9).epsilon <= target
 
 
