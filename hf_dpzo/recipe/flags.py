@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -44,6 +44,15 @@ def spell_field(name: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def refuse_mappings(values: Mapping[str, Any], kinds: Sequence[type]) -> None:
+    """Raise `ValueError` for a mapping of a recipe where a field of the dataclasses `kinds` is a list."""
+    lists = {entry.name for kind in kinds for entry in fields(kind) if "list[" in str(entry.type)}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name in lists:
+            items = ", ".join(map(str, value))
+            raise ValueError(f"{name}={{{items}}}: it is a list, and no mapping; write [{items}].")
 
 
 def name_flag(argument: str) -> str | None:

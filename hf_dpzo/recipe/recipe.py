@@ -14,7 +14,14 @@ from typing import Any
 from hf_dpzo.arguments.training_args import ZOTrainingArguments
 from hf_dpzo.losses.prompting import Prompt
 from hf_dpzo.models.precision import QUANTIZATIONS
-from hf_dpzo.recipe.flags import FieldParser, name_flag, parse_json_object, refuse_unknown_flags, spell_field
+from hf_dpzo.recipe.flags import (
+    FieldParser,
+    name_flag,
+    parse_json_object,
+    refuse_mappings,
+    refuse_unknown_flags,
+    spell_field,
+)
 from hf_dpzo.recipe.invocation import ACTIVATED, check_activation
 from hf_dpzo.recipe.places import PATH_FIELDS, locate_paths
 from hf_dpzo.recipe.shipped import locate_recipe
@@ -277,6 +284,7 @@ def parse_recipe(
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
     given = {name_flag(argument) for argument in flags}
     values |= locate_paths(folder, {name: value for name, value in values.items() if name not in given})
+    refuse_mappings(values, (Recipe, ZOTrainingArguments))
     argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
     refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
     argv += flags

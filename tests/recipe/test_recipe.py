@@ -121,6 +121,8 @@ REFUSED = [
     ({"label_words": {0: "bad", 2: "good"}}, "a row has another label"),
     ({"label_words": {0: "bad"}}, "needs two classes or more"),
     ({"label_words": "bad,good"}, "it must be a mapping"),
+    ({"classes": {0: "bad", 1: "good"}}, "classes={0, 1}: it is a list, and no mapping; write [0, 1]."),
+    ({"padded_lengths": {16: 1}}, "padded_lengths={16}: it is a list, and no mapping; write [16]."),
     ({"eval_rows": 80}, "eval_rows=80: it leaves no row on one side"),
     ({"eval_split": "test"}, "split=test: a file has no splits"),
     ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
