@@ -1,14 +1,16 @@
-"""Trains the head of the quick start many times, on features that are read once: what differs is noise and directions.
+"""Trains the head of a recipe many times, on features that are read once: what differs is noise and directions.
 
     python benchmarks/study/repeat.py --runs 10 --epsilons 0.5 2 8
     python benchmarks/study/repeat.py --train_share 0.4
+    python benchmarks/study/repeat.py --recipe recipes/encoder.yaml --position last
 
-Reading takes minutes, and is done once: features are kept in out/study.
+Flags of recipes follow. Reading takes minutes, and is done once: features are kept in out/study.
 """
 
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +30,13 @@ FOLDER = Path("out") / "study"
 ALL_ROWS = {"train_rows": sys.maxsize, "test_rows": sys.maxsize}
 
 
-def repeat(rows: TaskRows, epsilon: float, runs: int) -> list[float]:
-    """Return the accuracies of heads that were trained as the recipe says, with another epsilon."""
-    recipe, args = read_recipe(RECIPE, [f"--target_epsilon={epsilon}"])
+def repeat(rows: TaskRows, path: Path, flags: Sequence[str], runs: int) -> list[float]:
+    """Return the accuracies of heads that were trained as the recipe at `path` says."""
+    recipe, args = read_recipe(path, flags)
+    if args.expected_batch_size != "all":
+        raise ValueError(
+            f"expected_batch_size={args.expected_batch_size}: heads are trained on all rows here; remove it."
+        )
     names = ("method", "num_directions", "smoothing", "clip_norm")
     accuracies = []
     for seed in range(runs):
@@ -39,7 +45,7 @@ def repeat(rows: TaskRows, epsilon: float, runs: int) -> list[float]:
             steps=args.max_steps,
             batch=None,
             learning_rate=args.learning_rate,
-            epsilon=epsilon,
+            epsilon=args.target_epsilon,
             delta=args.target_delta,
             seed=seed,
         )
@@ -47,22 +53,33 @@ def repeat(rows: TaskRows, epsilon: float, runs: int) -> list[float]:
     return accuracies
 
 
+def name_features(path: Path, flags: Sequence[str]) -> Path:
+    """Return the file of the features of a recipe.
+
+    >>> str(name_features(Path("recipes/encoder.yaml"), ["--data", "a/sst2/b.csv", "--position=last"]))
+    'out/study/encoder_data_sst2-b.csv_position_last.safetensors'
+    """
+    words = ["-".join(Path(word).parts[-2:]).removeprefix("--") for flag in flags for word in flag.split("=")]
+    return FOLDER / f"{'_'.join([path.stem, *words])}.safetensors"
+
+
 def main() -> None:
     """Read, train, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 2, 8])
-    parser.add_argument("--train_share", type=float, help="the share of rows to train on; by default all")
-    options = parser.parse_args()
-    fields, file = yaml.safe_load(RECIPE.read_text(encoding="utf-8")), FOLDER / "quickstart.safetensors"
-    if options.train_share is not None:
-        fields["train_share"], file = options.train_share, FOLDER / f"quickstart_{options.train_share:g}.safetensors"
+    options, flags = parser.parse_known_args()
+    file = name_features(options.recipe, flags)
     if not file.exists():
-        read_task({**fields, **ALL_ROWS}, {}, file)
+        fields = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
+        read_task({**fields, **ALL_ROWS}, {}, file, flags)
     rows, lines = load_task(file, tuning_rows=0), []
     torch.set_num_threads(1)
     for epsilon in options.epsilons:
-        found = repeat(rows, epsilon, options.runs)
+        found = repeat(rows, options.recipe, [*flags, f"--target_epsilon={epsilon}"], options.runs)
         shown = (statistics.mean(found), statistics.stdev(found), min(found), max(found))
         lines.append((f"{epsilon:g}", str(len(rows.train)), *(f"{value:.4f}" for value in shown)))
     header = ("epsilon", "rows", "mean accuracy", "standard deviation", "least", "most")

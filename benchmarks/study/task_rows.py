@@ -1,5 +1,6 @@
 """The rows of a task as features of a frozen model, which are computed once and kept in a file."""
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class TaskRows:
         train: the rows that are trained on.
         tuning: rows on which learning rates are chosen, and nothing else.
         test: rows that nothing looks at but the result.
-        untouched: the accuracy on the test rows of the model itself, by label words.
+        untouched: the accuracy on the test rows of the model itself, by label words; NaN for an encoder.
     """
 
     train: Table
@@ -56,16 +57,17 @@ class TaskRows:
     untouched: float
 
 
-def read_task(task: Mapping[str, Any], shared: Mapping[str, Any], file: Path) -> None:
+def read_task(task: Mapping[str, Any], shared: Mapping[str, Any], file: Path, flags: Sequence[str] = ()) -> None:
     """Compute the features of a task's rows, and keep them in `file`.
 
     Args:
         task: the fields of its recipe, `train_rows` and `test_rows`.
         shared: the fields that all recipes share.
         file: the file.
+        flags: flags that replace fields of the recipe.
     """
     fields = {name: value for name, value in task.items() if name not in ("train_rows", "test_rows")}
-    recipe, _ = parse_recipe({**shared, **fields})
+    recipe, _ = parse_recipe({**shared, **fields}, flags)
     tokenizer = load_tokenizer(recipe)
     parts = dict(zip(("train", "test"), load_rows(recipe, tokenizer), strict=True))
     model = load_model(recipe, tokenizer, seed=0)
@@ -75,8 +77,8 @@ def read_task(task: Mapping[str, Any], shared: Mapping[str, Any], file: Path) ->
         columns[f"{name}.features"] = _read(model, chosen["input_ids"])
         columns[f"{name}.labels"] = torch.tensor(chosen["labels"])
         parts[name] = chosen
-    metrics = measure_untouched(recipe, tokenizer, batch_size=ROWS_AT_ONCE)
-    columns["untouched"] = torch.tensor(metrics["accuracy"], dtype=torch.float64)
+    untouched = measure_untouched(recipe, tokenizer, batch_size=ROWS_AT_ONCE)["accuracy"] if recipe.words else math.nan
+    columns["untouched"] = torch.tensor(untouched, dtype=torch.float64)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(columns, file)
 

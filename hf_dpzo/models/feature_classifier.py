@@ -21,7 +21,7 @@ from hf_dpzo.models.beginning import MIN_TOKENS, Beginning, find_common_beginnin
 from hf_dpzo.models.feature_config import FeatureClassifierConfig, describe_base, load_base
 from hf_dpzo.models.feature_rule import Standard, measure_standard, pool
 from hf_dpzo.models.float32_residual import keep_residual_in_float32
-from hf_dpzo.models.layer_reader import LayerReader, choose_layer, find_body, find_layers
+from hf_dpzo.models.layer_reader import LayerReader, choose_layer, choose_position, find_body, find_layers
 from hf_dpzo.models.precision import describe_reduced_precision, forget_unpacked_quantizer
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
 from hf_dpzo.models.set_aside import SetAside
@@ -95,7 +95,7 @@ class FeatureClassifier(PreTrainedModel):
         *,
         id2label: Mapping[int, str],
         layer: int | None = None,
-        position: str = "last",
+        position: str | None = None,
         problem_type: str | None = None,
         texts: Sequence[str | list[int]] = PUBLIC_TEXTS,
     ) -> "FeatureClassifier":
@@ -106,7 +106,8 @@ class FeatureClassifier(PreTrainedModel):
             tokenizer: turns `texts` into tokens; `None` for features that are neither centred nor scaled.
             id2label: the names of the classes.
             layer: the number of layers to compute; by default three quarters of them.
-            position: "last" for the last token of a row, "mean" for the mean over its own tokens.
+            position: "last" for the last token of a row, "mean" for the mean over its own tokens; by default the last
+                one, which is what has read the whole row, of a causal language model, and the mean of any other.
             problem_type: as in transformers; by default a class, or a number if there is a single output.
             texts: PUBLIC texts, or their tokens, in the form of the rows: by them features are centred and scaled.
 
@@ -119,7 +120,8 @@ class FeatureClassifier(PreTrainedModel):
         config = describe_base(body)
         count = len(find_layers(body))
         config.layer = choose_layer(count) if layer is None else layer
-        config.position, config.problem_type = position, problem_type
+        config.position = position or choose_position(body)
+        config.problem_type = problem_type
         config.id2label, config.label2id = dict(id2label), {name: number for number, name in id2label.items()}
         _refuse_unreadable(config, count)
         model = cls(config, body).to(next(body.parameters()).device).eval()

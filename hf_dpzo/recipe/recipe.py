@@ -144,7 +144,7 @@ class Recipe:
         },
     )
     layer: int | None = field(default=None, metadata={"help": "Features: of this layer, from 1; default 3/4 up."})
-    position: str | None = field(default=None, metadata={"help": "Features: of the last token (last), or their mean."})
+    position: str | None = field(default=None, metadata={"help": "Features: last token, or mean, as of encoders."})
     untouched_template: str | None = field(
         default=None, metadata={"help": "Features: the template that suits label_words best, without training."}
     )

@@ -17,7 +17,7 @@ NAMES = {0: "no", 1: "yes"}
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_the_states_that_leave_the_layer_and_padding_does_not_move_them(family):
     model = FAMILIES[family]().eval()
-    head = FeatureClassifier.on_base(model, id2label=NAMES, layer=2)
+    head = FeatureClassifier.on_base(model, id2label=NAMES, layer=2, position="last")
     tokens = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     body = find_body(model)
     body = body.get_encoder() if body.config.is_encoder_decoder else body
@@ -26,6 +26,16 @@ def test_features_are_the_states_that_leave_the_layer_and_padding_does_not_move_
     padded = torch.cat([tokens, torch.zeros(2, 3, dtype=torch.long)], dim=1)
     mask = (padded != 0).long()
     torch.testing.assert_close(head.read(padded, mask), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_is_read_at_all_tokens_and_a_decoder_at_the_last(family):
+    head = FeatureClassifier.on_base(FAMILIES[family]().eval(), id2label=NAMES, layer=2)
+    body = find_body(head.base)
+    body = body.get_encoder() if body.config.is_encoder_decoder else body
+    one, other = (body(input_ids=torch.tensor([[5, 6, last]])).last_hidden_state[0, 0] for last in (7, 8))
+    reads_ahead = not torch.equal(one, other)
+    assert head.config.position == ("mean" if reads_ahead else "last")
 
 
 def test_left_padding_does_not_move_a_decoders_features():

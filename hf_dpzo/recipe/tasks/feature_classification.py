@@ -92,7 +92,7 @@ class FeatureClassification(SequenceClassification):
             tokenizer,
             id2label=name_outputs(recipe)["id2label"],
             layer=recipe.layer,
-            position=recipe.position or POSITIONS[0],
+            position=recipe.position,
             texts=[template.encode(row, tokenizer, recipe.max_length)["input_ids"] for row in rows],
         )
         head.config.pad_token_id = model.config.pad_token_id
