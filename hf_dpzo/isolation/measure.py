@@ -112,10 +112,12 @@ def measure_isolation(
     """
     eager = model._orig_mod if isinstance(model, OptimizedModule) else model
     with nullcontext() if losses.shared is None else losses.shared.remembering():
-        changes = [_measure(form, losses, batches, tick) for form in dict.fromkeys([eager, model])]
-        refuse_padding(eager, losses, batches)
+        changes = []
         if points_per_pass is not None:
             changes.append(_measure_stacked(model, losses, batches, points_per_pass, tick))
+        if points_per_pass is None or eager is not model:  # Otherwise no step evaluates a single point.
+            changes += [_measure(form, losses, batches, tick) for form in dict.fromkeys([eager, model])]
+        refuse_padding(eager, losses, batches)
     # Shapes between the first and the last differ in nothing but their length.
     ends = [*batches[:1], *batches[1:][-1:]]
     if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in ends):
@@ -185,14 +187,23 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
 def _measure_stacked(
     model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], points: int, tick: Callable[[], object]
 ) -> float:
-    with _refused_points(points):
+    """Return the largest change of a row's loss at any of several points that are evaluated at once.
+
+    What fails there is tried at a single point, because an error of it says more: where rows are joined, for one.
+    """
+    try:
         return _measure(model, at_stacks(losses, model, _build_stacks(model, points)), batches, tick)
+    except Exception as error:
+        _measure(model, losses, batches, tick)
+        raise _refuse_points(points, error) from error
 
 
 def try_stacked(model: torch.nn.Module, losses: BatchLosses, rows: Rows, points: int) -> None:
     """Raise `ValueError` if evaluating several probe points at once fails on public `rows`."""
-    with _refused_points(points):
+    try:
         at_stacks(losses, model, _build_stacks(model, points)).of_public(model, rows)
+    except Exception as error:
+        raise _refuse_points(points, error) from error
 
 
 def _build_stacks(model: torch.nn.Module, points: int) -> dict[torch.Tensor, torch.Tensor]:
@@ -204,16 +215,12 @@ def _build_stacks(model: torch.nn.Module, points: int) -> dict[torch.Tensor, tor
     return stack(trained, directions, step=0, points=probe_points)
 
 
-@contextmanager
-def _refused_points(points: int) -> Iterator[None]:
-    """Say of an error inside the context that it comes of several points at once."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
-            f"({type(error).__name__}); remove it."
-        ) from error
+def _refuse_points(points: int, error: Exception) -> ValueError:
+    """Return what to say of an error that comes of several points at once."""
+    return ValueError(
+        f"points_per_pass={points}: at several points at once this model or its loss fails, or joins rows "
+        f"({type(error).__name__}); remove it."
+    )
 
 
 @contextmanager

@@ -201,6 +201,24 @@ def test_a_loss_that_cannot_be_batched_over_points_is_refused(make_args, tokeniz
         trained(make_args, tokenizer, loss=loss, points_per_pass=2)
 
 
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("several points", r"^points_per_pass=2: at several points at once .*, or joins rows .*; remove it\.$"),
+        ("any point", r"^isolation: .*, so per_example_loss joins rows; compute each row's loss from "),
+    ],
+)
+def test_a_loss_that_joins_rows_at_several_points_is_caught(where, message, make_args, tokenizer):
+    def loss(model, inputs):
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        losses = torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+        joins = where == "any point" or torch._C._functorch.is_batchedtensor(logits)
+        return losses + losses.mean() if joins else losses
+
+    with pytest.raises(ValueError, match=message):
+        trained(make_args, tokenizer, loss=loss, points_per_pass=2)
+
+
 @pytest.mark.parametrize("points_per_pass", [0, -1, 1.5, "many"])
 def test_an_invalid_number_of_points_per_pass_is_refused(points_per_pass, make_args):
     with pytest.raises(ValueError, match=f"^points_per_pass={points_per_pass}:"):
