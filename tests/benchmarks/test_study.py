@@ -61,14 +61,17 @@ def test_the_quick_start_is_repeated_with_the_settings_of_its_recipe(study, rows
     train = heads.Run.train
     monkeypatch.setattr(heads.Run, "train", lambda run, *rows: runs.append(run) or train(run, *rows))
     task = features.TaskRows(train=table, tuning=rows[:0], test=rows, untouched=0.5)
-    assert min(repeat.repeat(task, 2.0, 2)) > 0.8
-    repeat.repeat(task, 0.2, 1)
+    assert min(repeat.repeat(task, repeat.RECIPE, [], 2)) > 0.8
+    repeat.repeat(task, repeat.RECIPE, ["--target_epsilon", "0.2"], 1)
     recipe = yaml.safe_load(repeat.RECIPE.read_text(encoding="utf-8"))
     for run in runs:
         assert run.contender == {name: recipe[name] for name in run.contender} and run.steps == recipe["max_steps"]
         assert run.delta == float(recipe["target_delta"]) and run.batch is None
     assert [run.seed for run in runs] == [0, 1, 0] and [run.epsilon for run in runs] == [2.0, 2.0, 0.2]
     assert {run.learning_rate for run in runs} == {recipe["learning_rate"]}
+    assert repeat.fit_without_privacy(task, 2) > 0.8
+    with pytest.raises(ValueError, match="expected_batch_size=8: heads are trained on all rows here"):
+        repeat.repeat(task, repeat.RECIPE, ["--expected_batch_size", "8"], 1)
 
 
 def test_every_private_method_is_a_contender():
