@@ -10,6 +10,7 @@ import torch
 from torch._dynamo import OptimizedModule
 
 from hf_dpzo.data.collation import LogicalBatchCollator
+from hf_dpzo.data.cutting import count_tokens
 from hf_dpzo.isolation.neighbors import repeat_tokens
 from hf_dpzo.isolation.operations import OperationTrace
 from hf_dpzo.isolation.probe import (
@@ -168,12 +169,13 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         with nonzero_parameters(trained):
             evaluate = partial(_evaluate, model, losses, tick)
             # Of a loss that changes in jumps, more rows are followed: few of them may be near a tie.
-            in_jumps = isinstance(losses.loss, WatchedLoss) and losses.collator.micro_batch_size > 1
+            micro_batch_size = losses.collator.micro_batch_size
+            in_jumps = isinstance(losses.loss, WatchedLoss) and micro_batch_size > 1
             counts = [MANY_ROWS if in_jumps else FEW_ROWS] * len(batches)
             if not in_jumps:  # Shapes between the first and the last differ from these in nothing but their length.
                 counts[1:-1] = [1] * len(counts[1:-1])
             loss_change = max(
-                probe_isolation(model, evaluate, rows, followed=count).loss_change
+                probe_isolation(model, evaluate, choose_rows(rows, micro_batch_size), followed=count).loss_change
                 for rows, count in zip(batches, counts, strict=True)
             )
     except CoupledRowsError as error:
@@ -182,6 +184,22 @@ def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows
         raise CoupledRowsError(f"{str(error).removesuffix('.')}, or load the base in float32.") from None
     refuse_written(losses.state.restored)
     return loss_change
+
+
+def choose_rows(rows: Rows, micro_batch_size: int) -> Rows:
+    """Return as many of `rows` as the probe would make up: more than fill a micro-batch, of the most and fewest tokens.
+
+    Users pass hundreds of public rows, and each of some dozens of batches would hold them all.
+
+    >>> rows = [{"input_ids": [5] * (3 + number % 20)} for number in range(40)]
+    >>> [len(row["input_ids"]) for row in choose_rows(rows, 1)]
+    [3, 4, 5, 6, 7, 8, 22]
+    """
+    most = len(PROBE_LENGTHS) + micro_batch_size
+    if len(rows) <= most:
+        return rows
+    shortest, *_, longest = sorted(range(len(rows)), key=lambda number: count_tokens(rows[number]))
+    return [rows[number] for number in sorted({*range(most - 2), shortest, longest})]
 
 
 def _measure_stacked(

@@ -26,6 +26,9 @@ SHORT = [
     *("--report_to", "none", "--save_strategy", "no", "--use_cpu", "true", "--disable_tqdm", "true"),
 ]
 
+# Every answer is generated at each of its points.
+FEW_POINTS = {"reward": ["--num_directions", "2"]}
+
 
 @pytest.fixture(scope="module")
 def files(models, tmp_path_factory):
@@ -77,7 +80,7 @@ def load(path):
 def test_an_example_trains_and_saves_by_its_own_command(path, files, models, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     model = {"text_classification": models / "classifier", "token_classification": files / "tagger"}
-    flags = [*read_command(path), *SHORT, "--output_dir", str(tmp_path)]
+    flags = [*read_command(path), *SHORT, *FEW_POINTS.get(path.stem, []), "--output_dir", str(tmp_path)]
     flags += ["--model_name_or_path", str(model.get(path.stem, models / "causal"))]
     load(path).main(flags)
     log = Trajectory.read(tmp_path)
