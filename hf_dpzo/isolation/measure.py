@@ -193,9 +193,11 @@ def choose_rows(rows: Rows, micro_batch_size: int) -> Rows:
 
     >>> rows = [{"input_ids": [5] * (3 + number % 20)} for number in range(40)]
     >>> [len(row["input_ids"]) for row in choose_rows(rows, 1)]
-    [3, 4, 5, 6, 7, 8, 22]
+    [3, 4, 5, 6, 7, 8, 9, 22]
     """
-    most = len(PROBE_LENGTHS) + micro_batch_size
+    most = (
+        len(PROBE_LENGTHS) + micro_batch_size + 1
+    )  # As `_choose_lengths` has at most, so that none of these is left out.
     if len(rows) <= most:
         return rows
     shortest, *_, longest = sorted(range(len(rows)), key=lambda number: count_tokens(rows[number]))
