@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curve import Clock, Curve, measure_accuracy
+from curve import Clock, Curve
+from prefixes import KeptPrefixes
 from prompts import measure_prompts
 
+from hf_dpzo.frozen.store import CACHE_DTYPES
 from hf_dpzo.recipe.recipe import read_recipe
 from hf_dpzo.recipe.run import build_trainer
 
@@ -78,21 +80,22 @@ def run_contender(contender: Contender, seed: int, options: argparse.Namespace, 
         count = [] if steps is None else ["--max_steps", str(steps)]
         trainer = build_trainer(*read_recipe(RECIPE, [*flags, *count, *common]))
         steps = steps or trainer.args.max_steps
+        kept = KeptPrefixes(trainer, dtype=CACHE_DTYPES[trainer.args.frozen_cache_dtype])
         rows = trainer.eval_dataset
         some = rows.shuffle(seed=0).select(range(min(options.rows, len(rows))))
         curve = Curve(
-            lambda every_row: measure_accuracy(trainer, rows if every_row else some),
+            lambda every_row: kept.measure_accuracy(rows if every_row else some),
             every=max(1, steps // options.points),
             steps=steps,
         )
-        before = measure_accuracy(trainer, rows)
+        before = kept.measure_accuracy(rows)
         sys.stderr.write(f"{contender.name}, seed {seed}: {before:.4f} before\n")
         curve.measure(0)
         curve.clock = Clock()
         if contender.first_order:
             from first_order import train_first_order  # It needs Opacus.
 
-            epsilon = train_first_order(trainer, contender.first_order, steps, curve)
+            epsilon = train_first_order(trainer, kept, contender.first_order, steps, curve)
         else:
             trainer.add_callback(curve)
             trainer.train()

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 
@@ -56,14 +55,3 @@ class Curve(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Measure after a step of a Trainer."""
         self.measure(state.global_step)
-
-
-@torch.no_grad()
-def measure_accuracy(trainer: Any, rows: Any, batch_size: int = 32) -> float:
-    """Return the share of `rows` whose highest score is that of their class."""
-    right = 0
-    for start in range(0, len(rows), batch_size):
-        inputs = trainer.data_collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
-        scores = trainer.per_example_loss.scores(trainer.model, inputs)
-        right += int((scores.argmax(dim=1) == inputs["labels"]).sum())
-    return right / len(rows)

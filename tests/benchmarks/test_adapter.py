@@ -47,10 +47,13 @@ def test_rows_that_go_on_after_what_is_kept_have_the_losses_of_whole_rows(load):
     trainer = SimpleNamespace(
         model=model, data_collator=DataCollatorWithPadding(word_tokenizer()), per_example_loss=loss
     )
-    kept = load("first_order").KeptPrefixes(trainer)
+    kept = load("prefixes").KeptPrefixes(trainer)
     whole = loss(model, trainer.data_collator(rows))
     for _ in range(2):  # The second time from what was kept.
         torch.testing.assert_close(kept.loss(model, kept(rows)), whole, rtol=1e-5, atol=1e-5)
+    found = loss.scores(model, trainer.data_collator(rows)).argmax(dim=1).tolist()
+    right = sum(one == row["labels"] for one, row in zip(found, rows, strict=True))
+    assert kept.measure_accuracy(rows, batch_size=2) == right / len(rows)
 
 
 def test_a_curve_counts_no_time_of_evaluation(load):
