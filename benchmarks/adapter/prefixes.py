@@ -15,13 +15,16 @@ class KeptPrefixes:
     Args:
         trainer: the trainer whose model, collator and loss are used.
         dtype: the type in which keys and values are kept; `None` for their own.
+        kept: what was kept before, of the same base and the same template.
     """
 
-    def __init__(self, trainer: Any, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, trainer: Any, dtype: torch.dtype | None = None, kept: dict[tuple[int, ...], torch.Tensor] | None = None
+    ) -> None:
         self._trainer = trainer
         self._dtype = dtype
         self._invocation = find_invocation(trainer.model)
-        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._kept = {} if kept is None else kept
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the prefixes of rows and what comes after them."""
