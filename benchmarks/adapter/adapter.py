@@ -79,7 +79,8 @@ def run_contender(
 ) -> dict[str, Any]:
     """Train one contender with one seed, and return its curve and its epsilon.
 
-    `prefixes` keeps what comes before the invocation of a row for the runs to come.
+    `prefixes` keeps what comes before the invocation of held-out rows for the runs to come. Each run computes that of
+    the rows that it trains on, within its time.
     """
     steps = dict(one.split("=") for one in options.steps).get(contender.name, contender.steps)
     steps = None if steps is None else int(steps)
@@ -89,7 +90,8 @@ def run_contender(
         count = [] if steps is None else ["--max_steps", str(steps)]
         trainer = build_trainer(*read_recipe(RECIPE, [*flags, *count, *common]))
         steps = steps or trainer.args.max_steps
-        kept = KeptPrefixes(trainer, dtype=CACHE_DTYPES[trainer.args.frozen_cache_dtype], kept=prefixes)
+        dtype = CACHE_DTYPES[trainer.args.frozen_cache_dtype]
+        kept = KeptPrefixes(trainer, dtype, prefixes)
         rows = trainer.eval_dataset
         # A loss tries at its first call what its model can leave out, by rows that go on after no prefix.
         trainer.per_example_loss(trainer.model, trainer.data_collator([rows[0]]))
@@ -106,7 +108,7 @@ def run_contender(
         if contender.first_order:
             from first_order import train_first_order  # It needs Opacus.
 
-            epsilon = train_first_order(trainer, kept, contender.first_order, steps, curve)
+            epsilon = train_first_order(trainer, KeptPrefixes(trainer, dtype), contender.first_order, steps, curve)
         else:
             trainer.add_callback(curve)
             trainer.train()

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from hf_dpzo.frozen.prefix import Prefix, PrefixCache, PrefixLayer, compute_prefix, continuing, split_inputs
+from hf_dpzo.frozen.prefix import compute_prefix, continuing, split_inputs
+from hf_dpzo.frozen.rows import join_prefixes
 from hf_dpzo.models.activation import find_invocation
 
 
@@ -30,14 +31,8 @@ class KeptPrefixes:
         """Return the prefixes of rows and what comes after them."""
         split = self._split(rows)
         states = [self._keep(row).float() for row in rows]
-        mask = split.prefix["attention_mask"]
-        layers, _, heads, _, features = states[0].shape
-        joined = states[0].new_zeros(layers, 2, len(rows), heads, mask.shape[1], features)
-        for place, state in enumerate(states):
-            joined[:, :, place, :, mask.shape[1] - state.shape[-2] :] = state
-        cache = PrefixCache()
-        cache.layers = [PrefixLayer(keys, values) for keys, values in joined]
-        return {"prefix": Prefix(cache=cache, mask=mask), "inputs": split.suffix}
+        prefix = join_prefixes(states, split.prefix["attention_mask"], passed_over=0)
+        return {"prefix": prefix, "inputs": split.suffix}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         """Return the losses of rows from their invocations on, `[batch]`. `model` may be wrapped."""

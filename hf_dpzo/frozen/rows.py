@@ -101,7 +101,7 @@ class RowWork:
         prefix = None
         if split is not None:
             kept = [state[0].to(self._key_dtype) for state in states]
-            prefix = _join_prefixes(kept, split.prefix["attention_mask"], passed_over=self._passed_over)
+            prefix = join_prefixes(kept, split.prefix["attention_mask"], passed_over=self._passed_over)
             states = [state[1:] for state in states]
         mask = (inputs if split is None else split.suffix)["attention_mask"]
         parts = iter([_join(tensors, mask) for tensors in zip(*states, strict=True)])
@@ -229,7 +229,7 @@ def _join(states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     return joined
 
 
-def _join_prefixes(states: Sequence[torch.Tensor], mask: torch.Tensor, *, passed_over: int) -> Prefix:
+def join_prefixes(states: Sequence[torch.Tensor], mask: torch.Tensor, *, passed_over: int) -> Prefix:
     """Return the prefix of a batch from those of its rows, each `[layers, 2, heads, tokens, features]`.
 
     The layers that are passed over have a placeholder, from which a model may read the number of tokens.
