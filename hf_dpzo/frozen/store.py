@@ -41,7 +41,7 @@ class FrozenCache:
     Args:
         place: memory or disk.
         dtype: the type in which numbers are kept; `None` for their own.
-        num_rows: the number of rows; `None` where it is not public, as that of users' rows is not.
+        most_rows: how many rows are kept at most; `None` where that is not public, as it is not of users' rows.
         longest_row: the largest number of tokens of a row, a public number.
         folder: the folder for a file.
         processes: the number of processes that keep rows, each for itself.
@@ -50,14 +50,14 @@ class FrozenCache:
 
     place: str
     dtype: torch.dtype | None
-    num_rows: int | None
+    most_rows: int | None
     longest_row: int
     folder: Path
     processes: int = 1
     rows_per_step: int = 0
 
     def open_store(self, bytes_per_token: float) -> "RowStore":
-        """Return an empty store with room for all rows, as far as half of what is free reaches.
+        """Return an empty store with room for `most_rows`, as far as half of what is free reaches.
 
         Where their number is not public, half of what is free is set aside, and touched only as rows come.
 
@@ -65,7 +65,7 @@ class FrozenCache:
             ValueError: there can be no file in the folder.
         """
         row_bytes = self.longest_row * bytes_per_token + 8 * ALIGNMENT
-        nbytes = None if self.num_rows is None else math.ceil(self.num_rows * row_bytes)
+        nbytes = None if self.most_rows is None else math.ceil(self.most_rows * row_bytes)
         try:
             return RowStore.open(self.place, nbytes=nbytes, folder=self.folder, share=FREE_SHARE / self.processes)
         except OSError as error:

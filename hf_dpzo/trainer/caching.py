@@ -15,7 +15,7 @@ DEFAULT_LONGEST_ROW = 2048
 
 
 def build_frozen_cache(
-    args: Any, model: torch.nn.Module, dataset: Any, *, num_rows: int | None, longest_row: int
+    args: Any, model: torch.nn.Module, dataset: Any, *, num_rows: int | None, longest_row: int, most_drawn: int
 ) -> FrozenCache | None:
     """Return how to keep what is computed for rows from step to step; `None` if it is not kept.
 
@@ -25,6 +25,7 @@ def build_frozen_cache(
         dataset: the rows.
         num_rows: their number, if it is public; `None` if it is not.
         longest_row: the largest number of tokens of a row, if it is public; 0 if it is not known.
+        most_drawn: how many rows all steps draw together at most, a public number.
     """
     if args.frozen_cache in (None, "none"):
         return None
@@ -34,7 +35,7 @@ def build_frozen_cache(
     return FrozenCache(
         place=args.frozen_cache,
         dtype=CACHE_DTYPES[args.frozen_cache_dtype or "float32"],
-        num_rows=num_rows,
+        most_rows=None if num_rows is None else min(num_rows, most_drawn),
         longest_row=next(filter(None, known)),
         folder=find_folder(dataset, Path(args.output_dir)),
         processes=args.world_size,

@@ -163,6 +163,7 @@ class CheckingTrainer(SearchingTrainer):
             self._foresee_failures(model, losses)
             if losses is self._estimate.losses:
                 known = {"num_rows": self._units.public_facts["rows"], "longest_row": self.longest_row}
+                known["most_drawn"] = self._count_most_rows(self.budget.planned_steps)
                 cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
                 self._shared = find_shared_work(model, losses, self._public_batches, cache)
                 losses = dataclasses.replace(losses, shared=self._shared)
@@ -247,7 +248,7 @@ class CheckingTrainer(SearchingTrainer):
     @property
     def _batch_capacity(self) -> int | None:
         """The number of rows that a batch has room for, if processes divide its probe points; otherwise `None`."""
-        return self._row_capacity if self.args.parallel == "points" else None
+        return self._count_most_rows() if self.args.parallel == "points" else None
 
     def _find_collated_columns(self, dataset: Any) -> set[str]:
         """Return the names of the columns of `dataset` that reach the collator."""
@@ -281,15 +282,15 @@ class CheckingTrainer(SearchingTrainer):
         reached_rows = count_reached_rows(
             micro_batch_size=self._train_batch_size,
             fixed_shapes=self._has_fixed_shapes,
-            batch_capacity=self._row_capacity,
+            batch_capacity=self._count_most_rows(),
             rows_per_unit=self._units.max_rows_per_unit,
         )
         return isolation_bound(self.method, self.budget.planned_steps, measured.loss_change, reached_rows=reached_rows)
 
-    @property
-    def _row_capacity(self) -> int:
-        """The number of rows that a batch has room for, a public number that no batch exceeds in practice."""
-        return batch_capacity(self._row_facts["expected_batch_size"], max_rows_per_unit=self._units.max_rows_per_unit)
+    def _count_most_rows(self, steps: int = 1) -> int:
+        """Return how many rows `steps` draw together at most, a public number that is not exceeded in practice."""
+        expected = steps * self._row_facts["expected_batch_size"]
+        return batch_capacity(expected, max_rows_per_unit=self._units.max_rows_per_unit)
 
     @property
     def _has_fixed_shapes(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from hf_dpzo.arguments.rates import EARLIER_DEFAULT, is_earlier_default
 from hf_dpzo.auditing.coins import Coins
 from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.sampling import expected_drawn_rows
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.isolation.measure import Rows
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_rows
@@ -210,6 +211,9 @@ class RehearsingTrainer(JoiningTrainer):
         passes = self.method.estimator.forward_passes
         num_rows = self._units.public_facts["rows"] or self._num_units * self._units.max_rows_per_unit
         drawn = self.args.resolve_batch_size(self._num_units) * self._units.max_rows_per_unit
+        if shared is not None and shared.rows is not None:  # It reads a row when a step first draws it.
+            reading = times.keeping / capacity
+            num_rows = expected_drawn_rows(num_rows, rows_per_step=drawn, steps=self.budget.planned_steps)
         return StepTrial(
             rows=told,
             times=times,
@@ -219,7 +223,7 @@ class RehearsingTrainer(JoiningTrainer):
             micro_batches=-(-drawn // capacity),
             walks_apart=shared is not None and is_copied(self.model, self._build_descent().optimizer.parameters()),
             collating=0.0 if self._table is not None else collating,
-            reading=num_rows * (reading if shared is None or shared.rows is None else times.keeping / capacity),
+            reading=reading * num_rows,
             model_bytes=count_model_bytes(self.model),
             kept_bytes=kept,
             processes=self._processes.size,

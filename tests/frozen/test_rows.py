@@ -1,5 +1,6 @@
 """What is kept of rows from step to step is computed once, from a row alone, and gives the losses of whole rows."""
 
+import functools
 import os
 import shutil
 import types
@@ -9,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding
 
+from hf_dpzo.data.sampling import batch_capacity
 from hf_dpzo.frozen import rows as rows_module
 from hf_dpzo.frozen.digest import digest_row
 from hf_dpzo.frozen.prefix import compute_prefix
@@ -23,7 +25,7 @@ from hf_dpzo.trainer.caching import build_frozen_cache
 
 from support.activated import activated_losses, activated_model, activated_rows, train_activated
 from support.models import causal_lm, classifier, with_lora, word_tokenizer
-from support.runs import train
+from support.runs import short_args, train
 from support.stacks import find_layers
 
 
@@ -47,7 +49,7 @@ def test_an_entry_without_room_is_not_kept():
 
 
 def cache(place, folder, **changes) -> FrozenCache:
-    settings = {"dtype": None, "num_rows": 24, "longest_row": 64, "folder": folder}
+    settings = {"dtype": None, "most_rows": 24, "longest_row": 64, "folder": folder}
     return FrozenCache(place=place, **{**settings, **changes})
 
 
@@ -82,7 +84,7 @@ def test_a_disk_that_others_fill_ends_no_run(tmp_path, monkeypatch):
 def test_several_processes_share_what_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1 << 20))
     with pytest.warns(UserWarning, match="^frozen_cache=disk: "):
-        store = cache("disk", tmp_path, processes=4, num_rows=10**6).open_store(100.0)
+        store = cache("disk", tmp_path, processes=4, most_rows=10**6).open_store(100.0)
     assert len(store._buffer) == 1 << 17
 
 
@@ -101,9 +103,21 @@ def test_a_model_that_is_evaluated_as_a_whole_keeps_nothing_and_says_so(tmp_path
 
 def test_no_choice_is_none(make_args):
     args = make_args(frozen_cache=None, frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8) is None
+    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8, most_drawn=8) is None
     args = make_args(frozen_cache="memory", frozen_cache_dtype=None)
-    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8).dtype is None
+    assert build_frozen_cache(args, causal_lm(), [], num_rows=0, longest_row=8, most_drawn=8).dtype is None
+
+
+def test_there_is_room_for_no_more_rows_than_all_steps_draw(tmp_path, monkeypatch):
+    """Nobody is warned of memory for rows that no step comes to."""
+    opened = []
+    monkeypatch.setattr(checking, "build_frozen_cache", lambda *args, **known: opened.append(known) or None)
+    for steps in (1, 4):
+        train(tmp_path / str(steps), max_steps=steps, expected_batch_size=2, frozen_cache="memory")
+    one, four = (known["most_drawn"] for known in opened)
+    assert one == batch_capacity(2) and four == batch_capacity(8)
+    build = functools.partial(build_frozen_cache, short_args(tmp_path, frozen_cache="memory"), causal_lm(), [])
+    assert [build(**opened[0] | {"num_rows": count}).most_rows for count in (999, 9)] == [one, 9]
 
 
 def test_no_message_follows_from_how_many_rows_users_have(tmp_path, monkeypatch):
@@ -124,12 +138,12 @@ def test_no_message_follows_from_how_many_rows_users_have(tmp_path, monkeypatch)
         }
         train(tmp_path / str(len(opened)), model=model, **settings, **changes)
     assert opened[0] > 0 and opened[1] is None
-    assert cache("memory", tmp_path, num_rows=None).open_store(100.0) is None and opened[2] is None
+    assert cache("memory", tmp_path, most_rows=None).open_store(100.0) is None and opened[2] is None
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_rows_whose_number_is_not_public_have_half_of_what_is_free(place, tmp_path):
-    store = cache(place, tmp_path, num_rows=None).open_store(100.0)
+    store = cache(place, tmp_path, most_rows=None).open_store(100.0)
     store.put(b"row", [torch.full((1 << 16,), 5.0)])
     assert store.get(b"row", torch.device("cpu"))[0].sum() == 5 << 16
 

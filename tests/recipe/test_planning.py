@@ -13,12 +13,14 @@ from hf_dpzo.data.sampling import SealedRows
 from hf_dpzo.models.fingerprints import fingerprint_values
 from hf_dpzo.recipe import planning
 from hf_dpzo.trainer import features, rehearsing, trainer
+from hf_dpzo.trainer.step_trial import StopTimes
 from hf_dpzo.trajectory.log import LOG_FILE
 
 from support.models import classifier, one_layer, with_lora
 from support.recipes import refused, table
 from support.rows import labelled_rows
 from support.runs import short_args
+from support.stacks import find_layers
 
 
 HEAD = {
@@ -180,6 +182,15 @@ def test_a_run_without_privacy_is_planned_without_a_promise(tmp_path, capsys):
 def test_a_head_on_features_is_planned_without_reading_a_row(write, capsys, nobody_looks):
     plan = planned(capsys, write(**HEAD, max_length=64, padded_lengths=[32, 64]))
     assert plan["refusals"] == [] and plan["seconds_reading"] > 0 and plan["seconds_per_step"] > 0
+
+
+def test_the_time_of_reading_is_that_of_the_rows_that_steps_draw(tmp_path, monkeypatch):
+    monkeypatch.setattr(StopTimes, "keeping", 1.0)
+    model = with_lora(classifier(num_hidden_layers=2))
+    find_layers(model)[0].requires_grad_(False)
+    drawn = {"expected_batch_size": 2, "max_steps": 3, "per_device_train_batch_size": 1}
+    plan = plan_of(tmp_path, model=model, frozen_cache="memory", **drawn)
+    assert plan.seconds_reading == pytest.approx(16 * (1 - (14 / 16) ** 3))
 
 
 def test_a_plan_is_drawn(write, workplace, capsys, pictures):

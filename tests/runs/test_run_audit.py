@@ -49,7 +49,8 @@ def everybody(folder: Path, **changes) -> ZOTrainer:
 def attacked(folder: Path, **changes) -> ZOTrainer:
     """Train with enough numbers to see how far they spread."""
     settings = {"num_directions": 16, "clip_norm": 1e-3, "noise_multiplier": 8.0, "max_steps": 20}
-    settings |= {"canaries": 16, "expected_batch_size": ROWS + 16, "per_device_train_batch_size": 16}
+    settings |= {"canaries": 16, "expected_batch_size": ROWS + 16, "per_device_train_batch_size": ROWS + 16}
+    settings |= {"points_per_pass": 16}  # The time is that of passes.
     return everybody(folder, **settings, **changes)
 
 
