@@ -1,6 +1,7 @@
 """The checking Trainer, for objectives without a gradient: columns reach the loss, and nothing flips by rounding."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -204,9 +205,14 @@ class ObjectiveTrainer(CheckingTrainer):
             rows = real[:: max(1, len(real) // SEEN_ROWS)][:SEEN_ROWS] or [*chain(*self._public_batches)][:SEEN_ROWS]
             settings["evaluate"] = self._prepare_public(model, rows)
             measure = partial(measure_quotients, directions=descent.optimizer.directions, **settings)
-            quotients = measure(trained)
-            if not self.args.perturbation_scales and self.is_world_process_zero():
-                warn_of_drowned_adapter(self.model, trained, lambda moved: float(measure(moved).square().mean().sqrt()))
+
+            def spread(moved: Mapping[int, torch.Tensor]) -> float:
+                return float(measure(moved).square().mean().sqrt())
+
+            with nullcontext() if self._shared is None else self._shared.remembering():
+                quotients = measure(trained)
+                if not self.args.perturbation_scales and self.is_world_process_zero():
+                    warn_of_drowned_adapter(self.model, trained, spread)
         except Exception:  # Nothing says that made-up rows suit a loss, and a hint is no reason to stop.
             return
         plan = {"sampling_rate": self.args.sampling_rate(self._num_units), "steps": self.budget.planned_steps}

@@ -17,7 +17,7 @@ from hf_dpzo.privacy.rounding import round_up
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.verification.verify import verify
 
-from support.models import classifier, with_lora
+from support.models import one_layer, with_lora
 from support.paths import ROOT
 from support.rows import labelled_rows
 from support.runs import short_args
@@ -26,7 +26,7 @@ from support.runs import short_args
 def run_in(output_dir: Path, tokenizer, *, lora=True, callbacks=None, **changes) -> tuple[ZOTrainer, Path]:
     args = short_args(output_dir, **changes)
     trainer = ZOTrainer(
-        model=with_lora(classifier()) if lora else classifier(),
+        model=with_lora(one_layer()) if lora else one_layer(),
         args=args,
         train_dataset=labelled_rows(40),
         eval_dataset=labelled_rows(8, seed=1),
@@ -206,7 +206,7 @@ def test_card_holds_no_training_loss(plain):
 
 def test_no_card_is_written_where_nothing_was_to_be_trained(make_args, tokenizer):
     args = make_args()
-    trainer = ZOTrainer(model=classifier(), args=args, data_collator=DataCollatorWithPadding(tokenizer))
+    trainer = ZOTrainer(model=one_layer(), args=args, data_collator=DataCollatorWithPadding(tokenizer))
     trainer.save_model()
     assert not (Path(args.output_dir) / "privacy.json").exists()
 

@@ -20,7 +20,7 @@ from hf_dpzo.trajectory.log import Trajectory
 from hf_dpzo.trajectory.run import LoggedRun
 from hf_dpzo.trajectory.writer import TrajectoryWriter
 
-from support.models import classifier, with_lora
+from support.models import one_layer, with_lora
 from support.rows import labelled_rows
 from support.runs import short_args
 
@@ -45,7 +45,7 @@ def train(tmp_path_factory, tokenizer):
         if args.privacy_unit_column:
             rows = rows.add_column("user", [number // 2 for number in range(40)])
         trainer = ZOTrainer(
-            model=with_lora(classifier()),
+            model=with_lora(one_layer()),
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,

@@ -85,7 +85,7 @@ def test_a_reward_is_that_of_whole_rows_and_frozen_layers_run_once(max_new_token
     losses = build_losses(model, max_new_tokens, seen, padded_lengths=padded_lengths)
     cache = None
     if place:
-        cache = FrozenCache(place=place, dtype=None, num_rows=9, longest_row=16, folder=None, processes=1)
+        cache = FrozenCache(place=place, dtype=None, most_rows=9, longest_row=16, folder=None, processes=1)
     shared = find_shared_work(model, losses, [rows], cache)
     assert shared.is_split and shared.points_per_pass is None, "rounding must not flip a token"
     fast = replace(losses, shared=shared)

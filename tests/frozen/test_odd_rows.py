@@ -61,7 +61,7 @@ def plain_losses(model, loss: PerExampleLoss, *, activated: bool = False) -> Bat
 
 
 def share(model, losses, rows, tmp_path, *, cached: bool) -> BatchLosses:
-    cache = FrozenCache(place="memory", dtype=None, num_rows=16, longest_row=32, folder=tmp_path)
+    cache = FrozenCache(place="memory", dtype=None, most_rows=16, longest_row=32, folder=tmp_path)
     shared = find_shared_work(model, losses, [rows], cache if cached else None)
     return replace(losses, shared=shared)
 

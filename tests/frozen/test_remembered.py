@@ -9,14 +9,17 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_dpzo.frozen import rows as row_work
+from hf_dpzo.frozen.remembered import RepeatedStore
 from hf_dpzo.frozen.store import FrozenCache
 from hf_dpzo.isolation.measure import measure_isolation
 from hf_dpzo.isolation.probe import CoupledRowsError
 from hf_dpzo.losses.prompting import NextWordLoss
 from hf_dpzo.models.state import ModelState
 from hf_dpzo.step.sharing import find_shared_work
+from hf_dpzo.trainer import objective
+from hf_dpzo.trainer.limits import measure_quotients
 
-from support.activated import activated_losses, activated_model, activated_rows
+from support.activated import activated_losses, activated_model, activated_rows, train_activated
 from support.models import word_tokenizer
 
 
@@ -37,7 +40,7 @@ def losses(model, rows, tmp_path):
     state = ModelState(model, moving=[p for p in model.parameters() if p.requires_grad])
     plain = activated_losses(model, NextWordLoss(words=[5, 6], model=model), collate=collate)
     plain = dataclasses.replace(plain, state=state)
-    cache = FrozenCache(place="memory", dtype=None, num_rows=24, longest_row=64, folder=tmp_path)
+    cache = FrozenCache(place="memory", dtype=None, most_rows=24, longest_row=64, folder=tmp_path)
     return dataclasses.replace(plain, shared=find_shared_work(model, plain, [rows], cache))
 
 
@@ -80,7 +83,7 @@ def test_a_row_of_which_a_batch_has_copies_is_computed_once(model, losses, rows,
 def test_embeddings_that_round_by_a_hook_of_their_own_forget_nothing(model, rows, tmp_path, computed):
     """As those of a base in few bits do, which returns float32."""
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
-    cache = FrozenCache(place="memory", dtype=None, num_rows=24, longest_row=64, folder=tmp_path)
+    cache = FrozenCache(place="memory", dtype=None, most_rows=24, longest_row=64, folder=tmp_path)
     collate = DataCollatorWithPadding(word_tokenizer())
     plain = activated_losses(model, NextWordLoss(words=[5, 6], model=model), collate=collate)
     losses = dataclasses.replace(plain, shared=find_shared_work(model, plain, [rows], cache))
@@ -97,6 +100,23 @@ def test_embeddings_that_round_by_a_hook_of_their_own_forget_nothing(model, rows
         assert evaluate() == 4
         poison.remove()
         assert evaluate() == 0
+
+
+def test_what_limits_a_run_is_found_without_reading_public_rows_at_each_point(tmp_path, monkeypatch):
+    put, counts, seen = RepeatedStore.put, Counter(), Counter()
+    monkeypatch.setattr(
+        RepeatedStore, "put", lambda store, key, tensors: (counts.update([key]), put(store, key, tensors))
+    )
+
+    def watch(*args, **settings):
+        counts.clear()
+        quotients = measure_quotients(*args, **settings)
+        seen.update(counts)
+        return quotients
+
+    monkeypatch.setattr(objective, "measure_quotients", watch)
+    train_activated(tmp_path / "run", rows=activated_rows(12), frozen_cache="memory", max_steps=1)
+    assert set(seen.values()) == {2}  # There are four points. What is computed twice is kept.
 
 
 def test_nothing_is_remembered_afterwards(model, losses, rows, computed):

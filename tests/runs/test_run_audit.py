@@ -20,7 +20,7 @@ from hf_dpzo.privacy.noise import DiscreteGaussian
 from hf_dpzo.recipe.run import rebuild_trainer
 from hf_dpzo.verification.verify import verify
 
-from support.models import classifier, with_lora, word_tokenizer
+from support.models import one_layer, with_lora, word_tokenizer
 from support.recipes import refused, table
 from support.rows import few_public_rows, labelled_rows
 from support.runs import fingerprint, short_args, train
@@ -121,7 +121,7 @@ def test_another_trainer_of_the_same_run_finds_the_same(trained, folder):
     found = trained.audit_run()
     torch.manual_seed(0)
     other = ZOTrainer(
-        model=with_lora(classifier()),
+        model=with_lora(one_layer()),
         args=trained.args,
         train_dataset=labelled_rows(ROWS),
         data_collator=DataCollatorWithPadding(word_tokenizer()),
@@ -165,7 +165,7 @@ def test_a_resumed_run_has_the_same_coins_and_is_audited_from_its_beginning(tmp_
 
     def go(**changes) -> ZOTrainer:
         torch.manual_seed(0)
-        return everybody(tmp_path / "run", model=classifier(), save_strategy="steps", save_steps=2, **changes)
+        return everybody(tmp_path / "run", model=one_layer(), save_strategy="steps", save_steps=2, **changes)
 
     first = go()
     coins = Coins.load(tmp_path / "run")
@@ -311,7 +311,7 @@ def test_an_audit_that_cannot_be_made_is_refused(trained, tmp_path):
 def untrained(folder: Path, **changes) -> ZOTrainer:
     settings = {"canaries": CANARIES, "padded_lengths": [16], **changes}
     return ZOTrainer(
-        model=with_lora(classifier()),
+        model=with_lora(one_layer()),
         args=short_args(folder, **settings),
         train_dataset=labelled_rows(ROWS),
         eval_dataset=labelled_rows(ROWS, 1),

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from hf_dpzo import Trajectory, ZOTrainer, ZOTrainingArguments
 from hf_dpzo.models.fingerprints import fingerprint_values
 
-from support.models import classifier, with_lora, word_tokenizer
+from support.models import one_layer, with_lora, word_tokenizer
 from support.processes import ROWS
 from support.rows import few_public_rows, labelled_rows
 
@@ -57,7 +57,7 @@ def train(
 ) -> ZOTrainer:
     """Train in this process. Shapes are public, so that a row's loss has the same bits in any batch."""
     trainer = ZOTrainer(
-        model=model or with_lora(classifier()),
+        model=model or with_lora(one_layer()),
         args=short_args(output_dir, **{"padded_lengths": [16], "logging_steps": 100, **changes}),
         train_dataset=labelled_rows(ROWS) if rows is None else rows,
         data_collator=collator or DataCollatorWithPadding(word_tokenizer()),

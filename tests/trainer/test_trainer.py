@@ -31,7 +31,7 @@ from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.trajectory.run_log import RunLog
 from hf_dpzo.zo.optimizer import ZOOptimizer
 
-from support.models import causal_lm, classifier, with_lora
+from support.models import causal_lm, classifier, one_layer, with_lora
 from support.rows import labelled_rows
 
 
@@ -42,7 +42,7 @@ ROWS = 40
 def make_trainer(make_args, tokenizer):
     def make(model=None, *, args=None, **parts) -> ZOTrainer:
         given = {
-            "model": model or with_lora(classifier()),
+            "model": model or with_lora(one_layer()),
             "args": args or make_args(),
             "train_dataset": labelled_rows(ROWS),
             "eval_dataset": labelled_rows(12, seed=1),
