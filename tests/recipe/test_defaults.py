@@ -104,9 +104,8 @@ def test_what_the_task_chose_is_part_of_the_recipe_that_is_kept(head, monkeypatc
 
 def test_adapters_for_prompts_have_defaults_of_their_own_and_all_parameters_have_stocks():
     assert chosen()["learning_rate"] == ADAPTER_DEFAULTS["lora"].learning_rate
-    assert (
-        chosen(adapter="activated-lora", template="{text} It was")["clip_norm"] == 0.5
-    )  # 1 along each of 4 directions.
+    activated = chosen(adapter="activated-lora", template="{text} It was")
+    assert activated["num_directions"] == 32 and activated["clip_norm"] == pytest.approx(0.09 / 32**0.5)
     assert chosen(adapter="none") == {}
     assert chosen(task="causal-lm", label_words="absent") == {}
 
