@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from hf_dpzo import ZOTrainer
 
-from support.models import one_layer, with_lora, word_tokenizer
+from support.models import classifier, with_lora, word_tokenizer
 from support.processes import ROWS, Here
 from support.rows import few_public_rows, labelled_rows
 from support.runs import short_args
@@ -22,7 +22,7 @@ from support.runs import short_args
 def whole_model(*, lora: bool = False) -> torch.nn.Module:
     """The same classifier each time."""
     torch.manual_seed(0)
-    return with_lora(one_layer()) if lora else one_layer()
+    return with_lora(classifier()) if lora else classifier()
 
 
 def split(model: torch.nn.Module, mesh: DeviceMesh | None = None) -> torch.nn.Module:
