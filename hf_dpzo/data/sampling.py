@@ -171,14 +171,13 @@ def batch_capacity(expected_batch_size: int, *, max_rows_per_unit: int = 1) -> i
     return math.ceil(expected_batch_size + 12 * math.sqrt(expected_batch_size) + 40) * max_rows_per_unit
 
 
-def expected_drawn_rows(num_rows: int, *, rows_per_step: float, steps: int) -> float:
-    """Return how many of `num_rows` are drawn at least once, on average, by `steps` that draw so many each.
+def expected_drawn_rows(num_rows: int, *, sampling_rate: float, steps: int) -> float:
+    """Return how many of `num_rows` are drawn at least once, on average.
 
-    >>> round(expected_drawn_rows(1000, rows_per_step=10, steps=100)), expected_drawn_rows(5, rows_per_step=5, steps=1)
-    (634, 5.0)
+    >>> round(expected_drawn_rows(1000, sampling_rate=0.01, steps=100))
+    634
     """
-    rate = min(1.0, rows_per_step / num_rows)
-    return num_rows * (1 - (1 - rate) ** steps)
+    return num_rows * (1 - (1 - sampling_rate) ** steps)
 
 
 def build_batch_sampler(

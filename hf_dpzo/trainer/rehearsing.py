@@ -212,8 +212,8 @@ class RehearsingTrainer(JoiningTrainer):
         num_rows = self._units.public_facts["rows"] or self._num_units * self._units.max_rows_per_unit
         drawn = self.args.resolve_batch_size(self._num_units) * self._units.max_rows_per_unit
         if shared is not None and shared.rows is not None:  # It reads a row when a step first draws it.
-            reading = times.keeping / capacity
-            num_rows = expected_drawn_rows(num_rows, rows_per_step=drawn, steps=self.budget.planned_steps)
+            reading, rate = times.keeping / capacity, self.args.sampling_rate(self._num_units)
+            num_rows = expected_drawn_rows(num_rows, sampling_rate=rate, steps=self.budget.planned_steps)
         return StepTrial(
             rows=told,
             times=times,
