@@ -11,7 +11,6 @@ from sections.cli import build_cli
 from sections.fields import build_added_arguments, build_inherited_arguments, build_recipe_fields, build_refusals
 from sections.log_format import build_log_format
 from sections.schemas import build_header_schema, build_parts_schema, build_privacy_schema
-from sections.words import build_words
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -25,7 +24,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "log header": build_header_schema,
     "parts": build_parts_schema,
     "privacy.json": build_privacy_schema,
-    "epsilon in words": build_words,
 }
 
 

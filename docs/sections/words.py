@@ -1,4 +1,4 @@
-"""What an epsilon means in plain numbers, as the cards of runs compute it."""
+"""What an epsilon means in plain numbers, as the cards of runs compute it. The glossary holds the table itself."""
 
 import math
 

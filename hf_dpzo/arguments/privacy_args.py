@@ -30,7 +30,10 @@ def _check_private(args: TrainingArguments) -> None:
             "give one of the two; the other follows from it."
         )
     if args.target_delta is None:
-        raise ValueError("target_delta=None: a guarantee needs a delta; choose one well below one over the rows.")
+        raise ValueError(
+            "target_delta=None: a guarantee needs a delta; choose a tenth of one over the number of rows or users, "
+            "such as 1e-5 for 10,000."
+        )
     check_delta(args.target_delta)
 
 

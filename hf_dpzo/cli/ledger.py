@@ -105,7 +105,9 @@ def _describe_unit(unit: "UnitSummary") -> list[tuple[str, str]]:
     total, most = unit.total, unit.most_affected
     runs = str(total.runs) if total.private else f"{total.runs}, of which {total.without_noise} added no noise"
     protected = "rows" if total.unit_column is None else f"users (column {total.unit_column})"
-    lines = [("runs that count", runs), ("protected", protected), ("epsilon in all", _show(total.epsilon))]
+    # Before the first run, nobody knows what runs will protect.
+    unit_line = [("protected", protected)] if total.runs else []
+    lines = [("runs that count", runs), *unit_line, ("epsilon in all", _show(total.epsilon))]
     if total.delta is not None:
         lines.append(("delta", f"{total.delta:g}"))
     lines.append(

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if fields and not arguments.takes_fields:
             raise ValueError(f"{fields[0]}: there is no such option; see hf-dpzo {arguments.command} --help.")
+        _refuse_missing_recipe(arguments, fields)
         with quiet_warnings():
             outcome = arguments.run(arguments, fields)
         sys.stdout.write(outcome.text)
@@ -58,6 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hf-dpzo: {make_printable(str(stop)) or 'stopped'}.\n")
         return 130
     return outcome.status
+
+
+def _refuse_missing_recipe(arguments: argparse.Namespace, fields: Sequence[str]) -> None:
+    """Raise `ValueError` for a recipe that is no file, before libraries are imported for seconds."""
+    if arguments.takes_fields and arguments.recipe is not None and not {"-h", "--help"} & {*fields}:
+        from hf_dpzo.recipe.shipped import locate_recipe
+
+        locate_recipe(arguments.recipe)
 
 
 def _find_sentence(error: Exception) -> str | None:

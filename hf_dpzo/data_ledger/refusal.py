@@ -87,8 +87,8 @@ def refuse_run(path: Path, budget: SetBudget | None, others: Sequence[PlannedRun
         )
     if total.epsilon > budget.epsilon:
         raise BudgetExceededError(
-            f"{told}: with this run, the {total.runs} on these data would come to "
-            f"epsilon={round_up(total.epsilon):g} at delta={budget.delta:g}, beyond their budget of "
+            f"{told}: {'this run' if total.runs == 1 else f'the {total.runs} runs on these data, this one included,'} "
+            f"would come to epsilon={round_up(total.epsilon):g} at delta={budget.delta:g}, beyond their budget of "
             f"{budget.epsilon:g}; {_find_remedy(budget, others, wish)}."
         )
 
@@ -101,7 +101,7 @@ def _find_remedy(budget: SetBudget, others: Sequence[PlannedRun], wish: Wish) ->
         runs = [*others, *([] if run is None else [run] * wish.times)]
         return Total.of(runs, delta=budget.delta, unit_column=column).epsilon
 
-    nothing = "nothing of it fits: train on other data, or raise the budget if whoever answers for them agrees"
+    nothing = "no step of it fits: train on other data, or raise the budget if whoever answers for them agrees"
     spent = compose(None)
     if spent >= budget.epsilon:
         return nothing
@@ -118,7 +118,7 @@ def _find_remedy(budget: SetBudget, others: Sequence[PlannedRun], wish: Wish) ->
     steps = _find_steps_left(wish, compose, limit=budget.epsilon)
     if steps:
         return f"no more than {steps} of its {planned} steps fit: set max_steps={steps}, or raise noise_multiplier"
-    return "nothing of it fits: raise noise_multiplier"
+    return "no step of it fits: raise noise_multiplier"
 
 
 def _find_largest_target(compose: Callable[[float], float], *, limit: float, spent: float, beyond: float) -> float:

@@ -168,7 +168,9 @@ def list_bodies() -> Iterator[str]:
 
 def _has_stock_loss(base: torch.nn.Module, kind: type) -> bool:
     """Return whether the model computes its loss as `kind` does, from which it is derived."""
-    return type(base).forward is kind.forward and "_loss_function" not in vars(base)
+    own = type(base)
+    is_replaced = any("_loss_function" in vars(place) for place in (base, *own.__mro__))
+    return own.forward is kind.forward and own.loss_function is kind.loss_function and not is_replaced
 
 
 def _is_listed_rightly(base: torch.nn.Module, head: Head) -> bool:

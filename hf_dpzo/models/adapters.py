@@ -21,6 +21,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from hf_dpzo.distributed.sharding import is_sharded, to_local
+from hf_dpzo.models.adapter_scale import refuse_scaled_layer
 
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ def find_trained_adapter(model: torch.nn.Module) -> str | None:
     name = model.active_adapter
     for layer in layers:
         _refuse_layer(layer, model, name)
+        refuse_scaled_layer(layer, model, name)
     return name
 
 

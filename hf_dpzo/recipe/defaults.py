@@ -27,6 +27,8 @@ class TrainingDefaults:
             norm of each method follows from it.
         smoothing: the distance from the parameters to a probe point, in directions.
         learning_rate: the learning rate of `update=sgd`.
+        most_noise: how far the noise of a whole run may carry a parameter, in distances of a probe point. Where it
+            would go further, the learning rate is lowered.
         max_steps: the number of steps, unless a number of epochs is given.
     """
 
@@ -36,6 +38,7 @@ class TrainingDefaults:
     clip: float | None = None
     smoothing: float | None = None
     learning_rate: float | None = None
+    most_noise: float = math.inf
     max_steps: int | None = None
 
     def choose(self, values: argparse.Namespace, given: Collection[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How the fields of a recipe are spelled on the command line, through which all of them go."""
 
+import argparse
 import difflib
 import json
 import re
@@ -20,12 +21,25 @@ _NUMBERS = {
 }
 
 
+_NO_FLAG = "no flag takes it; one that is no list takes one value, and text with spaces stands in quotes"
+
+
+# How fields that are mappings are written.
+MAPPINGS = {
+    "label_words": "{class: word}",
+    "where": "{column: value}",
+    "columns": "{name of the task: name in the data}",
+    "perturbation_scales": "{part of a name: scale}",
+}
+
+
 class FieldParser(HfArgumentParser):
     """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `ValueError` with `message`."""
         sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
+        sentence = re.sub(r"^unrecognized arguments: (.+)$", rf"\1: {_NO_FLAG}", sentence)
         for kind, (fault, remedy) in _NUMBERS.items():
             sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+)$", rf"\1=\2: {fault}; {remedy}", sentence)
         raise ValueError(f"{sentence}.")
@@ -46,13 +60,18 @@ def spell_field(name: str, value: Any) -> list[str]:
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def refuse_mappings(values: Mapping[str, Any], kinds: Sequence[type]) -> None:
-    """Raise `ValueError` for a mapping of a recipe where a field of the dataclasses `kinds` is a list."""
-    lists = {entry.name for kind in kinds for entry in fields(kind) if "list[" in str(entry.type)}
+def refuse_other_kinds(values: Mapping[str, Any], parser: argparse.ArgumentParser) -> None:
+    """Raise `ValueError` for a mapping of a recipe where a field is a list, and for a list of several elsewhere."""
+    lists = {action.dest: action.nargs in ("+", "*") for action in parser._actions}
     for name, value in values.items():
-        if isinstance(value, Mapping) and name in lists:
+        takes_list = lists.get(name, True)  # Of a name that is no field, more is said later.
+        if isinstance(value, Mapping) and takes_list:
             items = ", ".join(map(str, value))
             raise ValueError(f"{name}={{{items}}}: it is a list, and no mapping; write [{items}].")
+        if isinstance(value, list) and len(value) != 1 and not takes_list:
+            items = ", ".join(map(str, value))
+            told = f"a mapping; write {MAPPINGS[name]}" if name in MAPPINGS else "one value"
+            raise ValueError(f"{name}=[{items}]: it is no list, but {told}.")
 
 
 def name_flag(argument: str) -> str | None:

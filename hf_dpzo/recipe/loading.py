@@ -1,13 +1,20 @@
 """Loads the model and the rows of tokens that a recipe describes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import torch
 from datasets import ClassLabel, Json, List
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_dpzo.data.cells import to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
@@ -91,6 +98,8 @@ def load_language_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel:
+    if "id2label" in options:
+        _refuse_renamed_outputs(recipe, list(options["id2label"].values()))
     try:
         return recipe.kind.auto_class(recipe).from_pretrained(resolve_path(recipe.model_name_or_path), **options)
     except RuntimeError as error:
@@ -100,6 +109,19 @@ def _load_weights(recipe: Recipe, options: Mapping[str, Any]) -> PreTrainedModel
         f"classes={', '.join(recipe.labels)}: the head of {recipe.model_name_or_path} has not {options['num_labels']} "
         "outputs; name as many classes as it has, or a model without a head."
     )
+
+
+def _refuse_renamed_outputs(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise `ValueError` if the model has the classes of the recipe in another order, so that they would be renamed."""
+    config = AutoConfig.from_pretrained(resolve_path(recipe.model_name_or_path), **_build_source_options(recipe))
+    present = [str(config.id2label[number]) for number in sorted(config.id2label)]
+    ours, theirs = ([name.casefold() for name in listed] for listed in (names, present))
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        field = "classes" if recipe.label_words is None else "label_words"
+        raise ValueError(
+            f"{field}={', '.join(names)}: the head of {recipe.model_name_or_path} has these classes in the order "
+            f"{', '.join(present)}; name them so, in that order."
+        )
 
 
 def add_adapter(

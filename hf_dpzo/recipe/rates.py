@@ -12,11 +12,6 @@ from hf_dpzo.trajectory.header import TrajectoryError
 from hf_dpzo.trajectory.log import Trajectory
 
 
-# How far the noise of a run may carry a parameter, in distances of a probe point. At epsilon 0.5, heads on 1,024 rows
-# are two points more accurate for it on two of three tasks, and as accurate on the third: see benchmarks/README.md.
-MOST_NOISE = 16
-
-
 def lower_learning_rate(recipe: Recipe, args: ZOTrainingArguments, method: Method, budget: Budget) -> None:
     """Lower the learning rate that the task of `recipe` chose, if the noise of its run is too much for it.
 
@@ -25,7 +20,8 @@ def lower_learning_rate(recipe: Recipe, args: ZOTrainingArguments, method: Metho
     rate = recipe.chosen.get("learning_rate")
     if rate is None or not args.private or _has_begun_with(rate, Path(args.output_dir)):
         return
-    most = MOST_NOISE * choose_learning_rate(method, steps=budget.planned_steps, update=args.update_rule)
+    limit = recipe.kind.defaults(recipe).most_noise
+    most = limit * choose_learning_rate(method, steps=budget.planned_steps, update=args.update_rule)
     if most < rate:
         args.learning_rate = float(f"{most:.3g}")
         recipe.chosen["learning_rate"] = args.learning_rate

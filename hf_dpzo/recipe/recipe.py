@@ -18,7 +18,7 @@ from hf_dpzo.recipe.flags import (
     FieldParser,
     name_flag,
     parse_json_object,
-    refuse_mappings,
+    refuse_other_kinds,
     refuse_unknown_flags,
     spell_field,
 )
@@ -284,11 +284,11 @@ def parse_recipe(
     values = {name: value for name, value in values.items() if name not in options.without.split(",")}
     given = {name_flag(argument) for argument in flags}
     values |= locate_paths(folder, {name: value for name, value in values.items() if name not in given})
-    refuse_mappings(values, (Recipe, ZOTrainingArguments))
+    parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
+    refuse_other_kinds(values, parser)
     argv = [argument for name, value in values.items() for argument in spell_field(str(name), value)]
     refuse_unknown_flags([*argv, *flags], (Recipe, ZOTrainingArguments))
     argv += flags
-    parser = FieldParser((Recipe, ZOTrainingArguments), allow_abbrev=False)
     written = parser.parse_args(argv)
     recipe = Recipe(**{entry.name: getattr(written, entry.name) for entry in fields(Recipe)})
     given = {name_flag(argument) for argument in argv}

@@ -46,7 +46,8 @@ def _hold_out(
     train: datasets.Dataset, recipe: Recipe, unit_column: str | None
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     if unit_column is not None and unit_column not in train.column_names:
-        raise ValueError(f"privacy_unit_column={unit_column}: the data have no such column; name one of them.")
+        fault = describe_missing_column(unit_column, train.column_names, recipe)
+        raise ValueError(f"privacy_unit_column={unit_column}: {fault}; name one of these.")
     return hold_out(
         train,
         count=recipe.eval_rows,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers.utils import logging
 
 from hf_dpzo.data.collation import LogicalBatch
 from hf_dpzo.data.sampling import DrawnRow, FetchedRow, SealedRows
@@ -27,7 +26,7 @@ from hf_dpzo.models.state import ModelState
 from hf_dpzo.step.batch_losses import BatchLosses
 from hf_dpzo.step.estimate import StepEstimate
 from hf_dpzo.trainer.auditing import AuditingTrainer
-from hf_dpzo.trainer.progress import build_refresh
+from hf_dpzo.trainer.progress import row_bar
 
 
 # The number of rows that are fetched at once, to compute their features: enough for rows of one of many public lengths
@@ -170,18 +169,18 @@ class FeatureTrainer(AuditingTrainer):
         """Compute the features of all rows that this process may draw. SENSITIVE."""
         numbers = self._table_sampler.own_rows
         # How many rows there are is public where each is a unit, and only all of them together.
-        is_shown = self._units.members is None and self._processes.size == 1 and not self.args.disable_tqdm
+        is_counted = self._units.members is None and self._processes.size == 1
+        is_hidden = self.args.disable_tqdm or not self.is_world_process_zero()
         parts = [numbers[start : start + ROWS_AT_ONCE] for start in range(0, len(numbers), ROWS_AT_ONCE)]
         read = self._read_with(self._feature_reader)
-        with logging.tqdm(total=len(numbers), desc="Reading features", unit="row", disable=not is_shown) as bar:
-            refresh = build_refresh(bar)
+        with row_bar("Reading features", len(numbers), is_counted=is_counted, is_hidden=is_hidden) as bar:
             for part in parts:
                 drawn = [DrawnRow(unit=slot, row=row, slot=slot) for slot, row in enumerate(part.tolist())]
                 batch = self._token_losses.collator(self._token_rows.__getitems__(drawn))["batch"]
                 for micro_batch in batch.micro_batches:
                     one = replace(batch, micro_batches=(micro_batch,))
                     self._write(part[one.row_slots], read(model, one))
-                    refresh()  # How many rows of which length there are is secret, so the number stays.
+                    bar.refresh()  # How many rows of which length there are is secret, so the number stays.
                 bar.update(len(part))
 
     def _write(self, numbers: np.ndarray, read: torch.Tensor) -> None:

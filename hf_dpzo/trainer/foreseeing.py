@@ -17,7 +17,7 @@ from hf_dpzo.data.filler import stretch_row
 from hf_dpzo.data.first_rows import find_common_facts, have_several_sizes, lacks_targets
 from hf_dpzo.isolation.row_generator import LABEL_COLUMNS
 from hf_dpzo.models.set_aside import find_set_aside
-from hf_dpzo.models.unwrap import class_name, unwrap_model
+from hf_dpzo.models.unwrap import unwrap_model
 from hf_dpzo.trainer.evaluation import name_collator
 
 
@@ -53,7 +53,9 @@ def refuse_unknown_tokens(model: torch.nn.Module, tokenizer: Any) -> None:
 def refuse_undeclared_classes(model: torch.nn.Module, dataset: Any) -> None:
     """Raise `ValueError` if the data set states more classes than the model's head has outputs."""
     base = unwrap_model(model)
-    if not isinstance(dataset, Dataset) or not class_name(base).endswith("Classification"):
+    if not isinstance(dataset, Dataset) or not any(
+        kind.__name__.endswith("Classification") for kind in type(base).__mro__
+    ):
         return
     for name in LABEL_COLUMNS:
         feature = dataset.features.get(name)

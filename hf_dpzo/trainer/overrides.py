@@ -93,6 +93,14 @@ def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]
         is_below = is_below or package == "hf_dpzo"
         if package not in _OWN:
             yield from ((kind, name, is_below) for name in names if name in vars(kind))
+        else:  # What somebody else has put into a class of ours or of transformers.
+            yield from ((kind, name, False) for name in REPLACED_HOOKS if _is_foreign(vars(kind).get(name)))
+
+
+def _is_foreign(hook: Any) -> bool:
+    """Return whether a hook comes from elsewhere; `False` for none, and for one that does not say where it is from."""
+    package = (getattr(hook, "__module__", None) or _OWN[0]).partition(".")[0]
+    return package not in _OWN
 
 
 def _refuse_own_optimizer(optimizer: Any, schedule: Any, built_from: tuple | None) -> None:

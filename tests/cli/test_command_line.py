@@ -51,11 +51,15 @@ def test_the_list_of_commands_says_of_each_what_it_says_itself():
     assert {action.dest: action.help for action in commands._choices_actions} == COMMANDS
 
 
-def test_help_imports_no_library_that_takes_time():
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [(["--help"], ["numpy"]), (["train", "none.yaml"], ["pandas"]), (["plan", "none.yaml"], ["datasets"])],
+)
+def test_help_and_a_missing_recipe_import_no_library_that_takes_time(words, slow):
     script = (
         "import sys, json\nfrom hf_dpzo.cli.main import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(json.dumps([m for m in ('torch', 'numpy', 'dp_accounting', 'transformers') if m in sys.modules]))"
+        f"try: main({words})\nexcept SystemExit: pass\n"
+        f"print(json.dumps([m for m in ['torch', 'dp_accounting', 'transformers', *{slow}] if m in sys.modules]))"
     )
     printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
     assert json.loads(printed.stdout.splitlines()[-1]) == []

@@ -209,6 +209,16 @@ def test_a_loss_function_that_a_user_set_is_kept():
     assert isinstance(build_head_loss(model), OwnLoss)
 
 
+@pytest.mark.parametrize("name", ["loss_function", "_loss_function"])
+def test_a_loss_function_of_a_subclass_is_kept(name):
+    def mean(**parts):
+        return parts["logits"].mean()
+
+    model = CASES["tokens"].model()
+    model.__class__ = type("Mine", (type(model),), {name: property(lambda model: mean)})
+    assert isinstance(build_head_loss(model), OwnLoss)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("output", [lambda loss, logits: {"loss": loss, "logits": logits}, lambda *both: both])
 def test_a_plain_module_is_trained_on_the_loss_that_it_returns(output):

@@ -1,12 +1,12 @@
 """What a task chooses where neither its recipe nor a flag says anything."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from hf_dpzo.arguments.rates import choose_learning_rate
 from hf_dpzo.cli.main import main
-from hf_dpzo.recipe import rates
 from hf_dpzo.recipe.defaults import TrainingDefaults
 from hf_dpzo.recipe.recipe import parse_recipe, read_recipe
 from hf_dpzo.recipe.run import build_trainer
@@ -34,6 +34,7 @@ HEAD = TrainingDefaults(
     clip=0.4,
     smoothing=0.1,
     learning_rate=20.0,
+    most_noise=16,
     max_steps=60,
 )
 
@@ -135,12 +136,21 @@ def test_the_rate_of_a_task_is_lowered_where_noise_is_too_much_for_it(write, wor
 
 
 def test_a_run_that_goes_on_keeps_the_rate_that_it_began_with(write, workplace, monkeypatch):
-    monkeypatch.setattr(type(TASKS["prompt-classification"]), "defaults", lambda task, recipe: HEAD)
-    monkeypatch.setattr(rates, "MOST_NOISE", math.inf)
+    task = type(TASKS["prompt-classification"])
+    monkeypatch.setattr(task, "defaults", lambda task, recipe: replace(HEAD, most_noise=math.inf))
     flags = ["--num_directions", "2", "--noise_multiplier", "300"]
     path = write(method="absent", expected_batch_size="absent", smoothing="absent", max_steps=1)
     assert main(["train", path, *flags]) == 0
-    monkeypatch.setattr(rates, "MOST_NOISE", 16)
+    monkeypatch.setattr(task, "defaults", lambda task, recipe: HEAD)
     recipe, args = read_recipe(path, [*flags, "--resume_from_checkpoint", "true"])
     build_trainer(recipe, args)
     assert args.learning_rate == 20
+
+
+def test_noise_may_carry_an_adapter_less_far_than_a_head(write):
+    path = write(expected_batch_size="absent", smoothing="absent", learning_rate="absent", max_steps=1)
+    recipe, args = read_recipe(path, ["--noise_multiplier", "3000"])
+    build_trainer(recipe, args)
+    method, budget = args.plan(70)
+    rate = choose_learning_rate(method, steps=budget.planned_steps, update=args.update_rule)
+    assert args.learning_rate == pytest.approx(4 * rate, rel=0.01) and args.learning_rate < 1e-2

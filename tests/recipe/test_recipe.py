@@ -123,6 +123,14 @@ REFUSED = [
     ({"label_words": "bad,good"}, "it must be a mapping"),
     ({"classes": {0: "bad", 1: "good"}}, "classes={0, 1}: it is a list, and no mapping; write [0, 1]."),
     ({"padded_lengths": {16: 1}}, "padded_lengths={16}: it is a list, and no mapping; write [16]."),
+    ({"label_words": [" no", " yes"]}, "label_words=[ no, yes]: it is no list, but a mapping; write {class: word}."),
+    ({"where": ["a", "b"]}, "where=[a, b]: it is no list, but a mapping; write {column: value}."),
+    (
+        {"perturbation_scales": ["a", "b"]},
+        "perturbation_scales=[a, b]: it is no list, but a mapping; write {part of a name: scale}.",
+    ),
+    ({"template": ["a", "b"]}, "template=[a, b]: it is no list, but one value."),
+    ({"max_steps": [1, 2]}, "max_steps=[1, 2]: it is no list, but one value."),
     ({"eval_rows": 80}, "eval_rows=80: it leaves no row on one side"),
     ({"eval_split": "test"}, "split=test: a file has no splits"),
     ({"expected_batch_size": 71}, "expected_batch_size=71: the training data have 70 rows"),
@@ -142,7 +150,8 @@ def test_training_file_is_not_for_evaluation(write, workplace, capsys):
 
 
 def test_bad_files_get_one_sentence(workplace, capsys):
-    assert "there is no such file" in refused(capsys, "train", str(workplace / "none.yaml"))
+    for command in ("train", "plan", "tune", "audit"):
+        assert "there is no such file" in refused(capsys, command, str(workplace / "none.yaml"))
     (workplace / "list.yaml").write_text("- a\n- b\n")
     assert "it must be a mapping" in refused(capsys, "train", str(workplace / "list.yaml"))
     (workplace / "broken.yaml").write_text("a: [1\n")

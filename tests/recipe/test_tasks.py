@@ -170,6 +170,16 @@ def test_outputs_of_a_head_have_names(tmp_path):
     assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").id2label == {0: "x", 1: "y", 2: "z"}
 
 
+def test_outputs_that_have_names_are_not_renamed_by_the_order_of_a_recipe(tmp_path):
+    names = {**HEAD, "model_name_or_path": str(tmp_path / "model"), "adapter": "none"}
+    classifier(num_labels=2, id2label={0: "good", 1: "bad"}).save_pretrained(tmp_path / "model")
+    for order, fields in {"bad, good": {"classes": ["bad", "good"]}, "Bad, Good": {"classes": ["Bad", "Good"]}}.items():
+        with pytest.raises(ValueError, match=rf"^classes={order}: the head of .* in the order good, bad; name them so"):
+            load_model(data_recipe("rows.csv", **names, **fields), word_tokenizer(), seed=0)
+    model = load_model(data_recipe("rows.csv", **names, classes=["Good", "Bad"]), word_tokenizer(), seed=0)
+    assert model.config.id2label == {0: "Good", 1: "Bad"}
+
+
 def test_every_task_names_its_model_and_its_columns():
     recipes = {"classes": ["a", "b"], "label_words": None, "response": "{answer}", "reward": "exact_match"}
     for name, task in TASKS.items():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -151,6 +152,7 @@ SWITCHES = {
     "deleted another one": lambda model: model.delete_adapter("secret"),
     "frozen": lambda model: [p.requires_grad_(False) for p in model.parameters()],
     "unfrozen": lambda model: [p.requires_grad_(True) for p in model.parameters()],
+    "scaled": lambda model: next(m for m in model.modules() if isinstance(m, LoraLayer)).scale_layer(50),
 }
 
 
@@ -176,7 +178,7 @@ def test_an_adapter_that_is_switched_after_training_is_neither_saved_nor_pushed_
     assert "base_loss" in trainer.evaluate(metric_key_prefix="base")  # For comparison; no card shows it.
 
 
-@pytest.mark.parametrize("how", ["merged", "disabled"])
+@pytest.mark.parametrize("how", ["merged", "disabled", "scaled"])
 def test_a_run_of_a_merged_or_disabled_adapter_does_not_begin(how, make):
     trainer = make("two")
     SWITCHES[how](trainer.model)

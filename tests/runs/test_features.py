@@ -14,7 +14,7 @@ from hf_dpzo import Trajectory, ZOTrainer, verify
 from hf_dpzo.card.repository import read_statement
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.fingerprints import fingerprint_frozen
-from hf_dpzo.trainer import progress
+from hf_dpzo.trainer import features, progress
 
 from support.models import llama_config, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
@@ -94,6 +94,17 @@ def test_while_features_are_read_the_clock_goes_on_and_only_the_public_number_of
     counts = [re.search(r"(\d+)/(\d+) \[", line).groups() for line in shown]
     assert {*counts} == {("0", str(ROWS)), (str(ROWS), str(ROWS))}
     assert counts.count(("0", str(ROWS))) > ROWS // 2, "it is shown again after each micro-batch"
+
+
+def test_while_features_of_users_are_read_shares_show_and_no_number_of_rows(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_REFRESHED_EVERY", 0.0)
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 7)
+    rows = [{**row, "user": index % 11} for index, row in enumerate(labelled_rows(ROWS))]
+    build(base, tmp_path, rows=rows, max_steps=1, disable_tqdm=False, privacy_unit_column="user").train()
+    shown = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if "Reading features" in line]
+    shares = [int(re.fullmatch(r"Reading features: +(\d+)%\|.*\| [\d:]+<[\d:?]+", line)[1]) for line in shown]
+    assert shares == sorted(shares) and shares[-1] == 100 and len({*shares}) > 3
+    assert all(share % 5 == 0 for share in shares)
 
 
 def test_features_in_the_table_are_those_of_the_row_alone_to_the_bit(base, finished):

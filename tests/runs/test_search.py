@@ -510,7 +510,7 @@ def test_a_search_whose_trials_would_pass_the_budget_of_their_data_begins_none(m
     query = trainer.budget.query
     within = account(((query, 2 * STEPS),), delta=1e-4).epsilon
     DataLedger(path, create=True).set_budget(epsilon=within, delta=1e-4)
-    with pytest.raises(BudgetExceededError, match="the 3 on these data would come to"):
+    with pytest.raises(BudgetExceededError, match="the 3 runs on these data, this one included, would come to"):
         search(trainer)
     assert DataLedger(path).read().runs == ()
 

@@ -186,7 +186,7 @@ def test_canaries_count_as_units_and_are_nobodys_rows(run, path):
 
 def test_a_run_beyond_the_budget_is_refused_before_its_first_step(run, path, tmp_path):
     DataLedger(path, create=True).set_budget(epsilon=0.01, delta=1e-4)
-    with pytest.raises(BudgetExceededError, match=r"^privacy_ledger=.*nothing of it fits"):
+    with pytest.raises(BudgetExceededError, match=r"^privacy_ledger=.*no step of it fits"):
         run()
     assert runs(path) == [] and not (tmp_path / "run" / "trajectory.zo").exists()
     DataLedger(path).set_budget(epsilon=100, delta=1e-4)

@@ -91,6 +91,9 @@ def test_classes_that_the_data_state_need_outputs(refused, tmp_path):
     data = rows(labels=lambda index: index % 3).cast_column("labels", three)
     refused("labels: the data state 3 classes and the model has 2 outputs", one_layer(), data)
     refused("load the model with num_labels=3", bert(), data)
+    own = one_layer()
+    own.__class__ = type("Mine", (type(own),), {})
+    refused("labels: the data state 3 classes and the model has 2 outputs", own, data)
     trainer(tmp_path, one_layer(num_labels=3), data).train()
 
 

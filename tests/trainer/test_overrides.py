@@ -71,6 +71,14 @@ def test_a_hook_of_a_trainer_that_ours_is_combined_with_is_refused(make, name):
         make(type("Joined", (ZOTrainer, with_hook(name, Trainer)), {}))
 
 
+@pytest.mark.parametrize("owner", [ZOTrainer, Trainer])
+@pytest.mark.parametrize("name", REPLACED_HOOKS)
+def test_a_hook_that_was_put_into_a_class_of_ours_or_of_transformers_is_refused(make, monkeypatch, name, owner):
+    monkeypatch.setattr(owner, name, ignored, raising=False)
+    with pytest.raises(ValueError, match=rf"^{name}={owner.__name__}\.{name}: "):
+        make()
+
+
 @pytest.mark.parametrize("name", REPLACED_HOOKS)
 def test_a_hook_that_the_instance_overrides_is_refused_before_anything_is_spent(make, name):
     trainer = make()
