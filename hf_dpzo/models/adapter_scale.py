@@ -4,6 +4,7 @@ import math
 
 import torch
 from peft import PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 
@@ -16,12 +17,14 @@ def refuse_scaled_layer(layer: torch.nn.Module, model: PeftModel, name: str) -> 
     place = next(place for place, module in model.named_modules() if module is layer)
     raise ValueError(
         f"adapter={name}: in {place} its scale is {layer.scaling[name]:g}, and {expected:g} when it is loaded again, "
-        f"which follows from its rank and alpha; call set_scale({name!r}, 1) there, and choose lora_alpha instead."
+        "which follows from its rank and alpha; leave the scale as PEFT sets it, and choose lora_alpha instead."
     )
 
 
 def _find_factor(layer: torch.nn.Module, model: PeftModel, name: str) -> float | None:
     """Return the factor by which a loaded adapter is multiplied; `None` where there is none or nobody can change it."""
+    if isinstance(layer, AdaLoraLayer) and name in layer.scaling:  # It divides by its rank, which changes, later.
+        return layer.lora_alpha[name] if layer.lora_alpha[name] > 0 else float(layer.r[name])
     if isinstance(layer, LoraLayer) and name in layer.scaling:
         rank = layer.r[name]
         return layer.lora_alpha[name] / (math.sqrt(rank) if model.peft_config[name].use_rslora else rank)

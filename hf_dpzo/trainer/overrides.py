@@ -93,8 +93,9 @@ def _find_overrides(trainer: Trainer) -> Iterator[tuple[type | None, str, bool]]
         is_below = is_below or package == "hf_dpzo"
         if package not in _OWN:
             yield from ((kind, name, is_below) for name in names if name in vars(kind))
-        else:  # What somebody else has put into a class of ours or of transformers.
-            yield from ((kind, name, False) for name in REPLACED_HOOKS if _is_foreign(vars(kind).get(name)))
+        else:  # What somebody has put into a class of ours or of transformers. A step of ours would be called.
+            ignored = (name for name in REPLACED_HOOKS if name != "training_step" or package != "hf_dpzo")
+            yield from ((kind, name, False) for name in ignored if _is_foreign(vars(kind).get(name)))
 
 
 def _is_foreign(hook: Any) -> bool:

@@ -143,7 +143,8 @@ def test_an_adapter_that_takes_no_part_is_refused_though_the_head_beside_it_does
     model = with_lora(classifier())
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            module.set_scale("default", 0.0)
+            module.lora_alpha["default"] = 0
+            module.set_scale("default", 1.0)
     trainer = build(model)
     with pytest.raises(RuntimeError, match="both probe points of its adapter"):
         trainer.train()

@@ -24,6 +24,10 @@ def ignored(self, *args, **options):
     pytest.fail("nobody calls it")
 
 
+# It is called, whatever it is.
+OUR_STEP = (ZOTrainer, "training_step")
+
+
 def with_hook(name: str, *bases: type) -> type:
     return type("Mine", bases, {name: ignored})
 
@@ -71,8 +75,10 @@ def test_a_hook_of_a_trainer_that_ours_is_combined_with_is_refused(make, name):
         make(type("Joined", (ZOTrainer, with_hook(name, Trainer)), {}))
 
 
-@pytest.mark.parametrize("owner", [ZOTrainer, Trainer])
-@pytest.mark.parametrize("name", REPLACED_HOOKS)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner in (ZOTrainer, Trainer) for name in REPLACED_HOOKS if (owner, name) != OUR_STEP],
+)
 def test_a_hook_that_was_put_into_a_class_of_ours_or_of_transformers_is_refused(make, monkeypatch, name, owner):
     monkeypatch.setattr(owner, name, ignored, raising=False)
     with pytest.raises(ValueError, match=rf"^{name}={owner.__name__}\.{name}: "):
