@@ -225,9 +225,10 @@ def _list_not_covered(run: LoggedRun, declarations: Declarations) -> list[str]:
         more_rows = f"whether column {run.unit_column} names all rows of the same person: what it says is trusted"
     trials = run.budget.trials
     counted = "its own run alone" if trials == 1 else f"the {trials} runs that it is one of"
-    counted += "" if declarations.counted_runs is None else ", and says beside it what all of its ledger come to"
+    counted += ", and the earlier ones that it was told of" if run.budget.earlier else ""
+    counted += "" if declarations.counted_runs is None else "; what all runs of its ledger come to stands in it too"
     facts = {
-        "counted": counted + (", and the earlier ones that it was told of" if run.budget.earlier else ""),
+        "counted": counted,
         "evaluation": "declared public" if declarations.eval_data_is_public else "that were not declared public",
         "more_than_the_unit": more_rows,
         "tuning": _describe_tuning(declarations.tuning_runs, trials, counted=declarations.counted_runs),
@@ -253,9 +254,8 @@ def _list_beginnings(began_from: Mapping[str, Any] | None) -> list[str]:
 
 def _describe_tuning(runs: int | None, trials: int, *, counted: int | None) -> str:
     """Say how many runs the choices were made from, as far as declared, and how many of them the guarantee covers."""
-    if trials == 1 and runs is None and counted is not None:
-        several = f"how many of the {counted} runs that the ledger counts they took is not told"
-        return several if counted > 1 else "the ledger counts no other run, and whether there were some is not told"
+    if trials == 1 and runs is None and counted is not None and counted > 1:
+        return f"how many of the {counted} runs that the ledger counts they took is not told"
     if trials == 1:
         return "how many runs they took is not told" if runs is None else f"{runs} runs in all, not accounted"
     if runs is None:

@@ -22,7 +22,7 @@ def refuse_scaled_layer(layer: torch.nn.Module, model: PeftModel, name: str) -> 
 
 
 def _find_factor(layer: torch.nn.Module, model: PeftModel, name: str) -> float | None:
-    """Return the factor by which a loaded adapter is multiplied; `None` where there is none or nobody can change it."""
+    """Return the factor by which a loaded adapter is multiplied; `None` for kinds that PEFT lets nobody scale."""
     if isinstance(layer, AdaLoraLayer) and name in layer.scaling:  # It divides by its rank, which changes, later.
         return layer.lora_alpha[name] if layer.lora_alpha[name] > 0 else float(layer.r[name])
     if isinstance(layer, LoraLayer) and name in layer.scaling:

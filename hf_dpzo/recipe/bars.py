@@ -12,8 +12,7 @@ from typing import Any
 import datasets
 from datasets.utils import tqdm
 
-
-_WITH_TOTAL = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+from hf_dpzo.trainer.progress import SHARES
 
 
 # Shares of fewer rows would tell how many these are.
@@ -34,7 +33,7 @@ def uncounted_bar(description: str, total: int | None = None) -> Iterator[None]:
     """
     are_hidden = datasets.are_progress_bars_disabled()
     total = None if total is None or total < _LEAST_ROWS else total
-    shown_as = "{desc}: {elapsed}" if total is None else _WITH_TOTAL
+    shown_as = "{desc}: {elapsed}" if total is None else SHARES
     # It is shown in terminals alone, as tqdm has it for None.
     with tqdm(desc=description, total=total, bar_format=shown_as, disable=None) as bar:
         token = _BAR.set(bar)

@@ -28,6 +28,7 @@ from hf_dpzo.recipe.invocation import find_invocation_tokens, ignore_base_tokens
 from hf_dpzo.recipe.obstacles import refuse_missing_libraries
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.tables import keep_rows, load_tables, select_rows
+from hf_dpzo.recipe.tasks.labels import name_classes_field
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -117,10 +118,9 @@ def _refuse_renamed_outputs(recipe: Recipe, names: Sequence[str]) -> None:
     present = [str(config.id2label[number]) for number in sorted(config.id2label)]
     ours, theirs = ([name.casefold() for name in listed] for listed in (names, present))
     if ours != theirs and sorted(ours) == sorted(theirs):
-        field = "classes" if recipe.label_words is None else "label_words"
         raise ValueError(
-            f"{field}={', '.join(names)}: the head of {recipe.model_name_or_path} has these classes in the order "
-            f"{', '.join(present)}; name them so, in that order."
+            f"{name_classes_field(recipe)}={', '.join(names)}: the head of {recipe.model_name_or_path} has these "
+            f"classes in the order {', '.join(present)}; name them so, in that order."
         )
 
 

@@ -14,31 +14,35 @@ from transformers.utils import logging
 _REFRESHED_EVERY = 2.0
 
 
-# A bar that shows shares alone, in steps so wide that they do not tell how many there are of what is done.
-_SHARES = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+# How a bar shows shares alone.
+SHARES = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+# Shares in percent that are shown: so few of them do not tell how many there are of what is done.
 _SHARE = 5
 
 
 class RowBar:
-    """A bar whose clock goes on while rows are read. It counts them, or shows the share of them that is done.
+    """A bar whose clock goes on while rows are read, and that says how many parts of `parts` are done.
 
     Args:
-        bar: the bar, of all rows if they are counted, or else of 100.
-        total: the number of rows.
-        is_counted: whether it shows their number.
+        bar: the bar, of all parts. Where bars are hidden it is one of transformers that knows no number.
+        rows: the number of rows.
+        parts: the number of parts.
+        step: the number of parts by which the bar moves.
     """
 
-    def __init__(self, bar: Any, *, total: int, is_counted: bool) -> None:
-        self._bar, self._total, self._is_counted = bar, total, is_counted
-        self._done = 0
+    def __init__(self, bar: Any, *, rows: int, parts: int, step: int) -> None:
+        self._bar, self._rows, self._parts, self._step = bar, rows, parts, step
+        self._read = self._done = 0
         self._shown = time.monotonic()
 
     def update(self, count: int) -> None:
-        """Say that `count` more rows are done."""
-        self._done += count
-        shown = self._done if self._is_counted else 100 * self._done // self._total // _SHARE * _SHARE
-        if shown > self._bar.n:
-            self._bar.update(shown - self._bar.n)
+        """Say that `count` more rows are read."""
+        self._read += count
+        done = self._parts * self._read // self._rows // self._step * self._step
+        self._bar.update(done - self._done)
+        self._done = done
 
     def refresh(self) -> None:
         """Show the bar again with its clock, and the same number, if it has not been shown lately."""
@@ -48,11 +52,11 @@ class RowBar:
 
 
 @contextmanager
-def row_bar(description: str, total: int, *, is_counted: bool, is_hidden: bool) -> Iterator[RowBar]:
-    """Show a bar of `total` rows inside the context."""
-    form = {"total": total, "unit": "row"} if is_counted else {"total": 100, "bar_format": _SHARES}
-    with logging.tqdm(desc=description, disable=is_hidden, **form) as bar:
-        yield RowBar(bar, total=total, is_counted=is_counted)
+def row_bar(description: str, rows: int, *, is_counted: bool, is_hidden: bool) -> Iterator[RowBar]:
+    """Show a bar of `rows` inside the context, which counts them, or else shows the share of them that is read."""
+    parts, step, form = (rows, 1, {"unit": "row"}) if is_counted else (100, _SHARE, {"bar_format": SHARES})
+    with logging.tqdm(desc=description, total=parts, disable=is_hidden, **form) as bar:
+        yield RowBar(bar, rows=rows, parts=parts, step=step)
 
 
 def show_epsilon(trainer: Trainer) -> None:

@@ -149,6 +149,11 @@ def test_training_file_is_not_for_evaluation(write, workplace, capsys):
     assert "it is the training data" in refused(capsys, "train", write(eval_data=str(workplace / "rows.csv")))
 
 
+def test_a_word_too_many_gets_one_sentence(write, capsys):
+    said = refused(capsys, "train", write(), "--label_words", "no", "yes")
+    assert "yes: no flag takes it; one that is no list takes one value" in said
+
+
 def test_bad_files_get_one_sentence(workplace, capsys):
     for command in ("train", "plan", "tune", "audit"):
         assert "there is no such file" in refused(capsys, command, str(workplace / "none.yaml"))

@@ -179,7 +179,7 @@ def test_an_adapter_that_is_switched_after_training_is_neither_saved_nor_pushed_
 
 
 @pytest.mark.parametrize("how", ["merged", "disabled", "scaled"])
-def test_a_run_of_a_merged_or_disabled_adapter_does_not_begin(how, make):
+def test_a_run_of_a_merged_disabled_or_scaled_adapter_does_not_begin(how, make):
     trainer = make("two")
     SWITCHES[how](trainer.model)
     for parameter in trainer.model.parameters():

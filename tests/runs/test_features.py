@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, LlamaModel, TrainerCallback
+from transformers.utils import logging
 
 from hf_dpzo import Trajectory, ZOTrainer, verify
 from hf_dpzo.card.repository import read_statement
@@ -94,6 +95,16 @@ def test_while_features_are_read_the_clock_goes_on_and_only_the_public_number_of
     counts = [re.search(r"(\d+)/(\d+) \[", line).groups() for line in shown]
     assert {*counts} == {("0", str(ROWS)), (str(ROWS), str(ROWS))}
     assert counts.count(("0", str(ROWS))) > ROWS // 2, "it is shown again after each micro-batch"
+
+
+def test_features_are_read_where_transformers_shows_no_bars(base, tmp_path):
+    logging.disable_progress_bar()
+    try:
+        trainer = build(base, tmp_path, max_steps=1, disable_tqdm=False)
+        trainer.train()
+    finally:
+        logging.enable_progress_bar()
+    assert len(trainer.budget.ledger) == 1
 
 
 def test_while_features_of_users_are_read_shares_show_and_no_number_of_rows(base, tmp_path, monkeypatch, capsys):

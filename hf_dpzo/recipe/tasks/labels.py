@@ -24,12 +24,16 @@ def find_class(cell: Any, recipe: "Recipe", column: str) -> int:
     """Return the number of the class of a cell, or raise `ValueError` if it is none of the recipe's classes."""
     found = Classes(names=recipe.labels).find(cell, column)
     if found is None:
-        field = "classes" if recipe.label_words is None else "label_words"
         raise ValueError(
-            f"{field}={', '.join(recipe.labels)}: a row has another label in the column {column}; name every class, as "
-            "the data write it."
+            f"{name_classes_field(recipe)}={', '.join(recipe.labels)}: a row has another label in the column "
+            f"{column}; name every class, as the data write it."
         )
     return found
+
+
+def name_classes_field(recipe: "Recipe") -> str:
+    """Return the field of `recipe` that names the classes."""
+    return "classes" if recipe.label_words is None else "label_words"
 
 
 def read_number(cell: Any, column: str) -> float:
