@@ -6,6 +6,7 @@ That such a loss did not move shows nothing. What must not move is what it is co
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,13 +34,17 @@ TINY_SHIFT = 1e-5
 START = 0.05
 
 
-# Shifts at which an argmax flips, if anything makes it flip.
-LARGE_SHIFTS = (1e-3, 0.05, 0.3, 1.0)
+# Shifts at which an argmax flips, if anything makes it flip. Each is four of the last, so that a loss that moves, but
+# that is rounded to fewer places than a tiny shift reaches, is first seen to change by no more than a few roundings.
+LARGE_SHIFTS = tuple(TINY_SHIFT * 4.0**k for k in range(1, 9)) + (1.0,)
 
 
-# The smallest change of a loss that is a jump, as a share of it. A smaller one is of a loss that moves, but that is
-# rounded to fewer places than a tiny shift reaches.
+# The smallest change of a loss that is a jump, as a share of it.
 LEAST_JUMP = 1e-4
+
+
+# A loss below this is taken for this: one that nearly vanishes is rounded as the scores are from which it comes.
+LEAST_LOSS = 0.1
 
 
 # The share of rows that a tiny shift may move by a flip.
@@ -98,12 +103,13 @@ def changes_in_jumps(model: torch.nn.Module, losses: BatchLosses, batches: Seque
     # Only rows whose outputs moved say anything about the loss.
     if not moved[:, 1].any() or moved[moved[:, 1], 0].float().mean() > FLIPPED_SHARE:
         return False
-    changes = (_find_least_change(base[:, 0], evaluate(shift)[:, 0]) for shift in LARGE_SHIFTS)
+    shifted_losses = chain([near], map(evaluate, LARGE_SHIFTS))
+    changes = (_find_least_change(base[:, 0], found[:, 0]) for found in shifted_losses)
     first = next((change for change in changes if change is not None), 0.0)
     return first >= LEAST_JUMP
 
 
 def _find_least_change(before: torch.Tensor, after: torch.Tensor) -> float | None:
     """Return the smallest change of a row's loss that is not zero, as a share of it; `None` if no loss changed."""
-    changes = ((after - before).abs() / before.abs().clamp(min=1e-3))[after != before]
+    changes = ((after - before).abs() / before.abs().clamp(min=LEAST_LOSS))[after != before]
     return changes.min().item() if len(changes) else None

@@ -295,7 +295,7 @@ def test_a_run_without_canaries_or_without_a_recipe_is_not_audited_by_the_comman
     assert "no such folder" in refused(capsys, "audit", "--run", str(tmp_path / "nowhere"))
     train(tmp_path / "without")
     assert "it had no canaries" in refused(capsys, "audit", "--run", str(tmp_path / "without"))
-    assert "leave this out" in refused(capsys, "audit", "recipe.yaml", "--run", str(folder))
+    assert "leave this out" in refused(capsys, "audit", "quickstart", "--run", str(folder))
 
 
 def test_an_audit_that_cannot_be_made_is_refused(trained, tmp_path):

@@ -253,7 +253,7 @@ def test_without_privacy_nothing_is_asked_for(tmp_path):
 
 
 def test_jumps_are_told_from_what_is_continuous():
-    """Also from a loss with a kink, which is flat for some rows."""
+    """Also from a loss with a kink, which is flat for some rows, and from one that nearly vanishes."""
 
     def hinge(model, inputs):
         arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -263,10 +263,16 @@ def test_jumps_are_told_from_what_is_continuous():
     def constant(model, inputs):
         return 0.0 * errors(model, inputs)
 
+    def vanishing(model, inputs):
+        """Of a row that is classified with all certainty: rounded like 1, it moves in steps of its own size."""
+        arguments = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        margins = 8 + 6 * torch.tanh(model(**arguments).logits[:, 0])
+        return torch.log(1 + torch.exp(-margins))
+
     model = with_lora(spread(classifier()))
     collator = LogicalBatchCollator(collate=DataCollatorWithPadding(word_tokenizer()), micro_batch_size=4)
     parts = {"collator": collator, "prepare": lambda inputs: inputs, "device": torch.device("cpu")}
-    for loss, jumps in ((None, False), (hinge, False), (errors, True), (constant, False)):
+    for loss, jumps in ((None, False), (hinge, False), (vanishing, False), (errors, True), (constant, False)):
         losses = BatchLosses(loss=as_loss(loss, model), **parts)
         assert changes_in_jumps(model, losses, [labelled_rows(8).to_list()]) is jumps, loss
 
