@@ -36,7 +36,7 @@ START = 0.05
 
 # Shifts at which an argmax flips, if anything makes it flip. Each is four of the last, so that a loss that moves, but
 # that is rounded to fewer places than a tiny shift reaches, is first seen to change by no more than a few roundings.
-LARGE_SHIFTS = tuple(TINY_SHIFT * 4.0**k for k in range(1, 9)) + (1.0,)
+LARGE_SHIFTS = (*(TINY_SHIFT * 4.0**k for k in range(1, 9)), 1.0)
 
 
 # The smallest change of a loss that is a jump, as a share of it.
