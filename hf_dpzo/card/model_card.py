@@ -95,18 +95,19 @@ def render_card(
     """
     name = statement["reproducibility"]["base_model"]["name"].split("/")[-1] or "Model"
     title = f"{name}, fine-tuned by {statement['mechanism']['method']}"
+    holds_weights = any(is_weights_file(name) for name in files)
     text = _template().render(
         card_data=build_card_data(statement, title, metadata or {}).to_yaml(),
         statement=sanitize_text(statement),
         title=sanitize_text(title),
         citation=METHODS[statement["mechanism"]["method"]].paper.citation,
         repository=sanitize_text(statement["reproducibility"]["repository"]) or "FOLDER_OR_REPOSITORY",
-        holds_weights=any(is_weights_file(name) for name in files),
+        holds_weights=holds_weights,
         picture=PICTURE_FILE if PICTURE_FILE in files else None,
         picture_alt=PICTURE_ALT_TEXT if statement["evaluation"]["history"] else "epsilon over the steps",
         percent=format_percent,
         parts=describe_parts(sanitize_text(statement.get("parts", []))),
-        use=format_use(statement) if "recipe" in statement["training"] else None,
+        use=format_use(statement, holds_weights=holds_weights) if "recipe" in statement["training"] else None,
     )
     return ModelCard(text)
 

@@ -9,6 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hf_dpzo.card.files import RECIPE_FILE
+from hf_dpzo.card.opening import OPENED_TASKS, format_opening, open_adapter, open_adapter_on, open_whole
+from hf_dpzo.card.quoting import escape_markup, quote_python, quote_shell
 from hf_dpzo.models.location import PACKAGE_PREFIX
 
 
@@ -74,16 +76,21 @@ def delete_recipe(folder: Path) -> None:
             path.unlink()
 
 
-def format_use(statement: Mapping[str, Any]) -> str:
-    """Return what a card says of how the model is used: what it reads and answers, and code that runs as it is."""
+def format_use(statement: Mapping[str, Any], *, holds_weights: bool) -> str:
+    """Return what a card says of how the model is used: what it reads and answers, and code that runs as it is.
+
+    Args:
+        statement: the statement.
+        holds_weights: whether weights are published beside the card, which other libraries need.
+    """
     recipe, made = statement["training"]["recipe"], statement["reproducibility"]
-    name = _quote(made["repository"] or "FOLDER_OR_REPOSITORY")
+    name = made["repository"] or "FOLDER_OR_REPOSITORY"
     base = made["base_model"]
     is_found = base["revision"] is not None or base["name"].startswith(PACKAGE_PREFIX)
     where = "" if is_found else ', base="WHERE_THE_BASE_MODEL_IS"'
     flag = "" if is_found else " --base WHERE_IT_IS"
     call = "generate" if recipe["task"] in WRITING_TASKS else "predict"
-    rows = f"[{{{', '.join(f'{_quote(column)}: {value}' for column, value in _list_columns(recipe).items())}}}]"
+    rows = f"[{{{', '.join(f'{quote_python(column)}: {value}' for column, value in _list_columns(recipe).items())}}}]"
     software = statement.get("software")
     lines = [
         *_describe_needs(software, base["name"]),
@@ -93,23 +100,40 @@ def format_use(statement: Mapping[str, Any]) -> str:
         "import hf_dpzo",
         "",
         *_explain_place(software, made["repository"]),
-        f"model = hf_dpzo.load({name}{where})",
+        f"model = hf_dpzo.load({quote_python(name)}{where})",
         f"print(model.{call}({rows}))",
         "```",
         "",
         "Or for a file of rows (CSV, TSV, JSON lines or Parquet):",
         "",
         "```bash",
-        f"hf-dpzo {call} {_shell(made['repository'])}{flag} --data rows.csv --output answers.csv",
+        f"hf-dpzo {call} {quote_shell(name)}{flag} --data rows.csv --output answers.csv",
         "```",
         "",
+        *(_describe_opening(statement, name) if holds_weights and software is not None else []),
         f"`{RECIPE_FILE}` says what it needs, for programs of any kind. The log holds the same:",
         "",
         "```json",
-        _escape(json.dumps(recipe, indent=2)),
+        escape_markup(json.dumps(recipe, indent=2)),
         "```",
     ]
     return "\n".join(lines)
+
+
+def _describe_opening(statement: Mapping[str, Any], name: str) -> list[str]:
+    """Return code for those who do without this library; none where it would be long, as for scores of words."""
+    training, base = statement["training"], statement["reproducibility"]["base_model"]
+    task = training["recipe"]["task"]
+    if task not in OPENED_TASKS or "invocation" in training:  # The card says more of an activated adapter.
+        return []
+    if training["trained"] != "adapter":
+        libraries, opening = "transformers", open_whole(name)
+    elif base["revision"] is not None:
+        libraries, opening = "PEFT", open_adapter(name)
+    else:
+        libraries, opening = "PEFT", open_adapter_on(name, base)
+    code = format_opening(opening, place=name, task=task)
+    return [f"With {libraries} alone:", "", "```python", code, "```", ""]
 
 
 def _explain_place(software: Mapping[str, Any] | None, repository: str | None) -> list[str]:
@@ -165,22 +189,3 @@ def _find_fields(template: str) -> list[str]:
         return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None and name != "mask"]
     except ValueError:
         return []
-
-
-def _quote(text: str) -> str:
-    """Return `text` as Python writes it, in ASCII."""
-    return _escape(json.dumps(text) if all(ord(c) < 1 << 16 for c in text) else ascii(text))
-
-
-def _shell(repository: str | None) -> str:
-    """Return a name as one word of a command line, without anything that a shell would read."""
-    return "".join(c for c in repository or "FOLDER_OR_REPOSITORY" if c.isalnum() or c in "/._-")
-
-
-def _escape(text: str) -> str:
-    r"""Return JSON whose texts hold nothing that ends a block of code or is markup; its values are the same.
-
-    >>> _escape('"<b> `x`"')
-    '"\\u003cb> \\u0060x\\u0060"'
-    """
-    return text.replace("`", "\\u0060").replace("<", "\\u003c")

@@ -139,12 +139,26 @@ class TextFile:
                     rows = self._find_rows(_parse(text))
                 except json.JSONDecodeError as error:
                     if error.msg != "Extra data":
-                        raise
-                    rows = map(_parse, filter(str.strip, text.split("\n")))
+                        raise self._refuse_json(error.lineno, error.colno) from None
+                    rows = self._parse_lines(text.split("\n"))
                 yield from self._checked(rows)
             else:
                 with self._open() as file:
-                    yield from self._checked(_parse(line) for line in file if line.strip())
+                    yield from self._checked(self._parse_lines(file))
+
+    def _parse_lines(self, lines: Iterable[str]) -> Iterator[Any]:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield _parse(line)
+                except json.JSONDecodeError as error:
+                    raise self._refuse_json(number, error.colno) from None
+
+    def _refuse_json(self, line: int, column: int) -> UnreadableFileError:
+        return UnreadableFileError(
+            f"data={self.path}: it is not valid JSON at line {line}, column {column}; mend that line, or give the file "
+            "the suffix of what it is."
+        )
 
     def _checked(self, rows: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
         for number, row in enumerate(rows, start=1):
@@ -200,8 +214,8 @@ class TextFile:
         except (UnicodeError, LookupError):
             reason = f"it is not text in the encoding {self.encoding or 'utf-8'}"
             remedy = "set encoding to that of the file, such as latin-1, cp1252 or utf-16"
-        except (json.JSONDecodeError, RecursionError):
-            reason, remedy = "it is not valid JSON", "write it anew, or give it the suffix of what it is"
+        except RecursionError:
+            reason, remedy = "its JSON has too many brackets within each other", "write it anew"
         except _DAMAGED:
             reason, remedy = "it can not be opened, or is damaged", "check the file, and that its suffix is right"
         if reason is not None:

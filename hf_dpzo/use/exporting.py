@@ -10,16 +10,29 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from hf_dpzo.card.opening import open_adapter, open_whole
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.float32_residual import keep_residual_in_float32
 from hf_dpzo.models.precision import forget_unpacked_quantizer
+from hf_dpzo.use.describing import PLACE, describe_folder
 from hf_dpzo.use.merging import merge_adapter
 from hf_dpzo.use.model import TrainedModel
-from hf_dpzo.use.saving import compute_scores, describe_folder, require_new_folder, require_same_scores, save_model
+from hf_dpzo.use.saving import compute_scores, require_new_folder, require_same_scores, save_model
 
 
 # The folder of the base model within an exported one.
 BASE_FOLDER = "base"
+
+
+# What a folder says that has its base model in it.
+_MOVED = (
+    f"The base model is in the folder `{BASE_FOLDER}`, which `{{file}}` names by its full path: when you move or "
+    "publish this folder, write the new place there, as `{field}`."
+)
+_HEAD = (
+    "It is a head on features: `import hf_dpzo`, and then `AutoModelForSequenceClassification` and "
+    '`pipeline("text-classification")` open it. They read a text as it is, so write it into the template of the recipe.'
+)
 
 
 # The program by which llama.cpp converts folders of transformers.
@@ -41,18 +54,22 @@ def export_model(trained: TrainedModel, output: str | Path) -> Path:
     try:
         before = compute_scores(model, tokenizer)
         if isinstance(model, PeftModel):
-            loaded = _export_adapter(model, trained, folder)
+            loaded, library, opening = _export_adapter(model, trained, folder), "peft", open_adapter(PLACE)
+            note = _MOVED.format(file="adapter_config.json", field="base_model_name_or_path")
         elif isinstance(model, FeatureClassifier):
-            loaded = _export_head(model, trained, folder)
+            loaded, library, opening = _export_head(model, trained, folder), "transformers", None
+            note = f"{_HEAD} {_MOVED.format(file='config.json', field='base')}"
         else:
             save_model(model, tokenizer, folder)
-            loaded = type(model).from_pretrained(folder)
+            loaded, library, opening = type(model).from_pretrained(folder), "transformers", open_whole(PLACE)
+            note = ""
         keep_residual_in_float32(loaded)  # As the trained model computes, if its base is in 16 bits.
         require_same_scores(before, compute_scores(loaded, tokenizer), _explain)
     except BaseException:
         shutil.rmtree(folder)
         raise
-    describe_folder(trained, folder, how="exported with its base model")
+    how = "exported with its base model" if note else "exported"
+    describe_folder(trained, folder, how=how, library=library, opening=opening, note=note)
     return folder
 
 

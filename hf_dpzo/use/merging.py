@@ -8,13 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from hf_dpzo.card.opening import open_whole
 from hf_dpzo.models.precision import describe_reduced_precision, forget_unpacked_quantizer
 from hf_dpzo.models.unwrap import is_prompt_tuned
+from hf_dpzo.use.describing import PLACE, describe_folder
 from hf_dpzo.use.model import TrainedModel
 from hf_dpzo.use.saving import (
     TOLERANCE,
     compute_scores,
-    describe_folder,
     require_new_folder,
     require_same_scores,
     save_model,
@@ -63,7 +64,9 @@ def merge_adapter(trained: TrainedModel, output: str | Path) -> Merged:
     except BaseException:
         shutil.rmtree(folder)
         raise
-    describe_folder(trained, folder, how="merged into its base model")
+    describe_folder(
+        trained, folder, how="merged into its base model", library="transformers", opening=open_whole(PLACE)
+    )
     return Merged(folder=folder, drift=drift)
 
 

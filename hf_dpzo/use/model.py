@@ -175,7 +175,7 @@ class TrainedModel:
         return loss
 
     def _read_row(self, row: Row) -> Mapping[str, Any] | None:
-        """Return a row with the columns that the model reads; `None` for one that has no text."""
+        """Return a row with the columns that the model reads; `None` for one in which nothing is asked."""
         recipe, columns = self.recipe, self.recipe.kind.input_columns(self.recipe)
         if isinstance(row, str):
             if len(columns) != 1:
@@ -190,9 +190,7 @@ class TrainedModel:
         needs = [need for need in recipe.kind.needs(recipe) if {*need} <= {*columns}]
         if not all(any(not is_missing(row[name]) and row[name] not in ("", []) for name in need) for need in needs):
             return None
-        if recipe.task == "chat" and isinstance(row[columns[0]], str):
-            return {columns[0]: [{"role": "user", "content": row[columns[0]]}]}
-        return row
+        return recipe.kind.ask(row, recipe)
 
     def _batch(
         self, rows: Sequence[Mapping[str, Any] | None], batch_size: int

@@ -1,6 +1,5 @@
 """Folders that plain transformers and PEFT open, and the check that they give back what was saved."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,27 +7,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hf_dpzo.card.files import CARD_FILE, RECIPE_FILE
-from hf_dpzo.card.use import RECIPE_SCHEMA
-from hf_dpzo.io.files import replace_all
 from hf_dpzo.losses.per_example import find_scores
-from hf_dpzo.models.history import get_origin
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
 from hf_dpzo.models.unwrap import class_name, unwrap_model
-from hf_dpzo.recipe.saved import describe_use
-from hf_dpzo.use.model import TrainedModel
 
 
 # The largest change of a score that is taken for rounding, relative to the largest score.
 TOLERANCE = 1e-4
-
-
-# A claim in a sentence. What it rests on is in the card of the run.
-_PROMISE = (
-    "It was trained by a run whose card states ({epsilon}, {delta})-differential privacy. Nothing else was done with "
-    "the training data, so the same holds for it. The card, and the log by which it is checked, are published with the "
-    "run itself."
-)
 
 
 # The number of public texts that two models are compared on, and of tokens of each.
@@ -48,24 +33,6 @@ def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folde
     """Save a model of transformers, and its tokenizer, into `folder`."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def describe_folder(trained: TrainedModel, folder: Path, *, how: str) -> None:
-    """Write into `folder` what the model promises, and what it needs to be used.
-
-    Args:
-        trained: the model that was saved there.
-        folder: the folder.
-        how: what became of the model, in words.
-    """
-    origin = get_origin(trained.model)
-    claim = None if origin is None else origin[1]
-    promise = "The run that trained it states no guarantee." if claim is None else _PROMISE.format(**claim)
-    files = {CARD_FILE: f"# A model {how}\n\n{promise}\n".encode()}
-    if trained.recipe is not None:
-        used = {"schema": RECIPE_SCHEMA, **describe_use(trained.recipe, trained.tokenizer)}
-        files[RECIPE_FILE] = f"{json.dumps(used, indent=2)}\n".encode()
-    replace_all({folder / name: data for name, data in files.items()})
 
 
 @torch.no_grad()

@@ -42,6 +42,38 @@ def test_the_turns_of_the_assistant_are_learned(tmp_path, template, expected):
     assert 1 not in row["input_ids"]  # The template writes BOS where a model needs it.
 
 
+def turn(role, content, **fields):
+    return {"role": role, "content": content, **fields}
+
+
+@pytest.mark.parametrize(
+    "nothing", [None, "", [], [{"type": "text", "text": ""}]], ids=["null", "empty", "list", "part"]
+)
+@pytest.mark.parametrize("template", [PLAIN, MARKED])
+def test_an_answer_that_says_nothing_is_not_learned_and_neither_is_what_was_asked(tmp_path, template, nothing):
+    """A model that learns empty answers learns to say nothing."""
+    talk = [TALK[0], turn("user", "q"), turn("user", "r"), turn("assistant", nothing), *TALK[1:3], turn("user", "x")]
+    changes = {"task": "chat", "label_words": None, "max_length": 500}
+    answered = {"messages": [*TALK[:3], turn("user", "x")]}
+    row = encode_first_row(tmp_path, {"messages": talk}, chat_tokenizer(template), **changes)
+    assert row == encode_first_row(tmp_path, answered, chat_tokenizer(template), **changes)
+    with pytest.raises(ValueError, match="no conversation has a turn of the assistant that says anything"):
+        encode_first_row(tmp_path, {"messages": talk[:4]}, chat_tokenizer(template), **changes)
+
+
+def test_a_call_of_a_tool_is_an_answer_without_content():
+    template = PLAIN.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | default('') }}")
+    talk = [turn("user", "q"), turn("assistant", "", tool_calls=["f"]), turn("tool", "4"), turn("assistant", "four")]
+    row = encode_conversation(talk, chat_tokenizer(template), max_length=500)
+    assert spell_learned(row).replace("\x00", "\n") == "['f']$\nfour$\n"
+    unanswered = [*talk[:3], turn("assistant", ""), turn("user", "r"), turn("assistant", "s")]
+    row = encode_conversation(unanswered, chat_tokenizer(template), max_length=500)
+    assert spell(row["input_ids"]).startswith("<user>r")
+    twice = [turn("user", "q"), turn("assistant", "a"), turn("assistant", "")]
+    row = encode_conversation(twice, chat_tokenizer(PLAIN), max_length=500)
+    assert spell_learned(row).replace("\x00", "\n") == "a$\n"
+
+
 def test_long_conversations_lose_their_first_turns():
     row = encode_conversation(TALK, chat_tokenizer(MARKED), max_length=40)
     assert spell(row["input_ids"]) == "<system>s<user>u1<assistant>a1$" and spell_learned(row) == "a1$"

@@ -78,3 +78,9 @@ def full(train) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def writer(train) -> Path:
+    """The folder of an adapter that writes. To be read alone."""
+    return train(task="causal-lm", response="{source}", lora_target_modules=["q_proj"])

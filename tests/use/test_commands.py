@@ -13,12 +13,6 @@ from hf_dpzo.cli import asking
 from hf_dpzo.cli.main import main
 
 
-@pytest.fixture(scope="session")
-def writer(train) -> Path:
-    """The folder of an adapter that writes. To be read alone."""
-    return train(task="causal-lm", response="{source}", lora_target_modules=["q_proj"])
-
-
 @pytest.fixture
 def ask(models, words):
     def run(command: str, *flags: str, folder: Path = words, base: str = "causal") -> int:
@@ -127,15 +121,17 @@ def test_what_a_card_says_of_its_use_runs(request, kind, models, tmp_path, monke
     folder = request.getfixturevalue(kind)
     use = (folder / "README.md").read_text().partition("## Use it")[2]
     assert "[`hf_dpzo`](https://github.com/hf-dpzo/hf_dpzo) is the library that trained" in use
-    code = use.partition("```python\n")[2].partition("\n```")[0]
-    assert "# FOLDER_OR_REPOSITORY is where this card lies" in code
+    codes = [block.partition("\n```")[0] for block in use.split("```python\n")[1:]]
+    assert "# FOLDER_OR_REPOSITORY is where this card lies" in codes[0]
+    assert len(codes) == (2 if kind == "writer" else 1)
     command = use.partition("```bash\n")[2].partition("\n```")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text\nw1 w2\nw3\n")
     places = {"FOLDER_OR_REPOSITORY": str(folder), "WHERE_THE_BASE_MODEL_IS": str(models / "causal")}
     for name, place in {**places, "WHERE_IT_IS": str(models / "causal")}.items():
-        code, command = code.replace(name, place), command.replace(name, place)
-    exec(compile(code, "card", "exec"), {})
-    assert capsys.readouterr().out
+        codes, command = [code.replace(name, place) for code in codes], command.replace(name, place)
+    for code in codes:
+        exec(compile(code, "card", "exec"), {})
+        assert capsys.readouterr().out
     assert main(shlex.split(command)[1:]) == 0
     assert len(read_csv(tmp_path / "answers.csv")) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -63,6 +64,20 @@ def test_an_exported_adapter_opens_with_its_base(train, models, tmp_path, base):
         assert measure_drift([own], [logits(opened)]) < (0.05 if base == "bfloat16" else 1e-5)
     written = pipeline("text-generation", model=str(output), device="cpu")("w1 w2", max_new_tokens=2)
     assert written[0]["generated_text"].startswith("w1 w2")
+
+
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_what_a_merged_and_an_exported_folder_say_of_their_use_runs(run, writer, tmp_path, capsys, command):
+    output = tmp_path / "new"
+    assert run(command, writer, "--output", str(output)) == 0
+    card = ModelCard.load(output / "README.md")
+    library = {"merge": "transformers", "export": "peft"}[command]
+    assert (card.data.library_name, card.data.pipeline_tag) == (library, "text-generation")
+    assert "Its base model is `causal`." in card.text and str(tmp_path) not in card.text
+    code = card.text.partition("```python\n")[2].partition("\n```")[0].replace("FOLDER_OR_REPOSITORY", str(output))
+    capsys.readouterr()
+    exec(compile(code, "card", "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_an_exported_head_opens_with_its_base_and_names_its_classes(run, head, models, tmp_path):

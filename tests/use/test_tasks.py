@@ -12,6 +12,7 @@ from hf_dpzo.card.use import WRITING_TASKS
 from hf_dpzo.recipe.loading import choose_padding
 from hf_dpzo.recipe.recipe import parse_recipe
 from hf_dpzo.recipe.tasks import TASKS
+from hf_dpzo.recipe.tasks.chat import Chat
 from hf_dpzo.use.answers import _READERS, AskedBatch, read_answers
 from hf_dpzo.use.model import TrainedModel
 
@@ -169,6 +170,28 @@ def test_chats_are_continued_where_the_assistant_answers():
     encoded = model.recipe.kind.encode_input({"messages": talk}, model.recipe, tokenizer)
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"])[-len("<assistant>") :] == [*"<assistant>"]
     assert model.generate({"messages": talk}, max_new_tokens=4) == model.generate("Hi", max_new_tokens=4)
+
+
+def test_an_answer_at_the_end_of_a_chat_is_not_shown_to_the_model(monkeypatch):
+    """Rows that were set aside end with the answer that is asked for."""
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = CHAT
+    model = TrainedModel(
+        model=causal_lm(vocab_size=128, max_position_embeddings=512), tokenizer=tokenizer, recipe=recipe(task="chat")
+    )
+    seen, encode = [], Chat.encode_input
+
+    def watch(task, row, *given):
+        seen.append(encode(task, row, *given))
+        return seen[-1]
+
+    monkeypatch.setattr(Chat, "encode_input", watch)
+    asked = [{"from": "human", "value": "Hi"}]
+    answered = [*asked, {"from": "gpt", "value": "Yes"}, {"role": "assistant", "content": None}]
+    rows = [{"messages": asked}, {"messages": answered}, {"messages": [*answered, *asked]}, {"messages": answered[1:]}]
+    assert model.generate(rows, max_new_tokens=2)[3] is None
+    alone, last, within = [tokenizer.decode(row["input_ids"]).replace(" ", "") for row in seen]
+    assert alone == last == "<user>Hi$<assistant>" and "Yes" in within
 
 
 def asked_alone(recipe):

@@ -7,13 +7,8 @@ import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from hf_dpzo.recipe.tasks.conversations import (
-    answers,
-    encode_conversation,
-    encode_question,
-    read_messages,
-    refuse_template,
-)
+from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
+from hf_dpzo.recipe.tasks.exchanges import answers, drop_answer
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
 
 
@@ -54,13 +49,21 @@ class Chat(Task):
         if any(answers(read_messages(row[column], column)) for row in rows):
             return super().explain_nothing_learned(rows, recipe)
         return (
-            "no conversation has a turn of the assistant, which alone is learned; give these the role assistant, or "
-            "gpt as in ShareGPT's files, or set task: causal-lm, which learns whole texts"
+            "no conversation has a turn of the assistant that says anything, which alone is learned; give these the "
+            "role assistant, or gpt as in ShareGPT's files, or set task: causal-lm, which learns whole texts"
         )
 
     def input_columns(self, recipe: "Recipe") -> list[str]:
         """Return the column of messages."""
         return [self.role("messages", recipe)]
+
+    def ask(self, row: Row, recipe: "Recipe") -> Row | None:
+        """Return the conversation up to what the assistant is asked last; a text is one turn of the user."""
+        column = self.role("messages", recipe)
+        cell = row[column]
+        messages = [{"role": "user", "content": cell}] if isinstance(cell, str) else read_messages(cell, column)
+        asked = drop_answer(messages)
+        return {column: asked} if asked else None
 
     def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of the conversation up to where the assistant answers next."""

@@ -10,9 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_dpzo.data.cells import drop_missing, to_text
 from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.losses.template import Template
-
-
-Messages = list[dict[str, Any]]
+from hf_dpzo.recipe.tasks.exchanges import Messages, drop_unanswered
 
 
 T = TypeVar("T")
@@ -79,15 +77,6 @@ def _read_part(part: Any, column: str) -> str:
     return part
 
 
-def answers(messages: Messages) -> bool:
-    """Return whether the assistant says anything in a conversation.
-
-    >>> answers([{"role": "user", "content": "Hello"}]), answers([{"role": "assistant", "content": "Hello"}])
-    (False, True)
-    """
-    return any(message["role"] == "assistant" and message["content"] for message in messages)
-
-
 def refuse_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` for a tokenizer without a chat template, or with one that does not show what is learned."""
     if tokenizer.chat_template is None:
@@ -127,14 +116,16 @@ def find_turn_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_conversation(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Any]:
     """Return `input_ids`, `attention_mask` and `labels` of a conversation; the assistant's turns are learned.
 
-    If it is too long, it loses its first turns, but for the system's, then the end of the longest text before the first
-    answer, which has at least half of the room, and then the end of what is left.
+    Turns of the assistant that say nothing are left out, with what was asked before them. If the conversation is too
+    long, it loses its first turns, but for the system's, then the end of the longest text before the first answer,
+    which has at least half of the room, and then the end of what is left.
 
     Raises:
         ValueError: the chat template refuses the conversation. The message holds nothing of it.
     """
+    answered = drop_unanswered(messages)
     tokens, learned = _explain(
-        tokenizer, lambda: _mark_fitting(_fit_contents(messages, tokenizer), tokenizer, max_length)
+        tokenizer, lambda: _mark_fitting(_fit_contents(answered, tokenizer), tokenizer, max_length)
     )
     return {
         "input_ids": tokens,
@@ -149,7 +140,8 @@ def encode_question(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> d
     Raises:
         ValueError: the chat template refuses the conversation. The message holds nothing of it.
     """
-    fitting = _explain(tokenizer, lambda: _fit_contents(messages, tokenizer))
+    answered = drop_unanswered(messages)
+    fitting = _explain(tokenizer, lambda: _fit_contents(answered, tokenizer))
     tokens = _explain(tokenizer, lambda: _apply(fitting, tokenizer, asks=True))
     return {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
 

@@ -93,6 +93,10 @@ class Task(ABC):
     def input_columns(self, recipe: "Recipe") -> list[str]:
         """Return the columns that a row needs to be answered, without those of its label."""
 
+    def ask(self, row: Row, recipe: "Recipe") -> Row | None:
+        """Return a row as it is asked, without an answer that its columns hold; `None` where nothing is asked."""
+        return row
+
     @abstractmethod
     def encode_input(self, row: Row, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Return the tokens of a row whose answer is not known: those that `encode` gives a row with the same columns.
