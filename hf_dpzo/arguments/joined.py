@@ -130,33 +130,31 @@ def find_joined_fields(args: Any) -> tuple[type, JoinedFields] | None:
     return None
 
 
-def refuse_joined_arguments(args: Any) -> None:
-    """Raise `ValueError` for fields of a joined configuration that this library cannot honour, or does not know."""
-    for name, reason in {**_PACKING, **_PADDING_FREE}.items():
-        if getattr(args, name, False):
-            raise ValueError(f"{name}={getattr(args, name)}: {reason}.")
+def explain_joined_arguments(args: Any) -> dict[str, str]:
+    """Return why fields of a joined configuration are refused: this library cannot honour, or does not know them."""
+    refused = {name: reason for name, reason in {**_PACKING, **_PADDING_FREE}.items() if getattr(args, name, False)}
     joined = find_joined_fields(args)
     if joined is None:
-        return
+        return refused
     kind, fields = joined
     for name, declared in list_added_fields(kind).items():
         value = getattr(args, name)
         if value == get_default(declared) or (name == "router_aux_loss_coef" and not value):
             continue
         if name in fields.refused:
-            raise ValueError(f"{name}={value}: {fields.refused[name]}.")
-        if name not in fields.known:
-            raise ValueError(
-                f"{name}={value}: this version of hf_dpzo does not know what {kind.__name__} means by it, and would "
-                "ignore it; remove it."
+            refused[name] = fields.refused[name]
+        elif name not in fields.known:
+            refused[name] = (
+                f"this version of hf_dpzo does not know what {kind.__name__} means by it, and would ignore it; remove "
+                "it"
             )
     kinds = getattr(args, "loss_type", None)
-    sorted_kinds = sorted(_SORTED & {*([kinds] if isinstance(kinds, str) else kinds or ())})
-    if sorted_kinds:
-        raise ValueError(
-            f"loss_type={sorted_kinds[0]}: it sorts the pairs of a batch, and is no loss of one pair; choose sigmoid, "
-            "which it is for a single pair."
+    if _SORTED & {*([kinds] if isinstance(kinds, str) else kinds or ())}:
+        refused["loss_type"] = (
+            "aot and aot_unpaired sort the pairs of a batch, and are no loss of one pair; choose sigmoid, which they "
+            "are for a single pair"
         )
+    return refused
 
 
 def refuse_unread_loss_fields(args: Any) -> None:

@@ -24,10 +24,11 @@ def check_privacy(args: TrainingArguments) -> None:
 
 
 def _check_private(args: TrainingArguments) -> None:
+    and_delta = " and from target_delta, which is missing too" if args.target_delta is None else ""
     if (args.target_epsilon is None) == (args.noise_multiplier is None):
         raise ValueError(
-            f"target_epsilon={args.target_epsilon}, noise_multiplier={args.noise_multiplier}: "
-            "give one of the two; the other follows from it."
+            f"target_epsilon={args.target_epsilon}, noise_multiplier={args.noise_multiplier}: give one of the two; the "
+            f"other follows from it{and_delta}."
         )
     if args.target_delta is None:
         raise ValueError(

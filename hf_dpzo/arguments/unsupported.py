@@ -1,6 +1,6 @@
 """Refuses training arguments that this library cannot honour.
 
-Every message is one sentence: the value, the reason, the remedy.
+Every argument gets one sentence: the value, the reason, the remedy. All of them are named at once.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hf_dpzo.arguments.joined import refuse_joined_arguments
+from hf_dpzo.arguments.joined import explain_joined_arguments
 
 
 METRIC_SCHEDULERS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
@@ -51,7 +51,7 @@ def refuse_arguments(args: TrainingArguments) -> None:
         ),
         "mixed_precision": (args.private and args.mixed_precision != "no", ROUNDING),
     }
-    _refuse_first(args, refused)
+    _refuse(args, refused)
 
 
 def refuse_given_arguments(args: TrainingArguments) -> None:
@@ -115,17 +115,15 @@ def refuse_given_arguments(args: TrainingArguments) -> None:
         "debug": (bool(args.debug), "it prints what the model computes on private rows; remove it"),
         "skip_memory_metrics": (not args.skip_memory_metrics, "peak memory follows the largest batch; remove it"),
     }
-    _refuse_first(args, refused)
-    refuse_joined_arguments(args)
+    joined = {name: (True, reason) for name, reason in explain_joined_arguments(args).items()}
+    _refuse(args, {**refused, **joined, **(_list_against_privacy(args) if args.private else {})})
     if args.hub_token is not None:
         raise ValueError("hub_token: it would be saved beside the weights; run hf auth login, or set HF_TOKEN instead.")
-    if args.private:
-        _refuse_for_privacy(args)
 
 
-def _refuse_for_privacy(args: TrainingArguments) -> None:
+def _list_against_privacy(args: TrainingArguments) -> dict[str, tuple[bool, str]]:
     steering = "it lets the evaluation data choose the model; set eval_data_is_public=True if they are"
-    refused = {
+    return {
         "fp16": (args.fp16, ROUNDING),
         "bf16": (args.bf16, ROUNDING),
         "fp16_full_eval": (args.fp16_full_eval, "it leaves the weights in 16 bits for training; remove it"),
@@ -135,7 +133,6 @@ def _refuse_for_privacy(args: TrainingArguments) -> None:
         "load_best_model_at_end": (args.load_best_model_at_end and not args.eval_data_is_public, steering),
         "lr_scheduler_type": (args.lr_scheduler_type in METRIC_SCHEDULERS and not args.eval_data_is_public, steering),
     }
-    _refuse_first(args, refused)
 
 
 def _read_value(args: TrainingArguments, name: str) -> Any:
@@ -145,8 +142,8 @@ def _read_value(args: TrainingArguments, name: str) -> Any:
     return value.value if isinstance(value, OptimizerNames | SchedulerType | SaveStrategy | HubStrategy) else value
 
 
-def _refuse_first(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
-    """Raise `ValueError` for the first argument in `refused`, with conditions and reasons, whose condition holds."""
-    for name, (condition, reason) in refused.items():
-        if condition:
-            raise ValueError(f"{name}={_read_value(args, name)}: {reason}.")
+def _refuse(args: TrainingArguments, refused: Mapping[str, tuple[Any, str]]) -> None:
+    """Raise `ValueError` with a sentence for each argument in `refused`, with conditions and reasons, that holds."""
+    sentences = [f"{name}={_read_value(args, name)}: {reason}." for name, (holds, reason) in refused.items() if holds]
+    if sentences:
+        raise ValueError(" ".join(sentences))

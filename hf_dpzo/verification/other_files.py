@@ -32,14 +32,18 @@ from hf_dpzo.verification.published import INDEX_SUFFIX
 CHECKED_FILES = {CARD_FILE, STATEMENT_FILE, LOG_FILE, INITIAL_FILE, PARTS_FILE, *CONFIG_FILES}
 
 
+# What the Trainer saves of its arguments. No loader of a model opens it.
+_PICKLE = "training_args.bin"
+
+
 # Files of a run's own folder and of the Hub, and those that trackers write there. Nothing is loaded from them.
 _HARMLESS_NAMES = re.compile(
-    r"training_args\.bin|\.gitattributes|\.gitignore|\.DS_Store|events\.out\.tfevents\..*|(LICENSE|NOTICE)[\w.-]{0,20}|"
-    + re.escape(f"{LOG_FILE}.lock")
-    + "|"
-    + re.escape(COINS_FILE)
-    + "|"
-    + re.escape(MARK_FILE)
+    "|".join(
+        [
+            *map(re.escape, (_PICKLE, f"{LOG_FILE}.lock", COINS_FILE, MARK_FILE)),
+            r"\.gitattributes|\.gitignore|\.DS_Store|events\.out\.tfevents\..*|(LICENSE|NOTICE)[\w.-]{0,20}",
+        ]
+    )
 )
 
 
@@ -99,8 +103,10 @@ def check_other_files(source: Source, log: Path) -> Finding:
     strange += sorted(name for name in source.nested if _is_unknown(name))
     named = [*strange, *(f"{folder}/ (of this run)" for folder in sorted(own))]
     named += sorted(set(source.sizes) - checked)
-    inert = "" if strange else "of kinds that run nothing; "
+    inert = "" if strange else "of kinds that no loader of a model runs; "
     detail = f"{inert}not looked at: {_join(named, _MAX_NAMED)}" if named else "none"
+    if any(PurePosixPath(name).name == _PICKLE for name in (*source.sizes, *source.nested)):
+        detail += f"; {_PICKLE} is a pickle, which runs what it holds where torch.load opens it: leave it closed"
     return Finding(name="other files", holds=None if strange else True, detail=detail)
 
 

@@ -113,6 +113,10 @@ REFUSED = [
     ({"directions": "cauchy"}, "directions='cauchy': choose one of gaussian, rademacher, sphere"),
     ({"target_epsilon": 1.0}, "give one of the two"),
     ({"noise_multiplier": "absent"}, "target_epsilon=None, noise_multiplier=None"),
+    (
+        {"noise_multiplier": "absent", "target_delta": "absent"},
+        "noise_multiplier=None: give one of the two; .* from target_delta, which is missing too",
+    ),
     ({"target_delta": "absent"}, "target_delta=None: a guarantee needs a delta"),
     ({"target_delta": 1.0}, "target_delta=1.0"),
     ({"target_delta": "soon"}, "target_delta='soon': it must be a number"),
@@ -192,6 +196,15 @@ def test_what_stock_would_refuse_for_another_reason_is_refused_for_its_own(tmp_p
     """Of each of them stock says that this machine or another argument does not allow it."""
     with pytest.raises(ValueError, match=message):
         ZOTrainingArguments(str(tmp_path), noise_multiplier=1.0, target_delta=1e-4, report_to="none", **changes)
+
+
+def test_all_arguments_that_a_script_has_to_drop_are_named_at_once(make_args):
+    """Whoever comes from another trainer has several, and would meet one at each start."""
+    given = {"gradient_accumulation_steps": 4, "optim": "adamw_8bit", "max_grad_norm": 0.3, "bf16": True}
+    with pytest.raises(ValueError, match="set expected_batch_size") as caught:
+        make_args(**given)
+    said = str(caught.value)
+    assert all(f"{name}={value}: " in said for name, value in given.items()) and said.count("remove it.") == 1
 
 
 @pytest.mark.parametrize("kind", [ZOTrainingArguments, ZOSeq2SeqTrainingArguments])

@@ -42,6 +42,15 @@ def cut_log(folder: Path, steps: int) -> bytes:
     return data[: len(data) - (len(log.records) - steps) * log.layout.record_size]
 
 
+def test_a_pickle_of_arguments_is_called_one(folder):
+    """No loader of a model opens it, but whoever is curious may, and it runs what it holds."""
+    found = find_others(folder)
+    assert found.holds and "training_args.bin is a pickle, which runs what it holds" in found.detail
+    for path in folder.rglob("training_args.bin"):
+        path.unlink()
+    assert "pickle" not in find_others(folder).detail
+
+
 HARMLESS = [
     "a.pdf",
     "rows.csv",
