@@ -25,6 +25,7 @@ from hf_dpzo.frozen.prefix import (
 )
 from hf_dpzo.frozen.remembered import RepeatedStore
 from hf_dpzo.frozen.store import RowStore
+from hf_dpzo.models.activation import leaving_no_hook
 from hf_dpzo.models.stopping import stopped_behind
 from hf_dpzo.models.unwrap import Inputs
 
@@ -213,7 +214,8 @@ class RowWork:
 
 def _record(model: torch.nn.Module, stretches: Sequence[Stretch], inputs: Inputs, call: Evaluate) -> list[Any]:
     """Return what the last layer of each stretch returns, and compute nothing behind it."""
-    with recording(stretches) as shared, stopped_behind(stretches[-1].layers[-1]):
+    # A call that is stopped leaves hooks, by which the base would compute the prefixes of other rows.
+    with leaving_no_hook(model), recording(stretches) as shared, stopped_behind(stretches[-1].layers[-1]):
         call(model, inputs)
     firsts = [calls[0] if calls else None for calls in shared.calls.values()]
     if None in firsts:

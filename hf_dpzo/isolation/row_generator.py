@@ -12,6 +12,7 @@ from hf_dpzo.data.pairs import TEXT_COLUMNS, assign_tokens
 from hf_dpzo.isolation.media import find_media_shape
 from hf_dpzo.isolation.neighbors import find_end_token
 from hf_dpzo.losses.heads import FEATURE_HEAD, find_head
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.models.unwrap import unwrap_model
 
 
@@ -88,6 +89,8 @@ class RowGenerator:
             activate an adapter. None by default.
         beginning: tokens that each text begins with if it has more of them. None by default.
         ending: tokens that each text ends with. They hold the invocation, if there is one. None by default.
+        is_answer_alone: whether targets that are the tokens themselves begin behind the invocation, in the middle of
+            the row, as where an answer alone is learned. Otherwise all tokens are targets.
     """
 
     config: PretrainedConfig
@@ -97,6 +100,7 @@ class RowGenerator:
     invocation: tuple[int, ...] = ()
     beginning: tuple[int, ...] = ()
     ending: tuple[int, ...] = ()
+    is_answer_alone: bool = False
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         """Return row number `index`, with a value for each of `columns`.
@@ -130,7 +134,7 @@ class RowGenerator:
         return tokens if end is None else [*tokens[:-1], end]
 
     def _insert_invocation(self, tokens: list[int], name: str) -> list[int]:
-        """Return `tokens` with the invocation in place of some of them: where rows end, or in the first half."""
+        """Return `tokens` with the invocation in place of some of them: at the end, in the middle, or before it."""
         if self.ending:
             return [*tokens[: len(tokens) - len(self.ending)], *self.ending]
         count, room = len(self.invocation), len(tokens) - len(self.invocation)
@@ -141,7 +145,8 @@ class RowGenerator:
                 f"column={name}: its {len(tokens)} tokens have no room for the {count} that activate the adapter; take "
                 "longer rows, or an adapter that is always active."
             )
-        start = min(max(1, (len(tokens) // 2 - count) // 2), room)
+        middle = len(tokens) // 2
+        start = min(max(1, middle if self.is_answer_alone else (middle - count) // 2), max(1, room - 1), room)
         return [*tokens[:start], *self.invocation, *tokens[start + count :]]
 
     @property
@@ -192,7 +197,14 @@ class RowGenerator:
             return draw.integers(classes, size=self.length).tolist()
         if self.kind == "written tokens" or not tokens:
             return self._generate_tokens(draw, self._written_length, column.name)
-        return tokens
+        return self._ignore_question(tokens) if self.is_answer_alone else tokens
+
+    def _ignore_question(self, tokens: list[int]) -> list[int]:
+        """Return the targets of a row whose answer alone is learned: the tokens behind its invocation."""
+        count = len(self.invocation)
+        starts = range(len(tokens) - count + 1)
+        end = next(start + count for start in starts if tuple(tokens[start : start + count]) == self.invocation)
+        return [IGNORE_INDEX] * end + tokens[end:]
 
     def _dense_labels(self, column: Column, classes: int, draw: np.random.Generator) -> list:
         """Return a class for each point of an image."""

@@ -5,7 +5,8 @@ types, they are the types that its first rows have.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ PROBE_LENGTHS = (11, 11, 11, 11, 11, 5, 22)
 ARRAYS = (Array2D, Array3D, Array4D, Array5D)
 
 
+# Where an adapter is activated, rows whose answer alone is learned are evaluated from there on, and others as a whole.
+# So many of the commonest length are of the second kind, and all of other lengths, so that both ways are tried.
+_WHOLE_ROWS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Rows of one length, by their numbers, and whether their answer alone is learned."""
+
+    length: int
+    numbers: range
+    is_answer_alone: bool
+
+
 class SeveralTypesError(ValueError):
     """Rows have several types of columns, between which one row could decide."""
 
@@ -53,7 +68,14 @@ def generate_probe_rows(
         kept_columns: the columns that the rows have; `None` for all.
         ending: the tokens that each row ends with, if that is public.
     """
-    return _generate(dataset, model, Counter(lengths), kept_columns, ending)
+    (length, count), *others = Counter(lengths).items()
+    answers = max(0, count - _WHOLE_ROWS)
+    groups = [
+        _Group(length=length, numbers=range(answers), is_answer_alone=True),
+        _Group(length=length, numbers=range(answers, count), is_answer_alone=False),
+        *(_Group(length=other, numbers=range(count), is_answer_alone=False) for other, count in others),
+    ]
+    return _generate(dataset, model, groups, kept_columns, ending)
 
 
 def generate_rows(
@@ -80,17 +102,18 @@ def generate_rows(
     Raises:
         ValueError: a column cannot be made up, such as one of texts or images, or has no room for an invocation.
     """
-    return _generate(dataset, model, {length: count}, kept_columns, ending)
+    groups = [_Group(length=length, numbers=range(count), is_answer_alone=True)]
+    return _generate(dataset, model, groups, kept_columns, ending)
 
 
 def _generate(
     dataset: Any,
     model: torch.nn.Module,
-    counts: Mapping[int, int],
+    groups: Sequence[_Group],
     kept: Collection[str] | None,
     ending: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Return `counts[length]` rows of each length."""
+    """Return the rows of all groups."""
     config = unwrap_model(model).config if isinstance(unwrap_model(model), PreTrainedModel) else PretrainedConfig()
     columns = [column for column in infer_columns(dataset) if kept is None or column.name in kept]
     # A length that the features fix is public, and every row has it.
@@ -99,18 +122,19 @@ def _generate(
     invocation, beginning = find_invocation(model) or (), find_beginning(model)
     least = max(count_least_tokens(invocation, columns), len(ending) + 1 if ending else 0)
     rows = []
-    for length, count in counts.items():
-        tokens = fixed or max(length, least)
+    for group in groups:
+        tokens = fixed or max(group.length, least)
         generator = RowGenerator(
             config=config,
             kind=kind,
             length=tokens,
-            series=length,
+            series=group.length,
             invocation=invocation,
             beginning=beginning,
             ending=tuple(ending),
+            is_answer_alone=group.is_answer_alone and bool(invocation) and not ending,
         )
-        rows += [generator.generate_row(columns, index) for index in range(count)]
+        rows += [generator.generate_row(columns, index) for index in group.numbers]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
 
 

@@ -5,7 +5,7 @@ expensive one, and the logits its largest tensor, but a loss needs few of them. 
 except that its output layer receives no positions. The layer is then applied to the hidden states that the loss needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from hf_dpzo.models.unwrap import Inputs, unwrap_model
 
 # The number of a row's positions whose logits are in memory at once. It is the same for all rows, so it couples none.
 POSITIONS_PER_CHUNK = 128
+
+
+# The number of a vocabulary's words whose weights a processor's cache holds: rows pass through them one by one.
+WORDS_PER_PART = 2048
 
 
 # How far the float32 logits of one position alone may be from those of the same position among others, relative to the
@@ -83,9 +87,8 @@ class OutputLayer:
 
         def compute(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
             own = hidden[:, -tokens:]
-            # Row by row, so that all shapes follow from the row alone, and rows are kept apart to the last bit.
-            losses = [_row_loss(layer, own[row], targets[row], places) for row, places in enumerate(positions)]
-            return torch.stack(losses)
+            groups = _group_rows([len(places) for places in positions])
+            return torch.cat([_compute_losses(layer, own, targets, positions, rows) for rows in groups])
 
         return self._run_in_place(model, inputs, compute)
 
@@ -172,6 +175,62 @@ def _row_loss(
         for chunk in positions.split(POSITIONS_PER_CHUNK)
     ]
     return torch.stack(losses).sum() / len(positions)
+
+
+def _group_rows(counts: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the numbers of rows with as many positions each, in groups whose logits fit into memory at once.
+
+    >>> list(_group_rows([100, 20, 30, 300]))
+    [[0, 1], [2], [3]]
+    """
+    group: list[int] = []
+    for row, count in enumerate(counts):
+        if group and sum(counts[one] for one in group) + count > POSITIONS_PER_CHUNK:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _compute_losses(
+    layer: torch.nn.Module,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    positions: Sequence[torch.Tensor],
+    rows: Sequence[int],
+) -> torch.Tensor:
+    """Return the losses of a group of rows, `[rows]`.
+
+    Row by row, so that all shapes follow from the row alone, and rows are kept apart to the last bit. Of several rows,
+    the products with a part of the words follow each other, because its weights are read from memory once then.
+    """
+    if any(len(positions[row]) > POSITIONS_PER_CHUNK for row in rows) or not _is_cut(layer):
+        return torch.stack([_row_loss(layer, hidden[row], targets[row], positions[row]) for row in rows])
+    own = {row: hidden[row][positions[row]] for row in rows if len(positions[row])}
+    parts: dict[int, list[torch.Tensor]] = {row: [] for row in own}
+    for start in range(0, len(layer.weight), WORDS_PER_PART):
+        words = slice(start, start + WORDS_PER_PART)
+        weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
+        for row, states in own.items():
+            parts[row].append(F.linear(states, weight, bias))
+    nothing = torch.zeros((), device=hidden.device)
+    return torch.stack(
+        [
+            F.cross_entropy(torch.cat(parts[row], dim=-1), targets[row][positions[row]]) if row in own else nothing
+            for row in rows
+        ]
+    )
+
+
+def _is_cut(layer: torch.nn.Module) -> bool:
+    """Return whether products with a part of the words at a time are faster: on a CPU, whose cache holds that part."""
+    is_plain = type(layer) is torch.nn.Linear and "forward" not in vars(layer)
+    return is_plain and type(layer.weight) in (torch.Tensor, torch.nn.Parameter) and _is_float32_on_cpu(layer.weight)
+
+
+def _is_float32_on_cpu(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _row_log_probs(

@@ -136,17 +136,12 @@ def rows_apart(model: torch.nn.Module) -> Iterator[None]:
     part in, decides how every row is rounded. Here the adapter computes at all positions and is added at the activated
     ones: the same, up to rounding. `torch.func.vmap` can batch it over points.
 
-    PEFT 0.21 tells each layer by a hook where a row is activated, and takes the hooks away behind a `yield` without
-    `finally`: a call that fails leaves them, one more in each layer, and `get_base_model()` computes with them from
-    then on. So hooks that a call inside the context left are taken away. Remove that when PEFT does it.
-
     A model without an activated adapter computes as before.
     """
     if not _has_activated(model):
         yield
         return
     layers = _list_layers(model)
-    hooks = [set(layer._forward_pre_hooks) for layer in layers]
     # Of all adapters: a reference may be another one than that which is trained.
     variants = [
         (layer.lora_variant, adapter, variant)
@@ -157,10 +152,26 @@ def rows_apart(model: torch.nn.Module) -> Iterator[None]:
     for held, adapter, _ in variants:
         held[adapter] = MaskedActivation()
     try:
-        yield
+        with leaving_no_hook(model):
+            yield
     finally:
         for held, adapter, variant in variants:
             held[adapter] = variant
+
+
+@contextmanager
+def leaving_no_hook(model: torch.nn.Module) -> Iterator[None]:
+    """Take away the hooks that calls of `model` inside the context leave in activated layers.
+
+    PEFT 0.21 tells each layer by a hook where a row is activated, and takes the hooks away behind a `yield` without
+    `finally`: a call that fails, or is stopped on the way, leaves them, one more in each layer, and `get_base_model()`
+    computes with them from then on. Remove this when PEFT does it.
+    """
+    layers = _list_layers(model) if _has_activated(model) else []
+    hooks = [set(layer._forward_pre_hooks) for layer in layers]
+    try:
+        yield
+    finally:
         for layer, own in zip(layers, hooks, strict=True):
             for key in set(layer._forward_pre_hooks) - own:
                 del layer._forward_pre_hooks[key]

@@ -23,7 +23,7 @@ from hf_dpzo.step.sharing import find_shared_work
 from hf_dpzo.trainer import checking
 from hf_dpzo.trainer.caching import build_frozen_cache
 
-from support.activated import activated_losses, activated_model, activated_rows, train_activated
+from support.activated import INVOCATION, activated_losses, activated_model, activated_rows, train_activated
 from support.models import causal_lm, classifier, with_lora, word_tokenizer
 from support.runs import short_args, train
 from support.stacks import find_layers
@@ -269,6 +269,29 @@ def test_rows_for_which_there_is_no_room_are_not_read_ahead_again(tmp_path, monk
 def find_kept(losses: BatchLosses, row: dict) -> list[torch.Tensor]:
     alone = losses.build_public_batch([row]).micro_batches[0]
     return losses.shared.rows.store.get(digest_row(row, alone.inputs, 0), CPU)
+
+
+@torch.no_grad()
+def test_rows_with_targets_before_the_invocation_change_nothing_that_is_kept_of_others(tmp_path):
+    """They are read as a whole, in a call that is stopped on the way, and PEFT leaves hooks behind it."""
+    torch.manual_seed(0)
+    model = activated_model(causal_lm(num_hidden_layers=4), layers_to_transform=[1, 2, 3]).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    rows = activated_rows(6).to_list()
+    talk = [5, *INVOCATION, 6]  # Shorter than the others, so that it is read before them.
+    talks = [{"input_ids": [*talk, end], "attention_mask": [1] * 5, "labels": [*talk, end]} for end in range(7, 11)]
+    together = {"padded_lengths": (16,), "rows_per_step": 16}
+    kept = []
+    for chosen in (rows, [*talks, *rows]):
+        fast = shared_losses(model, tmp_path, rows, **together)
+        batch = fast.build_public_batch(chosen)
+        with fast.shared.opened(batch.micro_batches):
+            fast(model, batch)
+        kept += [[find_kept(fast, row) for row in rows]]
+    for one, other in zip(*kept, strict=True):
+        assert len(one) == len(other) == 2 and all(map(torch.equal, one, other))
 
 
 @torch.no_grad()

@@ -288,6 +288,22 @@ def test_a_row_holds_the_invocation_once_with_tokens_before_and_after_it(invocat
     assert len(lengths) == 3
 
 
+def test_made_up_rows_learn_an_answer_alone_or_each_token_so_that_both_ways_are_tried():
+    """From an invocation in the middle on, or as a whole: of the second kind are two rows of the commonest length."""
+    model = activated_model(causal_lm(num_hidden_layers=1), alora_invocation_tokens=[5, 6])
+    rows = generate_probe_rows(activated_rows(3), model, lengths=[8] * 5 + [4, 12])
+    learned = [[label != -100 for label in row["labels"]] for row in rows]
+    assert learned[:3] == [[False] * 6 + [True] * 2] * 3
+    assert all(map(all, learned[3:]))
+    for row in rows:
+        targets = zip(row["labels"], row["input_ids"], strict=True)
+        assert all(label in (-100, token) for label, token in targets)
+    (timed,) = generate_rows(activated_rows(3), model, count=1, length=40)
+    assert [label == -100 for label in timed["labels"]] == [True] * 22 + [False] * 18
+    prompts = generate_probe_rows(activated_rows(3), model, lengths=[8] * 5, ending=[5, 6])
+    assert all(row["labels"] == row["input_ids"] for row in prompts)
+
+
 def test_rows_end_as_those_of_the_data_do():
     model = activated_model(causal_lm(num_hidden_layers=1), alora_invocation_tokens=[5, 6])
     texts = [{"input_ids": [3], "labels": [3]}] * 9
