@@ -80,6 +80,8 @@ def _name_instead(name: str, present: Sequence[str], recipe: Recipe) -> str:
     """Return what a recipe says to read another column in the place of `name`."""
     role = next((role for role in recipe.kind.roles if recipe.kind.role(role, recipe) == name), None)
     if role is not None:
+        if role in present:
+            return f"leave {role} out of columns to read {role}"
         pair = _find_pair(present) if role == "messages" else None
         if pair is not None:
             return f"set task: causal-lm, template: '{{{pair[0]}}}' and response: '{{{pair[1]}}}' to learn the second"

@@ -33,6 +33,14 @@ MAPPINGS = {
 }
 
 
+# A value of each as it is typed on a command line.
+JSON_EXAMPLES = {
+    "label_words": '{"0": " bad", "1": " good"}',
+    "where": '{"source": "web"}',
+    "columns": '{"messages": "conversations"}',
+}
+
+
 class FieldParser(HfArgumentParser):
     """Raises `ValueError` with one sentence, where argparse would print all flags and exit."""
 
@@ -107,5 +115,7 @@ def parse_json_object(name: str, text: str | None) -> dict[str, Any]:
     except json.JSONDecodeError:
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{name}={text!r}: it must be a mapping, on the command line as JSON.")
+        raise ValueError(
+            f"{name}={text!r}: it must be a mapping, on the command line as JSON, such as '{JSON_EXAMPLES[name]}'."
+        )
     return value

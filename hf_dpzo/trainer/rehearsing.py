@@ -1,7 +1,7 @@
 """The joining Trainer, made to plan: all that training does before its first look at a private row, and no more."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
@@ -15,6 +15,7 @@ from hf_dpzo.data.sampling import expected_drawn_rows
 from hf_dpzo.frozen.shared import SharedWork
 from hf_dpzo.isolation.measure import Rows
 from hf_dpzo.isolation.synthetic_rows import PROBE_LENGTHS, generate_rows
+from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.privacy.clipping import SENSITIVITY
 from hf_dpzo.privacy.mechanism import NoisySum
 from hf_dpzo.step.descent import is_copied
@@ -235,12 +236,12 @@ class RehearsingTrainer(JoiningTrainer):
         if public:
             middle = max(0, (len(public) - count) // 2)
             rows = public[middle : middle + count]
-            return [*islice(cycle(rows), count)], f"public rows of {count_tokens(rows[len(rows) // 2])} tokens"
+            return [*islice(cycle(rows), count)], f"public rows of {_describe_length(rows[len(rows) // 2])}"
         length = max([self.longest_row, *(self.args.padded_lengths or ())]) or max(PROBE_LENGTHS)
         kept = self._find_collated_columns(self.train_dataset)
         alike = {"kept_columns": kept, "ending": self.row_ending}
         rows = generate_rows(self.train_dataset, self.model, count=count, length=length, **alike)
-        return rows, f"made-up rows of {count_tokens(rows[0])} tokens"
+        return rows, f"made-up rows of {_describe_length(rows[0])}"
 
     def _time_reading(self, rows: Rows) -> tuple[float, Sequence[Any]]:
         """Return the seconds for each row in which its features are computed, and rows of them to evaluate."""
@@ -255,6 +256,21 @@ class RehearsingTrainer(JoiningTrainer):
     def _count_kept_bytes(self, shared: SharedWork | None) -> int:
         table = 0 if self._table is None else sum(column.nbytes for column in self._table.columns.values())
         return table + (0 if shared is None or shared.rows is None else shared.rows.store.room)
+
+
+def _describe_length(row: Mapping[str, Any]) -> str:
+    """Return how many tokens a row has, and how many of them are learned where that is not all.
+
+    >>> _describe_length({"input_ids": [5, 6, 7], "labels": [-100, -100, 7]})
+    '3 tokens, of which 1 is learned'
+    >>> _describe_length({"input_ids": [5, 6, 7], "labels": 1})
+    '3 tokens'
+    """
+    tokens, labels = count_tokens(row), row.get("labels")
+    learned = sum(int(label) != IGNORE_INDEX for label in labels) if isinstance(labels, list) else tokens
+    if not isinstance(labels, list) or len(labels) != tokens or learned == tokens:
+        return f"{tokens} tokens"
+    return f"{tokens} tokens, of which {learned} {'is' if learned == 1 else 'are'} learned"
 
 
 def _describe_error(error: Exception) -> str:

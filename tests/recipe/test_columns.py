@@ -25,6 +25,12 @@ def explain(name, *present, data="rows.jsonl", **changes):
         ("messages", ["talk"], CHAT, "set columns: {messages: THEIRS} with the name of theirs."),
         ("talks", ["chat"], {**CHAT, "columns": {"messages": "talks"}}, "set columns: {messages: chat} to read that."),
         (
+            "talks",
+            ["messages", "chat"],
+            {**CHAT, "columns": {"messages": "talks"}},
+            "leave messages out of columns to read messages.",
+        ),
+        (
             "messages",
             ["prompt", "completion"],
             CHAT,
