@@ -35,6 +35,7 @@ from hf_dpzo.zo.walk import ProbePoint, stack
 
 
 Rows = list[dict[str, Any]]
+Tick = Callable[[], object]
 
 
 # How far rounding may move a loss where what is computed depends on values: absolute, or relative to a loss above one.
@@ -95,7 +96,7 @@ def measure_isolation(
     batches: Sequence[Rows],
     *,
     points_per_pass: int | None = None,
-    tick: Callable[[], object] = lambda: None,
+    tick: Tick = lambda: None,
 ) -> Isolation:
     """Measure how far rows move each other's losses at most, in any of `batches`.
 
@@ -105,7 +106,7 @@ def measure_isolation(
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows.
         points_per_pass: the number of probe points that training evaluates at once; `None` for one.
-        tick: a function that is called after each batch that was evaluated to follow a row.
+        tick: a function that is called after each batch that was evaluated.
 
     Raises:
         CoupledRowsError: rows are not kept apart, or evaluating them changes what is saved with the model.
@@ -118,16 +119,18 @@ def measure_isolation(
             changes.append(_measure_stacked(model, losses, batches, points_per_pass, tick))
         if points_per_pass is None or eager is not model:  # Otherwise no step evaluates a single point.
             changes += [_measure(form, losses, batches, tick) for form in dict.fromkeys([eager, model])]
-        refuse_padding(eager, losses, batches)
+        refuse_padding(eager, losses, batches, tick)
     # Shapes between the first and the last differ in nothing but their length.
     ends = [*batches[:1], *batches[1:][-1:]]
-    if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows) for rows in ends):
+    if losses.collator.micro_batch_size > 1 and any(computes_by_value(eager, losses, rows, tick) for rows in ends):
         changes.append(ROUNDING_BY_VALUE * max(1.0, *(losses.of_public(eager, rows).abs().max() for rows in batches)))
     refuse_changed_losses(model, max(changes))
     return Isolation(loss_change=float(max(changes)))
 
 
-def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows]) -> None:
+def refuse_padding(
+    model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], tick: Tick = lambda: None
+) -> None:
     """Raise `CoupledRowsError` if padding to a public length moves the loss of a row from what it is without padding.
 
     Without public lengths, its neighbours would decide how far it is padded, and the probe would find this.
@@ -140,6 +143,7 @@ def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequenc
     with nonzero_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
         for rows in batches:
             padded, unpadded = losses.of_public(model, rows), alone.of_public(model, rows)
+            tick()
             change = ((padded - unpadded).abs() / unpadded.abs().clamp(min=1)).max().item()
             if not change <= tolerance:
                 raise CoupledRowsError(
@@ -149,7 +153,7 @@ def refuse_padding(model: torch.nn.Module, losses: BatchLosses, batches: Sequenc
                 )
 
 
-def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -> bool:
+def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows, tick: Tick = lambda: None) -> bool:
     """Return whether what is computed for a row depends on the tokens of its neighbours, and not only on shapes."""
     row, *others = rows
     count = min(len(others), losses.collator.micro_batch_size - 1)
@@ -157,11 +161,12 @@ def computes_by_value(model: torch.nn.Module, losses: BatchLosses, rows: Rows) -
     for neighbor in [row, *repeat_tokens(row, others, kept=find_kept_tokens(model))]:
         with OperationTrace() as trace:
             losses.of_public(model, [row, *[neighbor] * count])
+        tick()
         traces.append(trace)
     return any(trace.depends_on_values or trace.operations != traces[0].operations for trace in traces)
 
 
-def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], tick: Callable[[], object]) -> float:
+def _measure(model: torch.nn.Module, losses: BatchLosses, batches: Sequence[Rows], tick: Tick) -> float:
     """Return the largest change of a row's loss, in units of the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses.state.restored = None
@@ -262,7 +267,7 @@ def nonzero_parameters(trained: Sequence[torch.Tensor]) -> Iterator[None]:
                 parameter.zero_()
 
 
-def _evaluate(model: torch.nn.Module, losses: BatchLosses, tick: Callable[[], object], rows: Rows) -> torch.Tensor:
+def _evaluate(model: torch.nn.Module, losses: BatchLosses, tick: Tick, rows: Rows) -> torch.Tensor:
     """Return one loss for each row, or one at each of several points."""
     evaluated = losses.of_public(model, rows)
     tick()
