@@ -74,7 +74,7 @@ def list_refusals() -> dict[str, str]:
         found.update({name: reason for name, (_, reason) in refused.items()})
 
     args = ZOTrainingArguments(output_dir="out", target_epsilon=1, target_delta=1e-5)
-    with mock.patch.object(unsupported, "_refuse_first", note):
+    with mock.patch.object(unsupported, "_refuse", note):
         unsupported.refuse_arguments(args)
     return found
 

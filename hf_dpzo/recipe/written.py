@@ -150,7 +150,7 @@ class TextFile:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield _parse(line)
+                    yield _parse(line.rstrip())  # Its end would be a line of its own in what an error says.
                 except json.JSONDecodeError as error:
                     raise self._refuse_json(number, error.colno) from None
 

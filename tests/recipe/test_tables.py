@@ -182,7 +182,7 @@ UNREADABLE = {
     "commas.csv": (b"\xef\xbb\xbftext;label\na, secret;1\n", r'commas.csv: set separator: ";" .*, which stands'),
     "tabs.csv": (b"text\tlabel\na, secret\t1\n", r'tabs.csv: set separator: "\\t" .*, which stands'),
     "headless.csv": (b"The secret pump has stopped: call us,1\nb,2\n", r"no column text, only \(36 characters; does"),
-    "broken.jsonl": (b'\n{"text": "b"}\n{"text": "secret"\n', "not valid JSON at line 4, column 1; mend that"),
+    "broken.jsonl": (b'\n{"text": "b"}\n{"text": "secret"\n', "not valid JSON at line 3, column 18; mend that"),
     "broken.json": (b'[{"text": "b"},\n {"text": secret}]', "not valid JSON at line 2, column 11; mend that"),
     "lines.json": (b'{"text": "b"}\n{"text": secret}', "not valid JSON at line 2, column 10; mend that"),
     "number.jsonl": (b"5\n", "row 1 is no object"),
