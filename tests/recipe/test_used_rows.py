@@ -59,7 +59,7 @@ def test_conversations_without_an_assistant_are_told_from_long_ones(tmp_path, ot
     tokenizer.chat_template = CHAT
     talk = [{"role": "user", "content": "hi"}, {"role": other, "content": "a"}]
     path = write(tmp_path, "jsonl", [{"messages": talk}])
-    with pytest.raises(ValueError, match=r"no conversation has a turn of the assistant that says anything, .* the role assistant, or gpt"):
+    with pytest.raises(ValueError, match=r"no conversation has a turn of the assistant .* the role assistant, or gpt"):
         load(path, tokenizer, task="chat", label_words=None)
 
 
