@@ -40,18 +40,25 @@ def describe_file_content(statement: Mapping[str, Any]) -> dict[str, Any]:
     'model'
     """
     base = statement["reproducibility"]["base_model"]
-    name = base["name"]
-    if base["revision"] is None and not name.startswith(PACKAGE_PREFIX):
-        name = PurePath(name).name
     loading = {key: base[key] for key in ("dtype", "quantization") if key in base}
     revision = {} if base["revision"] is None else {"model_revision": base["revision"]}
     return {
         "schema": RECIPE_SCHEMA,
-        "model_name_or_path": name,
+        "model_name_or_path": name_publicly(base["name"], base["revision"]),
         **revision,
         **loading,
         **statement["training"]["recipe"],
     }
+
+
+def name_publicly(base: str, revision: str | None) -> str:
+    """Return the name of a base model without the folders of this machine: of such a folder its last part alone.
+
+    >>> name_publicly("/home/somebody/model", None), name_publicly("user/model", "abc")
+    ('model', 'user/model')
+    """
+    is_public = revision is not None or base.startswith(PACKAGE_PREFIX)
+    return base if is_public else PurePath(base).name
 
 
 def fingerprint_text(text: str) -> str:

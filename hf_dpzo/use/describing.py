@@ -1,17 +1,16 @@
 """What the folder of a merged or exported model says of itself: its promise, its base model, and how it is opened."""
 
 import json
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hf_dpzo.card.files import CARD_FILE, RECIPE_FILE
 from hf_dpzo.card.opening import OPENED_TASKS, Opening, format_opening
-from hf_dpzo.card.use import RECIPE_SCHEMA
+from hf_dpzo.card.use import RECIPE_SCHEMA, name_publicly
 from hf_dpzo.io.files import replace_all
 from hf_dpzo.models.history import get_origin
-from hf_dpzo.models.location import PACKAGE_PREFIX
 from hf_dpzo.recipe.recipe import Recipe
 from hf_dpzo.recipe.saved import describe_use
 from hf_dpzo.use.model import TrainedModel
@@ -67,8 +66,6 @@ def describe_folder(
 
 def _name_base(recipe: Recipe) -> str:
     """Return the name of the base model; of a folder of this machine its last part alone."""
-    name = recipe.model_name_or_path
-    if recipe.model_revision is None and not name.startswith(PACKAGE_PREFIX):
-        name = PurePath(name).name
+    name = name_publicly(recipe.model_name_or_path, recipe.model_revision)
     revision = "" if recipe.model_revision is None else f" ({recipe.model_revision})"
     return "/".join(filter(None, (name, recipe.gguf_file))) + revision
