@@ -150,6 +150,13 @@ class FeatureTrainer(AuditingTrainer):
         in_steps = super()._measure_isolation(model, self._estimate.losses, read)
         return max(measured, in_steps, key=lambda isolation: isolation.loss_change)
 
+    def _changes_in_jumps(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> bool:
+        """Return whether losses jump; of a head, which alone moves, by features that are computed once."""
+        if losses is not self._token_losses:
+            return super()._changes_in_jumps(model, losses, batches)
+        read = [self._read_public(model, rows) for rows in batches]
+        return super()._changes_in_jumps(model, self._estimate.losses, read)
+
     def _read_public(self, model: torch.nn.Module, rows: Rows) -> Rows:
         """Return public `rows` of tokens as rows of features."""
         columns = self._feature_reader.split(self._read_with(self._feature_reader).of_public(model, rows))

@@ -13,9 +13,10 @@ from transformers.utils import logging
 
 from hf_dpzo import Trajectory, ZOTrainer, verify
 from hf_dpzo.card.repository import read_statement
+from hf_dpzo.isolation.watched import changes_in_jumps
 from hf_dpzo.models.feature_classifier import FeatureClassifier
 from hf_dpzo.models.fingerprints import fingerprint_frozen
-from hf_dpzo.trainer import features, progress
+from hf_dpzo.trainer import features, objective, progress
 
 from support.models import llama_config, word_tokenizer
 from support.rows import few_public_rows, labelled_rows
@@ -50,7 +51,7 @@ def head_on(base: str, **options) -> FeatureClassifier:
     )
 
 
-def build(base: str, folder, *, rows=None, model=None, **changes) -> ZOTrainer:
+def build(base: str, folder, *, rows=None, model=None, per_example_loss=None, **changes) -> ZOTrainer:
     settings = {"method": "aggzo", "num_directions": 4, "smoothing": 0.1, "learning_rate": 1.0, "logging_steps": 100}
     return ZOTrainer(
         model=head_on(base) if model is None else model,
@@ -58,6 +59,7 @@ def build(base: str, folder, *, rows=None, model=None, **changes) -> ZOTrainer:
         train_dataset=labelled_rows(ROWS) if rows is None else rows,
         data_collator=DataCollatorWithPadding(word_tokenizer()),
         probe_rows=few_public_rows(),
+        per_example_loss=per_example_loss,
     )
 
 
@@ -246,13 +248,29 @@ def test_a_losses_own_function_is_evaluated_on_features_too(base, tmp_path):
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         return torch.nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
-    trainer = ZOTrainer(
-        model=head_on(base),
-        args=short_args(tmp_path, max_steps=1),
-        train_dataset=labelled_rows(ROWS),
-        data_collator=DataCollatorWithPadding(word_tokenizer()),
-        probe_rows=few_public_rows(),
-        per_example_loss=loss,
-    )
+    trainer = build(base, tmp_path, per_example_loss=loss, max_steps=1)
     trainer.train()
     assert trainer._points_per_pass is None and fingerprint(trainer)
+
+
+def errors(model, inputs):
+    logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    return (logits.argmax(dim=1) != inputs["labels"]).float()
+
+
+def test_whether_losses_jump_is_asked_of_features_that_were_read_once(base, tmp_path, monkeypatch):
+    asked = []
+
+    def record(model, losses, batches):
+        asked.extend(row for rows in batches for row in rows)
+        return changes_in_jumps(model, losses, batches)
+
+    monkeypatch.setattr(objective, "changes_in_jumps", record)
+    build(base, tmp_path, max_steps=1).train()
+    assert asked and all(set(row) == {"features", "labels"} for row in asked)
+
+
+def test_a_loss_of_a_head_that_changes_in_jumps_is_refused_where_neighbours_choose_the_shape(base, tmp_path):
+    trainer = build(base, tmp_path, per_example_loss=errors, points_per_pass=2, max_steps=1)
+    with pytest.raises(ValueError, match="this objective changes in jumps"):
+        trainer.train()
