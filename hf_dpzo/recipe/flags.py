@@ -24,6 +24,9 @@ _NUMBERS = {
 _NO_FLAG = "no flag takes it; one that is no list takes one value, and text with spaces stands in quotes"
 
 
+_SEVERAL = "where a flag takes several, write them with spaces between them, like 26 27"
+
+
 # How fields that are mappings are written.
 MAPPINGS = {
     "label_words": "{class: word}",
@@ -49,6 +52,7 @@ class FieldParser(HfArgumentParser):
         sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
         sentence = re.sub(r"^unrecognized arguments: (.+)$", rf"\1: {_NO_FLAG}", sentence)
         for kind, (fault, remedy) in _NUMBERS.items():
+            sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+,.+)$", rf"\1=\2: {fault}; {_SEVERAL}", sentence)
             sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+)$", rf"\1=\2: {fault}; {remedy}", sentence)
         raise ValueError(f"{sentence}.")
 

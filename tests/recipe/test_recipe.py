@@ -105,6 +105,7 @@ REFUSED = [
     ({"assistant_only_loss": True}, "assistant_only_loss: a recipe learns the assistant's turns alone by task=chat"),
     ({"lerning_rate": 1}, "lerning_rate: there is no such field; did you mean learning_rate?"),
     ({"max_steps": "many"}, "max_steps='many': it is no whole number; write it in digits, like 160."),
+    ({"lora_layers": "26,27"}, "lora_layers='26,27': it is no whole number; where a flag takes several"),
     ({"target_delta": "10**-5"}, "target_delta='10**-5': it is no number; write it like 2.5 or 1e-5."),
     ({"noise_multiplier": "2,5"}, "noise_multiplier='2,5': it is no number; write it like 2.5 or 1e-5."),
     ({"target_epsilon": -1}, "target_epsilon=-1: it must be positive"),
