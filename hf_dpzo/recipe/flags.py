@@ -51,8 +51,8 @@ class FieldParser(HfArgumentParser):
         """Raise `ValueError` with `message`."""
         sentence = re.sub(r"^argument --(.+?)(/.+?)?: ", r"\1: ", message)
         sentence = re.sub(r"^unrecognized arguments: (.+)$", rf"\1: {_NO_FLAG}", sentence)
+        sentence = re.sub(r"^(\w+): invalid int value: (.+,.+)$", rf"\1=\2: {_NUMBERS['int'][0]}; {_SEVERAL}", sentence)
         for kind, (fault, remedy) in _NUMBERS.items():
-            sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+,.+)$", rf"\1=\2: {fault}; {_SEVERAL}", sentence)
             sentence = re.sub(rf"^(\w+): invalid {kind} value: (.+)$", rf"\1=\2: {fault}; {remedy}", sentence)
         raise ValueError(f"{sentence}.")
 

@@ -152,7 +152,7 @@ class FeatureTrainer(AuditingTrainer):
 
     def _changes_in_jumps(self, model: torch.nn.Module, losses: BatchLosses, batches: list[Rows]) -> bool:
         """Return whether losses jump; of a head, which alone moves, by features that are computed once."""
-        if losses is not self._token_losses:
+        if self._table is None or losses is not self._token_losses:
             return super()._changes_in_jumps(model, losses, batches)
         read = [self._read_public(model, rows) for rows in batches]
         return super()._changes_in_jumps(model, self._estimate.losses, read)
