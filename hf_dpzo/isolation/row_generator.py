@@ -49,12 +49,14 @@ class Column:
         name: the column's name.
         python_type: `int`, `float`, `bool`, or a type of which no value can be made up.
         shape: the size of each dimension of a value; `None` for a size that varies between rows or is private.
+        is_signed: whether a value can be negative, as that of a token which is not learned is.
         cast: a function from numbers in nested lists to a value.
     """
 
     name: str
     python_type: type
     shape: tuple[int | None, ...] = ()
+    is_signed: bool = True
     cast: Callable[[Any], Any] = lambda value: value
 
     @property
@@ -91,6 +93,7 @@ class RowGenerator:
         ending: tokens that each text ends with. They hold the invocation, if there is one. None by default.
         is_answer_alone: whether targets that are the tokens themselves begin behind the invocation, in the middle of
             the row, as where an answer alone is learned. Otherwise all tokens are targets.
+        most_targets: the most targets of a row whose targets are the tokens themselves: the last ones. All by default.
     """
 
     config: PretrainedConfig
@@ -101,6 +104,7 @@ class RowGenerator:
     beginning: tuple[int, ...] = ()
     ending: tuple[int, ...] = ()
     is_answer_alone: bool = False
+    most_targets: int | None = None
 
     def generate_row(self, columns: list[Column], index: int) -> dict[str, Any]:
         """Return row number `index`, with a value for each of `columns`.
@@ -197,14 +201,17 @@ class RowGenerator:
             return draw.integers(classes, size=self.length).tolist()
         if self.kind == "written tokens" or not tokens:
             return self._generate_tokens(draw, self._written_length, column.name)
-        return self._ignore_question(tokens) if self.is_answer_alone else tokens
+        return self._choose_targets(tokens) if column.is_signed else tokens
 
-    def _ignore_question(self, tokens: list[int]) -> list[int]:
-        """Return the targets of a row whose answer alone is learned: the tokens behind its invocation."""
-        count = len(self.invocation)
-        starts = range(len(tokens) - count + 1)
-        end = next(start + count for start in starts if tuple(tokens[start : start + count]) == self.invocation)
-        return [IGNORE_INDEX] * end + tokens[end:]
+    def _choose_targets(self, tokens: list[int]) -> list[int]:
+        """Return the targets of a row: its tokens, those behind its invocation if its answer alone is learned."""
+        first = 0 if self.most_targets is None else max(0, len(tokens) - self.most_targets)
+        if self.is_answer_alone:
+            count = len(self.invocation)
+            starts = range(len(tokens) - count + 1)
+            ends = (start + count for start in starts if tuple(tokens[start : start + count]) == self.invocation)
+            first = max(first, next(ends))
+        return [IGNORE_INDEX] * first + tokens[first:]
 
     def _dense_labels(self, column: Column, classes: int, draw: np.random.Generator) -> list:
         """Return a class for each point of an image."""

@@ -38,13 +38,19 @@ ARRAYS = (Array2D, Array3D, Array4D, Array5D)
 _WHOLE_ROWS = 2
 
 
+# The most targets of the rows beside the first one, which has all. A target costs a product with all words of a
+# vocabulary, and rows are replaced by the first, so that their targets change in number too.
+_FEW_TARGETS = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Rows of one length, by their numbers, and whether their answer alone is learned."""
+    """Rows of one length, by their numbers, whether their answer alone is learned, and by how many targets at most."""
 
     length: int
     numbers: range
-    is_answer_alone: bool
+    is_answer_alone: bool = False
+    most_targets: int | None = None
 
 
 class SeveralTypesError(ValueError):
@@ -69,11 +75,14 @@ def generate_probe_rows(
         ending: the tokens that each row ends with, if that is public.
     """
     (length, count), *others = Counter(lengths).items()
-    answers = max(0, count - _WHOLE_ROWS)
+    answers = max(1, count - _WHOLE_ROWS)
+    few = {"is_answer_alone": True, "most_targets": _FEW_TARGETS}
     groups = [
-        _Group(length=length, numbers=range(answers), is_answer_alone=True),
-        _Group(length=length, numbers=range(answers, count), is_answer_alone=False),
-        *(_Group(length=other, numbers=range(count), is_answer_alone=False) for other, count in others),
+        _Group(length=length, numbers=range(1), is_answer_alone=answers > 1),
+        _Group(length=length, numbers=range(1, answers), **few),
+        # Of an activated adapter's rows as a whole, targets stand before the invocation too.
+        _Group(length=length, numbers=range(answers, count), **({} if find_invocation(model) else few)),
+        *(_Group(length=other, numbers=range(count)) for other, count in others),
     ]
     return _generate(dataset, model, groups, kept_columns, ending)
 
@@ -133,6 +142,7 @@ def _generate(
             beginning=beginning,
             ending=tuple(ending),
             is_answer_alone=group.is_answer_alone and bool(invocation) and not ending,
+            most_targets=group.most_targets,
         )
         rows += [generator.generate_row(columns, index) for index in group.numbers]
     return _format_like(rows, dataset) if _has_features(dataset) else rows
@@ -217,7 +227,8 @@ def _column_from_feature(name: str, feature: Any) -> Column:
     if isinstance(feature, ClassLabel):
         feature = Value("int64")
     python_type = _to_python_type(feature.dtype) if isinstance(feature, Value) else type(feature)
-    return Column(name=name, python_type=python_type, shape=tuple(shape))
+    is_signed = not str(getattr(feature, "dtype", "")).startswith("uint")
+    return Column(name=name, python_type=python_type, shape=tuple(shape), is_signed=is_signed)
 
 
 def _column_from_value(name: str, value: Any) -> Column:
@@ -227,6 +238,7 @@ def _column_from_value(name: str, value: Any) -> Column:
             name=name,
             python_type=_to_python_type(str(dtype).removeprefix("torch.")),
             shape=(None,) * value.ndim,
+            is_signed=dtype.is_signed,
             cast=lambda numbers: torch.tensor(numbers, dtype=dtype),
         )
     if isinstance(value, np.ndarray | np.generic):
@@ -235,6 +247,7 @@ def _column_from_value(name: str, value: Any) -> Column:
             name=name,
             python_type=_to_python_type(str(numpy_dtype)),
             shape=(None,) * value.ndim,
+            is_signed=numpy_dtype.kind != "u",
             cast=lambda numbers: np.asarray(numbers, dtype=numpy_dtype)[()],
         )
     shape = []

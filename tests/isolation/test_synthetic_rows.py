@@ -288,6 +288,10 @@ def test_a_row_holds_the_invocation_once_with_tokens_before_and_after_it(invocat
     assert len(lengths) == 3
 
 
+def probe(model, lengths: list[int]) -> list[dict]:
+    return generate_probe_rows(activated_rows(3), model, lengths=lengths)
+
+
 def test_made_up_rows_learn_an_answer_alone_or_each_token_so_that_both_ways_are_tried():
     """From an invocation in the middle on, or as a whole: of the second kind are two rows of the commonest length."""
     model = activated_model(causal_lm(num_hidden_layers=1), alora_invocation_tokens=[5, 6])
@@ -302,6 +306,27 @@ def test_made_up_rows_learn_an_answer_alone_or_each_token_so_that_both_ways_are_
     assert [label == -100 for label in timed["labels"]] == [True] * 22 + [False] * 18
     prompts = generate_probe_rows(activated_rows(3), model, lengths=[8] * 5, ending=[5, 6])
     assert all(row["labels"] == row["input_ids"] for row in prompts)
+
+
+def test_rows_beside_the_first_learn_few_tokens_because_each_costs_a_product_with_all_words():
+    plain, lengths = causal_lm(num_hidden_layers=1), [48] * 5 + [24, 36]
+    targets = [[label for label in row["labels"] if label != -100] for row in probe(plain, lengths)]
+    assert [len(row) for row in targets] == [48, 16, 16, 16, 16, 24, 36]
+    assert targets[1] == probe(plain, lengths)[1]["input_ids"][-16:]
+    model = activated_model(causal_lm(num_hidden_layers=1), alora_invocation_tokens=[5, 6])
+    counts = [sum(label != -100 for label in row["labels"]) for row in probe(model, lengths)]
+    assert counts == [22, 16, 16, 48, 48, 24, 36]  # Rows as a whole have targets before the invocation.
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int64"])
+def test_labels_that_can_not_be_negative_are_all_learned(dtype):
+    forms = (np.asarray([3], dtype=dtype), torch.tensor([3], dtype=getattr(torch, dtype)))
+    features = Features({"input_ids": List(Value("int64")), "labels": List(Value(dtype))})
+    kinds = [[{"input_ids": [3], "labels": form}] * 9 for form in forms]
+    for dataset in (*kinds, Dataset.from_dict({"input_ids": [], "labels": []}, features=features)):
+        rows = generate_probe_rows(dataset, causal_lm(num_hidden_layers=1), lengths=[48] * 5)
+        learned = [sum(int(label) != -100 for label in row["labels"]) for row in rows]
+        assert learned == ([48] * 5 if dtype == "uint16" else [48, 16, 16, 16, 16])
 
 
 def test_rows_end_as_those_of_the_data_do():
