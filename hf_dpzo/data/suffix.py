@@ -61,12 +61,15 @@ class SuffixRule:
 
 
 def round_length(length: int) -> int:
-    """Return the public length to which a suffix of `length` tokens is filled up: the next power of two, four at least.
+    """Return the public length to which a suffix of `length` tokens is filled up: four at least.
 
-    >>> [round_length(length) for length in (1, 4, 5, 33)]
-    [4, 4, 8, 64]
+    It is the next power of two, or three quarters of it, if that is enough.
+
+    >>> [round_length(length) for length in (1, 4, 5, 7, 20, 33, 49)]
+    [4, 4, 6, 8, 24, 48, 64]
     """
-    return max(4, 1 << (length - 1).bit_length())
+    power = max(4, 1 << (length - 1).bit_length())
+    return 3 * power // 4 if power > 4 and length <= 3 * power // 4 else power
 
 
 def _list_integers(row: Any, name: str) -> list[int]:

@@ -13,16 +13,12 @@ from transformers import PreTrainedModel
 
 from hf_dpzo.losses.per_example import IGNORE_INDEX
 from hf_dpzo.models.float32_residual import Float32Head, evaluation_mode
-from hf_dpzo.models.products import multiply_exactly
+from hf_dpzo.models.products import WORDS_PER_CHUNK, is_16_bit, multiply_exactly
 from hf_dpzo.models.unwrap import Inputs, unwrap_model
 
 
 # The number of a row's positions whose logits are in memory at once. It is the same for all rows, so it couples none.
 POSITIONS_PER_CHUNK = 128
-
-
-# The number of a vocabulary's words whose weights a processor's cache holds: rows pass through them one by one.
-WORDS_PER_PART = 2048
 
 
 # How far the float32 logits of one position alone may be from those of the same position among others, relative to the
@@ -203,17 +199,18 @@ def _compute_losses(
     """Return the losses of a group of rows, `[rows]`.
 
     Row by row, so that all shapes follow from the row alone, and rows are kept apart to the last bit. Of several rows,
-    the products with a part of the words follow each other, because its weights are read from memory once then.
+    the products with a part of the words follow each other, because its weights are read, and unpacked, once then.
     """
     if any(len(positions[row]) > POSITIONS_PER_CHUNK for row in rows) or not _is_cut(layer):
         return torch.stack([_row_loss(layer, hidden[row], targets[row], positions[row]) for row in rows])
     own = {row: hidden[row][positions[row]] for row in rows if len(positions[row])}
     parts: dict[int, list[torch.Tensor]] = {row: [] for row in own}
-    for start in range(0, len(layer.weight), WORDS_PER_PART):
-        words = slice(start, start + WORDS_PER_PART)
-        weight, bias = layer.weight[words], None if layer.bias is None else layer.bias[words]
+    multiply = multiply_exactly if type(layer) is Float32Head else F.linear
+    for start in range(0, len(layer.weight), WORDS_PER_CHUNK):
+        words = slice(start, start + WORDS_PER_CHUNK)
+        weight, bias = layer.weight[words].float(), None if layer.bias is None else layer.bias[words]
         for row, states in own.items():
-            parts[row].append(F.linear(states, weight, bias))
+            parts[row].append(multiply(states, weight, bias))
     nothing = torch.zeros((), device=hidden.device)
     return torch.stack(
         [
@@ -225,12 +222,12 @@ def _compute_losses(
 
 def _is_cut(layer: torch.nn.Module) -> bool:
     """Return whether products with a part of the words at a time are faster: on a CPU, whose cache holds that part."""
-    is_plain = type(layer) is torch.nn.Linear and "forward" not in vars(layer)
-    return is_plain and type(layer.weight) in (torch.Tensor, torch.nn.Parameter) and _is_float32_on_cpu(layer.weight)
-
-
-def _is_float32_on_cpu(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+    if "forward" in vars(layer) or type(getattr(layer, "weight", None)) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    if type(layer) is Float32Head and is_16_bit(layer.weight):
+        return True
+    is_float32 = type(layer) in (torch.nn.Linear, Float32Head) and layer.weight.dtype == torch.float32
+    return is_float32 and layer.weight.device.type == "cpu"
 
 
 def _row_log_probs(

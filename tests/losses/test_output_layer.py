@@ -23,8 +23,17 @@ from transformers import (
 )
 
 from hf_dpzo.losses.causal_lm import CausalLMLoss
-from hf_dpzo.losses.output_layer import POSITIONS_PER_CHUNK, OutputLayer, find_output_layer
+from hf_dpzo.losses.output_layer import (
+    POSITIONS_PER_CHUNK,
+    OutputLayer,
+    _compute_losses,
+    _is_cut,
+    _row_loss,
+    find_output_layer,
+)
 from hf_dpzo.losses.prompting import MaskedWordLoss, NextWordLoss
+from hf_dpzo.models.float32_residual import Float32Head
+from hf_dpzo.models.products import WORDS_PER_CHUNK
 
 from support.models import causal_lm, llama_config, masked_lm
 
@@ -200,6 +209,20 @@ def test_target_losses_do_not_depend_on_other_rows_by_a_single_bit():
     for row in range(8):
         alone = {name: value[[row]] for name, value in hidden.items()}
         assert torch.equal(layer.compute_target_losses(model, alone, targets[[row]])[0], together[row])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_that_are_unpacked_once_for_all_rows_give_the_bits_of_each_row_alone(dtype, bias):
+    head = torch.nn.Linear(16, 2 * WORDS_PER_CHUNK + 70, bias=bias).to(dtype)
+    head.__class__ = Float32Head if dtype == torch.bfloat16 else torch.nn.Linear
+    hidden, targets = torch.randn(5, TOKENS, 16), torch.randint(2 * WORDS_PER_CHUNK, (5, TOKENS))
+    positions = [torch.arange(count) for count in (TOKENS, 3, 1, 0, 2)]
+    assert _is_cut(head)
+    found = _compute_losses(head, hidden, targets, positions, range(5))
+    parts = zip(hidden, targets, positions, strict=True)
+    assert torch.equal(found, torch.stack([_row_loss(head, *part) for part in parts]))
 
 
 @torch.no_grad()
