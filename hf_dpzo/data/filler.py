@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hf_dpzo.data.cutting import count_tokens
+from hf_dpzo.data.first_rows import IGNORED, TARGETS
 from hf_dpzo.data.pairs import is_pair, stretch_pair
 
 
@@ -19,7 +20,8 @@ def stretch_row(
 ) -> dict[str, Any]:
     """Return a row like `row`, of `length` tokens: an entry near the front of each field of its tokens is repeated.
 
-    So it has as many ends, masks and other special tokens as `row`, of which some heads want the same number in all.
+    So it has as many ends, masks and other special tokens as `row`, of which some heads want the same number in all. Of
+    targets, where some tokens have none, it has the last: a target may cost a product with all words of a vocabulary.
 
     Args:
         row: the row, of one text or of several.
@@ -31,15 +33,21 @@ def stretch_row(
     {'input_ids': [5, 5, 6], 'labels': 1}
     >>> stretch_row({"input_ids": [5, 6, 7]}, 5, kept=2)
     {'input_ids': [5, 6, 6, 6, 7]}
+    >>> stretch_row({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, 4)["labels"]
+    [-100, -100, -100, 7]
     """
     if is_pair(row):
         return stretch_pair(row, length)
     tokens = count_tokens(row)
     stretched = {*written_fields, *((WAVE_FIELD,) if np.ndim(row.get(WAVE_FIELD, 0)) == 1 else ())}
-    return {
+    filler = {
         name: _stretch(value, length, kept) if name in stretched or _is_per_token(value, tokens) else value
         for name, value in row.items()
     }
+    for name in {*TARGETS} & {*row} - {*written_fields}:
+        if np.ndim(row[name]) == 1 and _is_per_token(row[name], tokens):
+            filler[name] = _keep_last_target(filler[name])
+    return filler
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:
@@ -51,6 +59,16 @@ def _is_per_token(value: Any, tokens: int) -> bool:
     if isinstance(value[0], list):
         return max(map(len, value)) == tokens
     return len(value) == tokens and isinstance(value[0], int)
+
+
+def _keep_last_target(labels: Any) -> Any:
+    """Return `labels`, a list or a tensor, with the last target alone, if some tokens have none."""
+    numbers = [*map(int, labels)]
+    places = [place for place, label in enumerate(numbers) if label != IGNORED]
+    if len(places) in (0, len(numbers)):
+        return labels
+    last = [label if place == places[-1] else IGNORED for place, label in enumerate(numbers)]
+    return labels.new_tensor(last) if isinstance(labels, torch.Tensor) else last
 
 
 def _stretch(value: Any, length: int, kept: int) -> Any:

@@ -128,6 +128,23 @@ def test_stretching_a_row_changes_only_its_fields_of_one_value_per_token():
     assert stretched["labels"] == [0.5, 0.25]
 
 
+@pytest.mark.parametrize("convert", [list, torch.tensor])
+def test_a_filler_has_one_target_where_rows_need_not_have_more(convert):
+    """Each costs a product with all words. Labels of a row that ignores none may mean something else."""
+    for labels, expected in {
+        (-100, 6, 7, -100): [-100, -100, -100, -100, 7, -100],
+        (5, 6, 7, 8): [5, 5, 5, 6, 7, 8],
+        (-100, -100, -100, -100): [-100] * 6,
+    }.items():
+        row = {"input_ids": convert([5, 6, 7, 8]), "labels": convert(list(labels))}
+        stretched = stretch_row(row, 6)["labels"]
+        assert type(stretched) is type(row["labels"])
+        assert list(map(int, stretched)) == expected
+    assert stretch_row({"input_ids": [5, 6], "labels": [-100, 7]}, 4, written_fields=["labels"])["labels"] == [
+        -100
+    ] * 3 + [7]
+
+
 def test_collators_that_remove_fields_do_not_change_the_data():
     rows = of_length(2, 3)
 
