@@ -15,6 +15,10 @@ from hf_dpzo.zo.spsa import DIFFERENCES
 JOINTLY_CLIPPED = (AggZO, Projected)
 
 
+# How far noise may carry an adapter; see `most_noise`. Rates that were tuned for adapters go one to three times as far.
+MOST_NOISE_OF_ADAPTERS = 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
     """Values of training arguments that were measured to suit one kind of task. Those that are `None` stay stock's.

@@ -108,6 +108,10 @@ def test_adapters_for_prompts_have_defaults_of_their_own_and_all_parameters_have
     activated = chosen(adapter="activated-lora", template="{text} It was")
     assert activated["num_directions"] == 32 and activated["clip_norm"] == pytest.approx(0.09 / 32**0.5)
     assert chosen(adapter="none") == {}
+    chat = {"task": "chat", "label_words": "absent"}
+    answers = chosen(**chat, adapter="activated-lora")
+    assert answers["num_directions"] == 8 and answers["clip_norm"] == pytest.approx(0.3 / 8**0.5)
+    assert chosen(**chat, adapter="lora") == {}
     assert chosen(task="causal-lm", label_words="absent") == {}
 
 

@@ -7,6 +7,7 @@ import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from hf_dpzo.recipe.defaults import MOST_NOISE_OF_ADAPTERS, TrainingDefaults
 from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
 from hf_dpzo.recipe.tasks.exchanges import answers, drop_answer
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
@@ -14,6 +15,20 @@ from hf_dpzo.recipe.tasks.task import Need, Row, Task
 
 if TYPE_CHECKING:
     from hf_dpzo.recipe.recipe import Recipe
+
+
+# Measured on answers of a dozen tokens with a pretrained model of 135 million parameters. Rows agree on which way to
+# go, so that a step may go far, and most of them are clipped.
+ACTIVATED_DEFAULTS = TrainingDefaults(
+    method="aggzo",
+    expected_batch_size=32,
+    num_directions=8,
+    clip=0.3,
+    smoothing=3e-2,
+    learning_rate=3.0,
+    most_noise=MOST_NOISE_OF_ADAPTERS,
+    max_steps=30,
+)
 
 
 class Chat(Task):
@@ -25,6 +40,10 @@ class Chat(Task):
 
     def check(self, recipe: "Recipe") -> None:
         """Accept any recipe, of which neither template nor classes are read."""
+
+    def defaults(self, recipe: "Recipe") -> TrainingDefaults:
+        """Return what suits an adapter that the assistant's turn activates."""
+        return ACTIVATED_DEFAULTS if recipe.adapter == "activated-lora" else TrainingDefaults()
 
     def check_tokenizer(self, recipe: "Recipe", tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise `ValueError` for a tokenizer without a chat template that shows what is learned."""

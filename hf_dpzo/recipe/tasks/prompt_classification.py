@@ -14,7 +14,7 @@ from hf_dpzo.losses.calibration import MAX_TEXTS
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
-from hf_dpzo.recipe.defaults import TrainingDefaults
+from hf_dpzo.recipe.defaults import MOST_NOISE_OF_ADAPTERS, TrainingDefaults
 from hf_dpzo.recipe.tasks.labels import find_class, require_classes
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from hf_dpzo.recipe.recipe import Recipe
 
 
-# How far noise may carry an adapter; see `most_noise`. The rates below go once as far where they were tuned.
-MOST_NOISE = 4
-
-
 # Measured on sentences of reviews with a pretrained causal model of 135 million parameters. An activated adapter's rows
 # are read when a step first draws them, and its points are cheap: few rows along many directions learn most in a time.
 # Most rows are clipped, so that steps hardly depend on how steep a model's loss is.
 ADAPTER_DEFAULTS = {
     "lora": TrainingDefaults(
-        expected_batch_size=16, clip=2.0, smoothing=1e-2, learning_rate=1e-2, most_noise=MOST_NOISE, max_steps=150
+        expected_batch_size=16,
+        clip=2.0,
+        smoothing=1e-2,
+        learning_rate=1e-2,
+        most_noise=MOST_NOISE_OF_ADAPTERS,
+        max_steps=150,
     ),
     "activated-lora": TrainingDefaults(
         method="aggzo",
@@ -43,7 +44,7 @@ ADAPTER_DEFAULTS = {
         clip=0.09,
         smoothing=3e-2,
         learning_rate=3.0,
-        most_noise=MOST_NOISE,
+        most_noise=MOST_NOISE_OF_ADAPTERS,
         max_steps=40,
     ),
 }
