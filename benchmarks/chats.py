@@ -138,9 +138,9 @@ def measure(model: TrainedModel, folder: Path, seconds: float = 0.0) -> Result:
 def show_places(folder: Path, flags: Sequence[str]) -> None:
     """Show the squared gradients of an adapter of all layers and modules."""
     with tempfile.TemporaryDirectory() as output:
-        everywhere = ["--lora_target_modules", *MODULES, "--without", "lora_layers", "--dtype", "float32"]
-        data = ["--data", str(folder / "test.jsonl"), "--without", "eval_data,eval_data_is_public,frozen_cache_dtype"]
-        recipe, args = read_recipe(RECIPE, [*everywhere, *data, *flags, "--output_dir", output])
+        everywhere = ["--lora_target_modules", *MODULES, "--dtype", "float32", "--data", str(folder / "test.jsonl")]
+        left_out = ["--without", "lora_layers,eval_data,eval_data_is_public,frozen_cache_dtype"]
+        recipe, args = read_recipe(RECIPE, [*everywhere, *left_out, *flags, "--output_dir", output])
         trainer = build_trainer(recipe, args)
         model, rows = trainer.model.eval(), trainer.train_dataset.select(range(GRADIENT_ROWS))
         for row in rows:
