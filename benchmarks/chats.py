@@ -2,7 +2,7 @@
 
     python benchmarks/chats.py write
     python benchmarks/chats.py run --seeds 3
-    python benchmarks/chats.py run --seeds 1 --adapter lora --num_directions 4
+    python benchmarks/chats.py run --seeds 1 --target_epsilon 8
     python benchmarks/chats.py places
 
 The conversations are made of public movie reviews: somebody writes one, and the desk says in one sentence of its own
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from shared import table
+from shared import show_mean, table
 
 from hf_dpzo import load
 from hf_dpzo.models.location import resolve_path
@@ -161,12 +161,7 @@ def show_places(folder: Path, flags: Sequence[str]) -> None:
 
 def _line(name: str, results: Sequence[Result]) -> list[str]:
     columns = zip(*((one.loss, one.in_form, one.right, one.seconds) for one in results), strict=True)
-    return [name, *(_show(column, 0 if place == 3 else 3) for place, column in enumerate(columns))]
-
-
-def _show(values: Sequence[float], digits: int) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    return [name, *(show_mean(column, 0 if place == 3 else 3) for place, column in enumerate(columns))]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shared import table
+from shared import show_mean, table
 
 from hf_dpzo import ZOTrainer
 from hf_dpzo.losses.metric import exact_match
@@ -122,12 +122,8 @@ def answer(trainer: ZOTrainer, recipe: Recipe) -> Answers:
 def _line(name: str, runs: Sequence[Run]) -> list[str]:
     shares = [(run.answers.right, run.answers.in_form, run.answers.right_in_form) for run in runs]
     times = [(run.seconds, run.cpu_seconds) for run in runs]
-    return [name, *map(_show, zip(*shares, strict=True)), *(_show(column, 0) for column in zip(*times, strict=True))]
-
-
-def _show(values: Sequence[float], digits: int = 3) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    shown = [show_mean(column) for column in zip(*shares, strict=True)]
+    return [name, *shown, *(show_mean(column, 0) for column in zip(*times, strict=True))]
 
 
 if __name__ == "__main__":

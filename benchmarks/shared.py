@@ -1,5 +1,6 @@
 """What several measurements share: the model and the rows of lora.yaml, and tables in Markdown."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,3 +61,9 @@ def row(cells: Iterable[str]) -> str:
 def table(titles: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
     return [row(titles), "|---" * len(titles) + "|", *map(row, rows)]
+
+
+def show_mean(values: Sequence[float], digits: int = 3) -> str:
+    """Return the mean, and beside it the standard deviation of several values."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"

@@ -1,13 +1,14 @@
 """Conversations, of which the assistant's turns are learned."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from hf_dpzo.recipe.defaults import MOST_NOISE_OF_ADAPTERS, TrainingDefaults
+from hf_dpzo.recipe.defaults import ACTIVATED_ADAPTER, TrainingDefaults
 from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
 from hf_dpzo.recipe.tasks.exchanges import answers, drop_answer
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
@@ -17,18 +18,8 @@ if TYPE_CHECKING:
     from hf_dpzo.recipe.recipe import Recipe
 
 
-# Measured on answers of a dozen tokens with a pretrained model of 135 million parameters. Rows agree on which way to
-# go, so that a step may go far, and most of them are clipped.
-ACTIVATED_DEFAULTS = TrainingDefaults(
-    method="aggzo",
-    expected_batch_size=32,
-    num_directions=8,
-    clip=0.3,
-    smoothing=3e-2,
-    learning_rate=3.0,
-    most_noise=MOST_NOISE_OF_ADAPTERS,
-    max_steps=30,
-)
+# Measured on answers of a dozen tokens with a pretrained model of 135 million parameters.
+ACTIVATED_DEFAULTS = replace(ACTIVATED_ADAPTER, num_directions=8, clip=0.3, max_steps=30)
 
 
 class Chat(Task):
