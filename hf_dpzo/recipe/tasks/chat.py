@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from hf_dpzo.recipe.recipe import Recipe
 
 
-# Measured on answers of a dozen tokens with a pretrained model of 135 million parameters.
-ACTIVATED_DEFAULTS = replace(ACTIVATED_ADAPTER, num_directions=8, clip=0.3, max_steps=30)
+# Measured on answers of a dozen tokens with a pretrained model of 135 million parameters. Rows agree about how an
+# assistant writes, so that many directions of few rows learn more in a time than few directions of many rows, and noise
+# may go farther. Theta and 31 points beside it fill four passes of eight.
+ACTIVATED_DEFAULTS = replace(
+    ACTIVATED_ADAPTER,
+    expected_batch_size=8,
+    num_directions=31,
+    clip=0.3,
+    smoothing=6e-2,
+    difference="forward",
+    most_noise=8,
+    max_steps=60,
+)
 
 
 class Chat(Task):
