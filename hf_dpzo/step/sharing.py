@@ -37,6 +37,10 @@ REDUCED_ROUNDING = 0.05
 # kernels, so that eight at once take 0.7 to 0.85 of the time of one after the other.
 POINTS_AFTER_PREFIX = 8
 
+# The most tokens of such a pass where suffixes may be long: with more of them, several points at once save little, and
+# take their memory.
+TOKENS_PER_PASS = 1 << 12
+
 
 # The number of public rows on which it is tried, of each shape.
 TRIED_ROWS = 5
@@ -52,6 +56,8 @@ def find_shared_work(
     losses: BatchLosses,
     batches: Sequence[Sequence[Mapping[str, Any]]],
     cache: FrozenCache | None = None,
+    *,
+    longest_row: int = 0,
 ) -> SharedWork | None:
     """Return what keeps the work that all probe points share; `None` for a model that must be evaluated as a whole.
 
@@ -65,6 +71,7 @@ def find_shared_work(
         losses: the losses of a logical batch, as in training.
         batches: batches of public rows.
         cache: how to keep what is computed for rows from step to step; `None` not to.
+        longest_row: the largest number of tokens of a row, if it is public; 0 if it is not known.
 
     Raises:
         ValueError: `cache` is given, and nothing can be kept.
@@ -80,7 +87,7 @@ def find_shared_work(
             if not _suits(model, losses, shared, batches):
                 continue
             if shared.is_split:
-                shared.points_per_pass = _choose_points(model, losses, shared, batches[0])
+                shared.points_per_pass = _choose_points(model, losses, shared, batches[0], longest_row)
             if cache is not None:
                 shared.rows.store = cache.open_store(shared.rows.bytes_per_token)
             return shared
@@ -170,18 +177,26 @@ def _agrees(model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, row
 
 
 def _choose_points(
-    model: torch.nn.Module, losses: BatchLosses, shared: SharedWork, rows: Sequence[Mapping[str, Any]]
+    model: torch.nn.Module,
+    losses: BatchLosses,
+    shared: SharedWork,
+    rows: Sequence[Mapping[str, Any]],
+    longest_row: int,
 ) -> int | None:
     """Return how many probe points to evaluate in one pass after a prefix; `None` for one.
 
     Each is a copy of what is trained, and all of them together take no more memory than what is kept for a step. A loss
-    that reads a row's end evaluates the end of a prompt. Answers may be long, and each point has its own activations.
-    Of several points at once nobody can tell whether rounding flips what changes in jumps.
+    that reads a row's end evaluates the end of a prompt. Answers may be as long as a row, and each point has its own
+    activations, so that these are bounded by public lengths. Of several points at once nobody can tell whether rounding
+    flips what changes in jumps.
     """
-    if not losses.collator.suffix_rule.ends_together or losses.loss.is_piecewise_constant:
+    if losses.loss.is_piecewise_constant:
         return None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     points = min(POINTS_AFTER_PREFIX, shared.room // max(1, sum(parameter.nbytes for parameter in trained)))
+    if not losses.collator.suffix_rule.ends_together:
+        longest = max(losses.collator.padded_lengths, default=longest_row)
+        points = min(points, TOKENS_PER_PASS // (longest * losses.collator.micro_batch_size)) if longest else 1
     return points if points > 1 and _batches_points(model, losses, shared, rows) else None
 
 

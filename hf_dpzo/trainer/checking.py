@@ -165,7 +165,8 @@ class CheckingTrainer(SearchingTrainer):
                 known = {"num_rows": self._units.public_facts["rows"], "longest_row": self.longest_row}
                 known["most_drawn"] = self._count_most_rows(self.budget.planned_steps)
                 cache = build_frozen_cache(self.args, model, self.train_dataset, **known)
-                self._shared = find_shared_work(model, losses, self._public_batches, cache)
+                public = self._public_batches
+                self._shared = find_shared_work(model, losses, public, cache, longest_row=self.longest_row)
                 losses = dataclasses.replace(losses, shared=self._shared)
                 self._estimate = dataclasses.replace(self._estimate, losses=losses)
             if self.args.private:
@@ -257,11 +258,12 @@ class CheckingTrainer(SearchingTrainer):
 
     @property
     def _points_per_pass(self) -> int | None:
-        """The number of probe points of one forward pass; `None` where the parameters move to each point instead."""
+        """The points of each pass, so that few fill up the last one; `None` where the parameters move to each."""
         requested = self.args.points_per_pass
         if requested is None and self._shared is not None and self.args.parallel != "points":
             requested = self._shared.points_per_pass
-        return None if requested is None else min(requested, self.method.estimator.forward_passes)
+        points = self.method.estimator.forward_passes
+        return None if requested is None else -(-points // -(-points // requested))
 
     @property
     def _environment(self) -> dict[str, Any]:

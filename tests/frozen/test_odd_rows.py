@@ -179,9 +179,21 @@ PROMPTS = SuffixRule(invocation=tuple(INVOCATION), ends_together=True)
 @torch.no_grad()
 def test_as_many_points_are_batched_as_there_is_room_for():
     model = build("activated")
-    for rule, points in ((PROMPTS, POINTS_AFTER_PREFIX), (replace(PROMPTS, ends_together=False), None)):
-        losses = activated_losses(model, CausalLMLoss(model), suffix_rule=rule)
-        assert find_shared_work(model, losses, [PUBLIC]).points_per_pass == points
+    losses = activated_losses(model, CausalLMLoss(model), suffix_rule=PROMPTS)
+    assert find_shared_work(model, losses, [PUBLIC]).points_per_pass == POINTS_AFTER_PREFIX
+
+
+@pytest.mark.parametrize(
+    ("longest_row", "padded_lengths", "points"),
+    [(0, (), None), (50, (), 8), (200, (), 5), (700, (), None), (0, (50, 300), 3), (10, (600,), None)],
+)
+@torch.no_grad()
+def test_answers_are_evaluated_at_as_many_points_as_the_longest_row_allows(longest_row, padded_lengths, points):
+    """4,096 tokens at once: in micro-batches of four rows, 1,024 of each row at all points together."""
+    model = build("activated")
+    losses = activated_losses(model, CausalLMLoss(model), suffix_rule=replace(PROMPTS, ends_together=False))
+    losses = replace(losses, collator=replace(losses.collator, padded_lengths=padded_lengths, micro_batch_size=4))
+    assert find_shared_work(model, losses, [PUBLIC], longest_row=longest_row).points_per_pass == points
 
 
 @torch.no_grad()

@@ -110,7 +110,8 @@ def test_adapters_for_prompts_have_defaults_of_their_own_and_all_parameters_have
     assert chosen(adapter="none") == {}
     chat = {"task": "chat", "label_words": "absent"}
     answers = chosen(**chat, adapter="activated-lora")
-    assert answers["num_directions"] == 8 and answers["clip_norm"] == pytest.approx(0.3 / 8**0.5)
+    assert answers["num_directions"] == 31 and answers["clip_norm"] == pytest.approx(0.3 / 31**0.5)
+    assert answers["difference"] == "forward"  # Theta and 31 points beside it: four passes of eight.
     assert chosen(**chat, adapter="lora") == {}
     assert chosen(task="causal-lm", label_words="absent") == {}
 

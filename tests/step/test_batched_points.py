@@ -149,6 +149,12 @@ def test_the_log_states_the_points_and_a_walk_over_them_keeps_the_weights(make_a
     )
 
 
+@pytest.mark.parametrize(("asked", "points"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (64, 6)])
+def test_points_are_spread_evenly_over_passes(asked, points, make_args, tokenizer):
+    """Six of them: where four at once are asked for, two passes of three take less than two of four."""
+    assert trained(make_args, tokenizer, max_steps=1, points_per_pass=asked)._points_per_pass == points
+
+
 def test_steps_with_empty_batches_are_counted(make_args, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "hf_dpzo.privacy.noise.BernoulliSampler.draw", lambda mask: torch.zeros(mask.size).bool().numpy()

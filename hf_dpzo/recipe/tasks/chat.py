@@ -29,7 +29,7 @@ ACTIVATED_DEFAULTS = replace(
     smoothing=6e-2,
     difference="forward",
     most_noise=8,
-    max_steps=60,
+    max_steps=100,
 )
 
 
