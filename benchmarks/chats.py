@@ -46,6 +46,8 @@ ANSWERS = (
 )
 TRAINING_ROWS, HELD_OUT_ROWS = 1800, 200
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The answers that are shown of each model.
+SHOWN = 5
 # The public rows of which gradients are computed.
 GRADIENT_ROWS = 24
 
@@ -129,6 +131,7 @@ def measure(model: TrainedModel, folder: Path, seconds: float = 0.0) -> Result:
     rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     texts = model.generate([{"messages": row["messages"][:1]} for row in rows], max_new_tokens=24)
     said = [(text.strip(), row["messages"][1]["content"]) for text, row in zip(texts, rows, strict=True)]
+    sys.stderr.write("".join(f"{text!r} for {answer!r}\n" for text, answer in said[:SHOWN]))
     return Result(
         loss=model.evaluate(folder / "test.jsonl")["loss"],
         in_form=statistics.mean(text in ANSWERS for text, _ in said),

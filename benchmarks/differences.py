@@ -1,54 +1,45 @@
-"""What forward differences cost and save: bias, noise and time, with the model and the data of a recipe.
+"""What forward differences cost and save: bias, noise and time, on the model and the data of lora.yaml.
 
     python benchmarks/differences.py
-    python benchmarks/differences.py --recipe recipes/chat.yaml --moved 0.2
 
 For rows of real text, the coefficients of each row along the same directions by central and by forward differences, at
 several smoothings. The spread of coefficients is what clipping acts on; a bias of a small part of it is harmless.
 """
 
-import argparse
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
-from shared import LORA_RECIPE, table
+from shared import LoraRun, table
+from transformers import DataCollatorWithPadding
 
-from hf_dpzo.recipe.recipe import read_recipe
-from hf_dpzo.recipe.run import build_trainer
 from hf_dpzo.zo.directions import Rademacher
 from hf_dpzo.zo.spsa import CentralDifference, FiniteDifference, ForwardDifference
 from hf_dpzo.zo.walk import CopyingWalk
 
 
 ROWS, DIRECTIONS = 32, 8
-SMOOTHINGS = (1e-2, 3e-2, 6e-2, 1e-1, 2e-1)
+SMOOTHINGS = (1e-3, 1e-2, 5e-2)
 TITLES = ("smoothing", "spread of a row's coefficient", "mean bias", "spread of the bias", "same sign", "time")
 
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=LORA_RECIPE)
-    # A new adapter is a saddle, since half of its matrices are zero: look at one that has moved.
-    parser.add_argument("--moved", type=float, default=1e-2)
-    options, flags = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as output:
-        trainer = build_trainer(*read_recipe(options.recipe, [*flags, "--output_dir", output]))
-        model = trainer.model.eval()
-        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(ROWS)])
+    start = LoraRun.load()
+    model = start.model()
+    loss = start.loss(model)
+    inputs = DataCollatorWithPadding(start.tokenizer)([start.train[i] for i in range(ROWS)])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    directions = Rademacher(seed=trainer.args.seed, sizes=[parameter.numel() for parameter in parameters])
+    directions = Rademacher(seed=start.args.seed, sizes=[parameter.numel() for parameter in parameters])
+    # A new adapter is a saddle, since half of its matrices are zero: look at one that has moved.
     for index, parameter in enumerate(parameters):
-        directions.add_(parameter, index=index, step=1, weights={0: options.moved})
+        directions.add_(parameter, index=index, step=1, weights={0: 1e-2})
 
     def coefficients(kind: type[FiniteDifference], smoothing: float) -> tuple[torch.Tensor, float]:
         started = time.perf_counter()
         estimator = kind(smoothing=smoothing, num_directions=DIRECTIONS)
         with torch.no_grad(), CopyingWalk(parameters, directions, step=0, points=estimator.points) as walk:
-            losses = torch.stack([trainer.per_example_loss(model, inputs).double() for _ in walk], dim=1)
+            losses = torch.stack([loss(model, inputs).double() for _ in walk], dim=1)
         return estimator.coefficients(losses) * DIRECTIONS, time.perf_counter() - started
 
     rows = []

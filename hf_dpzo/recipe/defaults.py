@@ -30,7 +30,6 @@ class TrainingDefaults:
         clip: the largest difference quotient of one example along one direction, which is about its spread. The clip
             norm of each method follows from it.
         smoothing: the distance from the parameters to a probe point, in directions.
-        difference: the points whose losses are compared.
         learning_rate: the learning rate of `update=sgd`.
         most_noise: how far the noise of a whole run may carry a parameter, in distances of a probe point. Where it
             would go further, the learning rate is lowered.
@@ -42,7 +41,6 @@ class TrainingDefaults:
     num_directions: int | None = None
     clip: float | None = None
     smoothing: float | None = None
-    difference: str | None = None
     learning_rate: float | None = None
     most_noise: float = math.inf
     max_steps: int | None = None
@@ -57,7 +55,7 @@ class TrainingDefaults:
         0.1
         """
         chosen: dict[str, Any] = {}
-        for name in ("method", "expected_batch_size", "smoothing", "difference", "learning_rate", "max_steps"):
+        for name in ("method", "expected_batch_size", "smoothing", "learning_rate", "max_steps"):
             chosen[name] = getattr(self, name)
         if "num_train_epochs" in given:
             del chosen["max_steps"]
@@ -83,7 +81,7 @@ class TrainingDefaults:
             clip = scaled_clip_norm(clip, count or method.num_directions)
         elif issubclass(method, DPZO) and clip is not None:  # It bounds the difference, not its quotient.
             smoothing = values.smoothing if "smoothing" in given else (self.smoothing or method.smoothing)
-            difference = DIFFERENCES[values.difference or self.difference or method.difference]
+            difference = DIFFERENCES[values.difference or "central"]
             clip *= difference(smoothing=smoothing, num_directions=1).span
         return {"num_directions": count, "clip_norm": clip}
 

@@ -110,8 +110,7 @@ def test_adapters_for_prompts_have_defaults_of_their_own_and_all_parameters_have
     assert chosen(adapter="none") == {}
     chat = {"task": "chat", "label_words": "absent"}
     answers = chosen(**chat, adapter="activated-lora")
-    assert answers["num_directions"] == 31 and answers["clip_norm"] == pytest.approx(0.3 / 31**0.5)
-    assert answers["difference"] == "forward"  # Theta and 31 points beside it: four passes of eight.
+    assert answers["num_directions"] == 32 and answers["clip_norm"] == pytest.approx(0.3 / 32**0.5)
     assert chosen(**chat, adapter="lora") == {}
     assert chosen(task="causal-lm", label_words="absent") == {}
 
