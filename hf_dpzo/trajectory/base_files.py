@@ -63,7 +63,9 @@ class BaseFiles:
         local = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if not remote else {}
         sizes = _select_weights(local or remote, source.get("gguf_file"))
         if not sizes:
-            raise OSError("there are no weights in safetensors or GGUF")
+            packed = sorted(name for name in local or remote if name.endswith(".gguf"))
+            advice = f"; add the name of one of its GGUF files, /{packed[0]}" if packed else " or GGUF"
+            raise OSError(f"there are no weights in safetensors{advice}")
         missing = (name for name in sizes if remote and _find_cached(location, name, source["revision"]) is None)
         return cls(sizes=sizes, missing=frozenset(missing), config_size=(local or remote).get(CONFIG_FILE))
 

@@ -422,6 +422,15 @@ def test_pickles_are_not_loaded(stranger, honest, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
 
 
+def test_a_folder_of_gguf_files_is_told_how_one_of_them_is_named(stranger, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("b.gguf", "a.gguf", "config.json"):
+        (base / name).write_bytes(b"{}")
+    with pytest.raises(OSError, match="no weights in safetensors; add the name of one of its GGUF files, /a.gguf"):
+        rebuild_model(str(base), stranger())
+
+
 def test_adapters_beside_a_base_model_are_not_loaded(stranger, honest, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
