@@ -427,7 +427,7 @@ def test_a_folder_of_gguf_files_is_told_how_one_of_them_is_named(stranger, tmp_p
     base.mkdir()
     for name in ("b.gguf", "a.gguf", "config.json"):
         (base / name).write_bytes(b"{}")
-    with pytest.raises(OSError, match="no weights in safetensors; add the name of one of its GGUF files, /a.gguf"):
+    with pytest.raises(OSError, match=r"no weights in safetensors; add the name of one of its GGUF files, /a\.gguf"):
         rebuild_model(str(base), stranger())
 
 
