@@ -143,7 +143,7 @@ class ZOTrainingArguments(TrainingArguments):
         },
     )
     points_per_pass: int | None = field(
-        default=None, metadata={"help": "Adapters: how many probe points one forward pass evaluates; default 1."}
+        default=None, metadata={"help": "Adapters: most probe points of one pass; default 1, or 8 after an invocation."}
     )
     frozen_cache: str = field(
         default="none",
