@@ -386,7 +386,7 @@ def test_a_run_that_keeps_rows_releases_what_one_that_does_not_does(changes, tmp
         return sums.copy()
 
     kept = run("kept", **{"frozen_cache": "memory", **changes})
-    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_, **__: None)
     whole = run("whole", padded_lengths=changes.get("padded_lengths", [16]))
     rounding = 2**40 * (0.2 if "frozen_cache_dtype" in changes else 1e-3)
     for one, other in zip(kept, whole, strict=True):

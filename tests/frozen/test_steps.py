@@ -32,7 +32,7 @@ def test_shared_work_changes_no_integer(changes, tmp_path, sums, monkeypatch):
     train(tmp_path / "shared", model=upper_lora(), **changes)
     shared = sums.copy()
     sums.clear()
-    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_, **__: None)
     train(tmp_path / "whole", model=upper_lora(), **changes)
     assert shared == sums and any(map(any, sums))
 
@@ -50,7 +50,7 @@ def test_steps_from_the_invocation_on_release_what_whole_rows_do(changes, tmp_pa
         return sums.copy()
 
     fast = run("fast")
-    monkeypatch.setattr(checking, "find_shared_work", lambda *_: None)
+    monkeypatch.setattr(checking, "find_shared_work", lambda *_, **__: None)
     whole = run("whole")
     for one, other in zip(fast, whole, strict=True):
         # The losses are rounded to float32, and the sum of some 24 rows is on a lattice of 2**-40 clip norms.

@@ -27,7 +27,9 @@ def arguments(workplace):
 def test_it_trains_from_what_is_kept_of_rows(arguments, capsys, monkeypatch):
     shared = []
     find = checking.find_shared_work
-    monkeypatch.setattr(checking, "find_shared_work", lambda *given: shared.append(find(*given)) or shared[0])
+    monkeypatch.setattr(
+        checking, "find_shared_work", lambda *given, **more: shared.append(find(*given, **more)) or shared[0]
+    )
     assert main(["train", *arguments]) == 0
     shown = table(capsys.readouterr().out)
     assert float(shown["epsilon"]) <= 2 and shown["steps"] == "2"
