@@ -86,18 +86,6 @@ class TrainingDefaults:
         return {"num_directions": count, "clip_norm": clip}
 
 
-# What was measured of adapters that are activated within a row, whatever the task: their points are cheap, so that few
-# rows along several directions learn most in a time. Most rows are clipped, so that steps hardly depend on how steep a
-# model's loss is.
-ACTIVATED_ADAPTER = TrainingDefaults(
-    method="aggzo",
-    expected_batch_size=32,
-    smoothing=3e-2,
-    learning_rate=3.0,
-    most_noise=MOST_NOISE_OF_ADAPTERS,
-)
-
-
 def describe_defaults(chosen: dict[str, Any]) -> str:
     """Return what was chosen as a line of a report.
 

@@ -1,14 +1,13 @@
 """Conversations, of which the assistant's turns are learned."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
-from hf_dpzo.recipe.defaults import ACTIVATED_ADAPTER, TrainingDefaults
+from hf_dpzo.recipe.defaults import TrainingDefaults
 from hf_dpzo.recipe.tasks.conversations import encode_conversation, encode_question, read_messages, refuse_template
 from hf_dpzo.recipe.tasks.exchanges import answers, drop_answer
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 # Measured on answers of a dozen tokens with a pretrained model of 135 million parameters. Rows agree about how an
 # assistant writes, so that many directions of few rows learn more in a time than few directions of many rows, and noise
 # may go farther. Differences are central: as answers become probable, losses bend, and forward ones turn away.
-ACTIVATED_DEFAULTS = replace(
-    ACTIVATED_ADAPTER,
+ACTIVATED_DEFAULTS = TrainingDefaults(
+    method="aggzo",
     expected_batch_size=8,
     num_directions=32,
     clip=0.3,

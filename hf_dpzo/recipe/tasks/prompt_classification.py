@@ -1,7 +1,6 @@
 """Classes that are predicted by label words after or within a prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from hf_dpzo.losses.calibration import MAX_TEXTS
 from hf_dpzo.losses.per_example import PerExampleLoss
 from hf_dpzo.models.location import resolve_path
 from hf_dpzo.models.public_texts import PUBLIC_TEXTS
-from hf_dpzo.recipe.defaults import ACTIVATED_ADAPTER, MOST_NOISE_OF_ADAPTERS, TrainingDefaults
+from hf_dpzo.recipe.defaults import MOST_NOISE_OF_ADAPTERS, TrainingDefaults
 from hf_dpzo.recipe.tasks.labels import find_class, require_classes
 from hf_dpzo.recipe.tasks.metrics import compute_accuracy
 from hf_dpzo.recipe.tasks.task import Need, Row, Task
@@ -36,7 +35,18 @@ ADAPTER_DEFAULTS = {
         most_noise=MOST_NOISE_OF_ADAPTERS,
         max_steps=150,
     ),
-    "activated-lora": replace(ACTIVATED_ADAPTER, num_directions=32, clip=0.09, max_steps=40),
+    # Its points are cheap, so that few rows along several directions learn most in a time. Most rows are clipped, so
+    # that steps hardly depend on how steep a model's loss is.
+    "activated-lora": TrainingDefaults(
+        method="aggzo",
+        expected_batch_size=32,
+        num_directions=32,
+        clip=0.09,
+        smoothing=3e-2,
+        learning_rate=3.0,
+        most_noise=MOST_NOISE_OF_ADAPTERS,
+        max_steps=40,
+    ),
 }
 
 
